@@ -1,0 +1,1 @@
+"""The operations that methods call; one folder per operation."""

@@ -1,0 +1,58 @@
+"""Compiles the C++ forms with the system's compiler on first use and keeps the library in the user's cache."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+
+
+def cache_dir() -> Path:
+    """The user's cache folder: `$KVBENCH_CACHE`, else `$XDG_CACHE_HOME/kvbench`, else `~/.cache/kvbench`."""
+    if own := os.environ.get("KVBENCH_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvbench"
+
+
+def compiler() -> str | None:
+    """Path of the C++ compiler that would be used, or None; `$CXX` wins."""
+    return shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
+
+
+@functools.cache
+def load(source: Path) -> ctypes.CDLL | None:
+    """The compiled library of a C++ file, or None where it cannot be built (no compiler, no OpenMP).
+
+    The library's name carries a hash of source, flags, compiler version and processor, so that a cache folder on
+    a shared disk serves different machines.
+    """
+    cxx = compiler()
+    if cxx is None:
+        return None
+    version = subprocess.run([cxx, "--version"], capture_output=True, text=True).stdout
+    key = "\0".join([source.read_text(), *FLAGS, version, _processor()])
+    target = cache_dir() / "kernels" / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            built = Path(folder) / target.name
+            done = subprocess.run([cxx, *FLAGS, str(source), "-o", str(built)], capture_output=True, text=True)
+            if done.returncode != 0:
+                return None
+            built.replace(target)
+    return ctypes.CDLL(str(target))
+
+
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

@@ -1,0 +1,20 @@
+"""Methods: one file each; `base` holds the roles, `registry` the names."""
+
+from kvbench.methods.base import (
+    Budget,
+    Eviction,
+    Format,
+    Kept,
+    LayerRule,
+    LayerSnapshot,
+    Method,
+    Resolved,
+    Selection,
+    Shape,
+)
+from kvbench.methods.registry import build, register, registry
+
+__all__ = [
+    "Budget", "Eviction", "Format", "Kept", "LayerRule", "LayerSnapshot", "Method", "Resolved", "Selection", "Shape",
+    "build", "register", "registry",
+]  # fmt: skip

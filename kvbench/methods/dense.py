@@ -1,0 +1,16 @@
+"""No compression."""
+
+from dataclasses import dataclass
+
+from kvbench.methods.base import Composite
+from kvbench.methods.registry import register
+
+
+@register("dense")
+@dataclass(frozen=True, kw_only=True)
+class Dense(Composite):
+    """Keeps and reads everything: what every other method is compared with."""
+
+    source = "-"
+    budget_meaning = "none"
+    bytes_formula = "2 * T * D * element"

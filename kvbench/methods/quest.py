@@ -1,0 +1,66 @@
+"""Quest: pages chosen by an upper bound of their attention."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kvbench.kernels.page_bounds import page_bounds, update_page_bounds
+from kvbench.kernels.quest_scores import quest_scores
+from kvbench.methods.base import Selection, Shape
+from kvbench.methods.registry import register
+
+
+@register("quest")
+@dataclass(frozen=True, kw_only=True)
+class Quest(Selection):
+    """Reads the pages whose channel-wise bounds promise the highest logit; nothing is evicted.
+
+    The page of the newest token is always read, as in the official CUDA path, and here counts within the budget.
+    `heads=query_head` is the official form (each query head its own pages); `heads=kv_head` sums the bounds over the
+    group. The first `dense_layers` layers read everything.
+    """
+
+    source = "Tang et al. 2024, arXiv 2406.10774, section 3; page 16, at least 3 pages, 2 dense layers are official"
+    budget_meaning = "tokens attended per step: max(3, budget // page) pages"
+    bytes_formula = "2 * T * D * element + 2 * ceil((T + M) / page) * D * element"
+
+    heads: Literal["kv_head", "query_head"] = "kv_head"
+    page: int = 16
+    dense_layers: int = 2
+
+    def resolve(self, read: int, shape: Shape) -> tuple[Selection, list[int | None]]:
+        total = shape.compressed + shape.max_new_tokens
+        pages = max(3, read // self.page)
+        tokens = pages * self.page if pages * self.page < total else None
+        return self, [None if layer < self.dense_layers else tokens for layer in range(shape.num_layers)]
+
+    def prepare(self, k_BHKD: Tensor, rows: int, room: int) -> tuple[Tensor, Tensor]:
+        pages = -(-(k_BHKD.shape[2] + room) // self.page)
+        low, high = page_bounds(k_BHKD, self.page, pages)
+        return low.expand(rows, -1, -1, -1).contiguous(), high.expand(rows, -1, -1, -1).contiguous()
+
+    def append(self, state: Any, k_RHD: Tensor, slot: Tensor) -> None:
+        update_page_bounds(*state, k_RHD, slot // self.page)
+
+    def select(
+        self, q_RHGD: Tensor, k_BHKD: Tensor, k_tail_RHMD: Tensor, length: Tensor, state: Any, tokens: int,
+        scaling: float,
+    ) -> Tensor:  # fmt: skip
+        scores = quest_scores(q_RHGD, *state)
+        if self.heads == "kv_head":
+            scores = scores.sum(2)
+        page = torch.arange(scores.shape[-1], device=scores.device)
+        newest = (length - 1) // self.page
+        scores = scores.masked_fill(page > newest, -torch.inf).masked_fill(page == newest, torch.inf)
+        chosen = scores.sort(dim=-1, descending=True, stable=True).indices[..., : tokens // self.page]
+        slots = (chosen[..., None] * self.page + torch.arange(self.page, device=chosen.device)).flatten(-2)
+        return torch.where(slots < length, slots, -1).int()
+
+    def resident_bytes(self, state: Any) -> int:
+        return sum(bound[0].numel() * bound.element_size() for bound in state)
+
+    def score_bytes(self, state: Any, length: int, element: int) -> int:
+        _, heads, _, dim = state[0].shape
+        return 2 * heads * -(-length // self.page) * dim * element

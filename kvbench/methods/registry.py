@@ -1,0 +1,90 @@
+"""Names of methods, and configuration entries into methods."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from kvbench.errors import UserError
+from kvbench.methods.base import Component, Composite, Eviction, Format, Method, Selection
+from kvbench.typed import build as build_dataclass
+from kvbench.typed import unknown
+
+C = TypeVar("C", bound=type[Component])
+
+_ROLES: dict[str, type[Component]] = {"eviction": Eviction, "selection": Selection, "format": Format, "method": Method}
+_CLASSES: dict[str, type[Component]] = {}
+
+
+def register(name: str):
+    """Class decorator: makes a frozen dataclass known under `name`; its base class says which role it has.
+
+    A class of the same name replaces the earlier one, so that a notebook cell can be run again.
+    """
+
+    def add(cls: C) -> C:
+        if not (dataclasses.is_dataclass(cls) and issubclass(cls, tuple(_ROLES.values()))):
+            raise TypeError(f"{cls.__name__} must be a dataclass and an Eviction, Selection, Format or Method")
+        cls.name = name
+        _CLASSES[name] = cls
+        return cls
+
+    return add
+
+
+def registry() -> dict[str, type[Component]]:
+    """Every registered class by name; the first call imports the modules of this package and of the formats."""
+    for package in ("kvbench.methods", "kvbench.formats"):
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+            importlib.import_module(f"{package}.{module.name}")
+    return dict(_CLASSES)
+
+
+def build(entry: Mapping[str, Any], key: str = "method") -> Method:
+    """A method from a configuration entry.
+
+    Args:
+        entry: `method: NAME` with the parameters of that name beside it, and any of `eviction`, `selection`,
+            `format`, each `{name: NAME, **parameters}`, to compose freely.
+        key: the dotted name of the entry, for messages.
+
+    Raises:
+        UserError: an unknown name, parameter or value.
+    """
+    known = registry()
+    entry = dict(entry)
+    roles = {role: entry.pop(role) for role in ("eviction", "selection", "format") if entry.get(role) is not None}
+    name = entry.pop("method", None)
+    base: Component = Composite()
+    if name is not None:
+        if name not in known:
+            raise unknown(f"{key}.method", name, known, "method")
+        cls = known[name]
+        base = build_dataclass(cls, entry, key)
+    elif entry or not roles:
+        raise UserError(f"{key}: give method: NAME, or at least one of eviction, selection, format")
+    parts = {role: _part(role, value, f"{key}.{role}", known) for role, value in roles.items()}
+    fixed = ("eviction", "selection") if isinstance(base, Method) and not isinstance(base, Composite) else (base.family,)
+    for role in fixed:
+        if role in parts:
+            raise UserError(f"{key}.{role}: {name} brings its own {role}; leave {role} out")
+    if isinstance(base, Method):
+        return dataclasses.replace(base, **parts)
+    return Composite(**{base.family: base, **parts})  # type: ignore[arg-type]
+
+
+def _part(role: str, value: object, key: str, known: Mapping[str, type[Component]]) -> Component:
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping) or "name" not in value:
+        raise UserError(f"{key}: give a name, or name: NAME with parameters")
+    value = dict(value)
+    name = value.pop("name")
+    fitting = {n: cls for n, cls in known.items() if cls.family == role}
+    if name not in fitting:
+        raise unknown(f"{key}.name", name, fitting, role)
+    return build_dataclass(fitting[name], value, key)
+

@@ -1,0 +1,66 @@
+"""SnapKV: the attention of the last queries decides."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kvbench.kernels.top_k import top_k, top_k_mask
+from kvbench.kernels.window_scores import pool
+from kvbench.methods.base import Eviction, Kept, LayerSnapshot
+from kvbench.methods.registry import register
+
+
+@register("snapkv")
+@dataclass(frozen=True, kw_only=True)
+class SnapKV(Eviction):
+    """Keeps the observation window and the tokens it attends to most, after pooling.
+
+    `heads=kv_head` sums the window's attention over the query heads of a group before pooling, one set per KV head.
+    `heads=query_head` is the official form: one set per query head; stored is their union. `mode=kvpress` pools each
+    query head first and then averages over the group, as kvpress 0.5.5 does with window 64, kernel 5, pool avg.
+    A budget within the window keeps the last tokens of the prompt.
+    """
+
+    source = "Li et al. 2024, arXiv 2404.14469, section 3; official LongBench setting window 32, kernel 7, max pooling"
+    budget_meaning = "tokens kept per KV head (per query head for heads=query_head), window included"
+
+    mode: Literal["paper", "kvpress"] = "paper"
+    heads: Literal["kv_head", "query_head"] = "kv_head"
+    window: int = 32
+    pool: Literal["max", "avg"] = "max"
+    kernel: int = 7
+
+    def scores(self, snapshot: LayerSnapshot) -> Tensor:
+        """Pooled scores of the tokens before the window: `[H, T - w]`, or `[Q, T - w]` per query head."""
+        window = min(self.window, snapshot.length)
+        raw_QT = snapshot.window_scores(window)[:, : snapshot.length - window]
+        if self.heads == "query_head":
+            return pool(raw_QT, self.kernel, self.pool)
+        if self.mode == "kvpress":
+            return pool(raw_QT, self.kernel, self.pool).unflatten(0, (snapshot.heads, -1)).mean(1)
+        return pool(raw_QT.unflatten(0, (snapshot.heads, -1)).sum(1), self.kernel, self.pool)
+
+    def keep(
+        self, snapshot: LayerSnapshot, scores: Any, tokens: int, earlier: Sequence[Kept], ratio: str | None = None
+    ) -> Kept:
+        early = scores.shape[-1]
+        window = torch.arange(early, snapshot.length, device=scores.device)
+        if tokens <= len(window):
+            return Kept([window[len(window) - tokens :]] * snapshot.heads)
+        if self.heads == "query_head":
+            return _union(top_k_mask(scores, tokens - len(window)), window, snapshot.heads)
+        chosen = top_k(scores, tokens - len(window))
+        return Kept.uniform(torch.cat([chosen, window.expand(snapshot.heads, -1)], dim=-1))
+
+
+def _union(chosen_QT: Tensor, window: Tensor, heads: int) -> Kept:
+    positions, members = [], []
+    for chosen_GT in chosen_QT.unflatten(0, (heads, -1)):
+        union = chosen_GT.any(0).nonzero()[:, 0]
+        everyone = torch.ones(chosen_GT.shape[0], len(window), dtype=torch.bool, device=window.device)
+        positions.append(torch.cat([union, window]))
+        members.append(torch.cat([chosen_GT[:, union], everyone], dim=1))
+    return Kept(positions, members)

@@ -1,0 +1,146 @@
+"""Dense prefill of one prompt, and the snapshot that it leaves for every method."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from kvbench.errors import UserError
+from kvbench.methods.base import LayerSnapshot
+
+
+@dataclass
+class Snapshot:
+    """Keys and values of every layer, and the last queries, after a dense prefill.
+
+    Attributes:
+        layers: one per layer of the model.
+        length: tokens prefilled, L.
+        logits: fp32 logits `[vocabulary]` after the last token.
+        seconds: time that the prefill took.
+    """
+
+    layers: list[LayerSnapshot]
+    length: int
+    logits: Tensor
+    seconds: float
+
+
+@torch.inference_mode()
+def prefill(
+    model: PreTrainedModel, ids: list[int], window: int, chunk: int = 1024, attention: str = "sdpa"
+) -> Snapshot:
+    """Run the model once over a prompt, in chunks, and keep what methods read.
+
+    Args:
+        model: loaded with the attention hook.
+        ids: the tokens.
+        window: queries of the last positions to keep.
+        chunk: tokens per forward pass; peak memory of a pass is linear in the prompt.
+        attention: sdpa, or flash_attention_2 where flash-attn is installed.
+
+    Raises:
+        UserError: the model attends within a sliding window shorter than the prompt.
+    """
+    config = model.config.get_text_config()
+    sliding = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) and sliding is not None and sliding < len(ids):
+        raise UserError(f"model: attends within a sliding window of {sliding} tokens; give a length below that")
+    start = time.perf_counter()
+    cache = PrefillCache(config.num_hidden_layers, len(ids), min(window, len(ids)), attention)
+    tokens = torch.tensor(ids, device=model.device)[None]
+    hidden = None
+    for low in range(0, len(ids), chunk):
+        part = tokens[:, low : low + chunk]
+        position = torch.arange(low, low + part.shape[1], device=model.device)[None]
+        hidden = model.base_model(
+            input_ids=part, position_ids=position, past_key_values=cache, use_cache=True
+        ).last_hidden_state[:, -1]
+    assert hidden is not None, "an empty prompt"
+    logits = model.get_output_embeddings()(hidden)[0].float()
+    _synchronise(model.device)
+    layers = [layer.snapshot(n, config.num_hidden_layers) for n, layer in enumerate(cache.prefill_layers)]
+    return Snapshot(layers, len(ids), logits, time.perf_counter() - start)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class PrefillLayer(CacheLayerMixin):
+    """Keys and values of one layer in one allocation, and the window's queries."""
+
+    def __init__(self, length: int, window: int, attention: str) -> None:
+        super().__init__()
+        self.length, self.window, self.attention = length, window, attention
+        self.filled = 0
+        self.scaling = 1.0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        _, heads, _, dim = key_states.shape
+        self.keys = key_states.new_empty(1, heads, self.length, dim)
+        self.values = value_states.new_empty(1, heads, self.length, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        end = self.filled + key_states.shape[2]
+        self.keys[:, :, self.filled : end] = key_states
+        self.values[:, :, self.filled : end] = value_states
+        self.filled = end
+        return self, self
+
+    def attend(self, q_BQTD: Tensor, scaling: float) -> Tensor:
+        assert self.keys is not None and self.values is not None
+        start = self.filled - q_BQTD.shape[2]
+        self._remember(q_BQTD[0], start)
+        self.scaling = scaling
+        k, v = self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
+        if self.attention == "flash_attention_2":
+            from flash_attn import flash_attn_func  # type: ignore[import-not-found]
+
+            q, k, v = (x.transpose(1, 2) for x in (q_BQTD, k, v))
+            return flash_attn_func(q, k, v, softmax_scale=scaling, causal=True)  # type: ignore[return-value]
+        mask = None
+        if start:
+            ones = torch.ones(q_BQTD.shape[2], self.filled, dtype=torch.bool, device=k.device)
+            mask = ones.tril(start)
+        out = torch.nn.functional.scaled_dot_product_attention(
+            q_BQTD, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+        )
+        return out.transpose(1, 2)
+
+    def _remember(self, q_QTD: Tensor, start: int) -> None:
+        first = self.length - self.window
+        if not hasattr(self, "queries"):
+            self.queries = q_QTD.new_empty(q_QTD.shape[0], self.window, q_QTD.shape[2])
+        low = max(first, start)
+        if low < self.filled:
+            self.queries[:, low - first : self.filled - first] = q_QTD[:, low - start :]
+
+    def snapshot(self, layer: int, num_layers: int) -> LayerSnapshot:
+        assert self.keys is not None and self.values is not None and self.filled == self.length
+        return LayerSnapshot(self.keys[0], self.values[0], self.queries, layer, num_layers, self.scaling)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.filled + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.filled
+
+    def get_max_length(self) -> int:
+        return self.length
+
+
+class PrefillCache(Cache):
+    """The cache of a dense prefill."""
+
+    def __init__(self, num_layers: int, length: int, window: int, attention: str) -> None:
+        self.prefill_layers = [PrefillLayer(length, window, attention) for _ in range(num_layers)]
+        super().__init__(layers=list(self.prefill_layers))
