@@ -1,0 +1,66 @@
+"""What a number was measured with: versions, device, commit, peak memory."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import resource
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from kvbench import __version__
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of what can change a number."""
+    found = {"kvbench": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    for package in ("transformers", "triton", "flash-attn"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@functools.cache
+def commit() -> str | None:
+    """Commit of the source tree that kvbench is imported from, `+` after it for a changed tree; None elsewhere."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        state = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip()[:12] + ("+" if state.stdout.strip() else "")
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the device as tables show it, with the number of threads of a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU {_processor()}, {torch.get_num_threads()} threads"
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Peak memory so far: of the allocator on CUDA, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+@functools.cache
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

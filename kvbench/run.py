@@ -1,0 +1,226 @@
+"""Runs what a configuration asks for and the store does not have yet."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from kvbench import provenance
+from kvbench.compose import options
+from kvbench.config import RunConfig, resolved_yaml
+from kvbench.decode import Decoded, DecodeOptions, decode_cells
+from kvbench.decode import Group as DecodedGroup
+from kvbench.kernels.sparse_decode import cpu
+from kvbench.methods import Resolved, Shape
+from kvbench.models.attention import register_attention
+from kvbench.models.load import LoadedModel, load_model
+from kvbench.models.prefill import Snapshot, prefill
+from kvbench.plan import Cell, Group, make_plan
+from kvbench.store import Record, Store
+from kvbench.tasks import Prompt, Renderer
+
+
+def run_accuracy(cfg: RunConfig, progress: Any) -> None:
+    """Score every cell that is not in the run's folder yet.
+
+    Args:
+        cfg: the configuration.
+        progress: `kvbench.progress.Progress` or a class with its methods.
+
+    Raises:
+        UserError: something that the user can mend.
+        AuditError: a method's cache is not what it promised.
+    """
+    loaded = load_model(cfg.model, register_attention())
+    renderer = make_renderer(cfg, loaded)
+    groups = make_plan(cfg, loaded, renderer, kernel_form(loaded))
+    store = Store(cfg.run_dir)
+    store.write_config(resolved_yaml(cfg))
+    _write_plan(store, groups)
+    done = store.done()
+    pending = [(group, [cell for cell in group.cells if cell.id not in done]) for group in groups]
+    pending = [(group, cells) for group, cells in pending if cells]
+    with progress(sum(len(cells) for _, cells in pending), len(pending)) as shown:
+        for group, cells in pending:
+            shown.start_prompt(group.name)
+            records = _run_group(cfg, loaded, renderer, group, cells, shown)
+            store.extend(records)
+            shown.cells_done(len(records))
+
+
+def make_renderer(cfg: RunConfig, loaded: LoadedModel) -> Renderer:
+    """Makes prompts for the model, no longer than its positions."""
+    limit = loaded.model.config.get_text_config().max_position_embeddings
+    return Renderer(loaded.tokenizer, cfg.model.chat_template, cfg.model.system, limit)
+
+
+def kernel_form(loaded: LoadedModel) -> str:
+    """Which form of the decode kernel runs: `compiled` or `portable`."""
+    config = loaded.model.config.get_text_config()
+    group = config.num_attention_heads // config.num_key_value_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return "compiled" if loaded.device.type == "cpu" and cpu.available(group, dim) else "portable"
+
+
+def split_prompt(prompt: Prompt, protocol: str, first_token: str) -> tuple[list[int], list[int], int]:
+    """What is prefilled and compressed, what is fed to every row, and the last prompt token.
+
+    Returns:
+        (compressed, question, last): `compressed + question + [last]` is the prompt, except for a query-aware
+        prompt with `first_token=dense`, where the last token is compressed too.
+    """
+    if protocol == "query_agnostic":
+        end = min(prompt.context_end, len(prompt.ids) - 1)
+        return prompt.ids[:end], prompt.ids[end:-1], prompt.ids[-1]
+    if first_token == "dense":
+        return prompt.ids, [], prompt.ids[-1]
+    return prompt.ids[:-1], [], prompt.ids[-1]
+
+
+def _run_group(
+    cfg: RunConfig, loaded: LoadedModel, renderer: Renderer, group: Group, cells: Sequence[Cell], shown: Any
+) -> list[Record]:
+    prompt = renderer.render(group.sample)
+    compressed, question, last = split_prompt(prompt, group.protocol, cfg.decode.first_token)
+    shown.stage("prefill")
+    window = max([cell.method.window for cell in cells] + [1])
+    snapshot = prefill(loaded.model, compressed, window, cfg.model.prefill_chunk, cfg.model.attention)
+    shown.stage("compress and decode")
+    first = snapshot.layers[0]
+    room = len(question) + group.sample.max_new_tokens
+    shape = Shape(snapshot.length, room, first.num_layers, first.k_HTD.shape[-1])
+    resolved = [cell.method.resolve(shape, cell.budget) for cell in cells]
+    options_ = DecodeOptions(
+        max_new_tokens=group.sample.max_new_tokens,
+        eos=frozenset() if cfg.decode.ignore_eos else loaded.eos_ids,
+        block_rows=cfg.decode.block_rows,
+        kl=cfg.kl,
+        # only a query-aware prefill ends with the prompt
+        first_token=cfg.decode.first_token if group.protocol == "query_aware" else "compressed",
+    )
+    own = [r for r in resolved if not r.dense]
+    result = decode_cells(loaded.model, snapshot, question, last, own, options_)
+    rows = iter(result.cells)
+    decoded = [result.dense if r.dense else next(rows) for r in resolved]
+    shared = _shared_fields(cfg, loaded, group, prompt, snapshot, result, len(cells))
+    return [
+        {**shared, **_cell_fields(cfg, group, cell, r, d), **_score_fields(loaded, group, d)}
+        for cell, r, d in zip(cells, resolved, decoded, strict=True)
+    ]
+
+
+def _shared_fields(
+    cfg: RunConfig, loaded: LoadedModel, group: Group, prompt: Prompt, snapshot: Snapshot, result: DecodedGroup,
+    cells: int,
+) -> Record:  # fmt: skip
+    """Fields that are equal for all cells of a prompt; times are shared out among them."""
+    return {
+        "model": loaded.name,
+        "model_fingerprint": loaded.fingerprint,
+        "task": group.task.label,
+        "task_family": group.task.family,
+        "task_version": group.task.version,
+        "wording": group.task.wording,
+        "length": group.length,
+        "sample": group.index,
+        "sample_hash": prompt.hash,
+        "prompt_tokens": len(prompt.ids),
+        "compressed_tokens": snapshot.length,
+        "protocol": group.protocol,
+        "max_new_tokens": group.sample.max_new_tokens,
+        "seed": group.seed,
+        "metric": group.task.metric,
+        "gold": list(group.sample.gold),
+        "meta": dict(group.sample.meta),
+        "prefill_s": snapshot.seconds,
+        "compress_s": result.compress_seconds / cells,
+        "decode_ms_per_token": 1000 * result.decode_seconds / max(1, result.steps) / cells,
+        "timing": "amortised",
+        "peak_bytes": provenance.peak_bytes(loaded.device),
+        **common_fields(cfg, loaded),
+    }
+
+
+def common_fields(cfg: RunConfig, loaded: LoadedModel) -> Record:
+    """Provenance of a record: where, with what and when it was made."""
+    return {
+        "device": provenance.device_name(loaded.device),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "attention": cfg.model.attention,
+        "kernels": kernel_form(loaded),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cell_fields(cfg: RunConfig, group: Group, cell: Cell, resolved: Resolved, out: Decoded) -> Record:
+    in_bf16 = 2 / out.element
+    return {
+        "cell": cell.id,
+        "method": cell.label,
+        **method_fields(cell, resolved),
+        "kept_tokens": out.kept,
+        "bytes_resident": out.resident,
+        "bytes_resident_end": out.resident_end,
+        "bytes_read_per_step": out.read,
+        "bytes_resident_bf16": int(out.resident * in_bf16),
+        "bytes_read_per_step_bf16": out.read * in_bf16,
+        "kl_to_dense": 0.0 if resolved.dense and cfg.kl else out.kl,
+        "kl_tokens": len(out.ids) if resolved.dense and cfg.kl else out.kl_tokens,
+        "agree_top1": 1.0 if resolved.dense and cfg.kl else out.agree,
+        "command": _command(cfg, group, cell),
+    }
+
+
+def method_fields(cell: Cell, resolved: Resolved) -> Record:
+    """Names and parameters of a cell's method, and what its budget came to."""
+    return {
+        **cell.method.describe(),
+        "budget_requested": cell.budget.label() if cell.budget is not None else "",
+        "budget_covers_prompt": resolved.covers_prompt and cell.budget is not None,
+        "notes": list(resolved.notes),
+    }
+
+
+def _score_fields(loaded: LoadedModel, group: Group, out: Decoded) -> Record:
+    text = loaded.tokenizer.decode(out.ids, skip_special_tokens=True)
+    return {
+        "score": group.task.score(text, group.sample),
+        "output": text,
+        "output_ids": out.ids,
+        "stop": out.stop,
+    }
+
+
+def _command(cfg: RunConfig, group: Group, cell: Cell) -> str:
+    """The command that computes the cell again (and the dense cell, and the samples before it)."""
+    narrowed = ("task=", "method=", "seeds=", "protocol=", "limit=", "run_dir=")
+    kept = [word for word in cfg.overrides if not word.startswith(narrowed)]
+    words = [*kept, f"seeds=[{group.seed}]", f"protocol=[{group.protocol}]", f"limit={group.index + 1}"]
+    words += [f"task=[{group.task.label}]"] if group.task.label in options("task", cfg.config_dirs) else []
+    words += [f"method=[{cell.label}]"] if cell.label in options("method", cfg.config_dirs) else []
+    dirs = [f"--config-dir {folder}" for folder in cfg.config_dirs]
+    return " ".join(["kvbench run", *(_quoted(word) for word in words), "run_dir=repeat", *dirs])
+
+
+def _quoted(word: str) -> str:
+    return f"'{word}'" if any(c in word for c in "[]{} ,") else word
+
+
+def _write_plan(store: Store, groups: Sequence[Group]) -> None:
+    """What the run will hold when it is done, for `kvbench status`."""
+    count = Counter((group.task.label, cell.label) for group in groups for cell in group.cells)
+    plan = {
+        "time": time.time(),
+        "cells": [cell.id for group in groups for cell in group.cells],
+        "totals": [{"task": task, "method": method, "cells": n} for (task, method), n in count.items()],
+    }
+    store.run_dir.mkdir(parents=True, exist_ok=True)
+    (store.run_dir / "plan.json").write_text(json.dumps(plan))
