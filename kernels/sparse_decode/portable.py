@@ -42,7 +42,7 @@ def sparse_decode(
     tail_RHGM = tail_RHGM.masked_fill(torch.arange(room, device=tail.device) >= tail, -torch.inf)
     scores = torch.cat([prefix_RHGK, tail_RHGM], dim=-1)
     lse = torch.logsumexp(scores, dim=-1)
-    weights = torch.exp(scores - lse[..., None]).nan_to_num(0.0).to(q_RHGD.dtype)
+    weights = scores.softmax(-1).nan_to_num(0.0).to(q_RHGD.dtype)
     kept = k_BHKD.shape[2]
     out = torch.matmul(weights[..., :kept], v_BHKD) + torch.matmul(weights[..., kept:], v_tail_RHMD)
     return out, lse
@@ -66,7 +66,7 @@ def _gathered(
     scores = (q.unsqueeze(3) @ k_sel.transpose(-1, -2)).squeeze(3).float() * scaling
     scores = scores.masked_fill(~valid, -torch.inf)
     lse = torch.logsumexp(scores, dim=-1)
-    weights = torch.exp(scores - lse[..., None]).nan_to_num(0.0).to(q.dtype)
+    weights = scores.softmax(-1).nan_to_num(0.0).to(q.dtype)
     return (weights.unsqueeze(3) @ v_sel).squeeze(3), lse
 
 

@@ -70,10 +70,12 @@ class ChunkKV(Eviction):
 
     def _keep_kvpress(self, snapshot: LayerSnapshot, scores: Tensor, tokens: int, ratio: str | None) -> Kept:
         chunks = scores.shape[1]
-        # kvpress rounds in binary floating point from the fraction removed: int(10 * (1 - 0.8)) is 1
-        removed = float(1 - Decimal(str(ratio))) if ratio is not None else 1 - tokens / snapshot.length
-        count = max(1, int(chunks * (1 - removed)))
-        chosen = top_k(scores[0], count)
+        if ratio is None:
+            count = chunks * tokens // snapshot.length
+        else:
+            # kvpress rounds in binary floating point from the fraction removed: int(10 * (1 - 0.8)) is 1
+            count = int(chunks * (1 - float(1 - Decimal(str(ratio)))))
+        chosen = top_k(scores[0], max(1, count))
         positions = (chosen[:, None] * self.chunk + torch.arange(self.chunk, device=scores.device)).flatten()
         return Kept([positions[positions < snapshot.length]] * snapshot.heads)
 

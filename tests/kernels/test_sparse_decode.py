@@ -1,0 +1,174 @@
+"""Every form of the decode attention against the fp64 reference."""
+
+import numpy as np
+import pytest
+import torch
+
+from kvbench.kernels.sparse_decode import cpu, naive, portable
+
+needs_compiler = pytest.mark.skipif(not cpu.available(), reason="no C++ compiler with OpenMP")
+
+
+class Case:
+    """R rows, H KV heads of G query heads; a prefix of K slots that the rows share and a tail of M of which `tail`."""
+
+    def __init__(self, rows=2, heads=2, group=3, dim=64, kept=331, room=5, tail=3, dtype=torch.float32, scale=1.0):
+        self.generator = torch.Generator().manual_seed(rows + heads + group + dim + kept)
+        self.q = self.draw(rows, heads, group, dim) * scale
+        self.k, self.v = (self.draw(1, heads, kept, dim).to(dtype) for _ in range(2))
+        self.k_tail, self.v_tail = (self.draw(rows, heads, room, dim).to(dtype) for _ in range(2))
+        self.tail, self.scaling, self.dtype = tail, dim**-0.5, dtype
+
+    def draw(self, *shape):
+        return torch.randn(*shape, generator=self.generator)
+
+    def expected(self, index=None, mask=None):
+        rows, heads, group, dim = self.q.shape
+        out, lse = torch.zeros(rows, heads, group, dim).double(), torch.zeros(rows, heads, group).double()
+        for r in range(rows):
+            for h in range(heads):
+                k, v = (
+                    torch.cat([prefix[0, h], tail[r, h, : self.tail]])
+                    for prefix, tail in ((self.k, self.k_tail), (self.v, self.v_tail))
+                )
+                member = None
+                if mask is not None:
+                    member = torch.cat([mask[h], torch.ones(group, self.tail, dtype=torch.bool)], dim=1)
+                if index is not None:
+                    chosen = index[r, h][index[r, h] >= 0].long()
+                    k, v = k[chosen], v[chosen]
+                    member = member[:, chosen] if member is not None else None
+                out[r, h], lse[r, h] = naive.sparse_decode(self.q[r, h], k, v, self.scaling, member)
+        return out, lse
+
+    def compiled(self, index=None, mask=None):
+        rows, heads, group, dim = self.q.shape
+        table = np.zeros((9, rows, heads), dtype=np.int64)
+        for name, n in (("prefix", self.k.shape[2]), ("tail", self.tail)):
+            table[cpu.FIELDS.index(name)] = n
+        bits = mask.contiguous() if mask is not None else None
+        picked = index.int().contiguous() if index is not None else None
+        for r in range(rows):
+            for h in range(heads):
+                for name, x in (
+                    ("k_prefix", self.k[0, h]),
+                    ("v_prefix", self.v[0, h]),
+                    ("k_tail", self.k_tail[r, h]),
+                    ("v_tail", self.v_tail[r, h]),
+                ):
+                    table[cpu.FIELDS.index(name), r, h] = x.data_ptr()
+                if picked is not None:
+                    table[cpu.FIELDS.index("index"), r, h] = picked[r, h].data_ptr()
+                    table[cpu.FIELDS.index("indexed"), r, h] = picked.shape[2]
+                if bits is not None:
+                    table[cpu.FIELDS.index("mask"), r, h] = bits[h].data_ptr()
+        q = self.q.reshape(rows * heads, group, dim)
+        out, lse = cpu.sparse_decode(q, table.reshape(9, -1), self.scaling, self.dtype, with_lse=True)
+        return out.view(self.q.shape), lse.view(rows, heads, group)
+
+    def portable(self, index=None, mask=None):
+        q = self.q.to(self.dtype)
+        tail = torch.tensor(self.tail)
+        return portable.sparse_decode(
+            q, self.k, self.v, self.k_tail, self.v_tail, tail, self.scaling, index, mask
+        )
+
+
+FORMS = [pytest.param("compiled", marks=needs_compiler), "portable"]
+
+
+def check(case, form, index=None, mask=None, tolerance=2e-6):
+    out, lse = getattr(case, form)(index, mask)
+    expected, expected_lse = case.expected(index, mask)
+    scale = max(1.0, float(expected.abs().max()))
+    assert float((out.double() - expected).abs().max()) <= tolerance * scale
+    assert torch.allclose(lse.double(), expected_lse, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("group", [1, 3, 4, 8])
+@pytest.mark.parametrize("dim", [16, 64, 80, 128])
+def test_all_slots(form, group, dim):
+    check(Case(group=group, dim=dim, kept=131), form)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kept", [1, 2, 17, 63, 64, 65, 331, 512, 513, 1000, 4097])
+def test_lengths(form, kept):
+    check(Case(rows=1, kept=kept), form)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_prefix_and_no_tail(form):
+    check(Case(kept=0), form)
+    case = Case(kept=0, tail=0)
+    out, lse = getattr(case, form)()
+    assert not out.any() and torch.isneginf(lse).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("count", [1, 7, 64, 200])
+def test_selected_slots_reach_prefix_and_tail(form, count):
+    case = Case()
+    index = torch.stack([torch.randperm(334, generator=case.generator)[:count] for _ in range(4)]).view(2, 2, count)
+    index[0, 0, : count // 2] = -1
+    index[1, 1, 0] = 333  # the newest token of the tail
+    check(case, form, index.int())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_all_slots_selected_is_dense(form):
+    case = Case()
+    everything = torch.randperm(334, generator=case.generator).int().expand(2, 2, -1).contiguous()
+    selected, _ = getattr(case, form)(everything)
+    dense, _ = getattr(case, form)()
+    assert torch.allclose(selected, dense, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_members_hide_slots_from_query_heads(form):
+    case = Case()
+    mask = torch.rand(2, 3, 331, generator=case.generator) > 0.5
+    mask[0, 1] = False  # this head sees the tail only
+    check(case, form, mask=mask)
+    index = torch.arange(0, 334, 3).int().expand(2, 2, -1).contiguous()
+    check(case, form, index, mask)
+
+
+def test_portable_takes_slots_per_query_head():
+    case = Case()
+    index = torch.stack([torch.randperm(334, generator=case.generator)[:20] for _ in range(12)]).view(2, 2, 3, 20)
+    out, _ = case.portable(index)
+    for g in range(3):
+        expected, _ = case.expected(index[:, :, g])
+        assert torch.allclose(out[:, :, g].double(), expected[:, :, g], atol=2e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_keys_are_read_exactly(dtype):
+    check(Case(dtype=dtype), "compiled")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_large_logits_do_not_overflow(form):
+    # logits near 1,000 carry an fp32 rounding of 6e-5, which the weights inherit
+    check(Case(scale=300.0), form, tolerance=6e-5)
+
+
+@needs_compiler
+def test_rows_do_not_depend_on_their_neighbours():
+    case = Case(rows=4)
+    together, _ = case.compiled()
+    for row in range(4):
+        alone = Case(rows=4)
+        alone.q, alone.k_tail, alone.v_tail = (
+            x[row : row + 1].clone() for x in (case.q, case.k_tail, case.v_tail)
+        )
+        assert torch.equal(alone.compiled()[0][0], together[row])
+
+
+@needs_compiler
+def test_shapes_that_are_not_compiled_in_are_said_to_be_unavailable():
+    assert not cpu.available(head_dim=48)
+    assert not cpu.available(group=33)

@@ -1,0 +1,164 @@
+"""Which slots selections read, against slow references on the whole cache."""
+
+import pytest
+import torch
+
+from kvbench.kernels.hsa_scores import naive as hsa_naive
+from kvbench.kernels.page_bounds import page_bounds
+from kvbench.kernels.quest_scores import quest_scores
+from kvbench.methods.hsa import HSA
+from kvbench.methods.quest import Quest
+from kvbench.methods.topk_oracle import TopKOracle
+
+
+class Step:
+    """A cache of K kept and `appended` new keys, and one decode step's queries."""
+
+    def __init__(self, selection, kept=50, appended=3, rows=2, heads=2, group=3, dim=16, room=6, seed=0):
+        draw = torch.Generator().manual_seed(seed)
+        self.k = torch.randn(1, heads, kept, dim, generator=draw)
+        self.tail = torch.zeros(rows, heads, room, dim)
+        self.q = torch.randn(rows, heads, group, dim, generator=draw)
+        self.selection, self.length = selection, kept + appended
+        self.state = selection.prepare(self.k, rows, room)
+        for n in range(appended):
+            key = torch.randn(rows, heads, dim, generator=draw)
+            self.tail[:, :, n] = key
+            selection.append(self.state, key, torch.tensor([kept + n]))
+
+    def keys(self, row, head):
+        return torch.cat([self.k[0, head], self.tail[row, head]])[: self.length]
+
+    def select(self, tokens):
+        scaling = self.q.shape[-1] ** -0.5
+        return self.selection.select(
+            self.q, self.k, self.tail, torch.tensor(self.length), self.state, tokens, scaling
+        )
+
+    def chosen(self, tokens):
+        index = self.select(tokens)
+        return [[sorted(s for s in slots if s >= 0) for slots in row] for row in index.tolist()]
+
+
+@pytest.mark.parametrize("page", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [5, 16])
+def test_hsa_reads_the_tokens_that_the_token_form_ranks_first(page, channels):
+    step = Step(HSA(page=page, channels=channels))
+    for row, heads in enumerate(step.chosen(20)):
+        for head, slots in enumerate(heads):
+            scores = hsa_naive.hsa_scores(step.q[row, head], step.keys(row, head), page, channels)
+            assert len(slots) == 20
+            others = [s for s in range(step.length) if s not in slots]
+            # equal up to the tie inside the page that is cut
+            assert min(scores[slots]) >= max(scores[others]) - 1e-7
+
+
+def test_hsa_page_probabilities_equal_the_token_form():
+    from kvbench.kernels.hsa_scores import hsa_scores
+
+    step = Step(HSA(page=3, channels=7), appended=2)  # 52 tokens: the last page holds one
+    pages = hsa_scores(step.q, step.state, 7, 3, torch.tensor(step.length))
+    for row in range(2):
+        for head in range(2):
+            tokens = hsa_naive.hsa_scores(step.q[row, head], step.keys(row, head), 3, 7)
+            assert torch.allclose(pages[row, head].repeat_interleave(3)[: step.length].double(), tokens, atol=1e-6)
+
+
+@pytest.mark.parametrize("appended", [1, 2, 3, 6])
+@pytest.mark.parametrize("page", [3, 4, 16])
+def test_page_bounds_kept_up_to_date_equal_those_from_scratch(page, appended):
+    step = Step(Quest(page=page), appended=appended)
+    for row in range(2):
+        keys = torch.stack([step.keys(row, head) for head in range(2)])
+        low, high = page_bounds(keys, page, step.state[0].shape[2])
+        assert torch.equal(step.state[0][row], low) and torch.equal(step.state[1][row], high)
+    hsa = Step(HSA(page=page, channels=4), appended=appended)
+    assert torch.equal(hsa.state, torch.cat(step.state, dim=-1).transpose(-1, -2))
+
+
+def test_hsa_pages_of_one_are_a_channel_major_copy_of_the_keys():
+    step = Step(HSA(page=1, channels=4))
+    assert step.state.shape == (2, 2, 16, 56)
+    assert torch.equal(step.state[1, 0, :, : step.length].T, step.keys(1, 0))
+    assert step.selection.resident_bytes(step.state) == 2 * 16 * 56 * 4
+
+
+def test_hsa_with_all_channels_and_pages_of_one_ranks_like_attention():
+    step = Step(HSA(page=1, channels=16), group=1)
+    for row, heads in enumerate(step.chosen(10)):
+        for head, slots in enumerate(heads):
+            logits = step.keys(row, head) @ step.q[row, head, 0]
+            assert slots == sorted(logits.topk(10).indices.tolist())
+
+
+def test_hsa_uses_the_minimum_where_signs_inside_a_group_disagree():
+    # channel 0: +1 and -3 sum to -2, so the page's minimum stands for it although the first head is positive
+    selection = HSA(page=2, channels=1)
+    k = torch.tensor([[[[5.0, 0.0], [-4.0, 0.0], [-1.0, 0.0], [-2.0, 0.0]]]])
+    state = selection.prepare(k, 1, 0)
+    q = torch.tensor([[[[1.0, 0.0], [-3.0, 0.0]]]])
+    index = selection.select(q, k, k[:, :, :0], torch.tensor(4), state, 2, 1.0)
+    # scores of page 0: head 0 -4, head 1 +12; of page 1: -2 and +6; the second head decides
+    assert sorted(index[0, 0].tolist()) == [0, 1]
+
+
+def test_hsa_pins_recent_tokens_on_top_of_the_budget():
+    plain, pinned = HSA(page=3, channels=4), HSA(page=3, channels=4, pin_recent=5)
+    for row, heads in enumerate(Step(pinned).chosen(20 + 5)):
+        for head, slots in enumerate(heads):
+            assert len(slots) == 25
+            assert slots[-5:] == list(range(48, 53))
+            rest = Step(plain).chosen(53)[row][head]
+            assert set(slots) <= set(rest)
+
+
+def test_quest_bound_is_never_below_a_token_of_the_page():
+    step = Step(Quest(page=4))
+    bounds = quest_scores(step.q, *step.state)
+    for row in range(2):
+        for head in range(2):
+            exact = step.q[row, head] @ step.keys(row, head).T
+            pages = bounds[row, head].repeat_interleave(4, dim=-1)[:, : step.length]
+            assert bool((pages >= exact - 1e-5).all())
+
+
+def test_quest_pages_of_one_give_the_logits():
+    step = Step(Quest(page=1))
+    exact = torch.stack([step.q[0, h] @ step.keys(0, h).T for h in range(2)])
+    assert torch.allclose(quest_scores(step.q, *step.state)[0, :, :, : step.length], exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", ["kv_head", "query_head"])
+def test_quest_reads_the_best_pages_and_the_newest(heads):
+    step = Step(Quest(page=4, heads=heads))
+    index = step.select(16)
+    assert index.shape[-1] == 16 and (index.dim() == 4) == (heads == "query_head")
+    slots = index[0, 0] if heads == "kv_head" else index[0, 0, 0]
+    chosen = {s // 4 for s in slots.tolist() if s >= 0}
+    scores = quest_scores(step.q, *step.state)[0, 0]
+    scores = (scores.sum(0) if heads == "kv_head" else scores[0])[:13]
+    assert chosen == {13} | set(scores.topk(3).indices.tolist())  # 53 slots: page 13 holds the newest alone
+    assert int((slots < 0).sum()) == 3
+
+
+def test_oracle_reads_the_highest_attention():
+    step = Step(TopKOracle())
+    for row, heads in enumerate(step.chosen(9)):
+        for head, slots in enumerate(heads):
+            probabilities = (step.q[row, head] @ step.keys(row, head).T * 16**-0.5).softmax(-1).sum(0)
+            assert slots == sorted(probabilities.topk(9).indices.tolist())
+    per_query_head = Step(TopKOracle(heads="query_head")).select(9)
+    logits = step.q[1, 1, 2] @ step.keys(1, 1).T
+    assert sorted(per_query_head[1, 1, 2].tolist()) == sorted(logits.topk(9).indices.tolist())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_selection_recalls_more_attention_than_the_oracle(seed):
+    def recall(selection, tokens):
+        step = Step(selection, seed=seed)
+        probabilities = (step.q[0, 0] @ step.keys(0, 0).T * 16**-0.5).softmax(-1).sum(0)
+        return float(probabilities[step.chosen(tokens)[0][0]].sum())
+
+    best = recall(TopKOracle(), 12)
+    for other in (Quest(page=4), HSA(page=3, channels=8), HSA(page=1, channels=16)):
+        assert recall(other, 12) <= best + 1e-6
