@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kvbench.cache import BlockCache, BlockLayer, Lane, make_lanes
+from kvbench.lanes import BlockCache, BlockLayer, Lane, make_lanes
 from kvbench.methods.base import Eviction, Kept, LayerSnapshot, ReadAll, Resolved
 from kvbench.models.prefill import Snapshot
 
@@ -45,8 +45,9 @@ def seat(cells: int, block_rows: int, rows_each: int) -> tuple[list[Seat], int]:
 
 
 def build_blocks(
-    snapshot: Snapshot, cells: list[Resolved], seats: list[Seat], blocks: int, block_rows: int, room: int
-) -> list[BlockCache]:
+    snapshot: Snapshot, cells: list[Resolved], seats: list[Seat], blocks: int, block_rows: int, room: int,
+    with_dense: bool = True, share: bool = True,
+) -> list[BlockCache]:  # fmt: skip
     """Compress for every cell and lay the caches out in blocks.
 
     Scores are computed once per eviction and layer, and each set of kept tokens once per eviction and budget.
@@ -58,6 +59,8 @@ def build_blocks(
         blocks: number of blocks.
         block_rows: rows per block.
         room: tokens that will be appended at most.
+        with_dense: row 0 of block 0 is the dense row.
+        share: rows of a cell share one prefix; False gives each its own, as separate requests would have.
 
     Raises:
         AuditError: an eviction kept more or other than it may.
@@ -67,13 +70,14 @@ def build_blocks(
     for number, layer in enumerate(snapshot.layers):
         scores: dict[Eviction, Any] = {}
         lanes: list[list[Lane]] = [[] for _ in range(blocks)]
-        lanes[0] += make_lanes(layer, None, slice(0, 1), room, ReadAll(), None)
+        if with_dense:
+            lanes[0] += make_lanes(layer, None, slice(0, 1), room, ReadAll(), None)
         for cell, at in zip(cells, seats, strict=True):
             rule = cell.rules[number]
             kept = None
             if rule.keep is not None:
                 kept = _keep(layer, cell, rule.keep, scores, kept_so_far)
-            lanes[at.block] += make_lanes(layer, kept, at.rows, room, cell.selection, rule.read)
+            lanes[at.block] += make_lanes(layer, kept, at.rows, room, cell.selection, rule.read, share)
         layer.forget()
         for block in range(blocks):
             lanes[block] += _padding(layer, lanes[block], block_rows, room)
@@ -108,7 +112,9 @@ def audit(kept: Kept, layer: LayerSnapshot, tokens: int, eviction: Eviction) -> 
     """
     where = f"{eviction.name}, layer {layer.layer}"
     if len(kept.positions) != layer.heads:
-        raise AuditError(f"{where}: kept sets for {len(kept.positions)} heads, the model has {layer.heads} KV heads")
+        raise AuditError(
+            f"{where}: kept sets for {len(kept.positions)} heads, the model has {layer.heads} KV heads"
+        )
     for head, positions in enumerate(kept.positions):
         if len(positions) == 0 or int(positions[0]) < 0 or int(positions[-1]) >= layer.length:
             raise AuditError(f"{where}, head {head}: kept positions are empty or outside the prompt")

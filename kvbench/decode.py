@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvbench.cache import BlockCache, Lane
+from kvbench.lanes import BlockCache, Lane
 from kvbench.compress import Seat, build_blocks, seat
 from kvbench.methods.base import Resolved
 from kvbench.models.prefill import Snapshot
@@ -113,14 +113,17 @@ def decode_cells(
 
     runs = [_Run(Seat(0, slice(0, 1)), options.eos)] + [_Run(at, options.eos) for at in seats]
     for run, cell_seat in zip(runs, [Seat(0, slice(0, 1)), *seats], strict=True):
-        _measure_resident(run.out, caches[cell_seat.block], cell_seat)
+        resident = measure_resident(caches[cell_seat.block], cell_seat.rows.start)
+        run.out.kept, run.out.resident, run.out.element = resident.kept, resident.bytes, resident.element
     if question:
         _feed(model, caches, question, options.block_rows)
     divergence = _Divergence(seats) if options.kl and cells else None
     steps = _steps(model, snapshot, caches, runs, divergence, last, options, progress)
     _wait(model)
     for run in runs:
-        run.out.resident_end = run.out.resident + _tail_bytes(caches[run.block], len(question) + len(run.out.ids))
+        run.out.resident_end = run.out.resident + _tail_bytes(
+            caches[run.block], len(question) + len(run.out.ids)
+        )
     if divergence is not None:
         divergence.report([run.out for run in runs[1:]])
     return Group(
@@ -164,7 +167,7 @@ def _steps(
         for run in running:
             run.take(int(on_host[run.block, run.row]))
             if run.done or step == steps - 1:
-                _measure_read(run, caches[run.block], step + 1)
+                run.out.read = read_bytes(caches[run.block], run.row, step + 1)
         done = step + 1
         progress(done, steps)
     return done
@@ -216,29 +219,50 @@ def _feed(model: PreTrainedModel, caches: list[BlockCache], question: list[int],
 
 
 def _lanes(cache: BlockCache, row: int) -> list[Lane]:
-    return [lane for layer in cache.block_layers for lane in layer.lanes if lane.rows.start <= row < lane.rows.stop]
+    return [
+        lane
+        for layer in cache.block_layers
+        for lane in layer.lanes
+        if lane.rows.start <= row < lane.rows.stop
+    ]
 
 
-def _measure_resident(out: Decoded, cache: BlockCache, at: Seat) -> None:
-    lanes = _lanes(cache, at.rows.start)
+@dataclass(frozen=True)
+class Resident:
+    """What one row holds after compression: kept tokens (mean over layers and KV heads), bytes, bytes per element."""
+
+    kept: float
+    bytes: int
+    element: int
+
+
+def measure_resident(cache: BlockCache, row: int) -> Resident:
+    """Measured from the tensors of a row's lanes."""
+    lanes = _lanes(cache, row)
     heads = sum(lane.heads.stop - lane.heads.start for lane in lanes)
-    out.kept = sum(lane.kept * (lane.heads.stop - lane.heads.start) for lane in lanes) / heads
-    out.resident = sum(lane.resident_bytes() for lane in lanes)
-    out.element = lanes[0].k_BHKD.element_size()
+    kept = sum(lane.kept * (lane.heads.stop - lane.heads.start) for lane in lanes) / heads
+    return Resident(kept, sum(lane.resident_bytes() for lane in lanes), lanes[0].k_BHKD.element_size())
 
 
 def _tail_bytes(cache: BlockCache, tokens: int) -> int:
     """Bytes of the appended tokens of one row."""
-    return sum(2 * layer.heads * layer.k_tail.shape[-1] * layer.k_tail.element_size() for layer in cache.block_layers) * tokens
+    return (
+        sum(
+            2 * layer.heads * layer.k_tail.shape[-1] * layer.k_tail.element_size()
+            for layer in cache.block_layers
+        )
+        * tokens
+    )
 
 
-def _measure_read(run: _Run, cache: BlockCache, steps: int) -> None:
+def read_bytes(cache: BlockCache, row: int, steps: int) -> float:
+    """Bytes of K, V and auxiliary data that a row read per step, mean over the last `steps` steps, all of them so far."""
     total = 0
     for layer in cache.block_layers:
         slot = 2 * layer.k_tail.shape[-1] * layer.k_tail.element_size()
-        slots = layer.slots_read(run.row, layer.filled - steps, steps)
-        total += slots * slot + layer.score_bytes[run.row]
-    run.out.read = total / steps
+        slots = layer.slots_read(row, layer.filled - steps, steps)
+        total += slots * slot + layer.score_bytes[row]
+    return total / steps
 
 
 def _wait(model: PreTrainedModel) -> None:

@@ -126,7 +126,7 @@ def _groups(
             "seed": seed,
         }
         cells = tuple(
-            Cell(_digest({**setting, **_method_key(method, budget)}), label, method, budget)
+            Cell(digest({**setting, **_method_key(method, budget)}), label, method, budget)
             for label, method, budget in entries
         )
         yield Group(task, length, seed, index, sample, prompt_hash, protocol, cells)
@@ -140,6 +140,7 @@ def _method_key(method: Method, budget: Budget | None) -> dict[str, Any]:
     }
 
 
-def _digest(payload: dict[str, Any]) -> str:
+def digest(payload: dict[str, Any]) -> str:
+    """16 hex digits that stand for a payload."""
     text = json.dumps(payload, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from kvbench.cache import BlockLayer
+from kvbench.lanes import BlockLayer
 from kvbench.compress import AuditError, audit, seat
 from kvbench.decode import DecodeOptions, decode_cells
 from kvbench.kernels.sparse_decode import cpu
@@ -59,7 +59,12 @@ def resolve(model, entry, tokens, compressed=len(PROMPT) - 1, new=NEW):
 def run(model, cells, snapshot=None, rows=16, kl=False, question=(), prompt=PROMPT, **options):
     snapshot = snapshot or prefill(model, prompt[: len(prompt) - 1 - len(question)], 64)
     return decode_cells(
-        model, snapshot, list(question), prompt[-1], cells, DecodeOptions(NEW, block_rows=rows, kl=kl, **options)
+        model,
+        snapshot,
+        list(question),
+        prompt[-1],
+        cells,
+        DecodeOptions(NEW, block_rows=rows, kl=kl, **options),
     )
 
 
@@ -147,7 +152,9 @@ def test_twelve_cells_together_equal_each_alone(llama):
         assert float(difference.abs().max()) < 1e-3
         assert one.cells[0].resident == many.cells[row].resident
         assert one.cells[0].read == many.cells[row].read
-    assert len({tuple(cell.ids) for cell in many.cells}) > 6, "the methods must differ here, or the test shows nothing"
+    assert len({tuple(cell.ids) for cell in many.cells}) > 6, (
+        "the methods must differ here, or the test shows nothing"
+    )
 
 
 def test_more_cells_than_rows_go_to_further_blocks(llama):
@@ -266,7 +273,12 @@ def test_first_token_dense_takes_it_from_the_prefill(llama):
     snapshot = prefill(llama, PROMPT, 64)
     cell = resolve(llama, *ENTRIES[2], compressed=len(PROMPT))
     result = decode_cells(
-        llama, snapshot, [], PROMPT[-1], [cell], DecodeOptions(NEW, block_rows=4, kl=True, first_token="dense")
+        llama,
+        snapshot,
+        [],
+        PROMPT[-1],
+        [cell],
+        DecodeOptions(NEW, block_rows=4, kl=True, first_token="dense"),
     )
     dense = reference(llama, [None] * 4)[0]
     assert result.dense.ids == dense

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -42,7 +41,7 @@ def run_accuracy(cfg: RunConfig, progress: Any) -> None:
     groups = make_plan(cfg, loaded, renderer, kernel_form(loaded))
     store = Store(cfg.run_dir)
     store.write_config(resolved_yaml(cfg))
-    _write_plan(store, groups)
+    write_plan(store, [(g.task.label, cell.label, cell.id) for g in groups for cell in g.cells])
     done = store.done()
     pending = [(group, [cell for cell in group.cells if cell.id not in done]) for group in groups]
     pending = [(group, cells) for group, cells in pending if cells]
@@ -214,12 +213,11 @@ def _quoted(word: str) -> str:
     return f"'{word}'" if any(c in word for c in "[]{} ,") else word
 
 
-def _write_plan(store: Store, groups: Sequence[Group]) -> None:
-    """What the run will hold when it is done, for `kvbench status`."""
-    count = Counter((group.task.label, cell.label) for group in groups for cell in group.cells)
+def write_plan(store: Store, cells: Sequence[tuple[str, str, str]]) -> None:
+    """What the run will hold when it is done, for `kvbench status`: (task, method, cell id) of every cell."""
+    count = Counter((task, method) for task, method, _ in cells)
     plan = {
-        "time": time.time(),
-        "cells": [cell.id for group in groups for cell in group.cells],
+        "cells": [name for _, _, name in cells],
         "totals": [{"task": task, "method": method, "cells": n} for (task, method), n in count.items()],
     }
     store.run_dir.mkdir(parents=True, exist_ok=True)

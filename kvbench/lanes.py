@@ -79,7 +79,10 @@ def make_lanes(
     elif len({len(p) for p in kept.positions}) == 1:
         offset = torch.arange(heads, device=snapshot.k_HTD.device) * snapshot.length
         flat = (torch.stack(kept.positions) + offset[:, None]).flatten()
-        k, v = (x.reshape(-1, dim).index_select(0, flat).view(heads, -1, dim) for x in (snapshot.k_HTD, snapshot.v_HTD))
+        k, v = (
+            x.reshape(-1, dim).index_select(0, flat).view(heads, -1, dim)
+            for x in (snapshot.k_HTD, snapshot.v_HTD)
+        )
         mask = torch.stack(kept.members) if kept.members is not None else None
         groups = [(slice(0, heads), k, v, mask)]
     else:
@@ -182,7 +185,9 @@ class BlockLayer(CacheLayerMixin):
             steps = np.arange(rows * heads, dtype=np.int64).reshape(rows, heads) * index.stride(1) * 4
             table[cpu.FIELDS.index("index"), lane.rows, lane.heads] = index.data_ptr() + steps
             # a list per query head is left to the portable form
-            table[cpu.FIELDS.index("indexed"), lane.rows, lane.heads] = index.shape[2] if index.dim() == 3 else 0
+            table[cpu.FIELDS.index("indexed"), lane.rows, lane.heads] = (
+                index.shape[2] if index.dim() == 3 else 0
+            )
         q_JGD = q_RHGD.float().view(self.rows * self.heads, self.group, -1)
         out, _ = cpu.sparse_decode(q_JGD, table.reshape(9, -1), scaling, self.k_tail.dtype)
         return out.view(q_RHGD.shape).to(q_RHGD.dtype)
@@ -209,10 +214,14 @@ class BlockLayer(CacheLayerMixin):
             q = q_RHGTD[lane.rows, lane.heads]
             rows = q.shape[0]
             k, v = (
-                torch.cat([prefix.expand(rows, -1, -1, -1), tail[lane.rows, lane.heads, : self.filled]], dim=2)
+                torch.cat(
+                    [prefix.expand(rows, -1, -1, -1), tail[lane.rows, lane.heads, : self.filled]], dim=2
+                )
                 for prefix, tail in ((lane.k_BHKD, self.k_tail), (lane.v_BHKD, self.v_tail))
             )
-            visible = torch.ones(count, k.shape[2], dtype=torch.bool, device=k.device).tril(k.shape[2] - count)
+            visible = torch.ones(count, k.shape[2], dtype=torch.bool, device=k.device).tril(
+                k.shape[2] - count
+            )
             visible = visible.expand(q.shape[1], self.group, -1, -1)
             if lane.mask_HGK is not None:
                 members = torch.nn.functional.pad(lane.mask_HGK, (0, self.filled), value=True)

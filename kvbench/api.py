@@ -1,0 +1,56 @@
+"""kvbench from Python and notebooks: what `import kvbench` offers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kvbench import report
+from kvbench.compose import compose, run_dir
+from kvbench.experiments import run as run_experiment
+from kvbench.progress import Progress
+from kvbench.report import Run
+
+
+def run(
+    experiment: str, overrides: Sequence[str] | Mapping[str, Any] = (), config_dirs: Sequence[str | Path] = ()
+) -> Run:
+    """Run an experiment, or what is missing of it, and return its results.
+
+    Args:
+        experiment: its name, as on the command line.
+        overrides: `key=value` strings as on the command line, or a mapping of them.
+        config_dirs: folders with configuration of your own.
+
+    Raises:
+        kvbench.errors.UserError: an override or name that is not allowed.
+
+    Example:
+        `kvbench.run("quickstart", ["method=[snapkv,rocketkv]", "limit=2"]).summary()`
+    """
+    if isinstance(overrides, Mapping):
+        overrides = [f"{key}={_text(value)}" for key, value in overrides.items()]
+    composed = compose([f"experiment={experiment}", *overrides], [str(folder) for folder in config_dirs])
+    run_experiment(composed, Progress)
+    return load(run_dir(composed))
+
+
+def load(run: str | Path) -> Run:
+    """The results of a run: `.cells()`, `.summary()`, `.table()` and `.plot(kind)`.
+
+    Args:
+        run: its folder, or its name under `results/runs/`.
+    """
+    return report.load(run)
+
+
+def _text(value: Any) -> str:
+    """A Python value as Hydra writes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_text(item) for item in value) + "]"
+    return str(value)

@@ -1,0 +1,100 @@
+"""Efficiency runs: isolated rows, and steps that a CUDA graph could hold."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kvbench.compress import Seat, build_blocks
+from kvbench.efficiency import Step
+from kvbench.kernels.sparse_decode import cpu
+from kvbench.methods import Budget, Shape, build
+from kvbench.models.attention import register_attention
+from kvbench.models.load import ModelConfig, load_model
+from kvbench.models.prefill import prefill
+
+PROMPT = [(7 * i * i + 3 * i) % 250 for i in range(200)]
+ENTRIES = [
+    {"method": "dense"},
+    {"method": "snapkv", "window": 8},
+    {"method": "snapkv", "window": 8, "heads": "query_head"},
+    {"method": "quest", "page": 4, "dense_layers": 1},
+    {"method": "topk_oracle", "heads": "query_head"},
+    {"method": "hsa"},
+    {"method": "rocketkv", "window": 8},
+    {"method": "rocketkv", "window": 8, "pin_recent": 4},
+]
+
+
+class Graph(TorchDispatchMode):
+    """Records the operations of one step and repeats them on the same memory, as a CUDA graph does.
+
+    Python does not run again in a replay, so that whatever a step reads from Python instead of from a tensor keeps
+    the value it had while recording. Reading a number from the device ends the recording with an error.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert "_local_scalar_dense" not in str(func), "a step waits for the device"
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+    def replay(self):
+        for func, args, kwargs, out in self.calls:
+            again = func(*args, **kwargs)
+            for old, new in zip(_tensors(out), _tensors(again), strict=True):
+                if old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+def _tensors(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for item in value for t in _tensors(item)] if isinstance(value, tuple | list) else []
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir):
+    cfg = ModelConfig(path=str(tiny_model_dir("llama", group=3, layers=3)), name="tiny")
+    return load_model(cfg, register_attention()).model
+
+
+def make_step(model, entry, rows=2):
+    snapshot = prefill(model, PROMPT[:-1], 64)
+    cell = build(entry).resolve(Shape(len(PROMPT) - 1, 16, 3, 16), Budget(tokens=48))
+    (cache,) = build_blocks(
+        snapshot, [cell], [Seat(0, slice(0, rows))], 1, rows, 16, with_dense=False, share=False
+    )
+    return Step(model, cache, PROMPT[-1], rows)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: "-".join(map(str, e.values())))
+@torch.inference_mode()
+def test_a_recorded_step_replays_like_running_it(model, monkeypatch, entry):
+    monkeypatch.setattr(cpu, "available", lambda *_: False)
+    eager, recorded = make_step(model, entry), make_step(model, entry)
+    for step in (eager, recorded):
+        step.eager()
+    with Graph() as graph:
+        recorded.eager()
+    eager.eager()
+    assert torch.equal(recorded.tokens, eager.tokens)
+    for _ in range(8):
+        eager.eager()
+        graph.replay()
+        assert torch.equal(recorded.tokens, eager.tokens)
+        assert torch.equal(recorded.position, eager.position)
+    for ours, theirs in zip(recorded.cache.block_layers, eager.cache.block_layers, strict=True):
+        assert torch.allclose(ours.k_tail, theirs.k_tail, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_rows_of_a_batch_have_caches_of_their_own(model):
+    step = make_step(model, ENTRIES[1], rows=3)
+    for layer in step.cache.block_layers:
+        (lane,) = layer.lanes
+        assert lane.k_BHKD.shape[0] == 3 and lane.k_BHKD.stride(0) > 0
+        assert lane.resident_bytes() == 2 * 2 * 48 * 16 * 4
