@@ -1,0 +1,176 @@
+"""Whole runs on a tiny model: resume, extension, kill -9, and what a record holds."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from kvbench import report
+from kvbench.accuracy import run_accuracy, split_prompt
+from kvbench.config import load
+from kvbench.progress import Progress
+from kvbench.tasks import Prompt
+
+OVERRIDES = [
+    "experiment=quickstart",
+    "task=[ruler_niah_single_1]",
+    "task.length=[1024]",
+    "task.samples=3",
+    "task.max_new_tokens=12",
+    "task.wording=own",
+    "method=[dense,random,snapkv,quest,rocketkv]",
+    "budget.tokens=[64,100000]",
+    "decode.block_rows=8",
+]
+EXACT = ["task", "sample", "protocol", "method", "budget_requested", "score", "output", "stop", "kept_tokens"]
+CLOSE = ["kl_to_dense", "agree_top1", "bytes_resident", "bytes_read_per_step"]
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model_dir):
+    folder = tiny_model_dir("llama", group=3, layers=3)
+
+    def make(run_dir, *more):
+        return load([*OVERRIDES, f"model.path={folder}", "model.name=tiny", f"run_dir={run_dir}", *more])
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run_accuracy(config(folder), Progress)
+    return cells(folder)
+
+
+def cells(folder):
+    frame = report.load(folder).cells()
+    return frame.sort_values("cell", ignore_index=True)
+
+
+def assert_same(found, expected):
+    assert list(found["cell"]) == list(expected["cell"])
+    for column in EXACT:
+        assert list(found[column]) == list(expected[column]), column
+    assert list(found["output_ids"]) == list(expected["output_ids"])
+    for column in CLOSE:
+        pd.testing.assert_series_equal(found[column], expected[column], rtol=1e-4, atol=1e-6)
+
+
+def test_every_cell_is_there_once_with_what_was_measured(undisturbed):
+    assert len(undisturbed) == 3 * (1 + 4 * 2)
+    assert undisturbed["cell"].is_unique
+    dense = undisturbed[undisturbed["method"] == "dense"].set_index("sample")
+    assert (dense["budget_requested"] == "").all() and not dense["budget_covers_prompt"].any()
+    small = undisturbed[undisturbed["budget_requested"] == "64"]
+    assert (small[small["method"] == "snapkv"]["kept_tokens"] == 64).all()
+    assert (small["bytes_read_per_step"] < dense["bytes_read_per_step"].min()).all()
+    assert (small["kl_to_dense"] > 0).all()
+    for _, row in undisturbed[undisturbed["budget_requested"] == "100000"].iterrows():
+        assert row["budget_covers_prompt"]
+        assert row["output_ids"] == dense.loc[row["sample"], "output_ids"]
+        assert row["kl_to_dense"] == 0 and row["agree_top1"] == 1
+    assert (undisturbed["prompt_tokens"] + 12).between(0.9 * 1024, 1024).all()
+    assert set(undisturbed["timing"]) == {"amortised"}
+
+
+def test_running_again_does_no_cell_and_no_prefill(config, tmp_path, monkeypatch):
+    run_accuracy(config(tmp_path, "limit=1"), Progress)
+    before = sorted((p.name, p.stat().st_size) for p in tmp_path.glob("cells-*"))
+    monkeypatch.setattr("kvbench.accuracy.prefill", lambda *_: pytest.fail("nothing was left to do"))
+    run_accuracy(config(tmp_path, "limit=1"), Progress)
+    assert sorted((p.name, p.stat().st_size) for p in tmp_path.glob("cells-*")) == before
+
+
+def test_a_run_is_extended_by_samples_methods_and_budgets(config, undisturbed, tmp_path):
+    run_accuracy(config(tmp_path, "limit=1", "method=[snapkv]", "budget.tokens=[64]"), Progress)
+    first = cells(tmp_path)
+    assert set(first["method"]) == {"dense", "snapkv"} and len(first) == 2
+    run_accuracy(config(tmp_path), Progress)
+    assert_same(cells(tmp_path), undisturbed)
+
+
+def test_what_can_change_a_number_changes_the_cell(config, tmp_path):
+    run_accuracy(config(tmp_path, "limit=1", "method=[snapkv]", "budget.tokens=[64]"), Progress)
+    for change in (
+        "kl=false",
+        "decode.block_rows=9",
+        "decode.first_token=dense",
+        "seeds=[1]",
+        "task.max_new_tokens=13",
+        "model.system=Be brief.",
+        "model.prefill_chunk=512",
+        "protocol=[query_agnostic]",
+        "method.snapkv.kernel=5",
+    ):
+        run_accuracy(config(tmp_path, "limit=1", "method=[snapkv]", "budget.tokens=[64]", change), Progress)
+    frame = cells(tmp_path)
+    assert (frame["method"] == "snapkv").sum() == 10
+    # the parameter of snapkv leaves dense alone
+    assert (frame["method"] == "dense").sum() == 9
+
+
+def test_a_torn_last_line_is_survived(config, undisturbed, tmp_path):
+    run_accuracy(config(tmp_path, "limit=2"), Progress)
+    (file,) = tmp_path.glob("cells-*.jsonl")
+    text = file.read_bytes()
+    file.write_bytes(text[: len(text) - 200])
+    with pytest.warns(UserWarning, match="torn last line"):
+        run_accuracy(config(tmp_path), Progress)
+    assert_same(cells(tmp_path), undisturbed)
+
+
+def test_kill_9_at_random_moments_loses_and_repeats_nothing(config, undisturbed, tmp_path):
+    cfg = config(tmp_path)
+    command = [sys.executable, "-m", "kvbench.cli", "run", *cfg.overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    moments = random.Random(5)
+    killed = 0
+    for _ in range(40):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # start-up takes seconds; once something is stored, strike within the next prompt
+        stored = _lines(tmp_path)
+        while process.poll() is None and _lines(tmp_path) == stored:
+            time.sleep(0.02)
+        if process.poll() is not None:
+            break
+        time.sleep(moments.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += 1
+    assert process.returncode == 0 and killed >= 2
+    assert_same(cells(tmp_path), undisturbed)
+    lines = [json.loads(line)["cell"] for file in tmp_path.glob("cells-*") for line in file.open()]
+    assert sorted(lines) == sorted(undisturbed["cell"])
+
+
+def _lines(folder):
+    return sum(file.read_bytes().count(b"\n") for file in folder.glob("cells-*.jsonl"))
+
+
+def test_both_protocols_of_a_prompt_run_and_stay_apart(config, tmp_path):
+    run_accuracy(config(tmp_path, "limit=1", "protocol=[query_aware,query_agnostic]"), Progress)
+    frame = cells(tmp_path)
+    dense = frame[frame["method"] == "dense"]
+    assert len(dense) == 2 and dense["output"].nunique() == 1
+    assert dense.set_index("protocol")["compressed_tokens"].diff().abs().max() > 20
+
+
+def test_split_prompt():
+    prompt = Prompt(list(range(10)), 6, "", "")
+    assert split_prompt(prompt, "query_aware", "compressed") == (list(range(9)), [], 9)
+    assert split_prompt(prompt, "query_aware", "dense") == (list(range(10)), [], 9)
+    assert split_prompt(prompt, "query_agnostic", "compressed") == (list(range(6)), [6, 7, 8], 9)
+    assert split_prompt(Prompt([1, 2], 2, "", ""), "query_agnostic", "compressed") == ([1], [], 2)
+
+
+def test_every_record_tells_the_command_that_repeats_it(undisturbed):
+    commands = set(undisturbed["command"])
+    assert all(command.startswith("kvbench run experiment=quickstart") for command in commands)
+    assert any("method=[snapkv]" in command and "limit=3" in command for command in commands)
