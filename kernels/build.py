@@ -10,7 +10,16 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-std=c++17",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-shared",
+    "-fPIC",
+)
 
 
 def cache_dir() -> Path:
@@ -42,7 +51,9 @@ def load(source: Path) -> ctypes.CDLL | None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             built = Path(folder) / target.name
-            done = subprocess.run([cxx, *FLAGS, str(source), "-o", str(built)], capture_output=True, text=True)
+            done = subprocess.run(
+                [cxx, *FLAGS, str(source), "-o", str(built)], capture_output=True, text=True
+            )
             if done.returncode != 0:
                 return None
             built.replace(target)

@@ -35,7 +35,7 @@ def sparse_decode(
     if index_RHN is not None:
         return _gathered(q_RHGD, k_BHKD, v_BHKD, k_tail_RHMD, v_tail_RHMD, tail, scaling, index_RHN, mask_HGK)
     room = k_tail_RHMD.shape[2]
-    prefix_RHGK = torch.matmul(q_RHGD, k_BHKD.transpose(-1, -2)).float() * scaling
+    prefix_RHGK = prefix_product(q_RHGD, k_BHKD.transpose(-1, -2)).float() * scaling
     tail_RHGM = torch.matmul(q_RHGD, k_tail_RHMD.transpose(-1, -2)).float() * scaling
     if mask_HGK is not None:
         prefix_RHGK = prefix_RHGK.masked_fill(~mask_HGK, -torch.inf)
@@ -44,8 +44,17 @@ def sparse_decode(
     lse = torch.logsumexp(scores, dim=-1)
     weights = scores.softmax(-1).nan_to_num(0.0).to(q_RHGD.dtype)
     kept = k_BHKD.shape[2]
-    out = torch.matmul(weights[..., :kept], v_BHKD) + torch.matmul(weights[..., kept:], v_tail_RHMD)
+    out = prefix_product(weights[..., :kept], v_BHKD) + torch.matmul(weights[..., kept:], v_tail_RHMD)
     return out, lse
+
+
+def prefix_product(left_RHGX: Tensor, right_BHXY: Tensor) -> Tensor:
+    """Matrix product `[R, H, G, Y]` with a right side that the rows may share (B = 1), which is then not copied."""
+    if right_BHXY.shape[0] == left_RHGX.shape[0]:
+        return left_RHGX @ right_BHXY
+    rows, heads, group, _ = left_RHGX.shape
+    merged = left_RHGX.transpose(0, 1).reshape(heads, rows * group, -1) @ right_BHXY[0]
+    return merged.view(heads, rows, group, -1).transpose(0, 1)
 
 
 def _gathered(

@@ -25,6 +25,13 @@ def top_k_mask(scores: Tensor, k: int) -> Tensor:
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
-    """Positions of the k highest scores, ascending: int64 `[..., min(k, T)]`, ties to the earlier position."""
+    """Positions of the k highest scores, ascending: int64 `[..., min(k, T)]`, ties to the earlier position.
+
+    The shape of the result does not depend on the scores, so that a CUDA graph can hold it.
+    """
+    length = scores.shape[-1]
+    k = min(k, length)
     mask = top_k_mask(scores, k)
-    return mask.nonzero()[:, -1].view(*scores.shape[:-1], -1)
+    place = torch.where(mask, mask.cumsum(-1) - 1, k)
+    out = torch.empty(*scores.shape[:-1], k + 1, dtype=torch.long, device=scores.device)
+    return out.scatter_(-1, place, torch.arange(length, device=scores.device).expand_as(place))[..., :k]

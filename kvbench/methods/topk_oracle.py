@@ -6,6 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from kvbench.kernels.sparse_decode.portable import prefix_product
+from kvbench.kernels.top_k import top_k
 from kvbench.methods.base import Selection
 from kvbench.methods.registry import register
 
@@ -30,9 +32,9 @@ class TopKOracle(Selection):
         scaling: float,
     ) -> Tensor:  # fmt: skip
         tail = q_RHGD @ k_tail_RHMD.transpose(-1, -2)
-        logits = torch.cat([q_RHGD @ k_BHKD.transpose(-1, -2), tail], dim=-1).float() * scaling
+        logits = torch.cat([prefix_product(q_RHGD, k_BHKD.transpose(-1, -2)), tail], dim=-1).float() * scaling
         slot = torch.arange(logits.shape[-1], device=logits.device)
         logits = logits.masked_fill(slot >= length, -torch.inf)
         scores = logits.softmax(-1).sum(2) if self.heads == "kv_head" else logits
-        chosen = scores.sort(dim=-1, descending=True, stable=True).indices[..., :tokens]
+        chosen = top_k(scores, tokens)
         return torch.where(chosen < length, chosen, -1).int()
