@@ -8,10 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from kvbench import provenance
-from kvbench.compose import options
 from kvbench.config import RunConfig, resolved_yaml
 from kvbench.decode import Decoded, DecodeOptions, decode_cells
 from kvbench.decode import Group as DecodedGroup
@@ -19,8 +16,9 @@ from kvbench.kernels.sparse_decode import cpu
 from kvbench.methods import Resolved, Shape
 from kvbench.models.attention import register_attention
 from kvbench.models.load import LoadedModel, load_model
-from kvbench.models.prefill import Snapshot, prefill
+from kvbench.models.prefill import Snapshot, prefill_for
 from kvbench.plan import Cell, Group, make_plan
+from kvbench.repeat import Repeat
 from kvbench.store import Record, Store
 from kvbench.tasks import Prompt, Renderer
 
@@ -43,12 +41,14 @@ def run_accuracy(cfg: RunConfig, progress: Any) -> None:
     store.write_config(resolved_yaml(cfg))
     write_plan(store, [(g.task.label, cell.label, cell.id) for g in groups for cell in g.cells])
     done = store.done()
+    repeat = Repeat(cfg)
     pending = [(group, [cell for cell in group.cells if cell.id not in done]) for group in groups]
     pending = [(group, cells) for group, cells in pending if cells]
     with progress(sum(len(cells) for _, cells in pending), len(pending)) as shown:
         for group, cells in pending:
             shown.start_prompt(group.name)
             records = _run_group(cfg, loaded, renderer, group, cells, shown)
+            records = [{**record, "command": repeat.command(record)} for record in records]
             store.extend(records)
             shown.cells_done(len(records))
 
@@ -88,8 +88,10 @@ def _run_group(
     prompt = renderer.render(group.sample)
     compressed, question, last = split_prompt(prompt, group.protocol, cfg.decode.first_token)
     shown.stage("prefill")
-    window = max([cell.method.window for cell in cells] + [1])
-    snapshot = prefill(loaded.model, compressed, window, cfg.model.prefill_chunk, cfg.model.attention)
+    snapshot = prefill_for(
+        [cell.method for cell in cells], loaded.model, loaded.tokenizer, compressed, cfg.model.prefill_chunk,
+        cfg.model.attention,
+    )  # fmt: skip
     shown.stage("compress and decode")
     first = snapshot.layers[0]
     room = len(question) + group.sample.max_new_tokens
@@ -109,15 +111,20 @@ def _run_group(
     decoded = [result.dense if r.dense else next(rows) for r in resolved]
     shared = _shared_fields(cfg, loaded, group, prompt, snapshot, result, len(cells))
     return [
-        {**shared, **_cell_fields(cfg, group, cell, r, d), **_score_fields(loaded, group, d)}
+        {**shared, **_cell_fields(cfg, cell, r, d), **_score_fields(loaded, group, d)}
         for cell, r, d in zip(cells, resolved, decoded, strict=True)
     ]
 
 
 def _shared_fields(
-    cfg: RunConfig, loaded: LoadedModel, group: Group, prompt: Prompt, snapshot: Snapshot, result: DecodedGroup,
+    cfg: RunConfig,
+    loaded: LoadedModel,
+    group: Group,
+    prompt: Prompt,
+    snapshot: Snapshot,
+    result: DecodedGroup,
     cells: int,
-) -> Record:  # fmt: skip
+) -> Record:
     """Fields that are equal for all cells of a prompt; times are shared out among them."""
     return {
         "model": loaded.name,
@@ -159,7 +166,7 @@ def common_fields(cfg: RunConfig, loaded: LoadedModel) -> Record:
     }
 
 
-def _cell_fields(cfg: RunConfig, group: Group, cell: Cell, resolved: Resolved, out: Decoded) -> Record:
+def _cell_fields(cfg: RunConfig, cell: Cell, resolved: Resolved, out: Decoded) -> Record:
     in_bf16 = 2 / out.element
     return {
         "cell": cell.id,
@@ -174,7 +181,6 @@ def _cell_fields(cfg: RunConfig, group: Group, cell: Cell, resolved: Resolved, o
         "kl_to_dense": 0.0 if resolved.dense and cfg.kl else out.kl,
         "kl_tokens": len(out.ids) if resolved.dense and cfg.kl else out.kl_tokens,
         "agree_top1": 1.0 if resolved.dense and cfg.kl else out.agree,
-        "command": _command(cfg, group, cell),
     }
 
 
@@ -189,28 +195,13 @@ def method_fields(cell: Cell, resolved: Resolved) -> Record:
 
 
 def _score_fields(loaded: LoadedModel, group: Group, out: Decoded) -> Record:
-    text = loaded.tokenizer.decode(out.ids, skip_special_tokens=True)
+    text = str(loaded.tokenizer.decode(out.ids, skip_special_tokens=True))
     return {
         "score": group.task.score(text, group.sample),
         "output": text,
         "output_ids": out.ids,
         "stop": out.stop,
     }
-
-
-def _command(cfg: RunConfig, group: Group, cell: Cell) -> str:
-    """The command that computes the cell again (and the dense cell, and the samples before it)."""
-    narrowed = ("task=", "method=", "seeds=", "protocol=", "limit=", "run_dir=")
-    kept = [word for word in cfg.overrides if not word.startswith(narrowed)]
-    words = [*kept, f"seeds=[{group.seed}]", f"protocol=[{group.protocol}]", f"limit={group.index + 1}"]
-    words += [f"task=[{group.task.label}]"] if group.task.label in options("task", cfg.config_dirs) else []
-    words += [f"method=[{cell.label}]"] if cell.label in options("method", cfg.config_dirs) else []
-    dirs = [f"--config-dir {folder}" for folder in cfg.config_dirs]
-    return " ".join(["kvbench run", *(_quoted(word) for word in words), "run_dir=repeat", *dirs])
-
-
-def _quoted(word: str) -> str:
-    return f"'{word}'" if any(c in word for c in "[]{} ,") else word
 
 
 def write_plan(store: Store, cells: Sequence[tuple[str, str, str]]) -> None:

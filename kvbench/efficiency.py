@@ -20,7 +20,7 @@ from kvbench.errors import UserError
 from kvbench.methods import Resolved, Shape
 from kvbench.models.attention import register_attention
 from kvbench.models.load import LoadedModel, load_model
-from kvbench.models.prefill import Snapshot, prefill
+from kvbench.models.prefill import Snapshot, prefill_for
 from kvbench.plan import Cell, Group, make_plan, digest
 from kvbench.accuracy import (
     common_fields,
@@ -61,10 +61,10 @@ def run_efficiency(cfg: RunConfig, progress: Any) -> None:
             compressed, question, last = split_prompt(prompt, group.protocol, cfg.decode.first_token)
             if question:
                 raise UserError("protocol: efficiency runs are query_aware only")
-            window = max(cell.method.window for cell, _, _ in cells)
-            snapshot = prefill(
-                loaded.model, compressed, max(window, 1), cfg.model.prefill_chunk, cfg.model.attention
-            )
+            snapshot = prefill_for(
+                [cell.method for cell, _, _ in cells], loaded.model, loaded.tokenizer, compressed,
+                cfg.model.prefill_chunk, cfg.model.attention,
+            )  # fmt: skip
             for cell, batch, name in cells:
                 shown.stage(f"{cell.label} {cell.budget.label() if cell.budget else ''} batch {batch}")
                 timed = _measure(cfg, loaded.model, snapshot, last, _resolve(group, snapshot, cell), batch)

@@ -97,8 +97,7 @@ def _methods(cfg: RunConfig) -> list[tuple[str, Method]]:
 
 
 def _budgets(cfg: RunConfig) -> list[Budget | None]:
-    tokens = [Budget(tokens=n) for n in cfg.budget.tokens]
-    return tokens + [Budget(ratio=str(r)) for r in cfg.budget.ratio]
+    return [*(Budget(tokens=n) for n in cfg.budget.tokens), *(Budget(ratio=str(r)) for r in cfg.budget.ratio)]
 
 
 def _samples(cfg: RunConfig, renderer: Renderer) -> Iterator[tuple[Task, int, int, int, Sample, str]]:

@@ -42,13 +42,15 @@ class Quest(Selection):
         return low.expand(rows, -1, -1, -1).contiguous(), high.expand(rows, -1, -1, -1).contiguous()
 
     def append(self, state: Any, k_RHD: Tensor, slot: Tensor) -> None:
-        update_page_bounds(*state, k_RHD, slot // self.page)
+        low, high = state
+        update_page_bounds(low, high, k_RHD, slot // self.page)
 
     def select(
         self, q_RHGD: Tensor, k_BHKD: Tensor, k_tail_RHMD: Tensor, length: Tensor, state: Any, tokens: int,
         scaling: float,
     ) -> Tensor:  # fmt: skip
-        scores = quest_scores(q_RHGD, *state)
+        low, high = state
+        scores = quest_scores(q_RHGD, low, high)
         if self.heads == "kv_head":
             scores = scores.sum(2)
         page = torch.arange(scores.shape[-1], device=scores.device)

@@ -48,7 +48,9 @@ def prefill(
     config = model.config.get_text_config()
     sliding = getattr(config, "sliding_window", None)
     if getattr(config, "use_sliding_window", True) and sliding is not None and sliding < len(ids):
-        raise UserError(f"model: attends within a sliding window of {sliding} tokens; give a length below that")
+        raise UserError(
+            f"model: attends within a sliding window of {sliding} tokens; give a length below that"
+        )
     start = time.perf_counter()
     cache = PrefillCache(config.num_hidden_layers, len(ids), min(window, len(ids)), attention)
     tokens = torch.tensor(ids, device=model.device)[None]

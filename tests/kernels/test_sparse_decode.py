@@ -12,7 +12,9 @@ needs_compiler = pytest.mark.skipif(not cpu.available(), reason="no C++ compiler
 class Case:
     """R rows, H KV heads of G query heads; a prefix of K slots that the rows share and a tail of M of which `tail`."""
 
-    def __init__(self, rows=2, heads=2, group=3, dim=64, kept=331, room=5, tail=3, dtype=torch.float32, scale=1.0):
+    def __init__(
+        self, rows=2, heads=2, group=3, dim=64, kept=331, room=5, tail=3, dtype=torch.float32, scale=1.0
+    ):
         self.generator = torch.Generator().manual_seed(rows + heads + group + dim + kept)
         self.q = self.draw(rows, heads, group, dim) * scale
         self.k, self.v = (self.draw(1, heads, kept, dim).to(dtype) for _ in range(2))
@@ -110,7 +112,9 @@ def test_no_prefix_and_no_tail(form):
 @pytest.mark.parametrize("count", [1, 7, 64, 200])
 def test_selected_slots_reach_prefix_and_tail(form, count):
     case = Case()
-    index = torch.stack([torch.randperm(334, generator=case.generator)[:count] for _ in range(4)]).view(2, 2, count)
+    index = torch.stack([torch.randperm(334, generator=case.generator)[:count] for _ in range(4)]).view(
+        2, 2, count
+    )
     index[0, 0, : count // 2] = -1
     index[1, 1, 0] = 333  # the newest token of the tail
     check(case, form, index.int())
@@ -137,7 +141,9 @@ def test_members_hide_slots_from_query_heads(form):
 
 def test_portable_takes_slots_per_query_head():
     case = Case()
-    index = torch.stack([torch.randperm(334, generator=case.generator)[:20] for _ in range(12)]).view(2, 2, 3, 20)
+    index = torch.stack([torch.randperm(334, generator=case.generator)[:20] for _ in range(12)]).view(
+        2, 2, 3, 20
+    )
     out, _ = case.portable(index)
     for g in range(3):
         expected, _ = case.expected(index[:, :, g])

@@ -1,0 +1,24 @@
+"""Rotary position embedding: turning keys and queries to other positions."""
+
+import torch
+from torch import Tensor
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates by the given angles; rotations add up, so that a post-RoPE key moves by a difference of positions.
+
+    The halves of the rotary channels form the pairs, as in Llama, Mistral and Qwen; channels beyond are left alone.
+
+    Args:
+        x: `[..., D]`.
+        cos: cosines `[..., R]`, R <= D rotary channels, broadcast over x.
+        sin: sines, likewise.
+
+    Returns:
+        `[..., D]` in the dtype of x; computed in fp32. Source: RoFormer, Su et al. 2021, section 3.4.
+    """
+    rotary = cos.shape[-1]
+    turned = x[..., :rotary].float()
+    first, second = turned.chunk(2, dim=-1)
+    out = turned * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([out.to(x.dtype), x[..., rotary:]], dim=-1)

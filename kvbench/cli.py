@@ -1,0 +1,134 @@
+"""The command line: `kvbench run experiment=NAME` and what looks at runs. Heavy imports wait until needed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from kvbench import __version__
+from kvbench.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        try:
+            args = _parse(argv)
+            args.handler(args)
+        except UserError as error:
+            print(f"kvbench: error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt as stop:
+            print("; ".join(["kvbench: interrupted", *map(str, stop.args)]), file=sys.stderr)
+            return 130
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse takes overrides in one piece only, not on both sides of an option
+    options = [word for word in rest if word.startswith("-") or "overrides" not in args]
+    if options:
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
+    if rest:
+        args.overrides += rest
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    question = "How small can the KV cache of a model be, and what does it cost?"
+    parser = _Parser(prog="kvbench", description=question)
+    parser.add_argument("--version", action="version", version=f"kvbench {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, handler: Any, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(handler=handler)
+        return command
+
+    run = add("run", _run, "run an experiment; the same command again resumes it")
+    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=NAME, settings to change")
+    listing = add("ls", _ls, "list what there is")
+    listing.add_argument("what", choices=("methods", "tasks", "models", "experiments"))
+    for command in (run, listing):
+        text = "your own configuration, laid out as conf/"
+        command.add_argument("--config-dir", action="append", default=[], metavar="DIR", help=text)
+    status = add("status", _status, "how far a run is")
+    report = add("report", _report, "write table, figures and HTML of a run")
+    explain = add("explain", _explain, "everything about one cell, and the command that repeats it")
+    for command in (status, report, explain):
+        command.add_argument("folder", metavar="RUN", help="folder of a run, or its name in results/runs")
+    explain.add_argument("cell", metavar="CELL", help="id of a cell, or its beginning")
+    compare = add("compare", _compare, "two runs, paired on the same samples")
+    compare.add_argument(
+        "folders", nargs=2, metavar="RUN", help="folder of a run, or its name in results/runs"
+    )
+    add("doctor", _doctor, "versions, device, and what is missing for what")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    from kvbench import experiments
+    from kvbench.compose import compose, run_dir
+    from kvbench.progress import Progress
+
+    composed = compose(args.overrides, args.config_dir)
+    try:
+        print(experiments.run(composed, Progress))
+    except KeyboardInterrupt:
+        done = f"what is done is kept in {run_dir(composed)}, the same command resumes"
+        raise KeyboardInterrupt(done) from None
+
+
+def _status(args: argparse.Namespace) -> None:
+    from kvbench import report
+
+    print(report.status(args.folder))
+
+
+def _report(args: argparse.Namespace) -> None:
+    from kvbench import report
+
+    print(report.write(args.folder)["report.html"])
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from kvbench import report
+
+    print(report.comparison_text(report.compare(*args.folders), *args.folders))
+
+
+def _explain(args: argparse.Namespace) -> None:
+    from kvbench import report
+
+    print(report.explain(args.folder, args.cell))
+
+
+def _ls(args: argparse.Namespace) -> None:
+    from kvbench import listing
+
+    listing.show(args.what, args.config_dir)
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from kvbench import doctor
+
+    print(doctor.report())
+
+
+def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    print(f"kvbench: warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

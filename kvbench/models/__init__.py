@@ -1,0 +1,1 @@
+"""Loading models, the attention hook and prefill snapshots."""

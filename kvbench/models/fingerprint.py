@@ -1,0 +1,69 @@
+"""What identifies a model's files in a cell id: the same for the same files in any folder on any machine."""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from kvbench.kernels.build import cache_dir
+from kvbench.models.embedded import MANIFEST
+
+VERSION = 1  # part of every fingerprint; raise it when the rule below changes
+BLOCK = 64 * 1024  # bytes
+BLOCKS = 64  # of a file larger than that many blocks, so many are read
+SUFFIXES = {".json", ".safetensors", ".model", ".jinja", ".txt"}
+# where and by which version a config was written does not change the model
+VOLATILE = {"_name_or_path", "_model_name_or_path", "transformers_version"}
+
+
+def fingerprint(folder: Path) -> str:
+    """16 hex digits over config, safetensors headers and sampled blocks of every file.
+
+    The result is kept in the cache folder under the files' paths, sizes and modification times.
+
+    Args:
+        folder: a Hugging Face model folder; of its files, those that the loader may read count.
+    """
+    files = sorted(f for f in folder.iterdir() if f.suffix in SUFFIXES and f.name != MANIFEST and f.is_file())
+    stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    key = hashlib.sha256(json.dumps([VERSION, stats]).encode()).hexdigest()[:32]
+    known = cache_dir() / "fingerprints" / key
+    if known.is_file() and len(text := known.read_text()) == 16:
+        return text
+    total = hashlib.sha256(f"kvbench model {VERSION}".encode())
+    for file in files:
+        total.update(f"\n{file.name} {_digest(file)}".encode())
+    text = total.hexdigest()[:16]
+    _write_whole(known, text)
+    return text
+
+
+def _digest(file: Path) -> str:
+    if file.name in ("config.json", "generation_config.json"):
+        entries = {k: v for k, v in json.loads(file.read_text()).items() if k not in VOLATILE}
+        return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb") as stream:
+        if size <= BLOCK * BLOCKS:
+            digest.update(stream.read())
+        else:
+            if file.suffix == ".safetensors":
+                digest.update(stream.read(int.from_bytes(stream.read(8), "little")))
+            for i in range(BLOCKS):
+                stream.seek((size - BLOCK) * i // (BLOCKS - 1))
+                digest.update(stream.read(BLOCK))
+    return digest.hexdigest()
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """Writes so that others see all or nothing; a cache folder that cannot be written is no error."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent)
+        with os.fdopen(handle, "w") as stream:
+            stream.write(text)
+        os.replace(name, file)
+    except OSError:
+        return

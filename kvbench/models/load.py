@@ -1,0 +1,256 @@
+"""Loading a model and its tokenizer: the embedded one, one of the local Hugging Face cache, or a folder."""
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from kvbench.errors import UserError
+from kvbench.models import embedded
+from kvbench.models.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+BIG_CHECKPOINT = 2 * 10**9  # bytes; up to here a 16-bit checkpoint is computed in float32 on a CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model, and how it is run.
+
+    Exactly one place is looked at: `path` if set, else `hub_id`, else the embedded model by its name.
+
+    Attributes:
+        name: what results call the model.
+        path: Hugging Face folder: config.json, safetensors, tokenizer.
+        hub_id: repository on the Hugging Face hub, looked for in the local cache.
+        download: whether what is missing of `hub_id` may be downloaded.
+        dtype: of weights and KV cache. auto = the checkpoint's own; on a CPU, 16 bits become float32 up to
+            2 GB and bfloat16 beyond.
+        attention: the attention of the dense prefill.
+        device: auto = cuda when there is one.
+        prefill_chunk: prompt tokens per forward pass of the prefill.
+        chat_template: whether prompts go through the tokenizer's chat template.
+        system: the system turn; null = what the chat template puts there by itself.
+    """
+
+    name: str = embedded.NAME
+    path: str | None = None
+    hub_id: str | None = None
+    download: bool = False
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
+    device: str = "auto"
+    prefill_chunk: int = 1024
+    chat_template: bool = True
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        kind, _, index = self.device.partition(":")
+        if not (self.device in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdecimal())):
+            raise UserError(f"model.device={self.device}: not one of auto, cpu, cuda, cuda:N")
+        if self.prefill_chunk < 1:
+            raise UserError(f"model.prefill_chunk={self.prefill_chunk}: must be a whole number of at least 1")
+        if not (self.path or self.hub_id or self.name == embedded.NAME):
+            raise UserError(
+                f"model.name={self.name}: needs model.path or model.hub_id; without one: {embedded.NAME}"
+            )
+        if self.path and self.name == embedded.NAME:
+            # a path given on top of the default model is another model
+            object.__setattr__(self, "name", Path(self.path).expanduser().resolve().name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model in evaluation mode, on its device, with what identifies it.
+
+    Attributes:
+        model: the causal language model, without gradients.
+        tokenizer: its tokenizer.
+        name: as in the config.
+        fingerprint: 16 hex digits, see `kvbench.models.fingerprint`.
+        device: where it is.
+        dtype: of weights and KV cache.
+        attention: name of the attention implementation it was loaded with.
+        eos_ids: tokens that end an answer.
+    """
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    name: str
+    fingerprint: str
+    device: "torch.device"
+    dtype: "torch.dtype"
+    attention: str
+    eos_ids: frozenset[int]
+
+
+def load_model(cfg: ModelConfig, attn_implementation: str | None = None) -> LoadedModel:
+    """Loads what `cfg` names; safetensors only, and no code of the checkpoint is run.
+
+    Args:
+        cfg: which model and how.
+        attn_implementation: name registered with transformers; None = `cfg.attention`.
+
+    Raises:
+        UserError: the model is not there, is of a family that is not supported, or cannot be run as asked.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from kvbench.models.quiet import quiet
+
+    device = pick_device(cfg.device)
+    where = locate(cfg)
+    named = f"model.path={cfg.path}" if cfg.path else f"model.hub_id={cfg.hub_id} in {where}"
+    check_folder(where, named)
+    source = {"pretrained_model_name_or_path": where, "local_files_only": True, "trust_remote_code": False}
+    with quiet():
+        config = AutoConfig.from_pretrained(**source)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        if cfg.chat_template and not tokenizer.chat_template:
+            raise UserError(
+                f"model.chat_template=true: {named} has no chat template; give model.chat_template=false"
+            )
+        dtype = pick_dtype(cfg, config, where, device)
+        check_attention(cfg.attention, device, dtype)
+        attention = attn_implementation or cfg.attention
+        model = AutoModelForCausalLM.from_pretrained(
+            **source,
+            use_safetensors=True,
+            dtype=dtype,
+            device_map={"": device},
+            attn_implementation=attention,
+        )
+    return LoadedModel(
+        model=model.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        name=cfg.name,
+        fingerprint=fingerprint(where),
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        eos_ids=eos_ids(model, tokenizer),
+    )
+
+
+def locate(cfg: ModelConfig) -> Path:
+    """The folder of a model.
+
+    Raises:
+        UserError: not there; says what was looked for, where, and how to get it.
+    """
+    if cfg.path:
+        path = Path(cfg.path).expanduser()
+        if not path.is_dir():
+            raise UserError(f"model.path={cfg.path}: no such folder; give a Hugging Face model folder")
+        return path
+    if cfg.hub_id:
+        return locate_hub(cfg.hub_id, download=cfg.download)
+    return embedded.ensure()
+
+
+def locate_hub(hub_id: str, *, download: bool) -> Path:
+    """The snapshot of a hub repository in the local cache; may be downloaded where that is allowed."""
+    from huggingface_hub import constants, snapshot_download
+
+    cache = constants.HF_HUB_CACHE
+    try:
+        return Path(
+            snapshot_download(
+                hub_id,
+                local_files_only=not download,
+                allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"],
+                ignore_patterns=["original/*"],
+            )
+        )
+    except (OSError, ValueError) as error:
+        if download:
+            first = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"model.hub_id={hub_id}: not in {cache} and could not be downloaded: {first}"
+            ) from error
+        raise UserError(
+            f"model.hub_id={hub_id}: looked in the Hugging Face cache {cache}, not there; get it with"
+            f" 'hf download {hub_id}' or model.download=true, or give model.path=FOLDER"
+        ) from error
+
+
+def check_folder(where: Path, named: str) -> None:
+    """Refuses, before transformers reads it, what is no safetensors checkpoint of a supported family."""
+    try:
+        family = json.loads((where / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        raise UserError(f"{named}: no readable config.json there; give a Hugging Face model folder") from None
+    if family not in FAMILIES:
+        raise UserError(f"{named}: model family '{family}'; supported are {', '.join(FAMILIES)}")
+    index = where / "model.safetensors.index.json"
+    needed = {"model.safetensors"}
+    if index.is_file():
+        try:
+            needed = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{named}: {index.name} is damaged; get the model again") from None
+    missing = sorted(name for name in needed if not (where / name).is_file())
+    if missing:
+        raise UserError(
+            f"{named}: {missing[0]} is missing ({len(missing)} of {len(needed)} safetensors files); get the"
+            " model again, or save it as safetensors: pickled weights are not loaded"
+        )
+
+
+def pick_device(device: str) -> "torch.device":
+    """The device of `model.device`, checked against what this machine has."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        device = "cuda" if count else "cpu"
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= count:
+        raise UserError(
+            f"model.device={device}: this machine has {count} usable CUDA devices; allowed here: auto, cpu"
+            + "".join(f", cuda:{i}" for i in range(count))
+        )
+    return torch.device("cuda", chosen.index or 0) if chosen.type == "cuda" else chosen
+
+
+def pick_dtype(cfg: ModelConfig, config: Any, where: Path, device: "torch.device") -> "torch.dtype":
+    """The dtype of `model.dtype`; see `ModelConfig` for what auto means."""
+    import torch
+
+    if cfg.dtype != "auto":
+        return getattr(torch, cfg.dtype)
+    stored = config.dtype or torch.float32
+    if device.type == "cpu" and stored != torch.float32:
+        size = sum(f.stat().st_size for f in where.glob("*.safetensors"))
+        return torch.bfloat16 if size > BIG_CHECKPOINT else torch.float32
+    return stored
+
+
+def check_attention(attention: str, device: "torch.device", dtype: "torch.dtype") -> None:
+    """Refuses flash-attn where it cannot run."""
+    if attention != "flash_attention_2":
+        return
+    import torch
+
+    if importlib.util.find_spec("flash_attn") is None:
+        raise UserError(
+            "model.attention=flash_attention_2: flash-attn is not installed (pip install 'kvbench[flash]'),"
+            " or give model.attention=sdpa"
+        )
+    if device.type != "cuda" or dtype == torch.float32:
+        raise UserError(
+            f"model.attention=flash_attention_2: needs a CUDA device and 16 bits, not {device} and {dtype};"
+            " give model.dtype=bfloat16 or model.attention=sdpa"
+        )
+
+
+def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer: of the generation config (one or several), else the tokenizer's."""
+    eos = model.generation_config.eos_token_id
+    eos = tokenizer.eos_token_id if eos is None else eos
+    return frozenset([eos] if isinstance(eos, int) else eos or ())

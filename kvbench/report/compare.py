@@ -1,0 +1,93 @@
+"""Two runs side by side, row by row, paired on the same samples."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from kvbench import stats
+from kvbench.errors import UserError
+from kvbench.report.run_view import load
+from kvbench.report.summary import METHOD, SAMPLE, TASK
+from kvbench.report.tables import MB, Table, configurations, number
+
+KEY = ["model", "protocol", *TASK, *METHOD]
+_VALUES = ["score", "kl_to_dense", "bytes_resident", "bytes_read_per_step"]
+
+
+def compare(run_a: str | Path, run_b: str | Path) -> pd.DataFrame:
+    """Rows that two runs share: same model, task, protocol, method, parameters and budget.
+
+    Only samples that both runs have count. `delta` is B minus A, with interval, p-value and Holm-adjusted
+    p-value; `same_output` is the share of samples with identical output tokens.
+
+    Raises:
+        UserError: a run is missing or empty, or they share no sample of any row.
+    """
+    sides = [_by_sample(run) for run in (run_a, run_b)]
+    pairs = sides[0].merge(sides[1], on=[*KEY, *SAMPLE], suffixes=("_a", "_b"))
+    if pairs.empty:
+        raise UserError(
+            f"run: {run_a} and {run_b} share no row (model, protocol, task, length, method, parameters, "
+            "budget) with a common sample"
+        )
+    pairs["delta"] = pairs["score_b"] - pairs["score_a"]
+    pairs["same_output"] = (pairs["tokens_a"] == pairs["tokens_b"]).astype(float)
+    values = [f"{value}_{side}" for value in _VALUES for side in "ab"]
+    rows = []
+    for key, group in pairs.groupby(KEY, dropna=False):
+        samples = group.groupby("sample_hash")[[*values, "delta", "same_output"]].mean()
+        low, high = stats.difference_interval(samples["delta"])
+        names = {name: group[f"{name}_a"].iloc[0] for name in ("label", "task_label", "is_dense")}
+        tested = {"ci_low": low, "ci_high": high, "p_value": stats.difference_p_value(samples["delta"])}
+        rows.append(
+            dict(zip(KEY, key, strict=True)) | names | {"n": len(samples)} | samples.mean().to_dict() | tested
+        )
+    frame = pd.DataFrame(rows)
+    frame["p_holm"] = stats.holm(frame["p_value"])
+    frame["verdict"] = [
+        stats.verdict(delta, p, n)
+        for delta, p, n in zip(frame["delta"], frame["p_holm"], frame["n"], strict=True)
+    ]
+    return frame
+
+
+def comparison_text(frame: pd.DataFrame, run_a: str | Path, run_b: str | Path) -> str:
+    """Markdown of a frame from `compare`, one table per model and protocol."""
+    header = ["task", "length", "method", "budget", "n", "score A", "score B", "B - A", "verdict"]
+    header += ["same output %", "KL A", "KL B", "resident MB A", "resident MB B"]
+    caption = (
+        f"A = {run_a}, B = {run_b}. Samples that both runs have; B minus A: mean [95 % interval: "
+        f"{stats.DIFFERENCE_INTERVAL}]; verdicts after Holm's correction over all rows of the comparison."
+    )
+    tables = []
+    for (model, protocol), group in frame.groupby(["model", "protocol"]):
+        rows = [
+            [task, str(length), label, budget, *_numbers(config.iloc[0])]
+            for (length, task), panel in group.groupby(["length", "task_label"])
+            for label, budget, config in configurations(panel)
+        ]
+        tables.append(Table(f"{model}, {protocol}", caption, header, rows).markdown())
+    return "\n".join(tables)
+
+
+def _numbers(row: pd.Series) -> list[str]:
+    low, high = number(row["ci_low"], "+.2f"), number(row["ci_high"], "+.2f")
+    return [
+        str(row["n"]),
+        *(number(row[f"score_{side}"], ".2f") for side in "ab"),
+        f"{row['delta']:+.2f} [{low}, {high}]",
+        row["verdict"],
+        number(100 * row["same_output"], ".0f"),
+        *(number(row[f"kl_to_dense_{side}"], ".2g") for side in "ab"),
+        *(number(row[f"bytes_resident_{side}"] / MB, ".3g") for side in "ab"),
+    ]
+
+
+def _by_sample(run: str | Path) -> pd.DataFrame:
+    """Scored cells of a run, one per row and sample."""
+    cells = load(run).prepared
+    cells = cells[cells["score"].notna()]
+    first = ["label", "task_label", "is_dense", "output_ids"]
+    columns = dict.fromkeys(_VALUES, "mean") | dict.fromkeys(first, "first")
+    by_sample = cells.groupby([*KEY, *SAMPLE], dropna=False).agg(columns).reset_index()
+    return by_sample.rename(columns={"output_ids": "tokens"})

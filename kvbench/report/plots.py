@@ -1,0 +1,115 @@
+"""Which figures there are, and which rows each of them shows."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+
+from kvbench.report import heatmap, pareto, style, times
+from kvbench.report.summary import SETTING
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of figure.
+
+    Attributes:
+        draw: makes the figure of one setting from its rows.
+        caption: what it shows, for the report.
+        wanted: mask of the rows that it shows.
+        by: columns that never share a figure, besides the setting.
+        from_cells: whether it is drawn from cells, not from summary rows.
+    """
+
+    draw: Callable[[pd.DataFrame], style.Figure]
+    caption: str
+    wanted: Callable[[pd.DataFrame], pd.Series]
+    by: tuple[str, ...] = ()
+    from_cells: bool = False
+
+
+def _scored(rows: pd.DataFrame) -> pd.Series:
+    return rows["score"].notna()
+
+
+def _with_kl(rows: pd.DataFrame) -> pd.Series:
+    return rows["kl_to_dense"].notna() & rows["score"].notna()
+
+
+def _isolated(rows: pd.DataFrame) -> pd.Series:
+    return rows["timing"] == "isolated"
+
+
+KINDS = {
+    "score_vs_resident": Kind(
+        partial(pareto.score, bytes_column="bytes_resident"),
+        "Score against the measured size of the KV cache after compression.",
+        _scored,
+    ),
+    "score_vs_read": Kind(
+        partial(pareto.score, bytes_column="bytes_read_per_step"),
+        "Score against the KV bytes that a decode step reads, measured.",
+        _scored,
+    ),
+    "kl_vs_resident": Kind(
+        partial(pareto.kl, bytes_column="bytes_resident"),
+        "KL of the next-token distribution from dense's against the measured size of the KV cache.",
+        _with_kl,
+    ),
+    "kl_vs_read": Kind(
+        partial(pareto.kl, bytes_column="bytes_read_per_step"),
+        "KL of the next-token distribution from dense's against the KV bytes that a decode step reads.",
+        _with_kl,
+    ),
+    "needle": Kind(
+        heatmap.needle,
+        "Score by depth of the needle and length.",
+        heatmap.has_depth,
+        ("task_label",),
+        from_cells=True,
+    ),
+    "stages": Kind(
+        times.stages, "Where the time of a prompt goes.", lambda rows: rows["decode_s"].notna(), ("timing",)
+    ),
+    "decode_by_length": Kind(times.decode_by_length, "Time of a decode step against length.", _isolated),
+    "decode_by_batch": Kind(times.decode_by_batch, "Time of a decode step against batch size.", _isolated),
+}
+
+
+def figures(kind: str, rows: pd.DataFrame, cells: pd.DataFrame) -> Iterator[tuple[str, style.Figure]]:
+    """All figures of a kind with their file names (no suffix): one per setting, never two protocols in one.
+
+    Args:
+        kind: a key of `KINDS`.
+        rows: summary rows with seeds pooled.
+        cells: prepared cells.
+    """
+    spec = KINDS[kind]
+    source = cells if spec.from_cells else rows
+    source = source[spec.wanted(source)]
+    seen: set[str] = set()
+    for _, group in source.groupby([*SETTING, *spec.by], dropna=False):
+        name = _slug([kind, *(group[column].iloc[0] for column in ("model", "dtype", "protocol", *spec.by))])
+        while name in seen:  # other weights under the same name, another attention backend ...
+            name += "-2"
+        seen.add(name)
+        with mpl.rc_context(style.SETTINGS):
+            figure = spec.draw(group)
+        yield name, figure
+
+
+def save(figure: style.Figure, folder: Path, name: str) -> list[Path]:
+    """Writes NAME.svg and NAME.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{form}" for form in ("svg", "png")]
+    for path in paths:
+        path.write_bytes(style.render(figure, path.suffix[1:]))
+    return paths
+
+
+def _slug(parts: list[object]) -> str:
+    return ".".join(re.sub(r"[^A-Za-z0-9_-]+", "-", str(part)) for part in parts)

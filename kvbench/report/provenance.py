@@ -1,0 +1,84 @@
+"""What a reader must know before believing a table: where cells come from, what is missing or mixed."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from kvbench.report.summary import METHOD, SAMPLE, SETTING, TASK, TIMING, joined
+
+# columns whose values should be one; a mixture of times is expected
+_UNIFORM = {
+    "device": "devices",
+    "dtype": "dtypes",
+    "attention": "attention backends",
+    "kernels": "forms of the kernels",
+    "commit": "versions of the code",
+    "model_fingerprint": "model weights",
+}
+
+
+def notes(cells: pd.DataFrame, plan: dict[str, Any], problems: list[str]) -> list[str]:
+    """Sentences about everything in a run that weakens its numbers; empty for a clean run.
+
+    Args:
+        cells: the run's cells after `summary.prepare`.
+        plan: content of plan.json, {} without one.
+        problems: unreadable lines, from the store.
+    """
+    return [*_incomplete(cells, plan), *_mixed(cells), *_pairing(cells), *problems]
+
+
+def facts(cells: pd.DataFrame) -> dict[str, str]:
+    """Device, versions and the like, as text for a provenance table."""
+    versions = _versions(cells)
+    return {
+        "model": joined(cells["model"]),
+        "model fingerprint": joined(cells["model_fingerprint"]),
+        "device": joined(cells["device"]),
+        "dtype": joined(cells["dtype"]),
+        "attention": joined(cells["attention"]),
+        "kernels": joined(cells["kernels"]),
+        "versions": ", ".join(f"{name} {' | '.join(sorted(seen))}" for name, seen in versions.items()),
+        "commit": joined(cells["commit"]),
+        "measured": " to ".join(sorted(cells["time"].dropna())[:: max(1, len(cells) - 1)]),
+        "cells": f"{len(cells):,}",
+        "workers": f"{cells['worker'].nunique()}",
+    }
+
+
+def _incomplete(cells: pd.DataFrame, plan: dict[str, Any]) -> Iterator[str]:
+    planned = set(plan.get("cells", ()))
+    missing = len(planned - set(cells["cell"]))
+    if missing:
+        yield f"incomplete run: {missing:,} of {len(planned):,} planned cells are missing"
+
+
+def _mixed(cells: pd.DataFrame) -> Iterator[str]:
+    for column, plural in _UNIFORM.items():
+        if cells[column].nunique() > 1:
+            yield f"mixed {plural}: {joined(cells[column])}"
+    for name, seen in _versions(cells).items():
+        if len(seen) > 1:
+            yield f"mixed versions of {name}: {', '.join(sorted(seen))}"
+
+
+def _pairing(cells: pd.DataFrame) -> Iterator[str]:
+    scored = cells[cells["score"].notna()]
+    alone = scored["dense_score"].isna().sum()
+    if alone:
+        yield f"{alone:,} scored cells have no dense cell on the same sample and are in no comparison"
+    twice = scored.duplicated([*SETTING, *TASK, *METHOD, *TIMING, *SAMPLE]).sum()
+    if twice:
+        yield (
+            f"{twice:,} cells repeat a sample of the same row: settings that no column shows "
+            "(chat template, first token, kernels) changed between the commands that filled this folder"
+        )
+
+
+def _versions(cells: pd.DataFrame) -> dict[str, set[str]]:
+    seen: dict[str, set[str]] = {}
+    for versions in cells["versions"].dropna():
+        for name, version in versions.items():
+            seen.setdefault(name, set()).add(str(version))
+    return seen

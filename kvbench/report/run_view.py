@@ -1,0 +1,122 @@
+"""A run as an object: cells, summary, table and figures, from Python and notebooks."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kvbench.errors import UserError
+from kvbench.report import plots, provenance, summary, tables
+from kvbench.report.style import Figure
+from kvbench.store import Store
+
+RUNS = Path("results/runs")
+
+
+def load(run: str | Path) -> Run:
+    """Opens a run.
+
+    Args:
+        run: its folder, or its name under results/runs.
+
+    Raises:
+        UserError: there is no such run, or it cannot be read.
+    """
+    for folder in (Path(run), RUNS / run):
+        if (folder / "config.yaml").is_file() or any(folder.glob("cells-*.jsonl")):
+            return Run(folder)
+    names = sorted(path.name for path in RUNS.glob("*") if path.is_dir())
+    raise UserError(f"run: {run} is not a run folder; runs in {RUNS}: {', '.join(names) or 'none'}")
+
+
+class Run:
+    """One run folder, read once.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.resolve().name
+        self.records, self.problems = Store(path).scan()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration of the last command."""
+        return Store(self.path).config()
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """Content of plan.json, {} without one."""
+        try:
+            return json.loads((self.path / "plan.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise UserError(f"run: cannot read {self.path / 'plan.json'}: {type(error).__name__}") from None
+
+    def cells(self) -> pd.DataFrame:
+        """One row per finished cell, columns as recorded.
+
+        Raises:
+            UserError: there is none yet.
+        """
+        if not self.records:
+            raise UserError(f"run: {self.path} has no finished cell yet")
+        return pd.DataFrame(self.records)
+
+    def summary(self) -> pd.DataFrame:
+        """Summary rows, the content of summary.csv."""
+        return self._summary.copy()
+
+    def table(self) -> str:
+        """The content of table.md."""
+        return tables.markdown(self._summary, f"Run {self.name}", self.notes())
+
+    def notes(self) -> list[str]:
+        """Everything that weakens the numbers: missing cells, mixed devices, unreadable lines."""
+        return provenance.notes(self.prepared, self.plan, self.problems)
+
+    def plot(self, kind: str, **where: object) -> Figure:
+        """One figure.
+
+        Args:
+            kind: a key of `kvbench.report.plots.KINDS`.
+            **where: columns and the values to show, as `protocol="query_aware"`; several values as a list.
+
+        Raises:
+            UserError: no such kind or column, nothing to draw, or more than one figure.
+        """
+        if kind not in plots.KINDS:
+            raise UserError(f"kind: {kind!r} is not one of {', '.join(plots.KINDS)}")
+        rows = summary.pooled(self._summary)
+        found = dict(plots.figures(kind, _where(rows, where), _where(self.prepared, where)))
+        if not found:
+            raise UserError(f"kind: this run has nothing to draw as {kind!r} (with {where or 'no filter'})")
+        if len(found) > 1:
+            raise UserError(
+                f"kind: {len(found)} figures of {kind!r}, choose one by a column: {', '.join(found)}"
+            )
+        return found.popitem()[1]
+
+    @cached_property
+    def prepared(self) -> pd.DataFrame:
+        """Cells with labels and dense's values beside them, see `summary.prepare`."""
+        return summary.prepare(self.cells())
+
+    @cached_property
+    def _summary(self) -> pd.DataFrame:
+        return summary.summarise(self.prepared, self.name)
+
+
+def _where(frame: pd.DataFrame, where: dict[str, object]) -> pd.DataFrame:
+    for column, value in where.items():
+        if column not in frame:
+            raise UserError(f"{column}: not a column, the columns are {', '.join(frame.columns)}")
+        frame = frame[frame[column].isin(value if isinstance(value, list) else [value])]
+    return frame

@@ -1,0 +1,218 @@
+"""From cells to summary rows: one per model, task, length, protocol, method, parameters, budget and seed."""
+
+import json
+
+import numpy as np
+import pandas as pd
+
+from kvbench import stats
+
+COLUMNS = (
+    "run model task task_version length protocol method eviction selection format params budget_requested "
+    "budget_covers_prompt max_new_tokens seed metric kept_tokens bytes_resident bytes_read_per_step score "
+    "ci_low ci_high n delta_vs_dense delta_ci_low delta_ci_high p_value kl_to_dense prefill_s compress_s "
+    "decode_ms_per_token timing device dtype "
+    # beyond the documented minimum
+    "label task_label is_dense wording attention kernels model_fingerprint batch n_cells n_pairs n_different "
+    "dense_score floor p_holm verdict kl_ci_low kl_ci_high agree_top1 bytes_resident_share bytes_read_share "
+    "bytes_resident_end bytes_resident_bf16 bytes_read_per_step_bf16 decode_s decode_ms_p20 decode_ms_p80 "
+    "tokens_per_s speedup peak_bytes"
+).split()
+
+# what must be equal for two cells to be comparable at all
+SETTING = ["model", "model_fingerprint", "dtype", "attention", "kernels", "protocol"]
+TASK = ["length", "task", "task_version", "wording", "metric", "max_new_tokens"]
+METHOD = ["method", "eviction", "selection", "format", "params", "budget_requested"]
+TIMING = ["timing", "batch"]
+ROW = SETTING + TASK + METHOD + TIMING
+DENSE = ["none", "all", "native"]  # eviction, selection, format
+# one table, and so one family of tests
+TABLE = [*SETTING, "length"]
+SAMPLE = ["seed", "sample", "sample_hash"]
+ALL_SEEDS = "all"
+
+_MEANS = (
+    "kept_tokens bytes_resident bytes_read_per_step bytes_resident_end bytes_resident_bf16 "
+    "bytes_read_per_step_bf16 agree_top1 bytes_resident_share bytes_read_share"
+).split()
+_MEDIANS = (
+    "prefill_s compress_s decode_ms_per_token decode_s decode_ms_p20 decode_ms_p80 tokens_per_s peak_bytes"
+).split()
+_NUMBERS = [*_MEANS, *_MEDIANS, "score", "kl_to_dense"]
+_OTHERS = "device commit versions time worker output output_ids gold meta budget_covers_prompt".split()
+_FROM_DENSE = ["score", "bytes_resident", "bytes_read_per_step", "decode_ms_per_token"]
+_PER_SAMPLE = ["score", "difference", "dense_score", "kl_to_dense"]
+
+
+def summarise(cells: pd.DataFrame, run: str) -> pd.DataFrame:
+    """Summary rows of a run, with the columns `COLUMNS`.
+
+    One row per seed; when there are several seeds also one row with seed "all" that pools them, clustered by
+    sample. Means are over samples, times are medians over cells.
+
+    Args:
+        cells: from `prepare`.
+        run: name of the run.
+    """
+    levels = [_rows(cells, [*ROW, "seed"])]
+    if cells["seed"].nunique() > 1:
+        levels.append(_rows(cells, ROW).assign(seed=ALL_SEEDS))
+    rows = pd.concat([_judged(level) for level in levels if len(level)]).assign(run=run)
+    order = rows.assign(
+        not_dense=~rows["is_dense"],
+        budget=rows["budget_requested"].map(budget_key),
+        pooled=rows["seed"] == ALL_SEEDS,
+        seed_order=pd.to_numeric(rows["seed"], errors="coerce"),
+    ).sort_values(
+        [*SETTING, *TASK, "timing", "batch", "not_dense", "label", "budget", "pooled", "seed_order"]
+    )
+    return order[COLUMNS].reset_index(drop=True)
+
+
+def pooled(summary: pd.DataFrame) -> pd.DataFrame:
+    """The rows to show: seeds pooled where there are several."""
+    all_seeds = summary["seed"] == ALL_SEEDS
+    return summary[all_seeds] if all_seeds.any() else summary
+
+
+def prepare(cells: pd.DataFrame) -> pd.DataFrame:
+    """Cells with every column that the report needs, and dense's values beside them.
+
+    Adds `label` and `task_label` (names that tell methods and tasks apart), `is_dense`, `cluster` (the sample
+    across seeds), `decode_s`, `difference` (score minus dense's on the same sample), `dense_<column>` and
+    `bytes_..._share` (of dense's); NaN where dense has no cell for the sample. `params` becomes JSON text.
+    """
+    # efficiency rows lack what they did not measure
+    needed = [*ROW, *SAMPLE, *_NUMBERS, *_OTHERS]
+    cells = cells.reindex(columns=[*cells.columns, *(name for name in needed if name not in cells)])
+    cells = cells.sort_values("cell", ignore_index=True)  # whatever the order of the files
+    cells["meta"] = [meta if isinstance(meta, dict) else {} for meta in cells["meta"]]
+    cells[_NUMBERS] = cells[_NUMBERS].apply(pd.to_numeric)
+    cells["is_dense"] = (cells[["eviction", "selection", "format"]] == DENSE).all(axis=1)
+    roles = cells[["eviction", "selection", "format"]].to_dict("records")
+    cells["label"] = distinguish(
+        cells["method"], [role | _flat(params) for role, params in zip(roles, cells["params"], strict=True)]
+    )
+    cells.loc[cells["is_dense"], "label"] = "dense"
+    details = cells[["task_version", "wording", "metric", "max_new_tokens"]].to_dict("records")
+    cells["task_label"] = distinguish(cells["task"], details)
+    cells["params"] = [json.dumps(params, sort_keys=True) for params in cells["params"]]
+    cells["cluster"] = cells["sample_hash"].fillna(cells["cell"])
+    cells["tokens"] = [
+        len(ids) if isinstance(ids, list) else limit
+        for ids, limit in zip(cells["output_ids"], cells["max_new_tokens"], strict=True)
+    ]
+    pair = [*SETTING, *TASK, *TIMING, *SAMPLE]
+    # the cells of a prompt are one batch, which steps until the last of them stops
+    steps = cells.groupby(pair, dropna=False)["tokens"].transform("max")
+    cells["decode_s"] = cells["decode_ms_per_token"] * steps / 1000
+    dense = cells[cells["is_dense"]].groupby(pair, dropna=False)[_FROM_DENSE].mean()
+    cells = cells.merge(dense.add_prefix("dense_").reset_index(), on=pair, how="left")
+    cells["difference"] = cells["score"] - cells["dense_score"]
+    cells["bytes_resident_share"] = cells["bytes_resident"] / cells["dense_bytes_resident"]
+    cells["bytes_read_share"] = cells["bytes_read_per_step"] / cells["dense_bytes_read_per_step"]
+    return cells
+
+
+def distinguish(names: pd.Series, settings: list[dict[str, object]]) -> list[str]:
+    """Names with those of their settings appended that differ under the same name: `chunkkv (chunk=20)`."""
+    coded = [json.dumps(setting, sort_keys=True) for setting in settings]
+    variants: dict[str, dict[str, dict[str, object]]] = {}
+    for name, code, setting in zip(names, coded, settings, strict=True):
+        variants.setdefault(name, {}).setdefault(code, setting)
+    labels: dict[tuple[str, str], str] = {}
+    for name, found in variants.items():
+        keys = dict.fromkeys(key for setting in found.values() for key in setting)
+        differing = [key for key in keys if len({str(setting.get(key)) for setting in found.values()}) > 1]
+        for code, setting in found.items():
+            extra = ", ".join(f"{key}={setting[key]}" for key in differing if key in setting)
+            labels[name, code] = f"{name} ({extra})" if extra else name
+    return [labels[key] for key in zip(names, coded, strict=True)]
+
+
+def joined(values: pd.Series) -> str:
+    """The distinct values as `cpu + cuda:0`; values that are already joined are taken apart first."""
+    return " + ".join(sorted({part for value in values.dropna() for part in str(value).split(" + ")}))
+
+
+def budget_key(budget: str) -> tuple[bool, float, str]:
+    """Sort key of a requested budget, `256`, `0.1x` or `256,keep=512`: none, then tokens, then ratios."""
+    amount = budget.split(",")[0]
+    return amount.endswith("x"), float(amount.rstrip("x") or -1), budget
+
+
+def _rows(cells: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    """One row per distinct key, not yet compared over a table."""
+    cells = cells.assign(row=cells.groupby(key, dropna=False, sort=False).ngroup())
+    groups = cells.groupby("row")
+    rows = cells.drop_duplicates("row").set_index("row")[[*key, "label", "task_label", "is_dense"]]
+    means, medians = groups[_MEANS].mean(), groups[_MEDIANS].median()
+    rows = rows.join(means).join(medians).join(pd.DataFrame({"n_cells": groups.size()}))
+    speedup = groups["dense_decode_ms_per_token"].median() / rows["decode_ms_per_token"]
+    rows["speedup"] = speedup.where(rows["timing"] == "isolated")
+    rows["budget_covers_prompt"] = groups["budget_covers_prompt"].all()
+    rows["device"] = groups["device"].agg(joined)
+
+    samples = cells.groupby(["row", "cluster"])[_PER_SAMPLE].mean()
+    statistics = {row: _statistics(group) for row, group in samples.groupby(level="row")}
+    return rows.join(pd.DataFrame.from_dict(statistics, orient="index"))
+
+
+def _statistics(samples: pd.DataFrame) -> dict[str, float]:
+    """Means, intervals and the test of one row.
+
+    Args:
+        samples: one line per sample with the columns `_PER_SAMPLE`.
+    """
+    differences = samples["difference"].dropna()
+    ci_low, ci_high = stats.mean_interval(samples["score"])
+    delta_ci_low, delta_ci_high = stats.difference_interval(differences)
+    kl_ci_low, kl_ci_high = stats.bootstrap(samples["kl_to_dense"])
+    return {
+        "score": samples["score"].mean(),
+        "ci_low": ci_low,
+        "ci_high": ci_high,
+        "n": len(samples),
+        "n_pairs": len(differences),
+        "n_different": (differences != 0).sum(),
+        "dense_score": samples["dense_score"].mean(),
+        "delta_vs_dense": differences.mean(),
+        "delta_ci_low": delta_ci_low,
+        "delta_ci_high": delta_ci_high,
+        "p_value": stats.difference_p_value(differences),
+        "kl_to_dense": samples["kl_to_dense"].mean(),
+        "kl_ci_low": kl_ci_low,
+        "kl_ci_high": kl_ci_high,
+    }
+
+
+def _judged(rows: pd.DataFrame) -> pd.DataFrame:
+    """Adds `floor`, `p_holm` and `verdict`; Holm's family is a table without dense, floor, covered rows."""
+    rows = rows.copy()
+    seed = ["seed"] if "seed" in rows else []
+    is_dense = rows["is_dense"]
+    rows.loc[is_dense, ["delta_vs_dense", "delta_ci_low", "delta_ci_high", "p_value"]] = np.nan
+    rows.loc[is_dense, "n_pairs"] = 0
+    dense_score = rows.assign(dense=rows["score"].where(is_dense)).groupby(
+        [*SETTING, *TASK, *seed], dropna=False
+    )
+    rows["floor"] = dense_score["dense"].transform("max") < stats.FLOOR
+    covered = rows["budget_covers_prompt"] & (rows["n_pairs"] > 0) & (rows["n_different"] == 0)
+    rows["p_value"] = rows["p_value"].mask(rows["floor"])
+    rows["p_holm"] = rows["p_value"].mask(covered)
+    rows["p_holm"] = rows.groupby([*TABLE, *seed], dropna=False)["p_holm"].transform(stats.holm)
+    rows["verdict"] = [
+        stats.verdict(row.delta_vs_dense, row.p_holm, row.n_pairs) for row in rows.itertuples(index=False)
+    ]
+    rows.loc[covered, "verdict"] = "equal to dense: the budget covers the prompt"
+    rows.loc[is_dense, "verdict"] = "reference"
+    rows.loc[rows["floor"], "verdict"] = "floor"
+    rows.loc[rows["score"].isna(), "verdict"] = ""
+    return rows
+
+
+def _flat(params: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in params.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -1,0 +1,242 @@
+"""Tables as data, and their Markdown form."""
+
+import html
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from kvbench import stats
+from kvbench.report.summary import ALL_SEEDS, SETTING, TABLE, budget_key, joined, pooled
+
+MB = 1e6
+WORSE, BETTER = "▼", "▲"
+GUIDE = (
+    "Everything in these tables is measured: kept tokens (per layer and KV head, mean), bytes resident "
+    "(after compression, page bounds and indices included), bytes read per decode step (K, V and whatever "
+    "the selection reads). 1 MB = 10^6 bytes. The requested budget is only a name.",
+    "KL: divergence of the method's next-token distribution from dense's in nats, mean over dense's own "
+    "continuation. It sees changes that a score does not.",
+    "Comparisons are paired: same samples, same seeds. p: exact McNemar for 0/1 scores, otherwise sign-flip "
+    "permutation.",
+    f"floor: dense is below {stats.FLOOR}; such a task says nothing about a method and is not compared.",
+    "Several seeds of one sample are averaged first and count as one sample.",
+    "A difference that is not detectable is not a proof of equality: look at its interval.",
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of strings; `caption` says everything needed to read it without the rest of the report."""
+
+    title: str
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """GitHub-flavoured Markdown, title and caption included; cells are escaped."""
+        cells = [[_escape(text) for text in row] for row in [self.header, *self.rows]]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "| " + " | ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)) + " |"
+            for row in cells
+        ]
+        lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+        return "\n".join([f"### {_escape(self.title)}", "", _escape(self.caption), "", *lines, ""])
+
+
+def all_tables(summary: pd.DataFrame) -> list[Table]:
+    """Scores and differences per (setting, length), then amortised times, then isolated ones.
+
+    Seeds are pooled; protocols, models, dtypes and kinds of timing never share a table.
+    """
+    rows = pooled(summary)
+    tables: list[Table] = []
+    scored = rows[rows["score"].notna()]
+    for _, group in scored.groupby(TABLE, dropna=False):
+        tables += [_scores(group), _differences(group)]
+    for _, group in scored[scored["timing"] == "amortised"].groupby(SETTING, dropna=False):
+        tables.append(_amortised(group))
+    for _, group in rows[rows["timing"] == "isolated"].groupby(SETTING, dropna=False):
+        tables.append(_isolated(group))
+    return tables
+
+
+def markdown(summary: pd.DataFrame, title: str, notes: list[str]) -> str:
+    """The whole of table.md: what weakens the numbers first, then every table, then how to read them."""
+    lines = [f"# {_escape(title)}", "", *(f"- **{_escape(note)}**" for note in notes), ""]
+    lines += [table.markdown() for table in all_tables(summary)]
+    lines += ["## How to read", "", *(f"- {_escape(line)}" for line in GUIDE), ""]
+    return "\n".join(lines)
+
+
+def _scores(group: pd.DataFrame) -> Table:
+    tasks = sorted(group["task_label"].unique())
+    header = ["method", "budget", "kept tokens", "resident MB", "resident % of dense"]
+    header += ["read MB/step", "read % of dense"]
+    for task in tasks:
+        header += [task, "KL (nats)"]
+    rows = []
+    for label, budget, config in configurations(group):
+        row = [label, budget, number(config["kept_tokens"].mean(), ".0f")]
+        for name in ("resident", "read"):
+            amount = config["bytes_resident" if name == "resident" else "bytes_read_per_step"].mean()
+            row += [number(amount / MB, ".3g"), number(100 * config[f"bytes_{name}_share"].mean(), ".3g")]
+        for task in tasks:
+            row += [_only(config[config["task_label"] == task], form) for form in (_score, _kl)]
+        rows.append(row)
+    family = int(group["p_holm"].notna().sum())
+    caption = (
+        f"{_setting(group)}. {_samples(group)}. Mean score [95 % interval: {stats.MEAN_INTERVAL}]. "
+        f"{WORSE} worse, {BETTER} better than dense on the same samples, p below {stats.ALPHA} after Holm's "
+        f"correction over the {family} comparisons of this table; without a mark no difference is detectable."
+    )
+    return Table(f"Scores: {_name(group)}", caption, header, rows)
+
+
+def _differences(group: pd.DataFrame) -> Table:
+    tasks = sorted(group["task_label"].unique())
+    header = ["method", "budget"]
+    for task in tasks:
+        header += [f"{task}: difference", "p", "p (Holm)", "verdict"]
+    rows = []
+    for label, budget, config in configurations(group[~group["is_dense"]]):
+        row = [label, budget]
+        for task in tasks:
+            at = config[config["task_label"] == task]
+            row += [_only(at, form) for form in (_difference, _p_value, _p_holm, _verdict)]
+        rows.append(row)
+    caption = (
+        f"{_setting(group)}. {_samples(group)}. Score minus dense's on the same samples: mean [95 % "
+        f"interval: {stats.DIFFERENCE_INTERVAL}]. Verdicts go by p after Holm's correction over this table."
+    )
+    return Table(f"Differences from dense: {_name(group)}", caption, header, rows)
+
+
+def _amortised(group: pd.DataFrame) -> Table:
+    rows = [
+        [str(length), task, f"{row['prompts']:.0f}", f"{row['cells']:.3g}"]
+        + [number(row[stage], ".3g") for stage in ("prefill_s", "compress_s", "decode_s")]
+        for (length, task), row in stage_seconds(group).iterrows()
+    ]
+    caption = (
+        f"{_setting(group)}. timing = amortised: seconds per prompt. Its cells share one prefill and one "
+        "decode batch, so no method has a time of its own here. Medians over cells."
+    )
+    header = ["length", "task", "prompts", "cells per prompt", "prefill s", "compress s", "decode s"]
+    return Table(f"Where the time went: {_name(group, ('model', 'protocol'))}", caption, header, rows)
+
+
+def stage_seconds(rows: pd.DataFrame) -> pd.DataFrame:
+    """Seconds per prompt and stage of amortised rows, by (length, task_label).
+
+    A row's `prefill_s` is its prompt's, `compress_s` and `decode_s` are a cell's shares.
+    """
+    groups = rows.groupby(["length", "task_label"])
+    seconds = groups[["prefill_s", "compress_s", "decode_s"]].mean()
+    seconds["prompts"] = groups["n_cells"].max()
+    seconds["cells"] = groups["n_cells"].sum() / seconds["prompts"]
+    for stage in ("compress_s", "decode_s"):
+        seconds[stage] *= seconds["cells"]
+    return seconds
+
+
+def _isolated(group: pd.DataFrame) -> Table:
+    header = ["length", "batch", "method", "budget", "prefill s", "compress s", "decode ms/token", "vs dense"]
+    header += ["tokens/s", "resident MB", "peak MB"]
+    rows = []
+    for (length, batch), point in group.groupby(["length", "batch"], dropna=False):
+        for label, budget, config in configurations(point):
+            row = config.iloc[0]
+            rows.append([str(length), number(batch, ".0f"), label, budget])
+            rows[-1] += [number(row[column], ".3g") for column in ("prefill_s", "compress_s")]
+            rows[-1] += [_time(row), number(row["speedup"], ".2f") + "x", number(row["tokens_per_s"], ".3g")]
+            rows[-1] += [number(row[column] / MB, ".3g") for column in ("bytes_resident", "peak_bytes")]
+    caption = (
+        f"{_setting(group)}. timing = isolated: one method at a time, after warm-up; medians, of the decode "
+        "time also [20th, 80th percentile]. vs dense: how many times faster a step is at the same length and "
+        "batch."
+    )
+    return Table(
+        f"Times of one method at a time: {_name(group, ('model', 'protocol'))}", caption, header, rows
+    )
+
+
+def configurations(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """(label, budget, rows of it), dense first, then by label and budget."""
+    found = rows.groupby(["is_dense", "label", "budget_requested"])
+    for key in sorted(found.groups, key=lambda key: (not key[0], key[1], budget_key(key[2]))):
+        yield key[1], key[2], found.get_group(key)
+
+
+def _only(rows: pd.DataFrame, form: Callable[[pd.Series], str]) -> str:
+    return form(rows.iloc[0]) if len(rows) else ""
+
+
+def _score(row: pd.Series) -> str:
+    text = f"{row['score']:.2f} [{number(row['ci_low'], '.2f')}, {number(row['ci_high'], '.2f')}]"
+    if row["floor"]:
+        return f"{text} floor"
+    if row["p_holm"] < stats.ALPHA:
+        return f"{text} {WORSE if row['delta_vs_dense'] < 0 else BETTER}"
+    return text
+
+
+def _kl(row: pd.Series) -> str:
+    return number(row["kl_to_dense"], ".2g")
+
+
+def _difference(row: pd.Series) -> str:
+    low, high = number(row["delta_ci_low"], "+.2f"), number(row["delta_ci_high"], "+.2f")
+    return f"{number(row['delta_vs_dense'], '+.2f')} [{low}, {high}]"
+
+
+def _p_value(row: pd.Series) -> str:
+    return number(row["p_value"], ".2g")
+
+
+def _p_holm(row: pd.Series) -> str:
+    return number(row["p_holm"], ".2g")
+
+
+def _verdict(row: pd.Series) -> str:
+    return str(row["verdict"])
+
+
+def _time(row: pd.Series) -> str:
+    low, high = number(row["decode_ms_p20"], ".3g"), number(row["decode_ms_p80"], ".3g")
+    return f"{number(row['decode_ms_per_token'], '.3g')} [{low}, {high}]"
+
+
+def number(value: float, form: str) -> str:
+    """A formatted number, or a dash where there is none; never as 1.5e+03."""
+    if math.isnan(value):
+        return "-"
+    return format(value, ",.0f" if form.endswith("g") and abs(value) >= 1000 else form)
+
+
+def _setting(rows: pd.DataFrame) -> str:
+    names = {column: joined(rows[column]) for column in (*SETTING, "device", "wording")}
+    wording = f", wording {names['wording']}" if names["wording"] else ""
+    kernels = f", {names['kernels']} kernels" if names["kernels"] else ""
+    return (
+        f"{names['model']}, {names['dtype']} on {names['device']} ({names['attention']} attention{kernels}), "
+        f"protocol {names['protocol']}{wording}"
+    )
+
+
+def _samples(rows: pd.DataFrame) -> str:
+    counts = sorted(rows["n"].unique())
+    seeds = " (seeds pooled by sample)" if (rows["seed"] == ALL_SEEDS).any() else ""
+    n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}, see summary.csv"
+    return f"{n} samples per score{seeds}"
+
+
+def _name(rows: pd.DataFrame, columns: tuple[str, ...] = ("model", "protocol", "length")) -> str:
+    return ", ".join(str(rows[column].iloc[0]) for column in columns)
+
+
+def _escape(text: str) -> str:
+    return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,80 @@
+"""Plain-text views of a run for the command line."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from kvbench.errors import UserError
+from kvbench.report.run_view import load
+
+_PAIRING = ("model", "dtype", "task", "length", "protocol", "timing", "seed", "sample", "sample_hash")
+
+
+def status(run: str | Path) -> str:
+    """How far a run is, per task and method.
+
+    Totals come from plan.json: `{"cells": [ids], "totals": [{"task", "method", "cells"}]}`; without it there
+    are only counts.
+    """
+    view = load(run)
+    plan = view.plan
+    planned = set(plan.get("cells", ()))
+    records = [record for record in view.records if not plan or record["cell"] in planned]
+    done = Counter((record["task"], record["method"]) for record in records)
+    totals = {(entry["task"], entry["method"]): entry["cells"] for entry in plan.get("totals", ())}
+    lines = [f"{view.path}: {len(records)}" + (f" of {len(planned)} cells done" if plan else " cells done")]
+    names = sorted(done | totals)
+    width = max((len(f"{task} {method}") for task, method in names), default=0)
+    for task, method in names:
+        total = f"/{totals[task, method]}" if (task, method) in totals else ""
+        lines.append(f"  {f'{task} {method}':<{width}}  {done[task, method]}{total}")
+    return "\n".join([*lines, *view.problems])
+
+
+def explain(run: str | Path, cell: str) -> str:
+    """Everything about one cell, dense's answer on the same sample and the command that repeats it.
+
+    Args:
+        run: folder or name.
+        cell: the cell's id, or the beginning of it that only one cell has.
+
+    Raises:
+        UserError: no such run; no or several such cells.
+    """
+    view = load(run)
+    found = [record for record in view.records if record["cell"].startswith(cell)]
+    if len(found) != 1:
+        some = ", ".join(record["cell"] for record in (found or view.records)[:5])
+        raise UserError(f"cell: {len(found)} cells begin with {cell!r}, give one id such as {some}")
+    record = found[0]
+    width = max(map(len, record))
+    lines = [f"cell {record['cell']} of {view.path}"]
+    lines += [
+        f"  {name:<{width}}  {_plain(value)}"
+        for name, value in record.items()
+        if name not in ("cell", "command")
+    ]
+    dense = [
+        other
+        for other in view.records
+        if other["method"] == "dense" and all(other.get(key) == record.get(key) for key in _PAIRING)
+    ]
+    if dense and record["method"] != "dense":
+        lines += [
+            "",
+            f"dense on the same sample: score {_plain(dense[0]['score'])}",
+            f"  {dense[0]['output']!r}",
+        ]
+    if "command" in record:
+        lines += ["", "repeat with", f"  {record['command']}"]
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_plain(item)}" for name, item in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value)) or "-"
+    if isinstance(value, str):
+        return repr(value) if "\n" in value or value != value.strip() else value
+    return "-" if value is None else str(value)

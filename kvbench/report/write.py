@@ -1,0 +1,36 @@
+"""The whole report of a run: summary.csv, table.md, figures, report.html."""
+
+from pathlib import Path
+
+from kvbench.report import html, plots
+from kvbench.report.run_view import load
+from kvbench.report.summary import pooled
+
+
+def write(run_dir: str | Path) -> dict[str, Path]:
+    """Writes the report into the run's folder.
+
+    Args:
+        run_dir: the run's folder, or its name under results/runs.
+
+    Returns:
+        path of every file by its name inside the folder: "summary.csv", "table.md", "report.html",
+        "figures/<kind>.<model>....svg" and ".png".
+
+    Raises:
+        UserError: no such run, no finished cell, or the folder cannot be read.
+    """
+    run = load(run_dir)
+    summary = run.summary()
+    paths = [run.path / "summary.csv", run.path / "table.md"]
+    summary.to_csv(paths[0], index=False, float_format="%.10g")
+    paths[1].write_text(run.table(), encoding="utf-8")
+    figures = []
+    for kind, spec in plots.KINDS.items():
+        for name, figure in plots.figures(kind, pooled(summary), run.prepared):
+            saved = plots.save(figure, run.path / "figures", name)
+            figures.append(html.Picture(spec.caption, name, saved[0].read_bytes()))
+            paths += saved
+    paths.append(run.path / "report.html")
+    paths[-1].write_text(html.page(run, figures), encoding="utf-8")
+    return {path.relative_to(run.path).as_posix(): path for path in paths}

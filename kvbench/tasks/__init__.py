@@ -1,0 +1,37 @@
+"""Tasks: long prompts with questions, and how answers are scored. One file per family."""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from kvbench import typed
+from kvbench.tasks.base import Family, Task, register, registered
+from kvbench.tasks.prompt import Prompt, Renderer, Sample
+
+__all__ = ["Family", "Prompt", "Renderer", "Sample", "Task", "build", "register", "registry"]
+
+
+def registry() -> dict[str, type[Family]]:
+    """All task families by name; their dataclass fields are the configuration keys."""
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        importlib.import_module(module.name)
+    return dict(registered())
+
+
+def build(label: str, mapping: Mapping[str, Any]) -> Task:
+    """Makes a task from its configuration.
+
+    Args:
+        label: its name in the experiment.
+        mapping: `family` and the family's parameters.
+
+    Raises:
+        UserError: an unknown family or key, a value that is not allowed; names the key and what is allowed.
+    """
+    families = registry()
+    values = dict(mapping)
+    name = values.pop("family", None)
+    if name not in families:
+        raise typed.unknown(f"task.{label}.family", name, families, "task family")
+    return Task(label, typed.build(families[name], values, f"task.{label}"))

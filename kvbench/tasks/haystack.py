@@ -1,0 +1,122 @@
+"""Haystacks, and needles put into them."""
+
+import hashlib
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, cycle
+from pathlib import Path
+from typing import Literal
+
+from kvbench.errors import UserError
+from kvbench.tasks import prose
+
+HaystackKind = Literal["noise", "needles", "prose", "essay"]
+
+
+@dataclass(frozen=True)
+class Haystack:
+    """Filler text in pieces, between which needles are put.
+
+    Attributes:
+        kind: what tables call it: "noise", "needles", "prose", or "essay:" and 16 digits of its SHA-256.
+        pieces: the pieces of a haystack of so many units; a unit is a line, or a word of a sentence.
+        separator: text between pieces.
+        by_depth: needles go to depths of a fixed grid, as in RULER's essays, otherwise anywhere.
+    """
+
+    kind: str
+    pieces: Callable[[int], list[str]]
+    separator: str
+    by_depth: bool
+
+    def hide(self, needles: Sequence[str], units: int, rng: random.Random) -> str:
+        """Puts the needles, in their order, at random places in a haystack of so many units."""
+        pieces = self.pieces(units)
+        if self.by_depth:
+            # 40 depths from 0 to 100 %, ends included (NVIDIA/RULER, scripts/data/synthetic/niah.py: DEPTHS)
+            depths = sorted(rng.sample(range(40), len(needles)))
+            places = [round(100 * depth / 39) * len(pieces) // 100 for depth in depths]
+        else:
+            places = sorted(rng.sample(range(len(pieces)), len(needles)))
+        return self.separator.join(insert(pieces, needles, places))
+
+    def hide_at(self, needle: str, units: int, depth: float) -> str:
+        """Puts a needle at a depth, in percent of the characters of a haystack of so many units."""
+        pieces = self.pieces(units)
+        starts = [0, *accumulate(len(piece) + len(self.separator) for piece in pieces)]
+        place = min(range(len(starts)), key=lambda i: abs(starts[i] - starts[-1] * depth / 100))
+        return self.separator.join(insert(pieces, [needle], [place]))
+
+
+def insert(pieces: Sequence[str], needles: Sequence[str], places: Sequence[int]) -> list[str]:
+    """The pieces with every needle in front of the piece at its place; places ascend."""
+    text: list[str] = []
+    start = 0
+    for needle, place in zip(needles, places, strict=True):
+        text += [*pieces[start:place], needle]
+        start = place
+    return [*text, *pieces[start:]]
+
+
+def noise(line: str) -> Haystack:
+    """One line over and over; a unit is a line."""
+    return Haystack("noise", lambda n: [line] * n, "\n", by_depth=False)
+
+
+def needles(other: Callable[[], str]) -> Haystack:
+    """Needles that are not asked for; a unit is a line, `other` makes the next one."""
+    return Haystack("needles", _first(iter(other, None)), "\n", by_depth=False)
+
+
+def text(kind: HaystackKind, essay: str | None, rng: random.Random) -> Haystack:
+    """Running text, a unit is a word: a file's from its start, repeated where it is too short, or our prose.
+
+    Raises:
+        UserError: the file cannot be read or is empty.
+    """
+    if kind == "essay":
+        words, digest = _read(essay)
+        first, name = _first(cycle(words)), f"essay:{digest[:16]}"
+    else:
+        first, name = _first(prose.words(rng)), "prose"
+    return Haystack(name, lambda n: re.split(r"(?<=[.!?]) ", " ".join(first(n))), " ", by_depth=True)
+
+
+def check(kind: HaystackKind, essay: str | None) -> None:
+    """Refuses an essay file without the kind that uses it, and the reverse."""
+    if (kind == "essay") != (essay is not None):
+        raise UserError("essay: a file goes with haystack=essay, and haystack=essay needs one (essay=FILE)")
+
+
+def _first(source: Iterator[str]) -> Callable[[int], list[str]]:
+    """The first n items of an iterator, which can be asked for again and again."""
+    items: list[str] = []
+
+    def first(n: int) -> list[str]:
+        while len(items) < n:
+            items.append(next(source))
+        return items[:n]
+
+    return first
+
+
+def _read(path: str | None) -> tuple[list[str], str]:
+    assert path is not None
+    file = Path(path).expanduser()
+    try:
+        stat = file.stat()
+        words, digest = _read_state(file, stat.st_mtime_ns, stat.st_size)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"essay: {path} cannot be read as UTF-8 text ({error})") from None
+    if not words:
+        raise UserError(f"essay: {path} is empty")
+    return words, digest
+
+
+@lru_cache(maxsize=4)
+def _read_state(file: Path, mtime_ns: int, size: int) -> tuple[list[str], str]:
+    data = file.read_bytes()
+    return data.decode("utf-8-sig").split(), hashlib.sha256(data).hexdigest()

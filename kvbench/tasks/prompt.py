@@ -1,0 +1,174 @@
+"""From a sample to the exact tokens that the model reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from jinja2.exceptions import TemplateError
+
+from kvbench.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# some templates write today's date, others open a thinking block: both would change the prompt unasked
+TEMPLATE_ARGUMENTS = {"date_string": "26 Jul 2024", "enable_thinking": False}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question with everything that is needed to ask it and to score the answer.
+
+    The user's message is `context + question`, the answer starts with `answer_prefix`; all three are used
+    verbatim, so line breaks and spaces between them are part of them.
+
+    Attributes:
+        context: what a query-agnostic method may compress, the task's instructions in front included.
+        question: what is asked about it.
+        answer_prefix: text that the answer is made to start with.
+        gold: the expected answers.
+        max_new_tokens: tokens to generate.
+        meta: facts for tables and plots (depth, haystack ...).
+    """
+
+    context: str
+    question: str
+    answer_prefix: str
+    gold: tuple[str, ...]
+    max_new_tokens: int
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered sample.
+
+    Attributes:
+        ids: token ids, [T].
+        context_end: number of leading tokens that lie wholly inside the template's head and the context.
+        text: what was tokenised.
+        hash: SHA-256 of the ids, of context_end and of the gold answers.
+    """
+
+    ids: list[int]
+    context_end: int
+    text: str
+    hash: str
+
+
+class Renderer:
+    """Turns samples into prompts for one tokenizer.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer.
+        chat_template: use the tokenizer's chat template; otherwise the text alone, with the special tokens
+            that the tokenizer adds by itself.
+        system: the system turn. None leaves it to the template, which may have one of its own; "" asks for
+            none, also where the template would put its own.
+        limit: the most tokens that the model can take, prompt and answer together.
+
+    Raises:
+        UserError: the tokenizer is a slow one or has no chat template, or the template takes no system turn
+            or does not keep the message as it is.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: bool = True,
+        system: str | None = None,
+        limit: int | None = None,
+    ) -> None:
+        if not tokenizer.is_fast:
+            raise UserError("model.path: the tokenizer is a slow one, a fast one (tokenizer.json) is needed")
+        if chat_template and not tokenizer.chat_template:
+            raise UserError("model.chat_template: the tokenizer has no chat template, allowed: false")
+        if system and not chat_template:
+            raise UserError("model.system: needs model.chat_template=true")
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.system = system
+        self.limit = limit
+        # what is wrong with the template shows at once
+        self._text(Sample("The context.", "\nThe question?", "", (), 1))
+
+    @property
+    def style(self) -> dict[str, Any]:
+        """What besides the sample decides the prompt, for the cell's identity."""
+        if not self.chat_template:
+            return {"chat_template": None}
+        digest = hashlib.sha256(self.tokenizer.get_chat_template().encode()).hexdigest()
+        return {"chat_template": digest, "system": self.system, **TEMPLATE_ARGUMENTS}
+
+    def render(self, sample: Sample) -> Prompt:
+        """Renders the sample and finds where its context ends."""
+        text, context_end_char = self._text(sample)
+        encoded = self._encode(text)
+        ids = encoded["input_ids"]
+        ends = (end for _, end in encoded["offset_mapping"])
+        context_end = next((i for i, end in enumerate(ends) if end > context_end_char), len(ids))
+        key = json.dumps([ids, context_end, list(sample.gold)])
+        return Prompt(ids, context_end, text, hashlib.sha256(key.encode()).hexdigest())
+
+    def count(self, sample: Sample) -> int:
+        """Number of tokens of the sample's prompt."""
+        return len(self._encode(self._text(sample)[0])["input_ids"])
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Character range [start, end) of every token of a piece of text, without special tokens."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return encoded["offset_mapping"]
+
+    def _encode(self, text: str) -> Any:
+        # a chat template writes the special tokens into the text
+        return self.tokenizer(
+            text, add_special_tokens=not self.chat_template, return_offsets_mapping=True, verbose=False
+        )
+
+    def _text(self, sample: Sample) -> tuple[str, int]:
+        """The text to tokenise and the number of its characters that belong to head and context."""
+        message = sample.context + sample.question
+        if not self.chat_template:
+            return message + sample.answer_prefix, len(sample.context)
+        text = self._chat(message)
+        # some templates strip the message
+        body = message.strip()
+        start = text.rfind(body)
+        if start < 0 or not body:
+            raise UserError("model.chat_template: the template rewrites the message, allowed: false")
+        stripped = len(message) - len(message.lstrip())
+        context_end = min(max(len(sample.context) - stripped, 0), len(body))
+        return text + sample.answer_prefix, start + context_end
+
+    def _chat(self, message: str) -> str:
+        user = {"role": "user", "content": message}
+        if self.system == "":
+            return self._without_system(user)
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return self._apply([*system, user], generate=True)
+
+    def _without_system(self, user: dict[str, str]) -> str:
+        """The user's turn as a later turn of a conversation, where no template writes a system turn."""
+        plain = self._apply([user], generate=True)
+        before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        earlier = self._apply(before, generate=False)
+        both = self._apply([*before, user], generate=True)
+        if not both.startswith(earlier):
+            return plain
+        turn = both.removeprefix(earlier)
+        bos = str(self.tokenizer.bos_token or "")
+        return bos + turn if plain.startswith(bos) and not turn.startswith(bos) else turn
+
+    def _apply(self, messages: list[dict[str, str]], generate: bool) -> str:
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generate, **TEMPLATE_ARGUMENTS
+            )
+        except TemplateError as error:
+            raise UserError(f"model.system: the chat template refuses this conversation ({error})") from None
+        assert isinstance(text, str)
+        return text

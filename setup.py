@@ -1,0 +1,22 @@
+"""Package list only; everything else is in pyproject.toml.
+
+`kernels/`, `experiments/` and `conf/` are top-level folders for people and subpackages of kvbench for Python.
+setuptools maps a folder to a package name but finds no packages under a mapped name: they are listed here.
+"""
+
+from setuptools import find_packages, setup
+
+MAPPED = ("kernels", "experiments", "conf")
+
+packages = find_packages(include=["kvbench", "kvbench.*"])
+for top in MAPPED:
+    packages += [f"kvbench.{name}" for name in [top, *(f"{top}.{sub}" for sub in find_packages(top))]]
+
+setup(
+    packages=packages,
+    package_dir={f"kvbench.{top}": top for top in MAPPED},
+    package_data={
+        "": ["*.jinja", "*.json", "*.cpp", "*.h", "py.typed"],
+        "kvbench.conf": ["**/*.yaml"],
+    },
+)

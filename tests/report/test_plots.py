@@ -1,0 +1,79 @@
+import itertools
+
+import pandas as pd
+import pytest
+from matplotlib.text import Text
+
+from kvbench.report import plots, style
+from kvbench.report.summary import pooled, prepare, summarise
+
+METHODS = ("chunkkv", "quest", "random")
+
+
+@pytest.fixture(scope="module")
+def data(accuracy, efficiency):
+    cells = prepare(
+        pd.DataFrame(
+            accuracy(tasks=("niah_single", "vt"), samples=5, budgets=(64, 4096), methods=METHODS)
+            + efficiency((1, 4), (1024, 2048))
+        )
+    )
+    return pooled(summarise(cells, "r")), cells
+
+
+def figure_of(kind, data):
+    return dict(plots.figures(kind, *data))
+
+
+@pytest.mark.parametrize("kind", plots.KINDS)
+def test_every_kind_draws(kind, data):
+    name, figure = next(iter(figure_of(kind, data).items()))
+    assert name.startswith(f"{kind}.smollm2_135m.float32.query_aware")
+    assert all(axes.get_xlabel() or axes.get_ylabel() or axes.get_title() for axes in figure.axes)
+    assert "smollm2_135m, float32 on cpu, query_aware" in " ".join(
+        text.get_text() for text in figure.findobj(Text)
+    )
+
+
+def test_figures_are_repeatable(data):
+    first, second = (figure_of("kl_vs_read", data).popitem()[1] for _ in range(2))
+    assert style.render(first, "svg") == style.render(second, "svg")
+
+
+def test_score_figure_shows_dense_and_leaves_out_covered_budgets(data):
+    axes = figure_of("score_vs_resident", data).popitem()[1].axes[0]
+    assert axes.get_xscale() == "log" and axes.get_xlabel().endswith("(MB)")
+    lines = {line.get_color(): line.get_xdata() for line in axes.lines if line.get_marker() == "o"}
+    assert len(lines[style.styles(["chunkkv"])["chunkkv"].colour]) == 1
+    assert any(line.get_marker() == "*" for line in axes.lines)
+    assert len(axes.collections) >= 3
+
+
+def test_protocols_and_timings_never_share_a_figure(accuracy, efficiency):
+    records = accuracy(tasks=("niah_single",), samples=2, protocols=("query_aware", "query_agnostic"))
+    cells = prepare(pd.DataFrame(records + efficiency()))
+    rows = pooled(summarise(cells, "r"))
+    assert len(figure_of("score_vs_read", (rows, cells))) == 2
+    endings = [name.rsplit(".", 2)[1:] for name in figure_of("stages", (rows, cells))]
+    assert endings == [
+        ["query_agnostic", "amortised"],
+        ["query_aware", "amortised"],
+        ["query_aware", "isolated"],
+    ]
+
+
+def test_other_weights_under_the_same_name_get_their_own_file(accuracy):
+    records = accuracy(tasks=("niah_single",), samples=2)
+    records += [r | {"cell": r["cell"] + "2", "model_fingerprint": "beef"} for r in records]
+    cells = prepare(pd.DataFrame(records))
+    names = list(figure_of("score_vs_read", (summarise(cells, "r"), cells)))
+    assert names[1] == names[0] + "-2"
+
+
+def test_styles_are_distinct_and_stable():
+    labels = [f"method{i:02}" for i in range(40)]
+    looks = style.styles([*labels, "dense"])
+    pairs = [(look.colour, look.marker) for look in looks.values()]
+    assert len(set(pairs)) == 41 and all(a != b for a, b in itertools.pairwise(pairs))
+    assert looks["dense"].colour == style.DENSE_COLOUR
+    assert style.styles(labels[:3]) == {name: looks[name] for name in ("dense", *labels[:3])}

