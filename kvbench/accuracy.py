@@ -125,7 +125,7 @@ def _shared_fields(
     result: DecodedGroup,
     cells: int,
 ) -> Record:
-    """Fields that are equal for all cells of a prompt; times are shared out among them."""
+    """Fields that are equal for all cells of a prompt: `prefill_s` is the whole prompt's, the others are shares of it."""
     return {
         "model": loaded.name,
         "model_fingerprint": loaded.fingerprint,

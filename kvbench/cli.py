@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -24,6 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             args = _parse(argv)
             args.handler(args)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # the reader (`| head`) has left; what is still buffered must not complain at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except UserError as error:
             print(f"kvbench: error: {error}", file=sys.stderr)
             return 2

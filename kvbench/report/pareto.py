@@ -1,5 +1,7 @@
 """Score and KL against measured bytes: what a smaller cache costs."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -18,15 +20,22 @@ _SHIFT = 0.04  # methods that keep equally much would hide each other
 
 def score(rows: pd.DataFrame, bytes_column: str) -> style.Figure:
     """Score against bytes, one panel per length and task; rows of one setting."""
-    return _draw(rows, bytes_column, "score")
+    return _draw(rows, bytes_column, ["score", "ci_low", "ci_high"], _score_axes)
 
 
 def kl(rows: pd.DataFrame, bytes_column: str) -> style.Figure:
     """KL from dense against bytes, one panel per length and task; rows of one setting."""
-    return _draw(rows, bytes_column, "kl")
+    columns = ["kl_to_dense", "kl_ci_low", "kl_ci_high"]
+    return _draw(rows.assign(**rows[columns].clip(lower=KL_SHOWN)), bytes_column, columns, _kl_axes)
 
 
-def _draw(rows: pd.DataFrame, bytes_column: str, what: str) -> style.Figure:
+def _draw(
+    rows: pd.DataFrame,
+    bytes_column: str,
+    columns: list[str],
+    dress: Callable[[Axes, pd.DataFrame, str], None],
+) -> style.Figure:
+    """The figure of a value and its bounds, `columns`; `dress` adds a panel's y axis and dense."""
     # a native cache that covers the prompt is dense by definition
     rows = rows[rows["is_dense"] | ~rows["budget_covers_prompt"] | (rows["format"] != "native")]
     groups = list(rows.groupby(["length", "task_label"]))
@@ -34,14 +43,16 @@ def _draw(rows: pd.DataFrame, bytes_column: str, what: str) -> style.Figure:
     looks = style.styles(rows["label"])
     methods = [label for label in looks if label != "dense"]
     for axes, ((length, task), panel) in zip(all_axes, groups, strict=True):
-        dense = panel[panel["is_dense"]]
         for place, label in zip(np.linspace(-1, 1, len(methods)), methods, strict=True):
-            points = panel[panel["label"] == label].sort_values(bytes_column)
-            _points(axes, points, bytes_column, what, looks[label], (1 + _SHIFT) ** place)
-        (_score_axes if what == "score" else _kl_axes)(axes, panel, dense, bytes_column)
+            points, look = panel[panel["label"] == label].sort_values(bytes_column), looks[label]
+            x = points[bytes_column] / MB * (1 + _SHIFT) ** place
+            y, low, high = points[columns].to_numpy().T
+            axes.plot(x, y, look.line, color=look.colour, marker=look.marker, linewidth=1.2, markersize=5)
+            axes.vlines(x, low, high, color=look.colour, linewidth=1, alpha=0.5)
+        dress(axes, panel, bytes_column)
         # a fixed place above the upper ticks; finding one takes half of matplotlib's time
         axes.set_title(f"{task}, {length} tokens, n = {panel['n'].max()}", y=1, pad=20)
-        _bytes_axis(axes, dense, bytes_column)
+        _bytes_axis(axes, panel, bytes_column)
     note = (
         f"{style.subject(rows)}. Bars: 95 % intervals. Methods are moved sideways by at most "
         f"{100 * _SHIFT:.0f} % to be seen. Budgets that cover the prompt are not drawn. Above: % of dense."
@@ -50,24 +61,10 @@ def _draw(rows: pd.DataFrame, bytes_column: str, what: str) -> style.Figure:
     return figure
 
 
-def _points(
-    axes: Axes, points: pd.DataFrame, bytes_column: str, what: str, look: style.Style, shift: float
-) -> None:
-    columns = (
-        ["score", "ci_low", "ci_high"] if what == "score" else ["kl_to_dense", "kl_ci_low", "kl_ci_high"]
-    )
-    x = points[bytes_column] / MB * shift
-    y, low, high = points[columns].to_numpy().T
-    if what == "kl":
-        y, low, high = np.maximum([y, low, high], KL_SHOWN)
-    axes.plot(x, y, color=look.colour, marker=look.marker, linestyle=look.line, linewidth=1.2, markersize=5)
-    axes.vlines(x, low, high, color=look.colour, linewidth=1, alpha=0.5)
-
-
-def _score_axes(axes: Axes, panel: pd.DataFrame, dense: pd.DataFrame, bytes_column: str) -> None:
+def _score_axes(axes: Axes, panel: pd.DataFrame, bytes_column: str) -> None:
     axes.set_ylim(-0.04, 1.04)
     axes.set_ylabel(f"score ({panel['metric'].iloc[0]})")
-    for _, row in dense.iterrows():
+    for _, row in panel[panel["is_dense"]].iterrows():
         axes.axhspan(row["ci_low"], row["ci_high"], color=style.DENSE_COLOUR, alpha=0.08, linewidth=0)
         axes.axhline(row["score"], color=style.DENSE_COLOUR, linewidth=1)
         axes.plot(row[bytes_column] / MB, row["score"], "*", color=style.DENSE_COLOUR, markersize=9, zorder=5)
@@ -75,22 +72,21 @@ def _score_axes(axes: Axes, panel: pd.DataFrame, dense: pd.DataFrame, bytes_colu
         axes.text(0.5, 0.55, f"floor: dense is below {stats.FLOOR}", transform=axes.transAxes, ha="center")
 
 
-def _kl_axes(axes: Axes, panel: pd.DataFrame, dense: pd.DataFrame, bytes_column: str) -> None:
+def _kl_axes(axes: Axes, panel: pd.DataFrame, bytes_column: str) -> None:
     style.log_axis(axes, "y")
     axes.set_ylabel("KL from dense (nats per token)")
-    for _, row in dense.iterrows():
+    for _, row in panel[panel["is_dense"]].iterrows():
         axes.axvline(row[bytes_column] / MB, color=style.DENSE_COLOUR, linewidth=1)
-    if (panel.loc[~panel["is_dense"], "kl_to_dense"] < KL_SHOWN).any():
+    if (panel.loc[~panel["is_dense"], "kl_to_dense"] == KL_SHOWN).any():
         axes.axhline(KL_SHOWN, color=style.GREY, linewidth=0.8, linestyle=":")
-        axes.annotate(
-            "at or below", (0.02, KL_SHOWN), xycoords=("axes fraction", "data"), fontsize=8, va="bottom"
-        )
+        where = {"xycoords": ("axes fraction", "data"), "va": "bottom"}
+        axes.annotate("at or below", (0.02, KL_SHOWN), fontsize=8, **where)
 
 
-def _bytes_axis(axes: Axes, dense: pd.DataFrame, bytes_column: str) -> None:
+def _bytes_axis(axes: Axes, panel: pd.DataFrame, bytes_column: str) -> None:
     style.log_axis(axes, "x")
     axes.set_xlabel(BYTES[bytes_column])
-    if len(dense):
-        percent = dense[bytes_column].iloc[0] / MB / 100
+    if panel["is_dense"].any():
+        percent = panel.loc[panel["is_dense"], bytes_column].iloc[0] / MB / 100
         top = axes.secondary_xaxis("top", functions=(lambda x: x / percent, lambda x: x * percent))
         style.log_axis(top, "x", "%g%%")

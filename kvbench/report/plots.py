@@ -80,16 +80,14 @@ KINDS = {
 }
 
 
-def figures(kind: str, rows: pd.DataFrame, cells: pd.DataFrame) -> Iterator[tuple[str, style.Figure]]:
+def figures(kind: str, source: pd.DataFrame) -> Iterator[tuple[str, style.Figure]]:
     """All figures of a kind with their file names (no suffix): one per setting, never two protocols in one.
 
     Args:
         kind: a key of `KINDS`.
-        rows: summary rows with seeds pooled.
-        cells: prepared cells.
+        source: prepared cells where the kind is drawn `from_cells`, otherwise summary rows with seeds pooled.
     """
     spec = KINDS[kind]
-    source = cells if spec.from_cells else rows
     source = source[spec.wanted(source)]
     seen: set[str] = set()
     for _, group in source.groupby([*SETTING, *spec.by], dropna=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,12 @@ class Run:
         """Everything that weakens the numbers: missing cells, mixed devices, unreadable lines."""
         return provenance.notes(self.prepared, self.plan, self.problems)
 
+    def figures(self, kind: str, **where: object) -> Iterator[tuple[str, Figure]]:
+        """All figures of a kind with their file names; arguments as for `plot`."""
+        from_cells = plots.KINDS[kind].from_cells
+        source = self.prepared if from_cells else summary.pooled(self._summary)
+        return plots.figures(kind, _where(source, where))
+
     def plot(self, kind: str, **where: object) -> Figure:
         """One figure.
 
@@ -94,8 +101,7 @@ class Run:
         """
         if kind not in plots.KINDS:
             raise UserError(f"kind: {kind!r} is not one of {', '.join(plots.KINDS)}")
-        rows = summary.pooled(self._summary)
-        found = dict(plots.figures(kind, _where(rows, where), _where(self.prepared, where)))
+        found = dict(self.figures(kind, **where))
         if not found:
             raise UserError(f"kind: this run has nothing to draw as {kind!r} (with {where or 'no filter'})")
         if len(found) > 1:

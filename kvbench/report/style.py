@@ -38,6 +38,7 @@ SETTINGS: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "axes.spines.right": False,
     "axes.spines.top": False,
+    "text.parse_math": False,  # labels come from the user
     "svg.hashsalt": "kvbench",  # the same figure gives the same file
 }
 

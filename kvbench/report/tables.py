@@ -56,7 +56,9 @@ def all_tables(summary: pd.DataFrame) -> list[Table]:
     tables: list[Table] = []
     scored = rows[rows["score"].notna()]
     for _, group in scored.groupby(TABLE, dropna=False):
-        tables += [_scores(group), _differences(group)]
+        tables.append(_scores(group))
+        if not group["is_dense"].all():
+            tables.append(_differences(group))
     for _, group in scored[scored["timing"] == "amortised"].groupby(SETTING, dropna=False):
         tables.append(_amortised(group))
     for _, group in rows[rows["timing"] == "isolated"].groupby(SETTING, dropna=False):
@@ -85,7 +87,7 @@ def _scores(group: pd.DataFrame) -> Table:
             amount = config["bytes_resident" if name == "resident" else "bytes_read_per_step"].mean()
             row += [number(amount / MB, ".3g"), number(100 * config[f"bytes_{name}_share"].mean(), ".3g")]
         for task in tasks:
-            row += [_only(config[config["task_label"] == task], form) for form in (_score, _kl)]
+            row += _cells(config[config["task_label"] == task], _score, width=2)
         rows.append(row)
     family = int(group["p_holm"].notna().sum())
     caption = (
@@ -105,8 +107,7 @@ def _differences(group: pd.DataFrame) -> Table:
     for label, budget, config in configurations(group[~group["is_dense"]]):
         row = [label, budget]
         for task in tasks:
-            at = config[config["task_label"] == task]
-            row += [_only(at, form) for form in (_difference, _p_value, _p_holm, _verdict)]
+            row += _cells(config[config["task_label"] == task], _difference, width=4)
         rows.append(row)
     caption = (
         f"{_setting(group)}. {_samples(group)}. Score minus dense's on the same samples: mean [95 % "
@@ -144,7 +145,7 @@ def stage_seconds(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _isolated(group: pd.DataFrame) -> Table:
-    header = ["length", "batch", "method", "budget", "prefill s", "compress s", "decode ms/token", "vs dense"]
+    header = ["length", "batch", "method", "budget", "prefill s", "compress s", "decode ms/token", "speed-up"]
     header += ["tokens/s", "resident MB", "peak MB"]
     rows = []
     for (length, batch), point in group.groupby(["length", "batch"], dropna=False):
@@ -152,11 +153,11 @@ def _isolated(group: pd.DataFrame) -> Table:
             row = config.iloc[0]
             rows.append([str(length), number(batch, ".0f"), label, budget])
             rows[-1] += [number(row[column], ".3g") for column in ("prefill_s", "compress_s")]
-            rows[-1] += [_time(row), number(row["speedup"], ".2f") + "x", number(row["tokens_per_s"], ".3g")]
+            rows[-1] += [_time(row), number(row["speedup"], ".2f"), number(row["tokens_per_s"], ".3g")]
             rows[-1] += [number(row[column] / MB, ".3g") for column in ("bytes_resident", "peak_bytes")]
     caption = (
         f"{_setting(group)}. timing = isolated: one method at a time, after warm-up; medians, of the decode "
-        "time also [20th, 80th percentile]. vs dense: how many times faster a step is at the same length and "
+        "time also [20th, 80th percentile]. Speed-up: of a decode step over dense's at the same length and "
         "batch."
     )
     return Table(
@@ -171,38 +172,23 @@ def configurations(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]
         yield key[1], key[2], found.get_group(key)
 
 
-def _only(rows: pd.DataFrame, form: Callable[[pd.Series], str]) -> str:
-    return form(rows.iloc[0]) if len(rows) else ""
+def _cells(rows: pd.DataFrame, form: Callable[[pd.Series], list[str]], width: int) -> list[str]:
+    return form(rows.iloc[0]) if len(rows) else [""] * width
 
 
-def _score(row: pd.Series) -> str:
+def _score(row: pd.Series) -> list[str]:
     text = f"{row['score']:.2f} [{number(row['ci_low'], '.2f')}, {number(row['ci_high'], '.2f')}]"
     if row["floor"]:
-        return f"{text} floor"
-    if row["p_holm"] < stats.ALPHA:
-        return f"{text} {WORSE if row['delta_vs_dense'] < 0 else BETTER}"
-    return text
+        text += " floor"
+    elif row["p_holm"] < stats.ALPHA:
+        text += f" {WORSE if row['delta_vs_dense'] < 0 else BETTER}"
+    return [text, number(row["kl_to_dense"], ".2g")]
 
 
-def _kl(row: pd.Series) -> str:
-    return number(row["kl_to_dense"], ".2g")
-
-
-def _difference(row: pd.Series) -> str:
+def _difference(row: pd.Series) -> list[str]:
     low, high = number(row["delta_ci_low"], "+.2f"), number(row["delta_ci_high"], "+.2f")
-    return f"{number(row['delta_vs_dense'], '+.2f')} [{low}, {high}]"
-
-
-def _p_value(row: pd.Series) -> str:
-    return number(row["p_value"], ".2g")
-
-
-def _p_holm(row: pd.Series) -> str:
-    return number(row["p_holm"], ".2g")
-
-
-def _verdict(row: pd.Series) -> str:
-    return str(row["verdict"])
+    text = f"{number(row['delta_vs_dense'], '+.2f')} [{low}, {high}]"
+    return [text, number(row["p_value"], ".2g"), number(row["p_holm"], ".2g"), str(row["verdict"])]
 
 
 def _time(row: pd.Series) -> str:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from kvbench.report import html, plots
 from kvbench.report.run_view import load
-from kvbench.report.summary import pooled
 
 
 def write(run_dir: str | Path) -> dict[str, Path]:
@@ -21,13 +20,12 @@ def write(run_dir: str | Path) -> dict[str, Path]:
         UserError: no such run, no finished cell, or the folder cannot be read.
     """
     run = load(run_dir)
-    summary = run.summary()
     paths = [run.path / "summary.csv", run.path / "table.md"]
-    summary.to_csv(paths[0], index=False, float_format="%.10g")
+    run.summary().to_csv(paths[0], index=False, float_format="%.10g")
     paths[1].write_text(run.table(), encoding="utf-8")
     figures = []
     for kind, spec in plots.KINDS.items():
-        for name, figure in plots.figures(kind, pooled(summary), run.prepared):
+        for name, figure in run.figures(kind):
             saved = plots.save(figure, run.path / "figures", name)
             figures.append(html.Picture(spec.caption, name, saved[0].read_bytes()))
             paths += saved

@@ -22,7 +22,8 @@ def data(accuracy, efficiency):
 
 
 def figure_of(kind, data):
-    return dict(plots.figures(kind, *data))
+    rows, cells = data
+    return dict(plots.figures(kind, cells if plots.KINDS[kind].from_cells else rows))
 
 
 @pytest.mark.parametrize("kind", plots.KINDS)
@@ -77,3 +78,21 @@ def test_styles_are_distinct_and_stable():
     assert len(set(pairs)) == 41 and all(a != b for a, b in itertools.pairwise(pairs))
     assert looks["dense"].colour == style.DENSE_COLOUR
     assert style.styles(labels[:3]) == {name: looks[name] for name in ("dense", *labels[:3])}
+
+
+@pytest.mark.parametrize("keep", ["dense only", "no dense", "one sample"])
+def test_odd_runs_draw(accuracy, keep):
+    samples = 1 if keep == "one sample" else 2
+    records = accuracy(tasks=("niah_multivalue",), samples=samples, budgets=(64,), methods=METHODS)
+    if keep != "one sample":
+        records = [record for record in records if (record["method"] == "dense") == (keep == "dense only")]
+    cells = prepare(pd.DataFrame(records))
+    rows = summarise(cells, "r")
+    for kind in ("score_vs_resident", "kl_vs_read", "needle", "stages"):
+        figure_of(kind, (rows, cells)).popitem()[1].draw_without_rendering()
+
+
+def test_labels_are_not_mathematics(accuracy):
+    records = [r | {"task": "$x_{$"} for r in accuracy(tasks=("niah_single",), samples=2, methods=METHODS)]
+    cells = prepare(pd.DataFrame(records))
+    figure_of("score_vs_read", (summarise(cells, "r"), cells)).popitem()[1].draw_without_rendering()
