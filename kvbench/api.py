@@ -10,6 +10,7 @@ from kvbench import report
 from kvbench.compose import compose, run_dir
 from kvbench.experiments import run as run_experiment
 from kvbench.progress import Progress
+from kvbench.repeat import text
 from kvbench.report import Run
 
 
@@ -30,7 +31,7 @@ def run(
         `kvbench.run("quickstart", ["method=[snapkv,rocketkv]", "limit=2"]).summary()`
     """
     if isinstance(overrides, Mapping):
-        overrides = [f"{key}={_text(value)}" for key, value in overrides.items()]
+        overrides = [f"{key}={text(value)}" for key, value in overrides.items()]
     composed = compose([f"experiment={experiment}", *overrides], [str(folder) for folder in config_dirs])
     run_experiment(composed, Progress)
     return load(run_dir(composed))
@@ -44,13 +45,3 @@ def load(run: str | Path) -> Run:
     """
     return report.load(run)
 
-
-def _text(value: Any) -> str:
-    """A Python value as Hydra writes it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(_text(item) for item in value) + "]"
-    return str(value)

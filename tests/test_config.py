@@ -240,7 +240,7 @@ def test_plugins_register_methods(load, tmp_path: Path, monkeypatch: pytest.Monk
 MISTAKES = {
     # names that do not exist
     "experiment=quikstart": "experiment: there is no experiment 'quikstart' (did you mean quickstart?)",
-    "method=chunkv": "method: there is no method 'chunkv' (did you mean chunkkv?); known: chunkkv, dense, ",
+    "method=chunkv": "method: there is no method 'chunkv' (did you mean chunkkv?); known: ",
     "method=[dense,chunkv]": "method: there is no method 'chunkv' (did you mean chunkkv?)",
     "task=[needel]": "task: there is no task 'needel' (did you mean needle?); known: ",
     "model=lama31_8b": "model: there is no model 'lama31_8b' (did you mean llama31_8b?); known: llama31_8b, ",
