@@ -1,0 +1,267 @@
+"""What a request is to the cache: a chain of content blocks, each with a cumulative hash.
+
+Every block of a prompt is a `Node` that points at the block before it, so requests that share a
+prefix share the nodes, and a request that extends another one costs only its extension.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+TOOLS, SYSTEM, MESSAGES = 0, 1, 2
+TIERS = ("tools", "system", "messages")
+
+# kinds that the rules tell apart; every other content is TEXT
+TEXT, TOOL, TOOL_USE, TOOL_RESULT, THINKING, SERVER_RESULT = range(6)
+KINDS = ("text", "tool", "tool_use", "tool_result", "thinking", "server_tool_result")
+
+TTL_SECONDS = {"5m": 300, "1h": 3600}
+TTL_NAMES = {300: "5m", 3600: "1h"}
+
+# a polynomial hash modulo a Mersenne prime: the same prefix has the same value however it is cut into blocks
+_PRIME = (1 << 127) - 1
+_FACTOR = 0x5DEECE66D1234567F9E3779B97F4A7C1 % _PRIME
+
+
+def digest(text: str) -> int:
+    """64-bit content hash of a text (BLAKE2b)."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def mix(cumulative: int, values: Sequence[int]) -> int:
+    """Cumulative prefix hash after appending values, in order."""
+    for value in values:
+        cumulative = (cumulative * _FACTOR + value + 1) % _PRIME
+    return cumulative
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One content block as it was sent, without its content.
+
+    Attributes:
+        tier: TOOLS, SYSTEM or MESSAGES.
+        kind: one of the kinds above.
+        hash: hash of the content with JSON keys sorted and a string written as a text block.
+        tokens: tokens of this block alone.
+        source: how the tokens were counted: usage, scaled, fixture, reconstructed, estimate.
+        order: hash of the JSON as sent, 0 when its keys are sorted already (switch U6).
+        string: the content was a bare string (switch U4).
+        message: index of the message the block is in, -1 outside messages.
+        type: the block's own type name, for reports.
+        markable: whether cache_control may stand on it (R5).
+    """
+
+    tier: int
+    kind: int
+    hash: int
+    tokens: int
+    source: str = "estimate"
+    order: int = 0
+    string: bool = False
+    message: int = -1
+    type: str = "text"
+    markable: bool = True
+
+
+class Node:
+    """A block in its place: one link of a prefix chain."""
+
+    __slots__ = (
+        "__weakref__",
+        "cum",
+        "index",
+        "kind",
+        "markable",
+        "message",
+        "own",
+        "parent",
+        "server",
+        "tier",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        parent: Node | None,
+        cum: int,
+        tokens: int,
+        tier: int,
+        kind: int,
+        message: int = -1,
+        own: int = 0,
+        markable: bool = True,
+    ) -> None:
+        """Appends a block to a chain.
+
+        Args:
+            parent: the block before, None for the root.
+            cum: hash of everything up to and including this block.
+            tokens: tokens of everything up to and including this block.
+            tier: TOOLS, SYSTEM or MESSAGES.
+            kind: kind of the block.
+            message: index of its message.
+            own: hash of the block alone.
+            markable: whether cache_control may stand on it.
+        """
+        self.parent = parent
+        self.cum = cum
+        self.tokens = tokens
+        self.tier = tier
+        self.kind = kind
+        self.message = message
+        self.own = own
+        self.markable = markable
+        self.index = 0 if parent is None else parent.index + 1
+        # nearest server-tool result at or before this block: the API puts its own breakpoint there (R7)
+        self.server = self if kind == SERVER_RESULT else None if parent is None else parent.server
+
+
+Marker = tuple[Node, int]
+"""A breakpoint: the block it stands on and its lifetime in seconds (300 or 3600)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hashing:
+    """Which differences between two requests change the prefix: the switches that act before the lookup.
+
+    Attributes:
+        string_form: U4, "equal" or "distinct".
+        key_order: U6, "significant" or "ignored".
+        params_scope: first tier that a change of thinking, effort, betas invalidates: "messages" or "tools".
+    """
+
+    string_form: str = "equal"
+    key_order: str = "significant"
+    params_scope: str = "messages"
+
+    def value(self, block: Block) -> int:
+        """The block's contribution to the cumulative hash."""
+        value = block.hash
+        if block.order and self.key_order == "significant":
+            value ^= block.order
+        if block.string and self.string_form == "distinct":
+            value ^= 0x5F5F
+        return value
+
+
+def root(salt: int = 0) -> Node:
+    """The empty prefix; requests whose tools-tier salt differs share nothing."""
+    return Node(None, mix(1, (salt,)), 0, TOOLS, TEXT)
+
+
+def append(parent: Node, block: Block, hashing: Hashing, salts: Sequence[int]) -> Node:
+    """Appends a block, folding in the salt of each tier that it opens.
+
+    Args:
+        parent: last block so far, or the root.
+        block: the block to append; its tier must not be before the parent's.
+        hashing: which differences count.
+        salts: hash of the parameters that affect each tier, [3].
+    """
+    cum = parent.cum
+    for tier in range(parent.tier + 1, block.tier + 1):
+        cum = mix(cum, (salts[tier],))
+    value = hashing.value(block)
+    tokens = parent.tokens + block.tokens
+    return Node(
+        parent, mix(cum, (value,)), tokens, block.tier, block.kind, block.message, value, block.markable
+    )
+
+
+@dataclass(slots=True)
+class Usage:
+    """Input tokens of one request by how they are billed; `read + write_5m + write_1h + uncached = total`."""
+
+    read: int = 0
+    write_5m: int = 0
+    write_1h: int = 0
+    uncached: int = 0
+    output: int = 0
+
+    @property
+    def total(self) -> int:
+        """All input tokens."""
+        return self.read + self.write_5m + self.write_1h + self.uncached
+
+
+@dataclass(slots=True)
+class Request:
+    """One request of a trace.
+
+    Attributes:
+        id: name, unique in its trace.
+        t: start, seconds since the Unix epoch.
+        model: model id as sent.
+        head: last block of the prompt.
+        tools_end: last block of the tools tier, None without tools.
+        system_end: last block of the system tier, None without system.
+        markers: breakpoints as sent, in prompt order, automatic caching already placed.
+        session: conversation it belongs to.
+        workspace: isolation scope (R25).
+        ttft: seconds from start to the first byte of the response (R24).
+        output: output tokens.
+        usage: usage as the API reported it, if it was recorded.
+        source: weakest token source among its blocks.
+        tail: tokens after `head` that no block covers (a trace's incomplete last block); never cached.
+        batch: sent through the Batch API.
+        geo: `inference_geo`, "us" costs more.
+        speed: "fast" or "".
+        blocks: the blocks themselves where the trace has them, for reports.
+    """
+
+    id: str
+    t: float
+    model: str
+    head: Node
+    tools_end: Node | None = None
+    system_end: Node | None = None
+    markers: tuple[Marker, ...] = ()
+    session: str = ""
+    workspace: str = "default"
+    ttft: float = 0.0
+    output: int = 0
+    usage: Usage | None = None
+    source: str = "estimate"
+    batch: bool = False
+    geo: str = ""
+    speed: str = ""
+    tail: int = 0
+    blocks: tuple[Block, ...] = ()
+
+
+def chain(blocks: Sequence[Block], hashing: Hashing, salts: Sequence[int]) -> list[Node]:
+    """The chain of a whole prompt.
+
+    Args:
+        blocks: all blocks, in tools, system, messages order.
+        hashing: which differences count.
+        salts: hash of the parameters per tier, [3].
+
+    Returns:
+        One node per block (the root is not among them).
+    """
+    node = root(salts[TOOLS])
+    nodes = []
+    for block in blocks:
+        node = append(node, block, hashing, salts)
+        nodes.append(node)
+    return nodes
+
+
+def tier_ends(nodes: Sequence[Node]) -> tuple[Node | None, Node | None]:
+    """Last block of the tools tier and of the system tier, None where the tier is empty."""
+    ends: list[Node | None] = [None, None]
+    for node in nodes:
+        if node.tier < MESSAGES:
+            ends[node.tier] = node
+    return ends[0], ends[1]
+
+
+def last_markable(node: Node | None) -> Node | None:
+    """The nearest block at or before a block that may carry a marker (R4), None if there is none."""
+    while node is not None and node.index and not node.markable:
+        node = node.parent
+    return node if node is not None and node.index else None

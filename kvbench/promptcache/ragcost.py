@@ -1,0 +1,249 @@
+"""The experiment `claude_rag_cost`: the Agentic-RAG workload under every layout and placement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kvbench.errors import UserError
+from kvbench.promptcache import curves, plots, tables
+from kvbench.promptcache.article import table as article_rows
+from kvbench.promptcache.bound import lower_bound
+from kvbench.promptcache.doctor import diagnose
+from kvbench.promptcache.model import Request, Usage
+from kvbench.promptcache.placements import Placement, as_sent, named, none
+from kvbench.promptcache.planner import plan
+from kvbench.promptcache.prices import PriceBook
+from kvbench.promptcache.replay import GAPS
+from kvbench.promptcache.simulate import Simulator, Trace, simulate_range
+from kvbench.promptcache.switches import Switches
+from kvbench.promptcache.traces.recorded import RecordedTrace
+
+# layouts that are run as they are, and layouts whose requests are marked by each placement
+AS_SENT = ("article_graph", "article_explicit", "agent", "agent_5m", "agent_1h")
+PLACED = ("corrected", "append_only")
+EXTRA = "the Agentic-RAG workload needs the extra: pip install 'kvbench[claude]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizesConfig:
+    """Sizes of a prompt's parts; see `rag.graphs.Sizes`. The defaults are those of the article's table."""
+
+    system: int = 2_000
+    tool: int = 1_000
+    passage: int = 8_000
+    overlap: int = 100
+    passages: int = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class RagConfig:
+    """What to run and under which assumptions.
+
+    Attributes:
+        run_dir: where the results go.
+        claude_model: model that is asked and priced.
+        turns: questions per conversation.
+        conversations: conversations, one after another.
+        gap: seconds between turns.
+        service: seconds per request (virtual time).
+        sizes: sizes of a prompt's parts.
+        placements: placements to put on the corrected and the append-only layout.
+        live: talk to the real API with the key in ANTHROPIC_API_KEY; costs money.
+        prices: price file or folder, null for the shipped one.
+        switches: the undocumented points.
+        seed: of the questions.
+    """
+
+    run_dir: str
+    claude_model: str = "claude-sonnet-4-6"
+    turns: int = 10
+    conversations: int = 1
+    gap: float = 60.0
+    service: float = 2.0
+    sizes: SizesConfig = field(default_factory=SizesConfig)
+    placements: tuple[str, ...] = ("none", "tools_system", "automatic", "explicit_four", "stable_1h_tail_5m")
+    live: bool = False
+    prices: str | None = None
+    switches: Switches = field(default_factory=Switches)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            UserError: a number that makes no sense.
+        """
+        for name in ("turns", "conversations"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: {getattr(self, name)} is not allowed, give 1 or more")
+        for name in ("gap", "service"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: {getattr(self, name)} is not allowed, give 0 or more")
+
+
+@dataclass
+class RagRow:
+    """One run.
+
+    Attributes:
+        layout: which graph.
+        placement: which markers were put on it.
+        requests: its recorded requests.
+        marked: requests that carried cache_control (loopback only).
+        agrees: the simulator gives the reported usage, to the token, on every request.
+        trace: its trace file.
+    """
+
+    layout: str
+    placement: str
+    requests: list[Request]
+    marked: int
+    agrees: bool
+    trace: Trace
+
+    @property
+    def name(self) -> str:
+        """Layout and placement."""
+        return self.layout if self.placement == "as sent" else f"{self.layout} + {self.placement}"
+
+
+def run(cfg: RagConfig) -> list[RagRow]:
+    """Runs every layout and placement.
+
+    Raises:
+        UserError: the extra is not installed, a name is unknown, or a live run has no key.
+    """
+    try:
+        from kvbench.promptcache.rag.graphs import Sizes
+        from kvbench.promptcache.rag.workload import Runner, Workload
+    except ModuleNotFoundError as error:
+        raise UserError(f"{EXTRA} ({error.name} is missing)") from None
+    prices = PriceBook.load(cfg.prices)
+    placements = {name: named(name) for name in cfg.placements}
+    workload = Workload(
+        model=cfg.claude_model,
+        turns=cfg.turns,
+        conversations=cfg.conversations,
+        gap=cfg.gap,
+        service=cfg.service,
+        sizes=Sizes(**vars(cfg.sizes)),
+        seed=cfg.seed,
+    )
+    folder = Path(cfg.run_dir) / "traces"
+    folder.mkdir(parents=True, exist_ok=True)
+    runner = Runner(workload, prices, folder, cfg.switches, live=cfg.live)
+
+    def one(layout: str, name: str, placement: Placement | None, ids: Sequence[str] = ()) -> RagRow:
+        label = f"{layout}-{name}".replace(" ", "_")
+        ran = runner.run(layout, placement, label=label, plan_ids=(lambda n: ids[n - 1]) if ids else None)
+        trace = RecordedTrace(folder / f"{label}.jsonl", prices)
+        agrees = agreement(trace, prices, cfg.switches)
+        return RagRow(layout, name, ran.requests, ran.marked(), agrees, trace)
+
+    rows = [one(layout, "as sent", None) for layout in AS_SENT]
+    for layout in (*PLACED, "agent"):
+        chosen = placements if layout in PLACED else {}
+        done = {name: one(layout, name, placement) for name, placement in chosen.items()}
+        rows += done.values()
+        base = done.get("none") or next((row for row in rows if row.layout == layout), None)
+        if base is None:
+            base = one(layout, "none", none)
+        found = plan(base.requests, prices, cfg.switches)
+        rows.append(one(layout, "planner", found.placement, [request.id for request in base.requests]))
+    return rows
+
+
+def agreement(trace: Trace, prices: PriceBook, switches: Switches) -> bool:
+    """Whether the simulator gives the usage that was reported, to the token, on every request."""
+    simulator = Simulator(as_sent, prices, switches)
+    for request in trace.requests(switches):
+        usage = simulator.feed(request).usage
+        if request.usage is None or _tokens(usage) != _tokens(request.usage):
+            return False
+    return True
+
+
+def _tokens(usage: Usage) -> tuple[int, int, int, int]:
+    return usage.read, usage.write_5m, usage.write_1h, usage.uncached
+
+
+def frame(rows: Sequence[RagRow], cfg: RagConfig) -> pd.DataFrame:
+    """The table: cost with its range, hit rate and tokens; compared with the article's graph."""
+    prices = PriceBook.load(cfg.prices)
+    ranges = {
+        row.name: simulate_range(row.trace, {"as sent": as_sent}, prices, cfg.switches)["as sent"]
+        for row in rows
+    }
+    plain = ranges["article_graph"].base
+    lines: list[dict[str, Any]] = []
+    for row in rows:
+        line = tables.row(row.name, ranges[row.name], plain)
+        line["of_article_graph"] = line.pop("of_uncached")
+        line |= {"marked_requests": row.marked, "simulator_agrees": row.agrees}
+        line["input_bound_usd"] = tables.usd(lower_bound(row.requests, prices, cfg.switches))
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def write(cfg: RagConfig, rows: Sequence[RagRow]) -> Path:
+    """Writes tables and figures into the run's folder; returns the Markdown file."""
+    folder = Path(cfg.run_dir)
+    prices = PriceBook.load(cfg.prices)
+    costs = frame(rows, cfg)
+    costs.to_csv(folder / "costs.csv", index=False)
+    parts = [
+        "# Agentic RAG: cost by layout and placement\n",
+        f"{cfg.claude_model}, {cfg.turns} turns, {cfg.gap:g} s apart, "
+        + ("real API.\n" if cfg.live else "loopback server with scripted answers.\n"),
+        tables.markdown(costs),
+        "The layouts do not do the same work: article_explicit neither grades nor rewrites and sends one "
+        "request per turn, the agents do not grade, append_only repeats its history in every step.\n",
+        "## Turn from which on a placement is cheaper than the same layout without markers\n",
+        tables.markdown(break_evens(rows, cfg, prices)),
+        "## The article's ten turns\n",
+        tables.markdown(tables.article_table(article_rows(prices))),
+    ]
+    for row in rows:
+        if row.layout in ("article_graph", "article_explicit") or row.placement == "automatic":
+            diagnosis = diagnose(row.trace, as_sent, prices, cfg.switches)
+            parts += [f"## Misses of {row.name}\n", tables.markdown(tables.diagnosis_table(diagnosis))]
+    plots.costs(costs, folder / "figures" / "costs.svg")
+    plots.tokens(costs, folder / "figures" / "tokens.svg")
+    turns = _turns(rows, cfg, "append_only")
+    shown = _shown(cfg)
+    plots.turns(curves.by_turn(turns, shown, prices, cfg.switches), folder / "figures" / "turns.svg")
+    plots.gaps(GAPS, curves.by_gap(turns, GAPS, shown, prices, cfg.switches), folder / "figures" / "gaps.svg")
+    path = folder / "table.md"
+    path.write_text("\n".join(parts))
+    return path
+
+
+def break_evens(rows: Sequence[RagRow], cfg: RagConfig, prices: PriceBook) -> pd.DataFrame:
+    """Break-even turn of every placement on every layout that is compared under placements."""
+    lines = []
+    for layout in PLACED:
+        turns = _turns(rows, cfg, layout)
+        found = curves.by_turn(turns, _shown(cfg), prices, cfg.switches)
+        for name, curve in found.items():
+            if name != "none":
+                turn = curves.break_even(curve, found["none"])
+                lines.append(
+                    {"layout": layout, "placement": name, "turn": "never" if turn is None else str(turn)}
+                )
+    return pd.DataFrame(lines)
+
+
+def _shown(cfg: RagConfig) -> Mapping[str, Placement]:
+    return {"none": none, **{name: named(name) for name in cfg.placements}}
+
+
+def _turns(rows: Sequence[RagRow], cfg: RagConfig, layout: str) -> list[list[Request]]:
+    """The first conversation of a layout, turn by turn."""
+    requests = next(row.requests for row in rows if row.layout == layout)
+    first = [request for request in requests if request.session == requests[0].session]
+    return curves.in_turns(first, cfg.gap + cfg.service)

