@@ -37,7 +37,7 @@ test-slow: $(READY)
 	$(BIN)/pytest -m "slow and not gpu"
 
 test-gpu: $(READY)
-	$(BIN)/pytest -m gpu
+	TRITON_INTERPRET=0 $(BIN)/pytest -m gpu
 
 bench: $(READY)
 	$(BIN)/kvbench run experiment=bench_ablation
