@@ -56,9 +56,10 @@ def all_tables(summary: pd.DataFrame) -> list[Table]:
     tables: list[Table] = []
     scored = rows[rows["score"].notna()]
     for _, group in scored.groupby(TABLE, dropna=False):
-        tables.append(_scores(group))
-        if not group["is_dense"].all():
-            tables.append(_differences(group))
+        if group["is_dense"].all():
+            tables.append(_dense_scores(group))
+        else:
+            tables += [_scores(group), _differences(group)]
     for _, group in scored[scored["timing"] == "amortised"].groupby(SETTING, dropna=False):
         tables.append(_amortised(group))
     for _, group in rows[rows["timing"] == "isolated"].groupby(SETTING, dropna=False):
@@ -68,18 +69,28 @@ def all_tables(summary: pd.DataFrame) -> list[Table]:
 
 def markdown(summary: pd.DataFrame, title: str, notes: list[str]) -> str:
     """The whole of table.md: what weakens the numbers first, then every table, then how to read them."""
-    lines = [f"# {_escape(title)}", "", *(f"- **{_escape(note)}**" for note in notes), ""]
+    lines = [f"# {_escape(title)}", ""]
+    lines += [*(f"- **{_escape(note)}**" for note in notes), ""] if notes else []
     lines += [table.markdown() for table in all_tables(summary)]
     lines += ["## How to read", "", *(f"- {_escape(line)}" for line in GUIDE), ""]
     return "\n".join(lines)
 
 
+def _dense_scores(group: pd.DataFrame) -> Table:
+    """One row per task, where there is nothing to compare with."""
+    rows = [[row["task_label"], _score(row)[0], str(row["n"])] for _, row in group.iterrows()]
+    caption = f"{_setting(group)}. Dense only. Mean score [95 % interval: {stats.MEAN_INTERVAL}]."
+    return Table(f"Scores: {_name(group)}", caption, ["task", "score", "n"], sorted(rows))
+
+
 def _scores(group: pd.DataFrame) -> Table:
     tasks = sorted(group["task_label"].unique())
+    with_kl = group["kl_to_dense"].notna().any()
+    width = 2 if with_kl else 1
     header = ["method", "budget", "kept tokens", "resident MB", "resident % of dense"]
     header += ["read MB/step", "read % of dense"]
     for task in tasks:
-        header += [task, "KL (nats)"]
+        header += [task, "KL (nats)"][:width]
     rows = []
     for label, budget, config in configurations(group):
         row = [label, budget, number(config["kept_tokens"].mean(), ".0f")]
@@ -87,7 +98,7 @@ def _scores(group: pd.DataFrame) -> Table:
             amount = config["bytes_resident" if name == "resident" else "bytes_read_per_step"].mean()
             row += [number(amount / MB, ".3g"), number(100 * config[f"bytes_{name}_share"].mean(), ".3g")]
         for task in tasks:
-            row += _cells(config[config["task_label"] == task], _score, width=2)
+            row += _cells(config[config["task_label"] == task], _score, width=2)[:width]
         rows.append(row)
     family = int(group["p_holm"].notna().sum())
     caption = (

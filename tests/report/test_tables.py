@@ -95,3 +95,17 @@ def test_amortised_times_are_those_of_a_prompt(accuracy):
     records = [r | {"output_ids": [1] * (20 if r["method"] == "random" else 4)} for r in records]
     table = next(table for table in tables_of(records) if table.title.startswith("Where the time went"))
     assert table.rows[0] == ["2048", "niah_multivalue", "2", "22", "3", "0.22", "2.2"]
+
+
+def test_dense_alone_is_one_row_per_task_without_empty_columns(accuracy):
+    records = [record for record in accuracy(samples=3) if record["method"] == "dense"]
+    table = tables_of(records)[0]
+    assert table.header == ["task", "score", "n"]
+    assert [row[0] for row in table.rows] == ["niah_multivalue", "niah_single"]
+    assert {row[2] for row in table.rows} == {"3"}
+
+
+def test_without_kl_there_is_no_kl_column(accuracy):
+    table = tables_of([{**record, "kl_to_dense": None} for record in accuracy(samples=3)])[0]
+    assert not any("KL" in name for name in table.header)
+    assert all(len(row) == len(table.header) for row in table.rows)
