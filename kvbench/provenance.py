@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import platform
 import resource
@@ -51,12 +52,25 @@ def device_name(device: torch.device) -> str:
     return f"CPU {_processor()}, {torch.get_num_threads()} threads"
 
 
+def reset_peak(device: torch.device) -> None:
+    """Start measuring peak memory anew, where that is possible (CUDA, Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_bytes(device: torch.device) -> int:
-    """Peak memory so far: of the allocator on CUDA, of the process elsewhere."""
+    """Peak memory since `reset_peak`: of the allocator on CUDA, of the process (weights included) elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if platform.system() == "Darwin" else peak * 1024
 
 
 @functools.cache
