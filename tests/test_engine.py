@@ -8,12 +8,14 @@ from kvbench.lanes import BlockLayer
 from kvbench.compress import AuditError, audit, seat
 from kvbench.decode import DecodeOptions, decode_cells
 from kvbench.kernels.sparse_decode import cpu
+from kvbench.kernels.window_scores import pool
 from kvbench.methods import Budget, Kept, Shape, build
 from kvbench.models.attention import register_attention
 from kvbench.models.prefill import prefill
 
 NEW = 12
 PROMPT = [(7 * i * i + 3 * i) % 250 for i in range(300)]
+COMPRESSED = len(PROMPT) - 1
 ENTRIES = [
     ({"method": "random"}, 40),
     ({"method": "streaming_llm"}, 40),
@@ -26,6 +28,8 @@ ENTRIES = [
     ({"method": "topk_oracle"}, 16),
     ({"method": "topk_oracle", "heads": "query_head"}, 16),
     ({"method": "rocketkv", "window": 8}, 48),
+    ({"method": "sparq", "channels": 6}, 32),
+    ({"method": "sparq", "channels": 6, "reallocate": False}, 32),
     ({"method": "chunkkv", "window": 8, "selection": {"name": "quest", "page": 4, "dense_layers": 0}}, 60),
 ]
 
@@ -50,7 +54,7 @@ def eager(model):
     return twin.eval()
 
 
-def resolve(model, entry, tokens, compressed=len(PROMPT) - 1, new=NEW):
+def resolve(model, entry, tokens, compressed=COMPRESSED, new=NEW):
     config = model.config
     shape = Shape(compressed, new, config.num_hidden_layers, config.head_dim)
     return build(entry).resolve(shape, Budget(tokens=tokens))
@@ -139,7 +143,7 @@ def test_evictions_decode_as_an_eager_model_on_the_cut_cache(model, entry):
     assert torch.allclose(torch.stack(recorder.seen)[:, 1], logits, atol=1e-3)
 
 
-def test_twelve_cells_together_equal_each_alone(llama):
+def test_many_cells_together_equal_each_alone(llama):
     cells = [resolve(llama, *entry) for entry in ENTRIES]
     snapshot = prefill(llama, PROMPT[:-1], 64)
     together, alone = Recorder(llama), Recorder(llama)
@@ -152,7 +156,7 @@ def test_twelve_cells_together_equal_each_alone(llama):
         assert float(difference.abs().max()) < 1e-3
         assert one.cells[0].resident == many.cells[row].resident
         assert one.cells[0].read == many.cells[row].read
-    assert len({tuple(cell.ids) for cell in many.cells}) > 6, (
+    assert len({tuple(cell.ids) for cell in many.cells}) > 7, (
         "the methods must differ here, or the test shows nothing"
     )
 
@@ -316,3 +320,33 @@ def test_heads_are_never_expanded_in_storage(llama, monkeypatch):
     monkeypatch.setattr(BlockLayer, "__init__", spy)
     run(llama, [resolve(llama, *e) for e in ENTRIES])
     assert max(shapes) == llama.config.num_key_value_heads
+
+
+def test_sparq_with_all_channels_and_tokens_is_dense(llama):
+    # one token short of everything, so that the dense path is not taken
+    total = len(PROMPT) - 1 + NEW
+    cell = resolve(llama, {"method": "sparq", "channels": 16}, total - 1)
+    result = run(llama, [cell], kl=True)
+    assert result.cells[0].ids == result.dense.ids and result.cells[0].kl < 1e-4
+
+
+def test_rocketkv_mt_generates_as_rocketkv_and_stores_more_than_dense(llama):
+    params = {"window": 8, "format": "native"}
+    cells = [resolve(llama, {"method": name, **params}, 48) for name in ("rocketkv", "rocketkv_mt")]
+    result = run(llama, cells, kl=True)
+    one, many = result.cells
+    assert many.ids == one.ids and many.kl == one.kl and many.read == one.read
+    assert many.kept == len(PROMPT) - 1 and one.kept < many.kept
+    assert many.resident == one.resident + result.dense.resident
+
+
+def test_rocketkv_of_tensorrt_llm_ranks_the_prefix_alone(llama):
+    entry = {"method": "rocketkv_trtllm", "window": 8, "prompt_budget": 60, "pages": 6}
+    cell = build(entry).resolve(Shape(len(PROMPT) - 1, NEW, 4, 16), None)
+    layer = prefill(llama, PROMPT[:-1], 64).layers[0]
+    early = len(PROMPT) - 1 - 8
+    q, k = layer.q_QWD[:, -8:].double().unflatten(0, (2, 3)), layer.k_HTD[:, None, :early].double()
+    exact = (q @ k.transpose(-1, -2) * 16**-0.5).softmax(-1).sum((1, 2))
+    assert torch.allclose(cell.eviction.scores(layer).double(), pool(exact, 63, "max"), atol=1e-5)
+    result = run(llama, [cell]).cells[0]
+    assert result.kept == 60 and result.ids != run(llama, []).dense.ids

@@ -18,7 +18,7 @@ def test_peak_memory_is_that_since_the_last_reset():
     provenance.reset_peak(CPU)
     low = provenance.peak_bytes(CPU)
     assert high - low > 150_000_000
-    block = torch.ones(50_000_000)
+    torch.ones(50_000_000)
     assert provenance.peak_bytes(CPU) - low > 150_000_000
 
 
