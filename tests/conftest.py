@@ -1,9 +1,13 @@
 """Fixtures for every test: tiny random models of each supported family, with tokenizer and chat template."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# triton reads it once, when something imports it; `make test-gpu` says 0, and its kernels then run compiled
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"

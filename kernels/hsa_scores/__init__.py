@@ -3,14 +3,17 @@
 import torch
 from torch import Tensor
 
+from kvbench.kernels.top_k import top_k
+
 
 def hsa_scores(q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, length: Tensor) -> Tensor:
     """Mean over the group of the probability of one token of each page.
 
-    Top channels of the group-summed |q|; the page's maximum where the group-summed q is positive, else its minimum;
-    per query head a softmax over tokens with SparQ's temperature sqrt(D * |q[chosen]|_1 / |q|_1). The softmax over
-    tokens is taken page-wise, with ln(tokens in the page) added to the logit, and divided by the tokens again.
-    Only the chosen channels are read. Source: RocketKV, arXiv 2502.14051v3, Algorithm 1.
+    Top channels of the group-summed |q|, the earlier one of equals (16-bit queries do tie); the page's maximum where
+    the group-summed q is positive, else its minimum; per query head a softmax over tokens with SparQ's temperature
+    sqrt(D * |q[chosen]|_1 / |q|_1). The softmax over tokens is taken page-wise, with ln(tokens in the page) added to
+    the logit, and divided by the tokens again. Only the chosen channels are read.
+    Source: RocketKV, arXiv 2502.14051v3, Algorithm 1.
 
     Args:
         q_RHGD: queries `[R, H, G, D]`.
@@ -26,7 +29,7 @@ def hsa_scores(q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, le
     rows, heads, group, dim = q_RHGD.shape
     edges, pages = bounds_RHEP.shape[2:]
     q = q_RHGD.float()
-    chosen_RHC = q.abs().sum(2).topk(channels, dim=-1).indices
+    chosen_RHC = top_k(q.abs().sum(2), channels)
     edge_RHC = chosen_RHC
     if edges > dim:
         edge_RHC = chosen_RHC + dim * (q.sum(2).gather(-1, chosen_RHC) > 0)

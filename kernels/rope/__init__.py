@@ -5,9 +5,10 @@ from torch import Tensor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates by the given angles; rotations add up, so that a post-RoPE key moves by a difference of positions.
+    """Rotates by the given angles; they add up: a post-RoPE key moves by a difference of positions.
 
-    The halves of the rotary channels form the pairs, as in Llama, Mistral and Qwen; channels beyond are left alone.
+    The halves of the rotary channels form the pairs, as in Llama, Mistral and Qwen; channels beyond are left
+    alone.
 
     Args:
         x: `[..., D]`.

@@ -5,7 +5,13 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#include "../vectors.h"
 
 namespace {
 
@@ -13,44 +19,6 @@ constexpr int BLOCK = 64;    // slots whose scores are held at a time
 constexpr int SPLIT = 512;   // slots per piece of work
 constexpr int MAX_GROUP = 32;
 constexpr float NEGATIVE = -3.0e38f;  // stands for minus infinity
-
-struct BF16 { uint16_t bits; };
-struct FP16 { _Float16 value; };
-
-constexpr int LANES = 16;
-typedef float Vec __attribute__((vector_size(64)));
-typedef int32_t IntVec __attribute__((vector_size(64)));
-typedef uint32_t BitVec __attribute__((vector_size(64)));
-typedef uint16_t HalfBits __attribute__((vector_size(32)));
-typedef _Float16 HalfVec __attribute__((vector_size(32)));
-
-inline Vec load(const float* p) { Vec v; std::memcpy(&v, p, sizeof v); return v; }
-inline Vec load(const BF16* p) {
-  HalfBits bits;
-  std::memcpy(&bits, p, sizeof bits);
-  BitVec wide = __builtin_convertvector(bits, BitVec) << 16;
-  return (Vec)wide;
-}
-inline Vec load(const FP16* p) {
-  HalfVec half;
-  std::memcpy(&half, p, sizeof half);
-  return __builtin_convertvector(half, Vec);
-}
-
-// 2^x for x <= 0 to about 1e-7 relative; the Taylor series about the nearest whole number
-inline Vec exp2_nonpositive(Vec x) {
-  x = x < -126.f ? Vec{} - 126.f : x;
-  IntVec whole = __builtin_convertvector(x - 0.5f, IntVec);
-  Vec f = x - __builtin_convertvector(whole, Vec);
-  Vec p = Vec{} + 1.5403530e-4f;
-  p = p * f + 1.3333558e-3f;
-  p = p * f + 9.6181291e-3f;
-  p = p * f + 5.5504109e-2f;
-  p = p * f + 2.4022651e-1f;
-  p = p * f + 6.9314718e-1f;
-  p = p * f + 1.0f;
-  return p * (Vec)((whole + 127) << 23);
-}
 
 // lane i of the result is the sum of the lanes of rows[i]
 inline Vec sum_lanes(const Vec* rows) {
@@ -91,23 +59,128 @@ struct Call {
 
 struct Piece { int64_t job, low, high; };
 
-// weighted sums of the block's values for N query heads at once; N * C accumulators stay in registers
-template <typename T, int C, int N>
-inline void add_values(const T* const* values, const float (*weights)[BLOCK], int n, float* partial) {
-  Vec sum[N][C];
-  for (int g = 0; g < N; g++) for (int c = 0; c < C; c++) sum[g][c] = load(partial + (g * C + c) * LANES);
-  for (int j = 0; j < n; j++) {
-    for (int c = 0; c < C; c++) {
-      const Vec v = load(values[j] + c * LANES);
-      for (int g = 0; g < N; g++) sum[g][c] += weights[g][j] * v;
-    }
-  }
-  for (int g = 0; g < N; g++) for (int c = 0; c < C; c++) std::memcpy(partial + (g * C + c) * LANES, &sum[g][c], sizeof(Vec));
+// the rows of some slots
+template <typename T>
+struct Block {
+  int n;
+  const T* keys[BLOCK];
+  const T* values[BLOCK];
+  int64_t slots[BLOCK];
+};
+
+// brings a row into the cache while another one is worked on
+template <typename T, int C>
+inline void prefetch(const T* row) {
+  for (int c = 0; c < C * LANES * (int)sizeof(T); c += 64) __builtin_prefetch((const char*)row + c, 0, 2);
 }
 
-// C = head dimension / LANES
-template <typename T, int C>
-void attend(const Call& call, const Piece& piece, float* partial, float* peak, float* total) {
+// the products of N queries with the block's keys, which are loaded once for all of them; fetches the next block's keys
+template <typename T, int C, int N>
+inline void dot_keys(const Block<T>& block, const Block<T>& next, const float* q, float (*scores)[BLOCK]) {
+  Vec lanes[N][LANES];
+  for (int low = 0; low < block.n; low += LANES) {
+    const int high = std::min(low + LANES, block.n);
+    for (int j = low; j < high; j++) {
+      if (j < next.n) prefetch<T, C>(next.keys[j]);
+      Vec sum[N] = {};
+      for (int c = 0; c < C; c++) {
+        const Vec k = load(block.keys[j] + c * LANES);
+        for (int g = 0; g < N; g++) sum[g] += load(q + (g * C + c) * LANES) * k;
+      }
+      for (int g = 0; g < N; g++) lanes[g][j - low] = sum[g];
+    }
+    for (int g = 0; g < N; g++) {
+      for (int j = high - low; j < LANES; j++) lanes[g][j] = Vec{};
+      const Vec dots = sum_lanes(lanes[g]);
+      std::memcpy(scores[g] + low, &dots, sizeof dots);
+    }
+  }
+}
+
+#ifdef __AVX512BF16__
+// the same for queries that are bf16 numbers, whose products with bf16 keys are exact
+template <typename T, int C, int N>
+inline void dot_keys(const Block<T>& block, const Block<T>& next, const BF16* q, float (*scores)[BLOCK]) {
+  Vec lanes[N][LANES];
+  for (int low = 0; low < block.n; low += LANES) {
+    const int high = std::min(low + LANES, block.n);
+    for (int j = low; j < high; j++) {
+      if (j < next.n) prefetch<T, C>(next.keys[j]);
+      __m512 sum[N];
+      for (int g = 0; g < N; g++) sum[g] = _mm512_setzero_ps();
+      for (int c = 0; c < C / 2; c++) {
+        const __m512bh k = (__m512bh)_mm512_loadu_si512(block.keys[j] + c * 2 * LANES);
+        for (int g = 0; g < N; g++)
+          sum[g] = _mm512_dpbf16_ps(sum[g], k, (__m512bh)_mm512_loadu_si512(q + g * C * LANES + c * 2 * LANES));
+      }
+      for (int g = 0; g < N; g++) lanes[g][j - low] = (Vec)sum[g];
+    }
+    for (int g = 0; g < N; g++) {
+      for (int j = high - low; j < LANES; j++) lanes[g][j] = Vec{};
+      const Vec dots = sum_lanes(lanes[g]);
+      std::memcpy(scores[g] + low, &dots, sizeof dots);
+    }
+  }
+}
+#endif
+
+// adds the block's weighted values for N query heads; a value is loaded once for all of them, and as many channels are
+// taken at a time as leave their sums in registers. Fetches the next block's values.
+template <typename T, int C, int N>
+inline void add_values(const Block<T>& block, const Block<T>& next, const float (*weights)[BLOCK], float* partial) {
+  constexpr int STEP = C % 4 == 0 && N > 2 ? 4 : C % 5 == 0 ? 5 : C > 8 ? 8 : C;
+  for (int low = 0; low < C; low += STEP) {
+    Vec sum[N][STEP];
+    for (int g = 0; g < N; g++) for (int c = 0; c < STEP; c++) sum[g][c] = load(partial + (g * C + low + c) * LANES);
+    for (int j = 0; j < block.n; j++) {
+      if (low == 0 && j < next.n) prefetch<T, C>(next.values[j]);
+      for (int c = 0; c < STEP; c++) {
+        const Vec v = load(block.values[j] + (low + c) * LANES);
+        for (int g = 0; g < N; g++) sum[g][c] += weights[g][j] * v;
+      }
+    }
+    for (int g = 0; g < N; g++)
+      for (int c = 0; c < STEP; c++) std::memcpy(partial + (g * C + low + c) * LANES, &sum[g][c], sizeof(Vec));
+  }
+}
+
+// turns the block's products into weights, and rescales what the head has summed so far
+template <typename T>
+inline void weigh(const Block<T>& block, const uint8_t* mask, int64_t prefix, float log2_scale, float* s, float& peak,
+                  float& total, float* partial, int64_t dim) {
+  const int padded = (block.n + LANES - 1) / LANES * LANES;
+  for (int j = 0; j < block.n; j++) s[j] *= log2_scale;
+  if (mask) for (int j = 0; j < block.n; j++) if (block.slots[j] < prefix && !mask[block.slots[j]]) s[j] = NEGATIVE;
+  for (int j = block.n; j < padded; j++) s[j] = NEGATIVE;
+  Vec best = Vec{} + NEGATIVE;
+  for (int j = 0; j < padded; j += LANES) {
+    const Vec x = load(s + j);
+    best = x > best ? x : best;
+  }
+  float top = peak;
+  for (int i = 0; i < LANES; i++) top = std::max(top, best[i]);
+  if (top == NEGATIVE) {
+    std::memset(s, 0, sizeof(float) * padded);
+    return;
+  }
+  Vec sum = Vec{};
+  for (int j = 0; j < padded; j += LANES) {
+    const Vec x = load(s + j);
+    const Vec weight = x == NEGATIVE ? Vec{} : exp2_nonpositive(x - top);
+    std::memcpy(s + j, &weight, sizeof weight);
+    sum += weight;
+  }
+  const float rescale = peak == NEGATIVE ? 0.f : exp2f(peak - top);
+  float mass = 0.f;
+  for (int i = 0; i < LANES; i++) mass += sum[i];
+  total = total * rescale + mass;
+  peak = top;
+  if (rescale != 1.f) for (int64_t d = 0; d < dim; d++) partial[d] *= rescale;
+}
+
+// C = head dimension / LANES; q: [G, D]
+template <typename T, int C, typename Q>
+void attend(const Call& call, const Piece& piece, const Q* q, float* partial, float* peak, float* total) {
   constexpr int64_t D = C * LANES;
   const int64_t G = call.group, job = piece.job;
   const T* kp = (const T*)call.k_prefix[job];
@@ -118,81 +191,41 @@ void attend(const Call& call, const Piece& piece, float* partial, float* peak, f
   const int32_t* index = (const int32_t*)call.index[job];
   const uint8_t* mask = (const uint8_t*)call.mask[job];
   const float log2_scale = call.scaling * 1.4426950408889634f;
-  const T* keys[BLOCK];
-  const T* values[BLOCK];
-  int64_t slots[BLOCK];
-  alignas(64) Vec lanes[BLOCK];
   alignas(64) float scores[MAX_GROUP][BLOCK];
   for (int64_t g = 0; g < G; g++) { peak[g] = NEGATIVE; total[g] = 0.f; }
   std::memset(partial, 0, sizeof(float) * G * D);
 
-  for (int64_t base = piece.low; base < piece.high; base += BLOCK) {
-    int n = 0;
-    const int64_t end = std::min<int64_t>(base + BLOCK, piece.high);
-    for (int64_t i = base; i < end; i++) {
+  auto fill = [&](Block<T>& block, int64_t low) {
+    block.n = 0;
+    const int64_t high = std::min<int64_t>(low + BLOCK, piece.high);
+    for (int64_t i = low; i < high; i++) {
       const int64_t slot = index ? index[i] : i;
       if (slot < 0) continue;
-      keys[n] = slot < prefix ? kp + slot * D : kt + (slot - prefix) * D;
-      values[n] = slot < prefix ? vp + slot * D : vt + (slot - prefix) * D;
-      if (index) {
-        for (int64_t c = 0; c < D * (int64_t)sizeof(T); c += 64) {
-          __builtin_prefetch((const char*)keys[n] + c);
-          __builtin_prefetch((const char*)values[n] + c, 0, 2);
-        }
-      }
-      slots[n++] = slot;
+      block.keys[block.n] = slot < prefix ? kp + slot * D : kt + (slot - prefix) * D;
+      block.values[block.n] = slot < prefix ? vp + slot * D : vt + (slot - prefix) * D;
+      block.slots[block.n++] = slot;
     }
-    if (!n) continue;
-    const int padded = (n + LANES - 1) / LANES * LANES;
-    for (int64_t g = 0; g < G; g++) {
-      Vec q[C];
-      for (int c = 0; c < C; c++) q[c] = load(call.q + (job * G + g) * D + c * LANES);
-      for (int j = 0; j < n; j++) {
-        Vec sum = q[0] * load(keys[j]);
-        for (int c = 1; c < C; c++) sum += q[c] * load(keys[j] + c * LANES);
-        lanes[j] = sum;
-      }
-      for (int j = n; j < padded; j++) lanes[j] = Vec{};
-      float* s = scores[g];
-      Vec best = Vec{} + NEGATIVE;
-      for (int j = 0; j < padded; j += LANES) {
-        const Vec dots = sum_lanes(lanes + j) * log2_scale;
-        std::memcpy(s + j, &dots, sizeof dots);
-      }
-      if (mask) for (int j = 0; j < n; j++) if (slots[j] < prefix && !mask[g * prefix + slots[j]]) s[j] = NEGATIVE;
-      for (int j = n; j < padded; j++) s[j] = NEGATIVE;
-      for (int j = 0; j < padded; j += LANES) {
-        const Vec x = load(s + j);
-        best = x > best ? x : best;
-      }
-      float top = peak[g];
-      for (int i = 0; i < LANES; i++) top = std::max(top, best[i]);
-      if (top == NEGATIVE) {
-        std::memset(s, 0, sizeof(float) * padded);
-        continue;
-      }
-      Vec sum = Vec{};
-      for (int j = 0; j < padded; j += LANES) {
-        const Vec x = load(s + j);
-        const Vec weight = x == NEGATIVE ? Vec{} : exp2_nonpositive(x - top);
-        std::memcpy(s + j, &weight, sizeof weight);
-        sum += weight;
-      }
-      const float rescale = peak[g] == NEGATIVE ? 0.f : exp2f(peak[g] - top);
-      float mass = 0.f;
-      for (int i = 0; i < LANES; i++) mass += sum[i];
-      total[g] = total[g] * rescale + mass;
-      peak[g] = top;
-      if (rescale != 1.f) for (int64_t d = 0; d < D; d++) partial[g * D + d] *= rescale;
-    }
+  };
+  Block<T> blocks[2];
+  fill(blocks[0], piece.low);
+  for (int j = 0; index && j < blocks[0].n; j++) prefetch<T, C>(blocks[0].keys[j]);
+  for (int64_t low = piece.low, turn = 0; low < piece.high; low += BLOCK, turn ^= 1) {
+    const Block<T>& block = blocks[turn];
+    Block<T>& next = blocks[turn ^ 1];
+    fill(next, low + BLOCK);
     int64_t g = 0;
-    if constexpr (C <= 8) for (; g + 2 <= G; g += 2) add_values<T, C, 2>(values, scores + g, n, partial + g * D);
-    for (; g < G; g++) add_values<T, C, 1>(values, scores + g, n, partial + g * D);
+    for (; g + 4 <= G; g += 4) dot_keys<T, C, 4>(block, next, q + g * D, scores + g);
+    for (; g < G; g++) dot_keys<T, C, 1>(block, next, q + g * D, scores + g);
+    for (g = 0; g < G; g++)
+      weigh(block, mask ? mask + g * prefix : nullptr, prefix, log2_scale, scores[g], peak[g], total[g], partial + g * D, D);
+    g = 0;
+    for (; g + 4 <= G; g += 4) add_values<T, C, 4>(block, next, scores + g, partial + g * D);
+    for (; g < G; g++) add_values<T, C, 1>(block, next, scores + g, partial + g * D);
   }
 }
 
-template <typename T, int C>
-void run(const Call& call) {
+template <typename T, int C, typename Q>
+void run(const Call& call, const Q* q) {
   const int64_t G = call.group, D = C * LANES;
   std::vector<Piece> pieces;
   std::vector<int64_t> first(call.jobs + 1);
@@ -207,7 +240,7 @@ void run(const Call& call) {
 
   #pragma omp parallel for schedule(dynamic, 4)
   for (int64_t i = 0; i < n; i++) {
-    attend<T, C>(call, pieces[i], &partial[i * G * D], &peak[i * G], &total[i * G]);
+    attend<T, C>(call, pieces[i], q + pieces[i].job * G * D, &partial[i * G * D], &peak[i * G], &total[i * G]);
   }
   for (int64_t job = 0; job < call.jobs; job++) {
     for (int64_t g = 0; g < G; g++) {
@@ -228,16 +261,36 @@ void run(const Call& call) {
   }
 }
 
+// takes the products of bf16 where the processor has them and the queries are bf16 numbers
+template <typename T, int C>
+void start(const Call& call) {
+#ifdef __AVX512BF16__
+  if constexpr (std::is_same_v<T, BF16> && C % 2 == 0) {
+    const int64_t n = call.jobs * call.group * C * LANES;
+    std::vector<BF16> q(n);
+    bool exact = true;
+    for (int64_t i = 0; i < n; i++) {
+      uint32_t bits;
+      std::memcpy(&bits, call.q + i, sizeof bits);
+      exact &= !(bits & 0xffff);
+      q[i].bits = (uint16_t)(bits >> 16);
+    }
+    if (exact) return run<T, C>(call, q.data());
+  }
+#endif
+  run<T, C>(call, call.q);
+}
+
 template <typename T>
 int run_for(const Call& call) {
   switch (call.dim) {
-    case 16: run<T, 1>(call); return 0;
-    case 32: run<T, 2>(call); return 0;
-    case 64: run<T, 4>(call); return 0;
-    case 80: run<T, 5>(call); return 0;
-    case 96: run<T, 6>(call); return 0;
-    case 128: run<T, 8>(call); return 0;
-    case 256: run<T, 16>(call); return 0;
+    case 16: start<T, 1>(call); return 0;
+    case 32: start<T, 2>(call); return 0;
+    case 64: start<T, 4>(call); return 0;
+    case 80: start<T, 5>(call); return 0;
+    case 96: start<T, 6>(call); return 0;
+    case 128: start<T, 8>(call); return 0;
+    case 256: start<T, 16>(call); return 0;
   }
   return 2;
 }

@@ -64,7 +64,7 @@ def _gathered(
     per_query_head = index.dim() == 4
     if not per_query_head:
         index = index.unsqueeze(2)
-    rows, heads, group, _ = q.shape
+    rows, _, group, _ = q.shape
     kept = k.shape[2]
     valid = (index >= 0) & (index < kept + tail)
     if mask is not None:

@@ -35,3 +35,31 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     place = torch.where(mask, mask.cumsum(-1) - 1, k)
     out = torch.empty(*scores.shape[:-1], k + 1, dtype=torch.long, device=scores.device)
     return out.scatter_(-1, place, torch.arange(length, device=scores.device).expand_as(place))[..., :k]
+
+
+def lowest(scores: Tensor, k: int) -> Tensor:
+    """Positions of the k lowest scores, descending: int64 `[..., min(k, T)]`, ties to the later position.
+
+    What `top_k` of the others would leave.
+    """
+    return scores.shape[-1] - 1 - top_k(-scores.flip(-1), k)
+
+
+def select_tokens(scores_XP: Tensor, tokens: int, page: int, length: Tensor) -> Tensor:
+    """Slots of the pages of highest score, until they hold `tokens` tokens; among equal pages the earlier wins.
+
+    Args:
+        scores_XP: `[..., P]`, no NaN; pages are runs of `page` slots, the last one may be partial.
+        tokens: slots wanted.
+        page: tokens per page.
+        length: slots in use, an integer tensor of one element.
+
+    Returns:
+        int32 `[..., tokens]`, ascending; -1 behind the last where fewer slots are in use. A page that does not fit
+        gives its first tokens.
+    """
+    slots = torch.arange(scores_XP.shape[-1] * page, device=scores_XP.device)
+    by_slot = scores_XP.repeat_interleave(page, dim=-1).masked_fill(slots >= length, -torch.inf)
+    chosen = top_k(by_slot, tokens)
+    chosen = torch.where(chosen < length, chosen, -1).int()
+    return torch.nn.functional.pad(chosen, (0, tokens - chosen.shape[-1]), value=-1)

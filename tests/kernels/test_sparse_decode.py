@@ -1,9 +1,13 @@
 """Every form of the decode attention against the fp64 reference."""
 
+import platform
+
 import numpy as np
 import pytest
 import torch
+from support.triton import DEVICE, needs_triton
 
+from kvbench.kernels import build
 from kvbench.kernels.sparse_decode import cpu, naive, portable
 
 needs_compiler = pytest.mark.skipif(not cpu.available(), reason="no C++ compiler with OpenMP")
@@ -75,8 +79,30 @@ class Case:
             q, self.k, self.v, self.k_tail, self.v_tail, tail, self.scaling, index, mask
         )
 
+    def triton(self, index=None, mask=None):
+        from kvbench.kernels.sparse_decode import triton_form
 
-FORMS = [pytest.param("compiled", marks=needs_compiler), "portable"]
+        on = [
+            x.to(DEVICE) if x is not None else None
+            for x in (
+                self.q.to(self.dtype),
+                self.k,
+                self.v,
+                self.k_tail,
+                self.v_tail,
+                torch.tensor(self.tail),
+            )
+        ]
+        index, mask = (x.to(DEVICE) if x is not None else None for x in (index, mask))
+        out, lse = triton_form.sparse_decode(*on, self.scaling, index, mask)
+        return out.cpu(), lse.cpu()
+
+
+FORMS = [
+    pytest.param("compiled", marks=needs_compiler),
+    "portable",
+    pytest.param("triton", marks=needs_triton),
+]
 
 
 def check(case, form, index=None, mask=None, tolerance=2e-6):
@@ -152,8 +178,30 @@ def test_portable_takes_slots_per_query_head():
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bit_keys_are_read_exactly(dtype):
-    check(Case(dtype=dtype), "compiled")
+@pytest.mark.parametrize("dim", [32, 80, 128])
+@pytest.mark.parametrize("group", [1, 4, 7])
+@pytest.mark.parametrize("queries", [torch.float32, torch.bfloat16])
+def test_16_bit_keys_are_read_exactly(dtype, dim, group, queries):
+    # bf16 queries and keys take the processor's own products where it has them
+    case = Case(dtype=dtype, dim=dim, group=group)
+    case.q = case.q.to(queries).float()
+    check(case, "compiled")
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")
+@pytest.mark.parametrize("march", ["x86-64", "x86-64-v3"])
+def test_without_avx512(march, monkeypatch, private_cache):
+    flags = [f"-march={march}" if flag.startswith("-march") else flag for flag in build.FLAGS]
+    monkeypatch.setattr(build, "FLAGS", flags)
+    build.load.cache_clear()
+    try:
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            for dim in (64, 80, 128):
+                check(Case(dtype=dtype, dim=dim, group=4), "compiled")
+    finally:
+        build.load.cache_clear()
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import torch
 
-from kvbench.methods import Kept, LayerSnapshot
+from kvbench.methods import LayerSnapshot
 
 QUERY_HEADS, KV_HEADS, LENGTH, DIM = 8, 2, 331, 16
 
@@ -21,17 +21,30 @@ def numbers(count: int, seed: int) -> np.ndarray:
     return (z >> np.uint64(40)).astype(np.float64) / 2**24 - 0.5
 
 
+def tensors() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values `[1, heads, 331, 16]`, fp32."""
+    sizes = ((QUERY_HEADS, 1, 8), (KV_HEADS, 2, 4), (KV_HEADS, 3, 1))
+    return tuple(
+        torch.from_numpy(numbers(heads * LENGTH * DIM, seed) * scale).float().view(1, heads, LENGTH, DIM)
+        for heads, seed, scale in sizes
+    )  # type: ignore[return-value]
+
+
 def snapshot(window: int = 64, layer: int = 0, num_layers: int = 1) -> LayerSnapshot:
     """One layer of 8 query heads, 2 KV heads, 331 tokens and 16 channels, fp32."""
-    q = torch.from_numpy(numbers(QUERY_HEADS * LENGTH * DIM, 1) * 8).float().view(QUERY_HEADS, LENGTH, DIM)
-    k, v = (
-        torch.from_numpy(numbers(KV_HEADS * LENGTH * DIM, seed) * scale).float().view(KV_HEADS, LENGTH, DIM)
-        for seed, scale in ((2, 4), (3, 1))
-    )
+    q, k, v = (x[0] for x in tensors())
     return LayerSnapshot(k, v, q[:, LENGTH - window :], layer, num_layers, DIM**-0.5)
 
 
-def digest(kept: Kept) -> str:
+def future_rope() -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of RoPE (base 10,000) behind the prompt; within it nothing is turned."""
+    angles = torch.arange(LENGTH + 512)[:, None] * 10_000.0 ** (-torch.arange(0, DIM, 2) / DIM)
+    angles[:LENGTH] = 0
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def digest(kept: list[torch.Tensor]) -> str:
     """Hash of the sorted kept positions per KV head."""
-    lists = [positions.tolist() for positions in kept.positions]
+    lists = [positions.tolist() for positions in kept]
     return hashlib.sha256(json.dumps(lists, separators=(",", ":")).encode()).hexdigest()[:16]

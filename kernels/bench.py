@@ -1,0 +1,381 @@
+"""Times every operation on the device there is, after checking its numbers.
+
+    python -m kvbench.kernels.bench [--lengths 4096,32768] [--budgets 256,1024] [--dtype bf16] [--csv FILE]
+
+Shapes are those of one layer of Llama-3.1-8B at batch 1. The cache is cold before every call. `ratio_to_dense` is the
+time of the best dense form that comes with torch (or flash-attn, on a GPU that has it) over the row's time. Scaled
+dot-product attention is given the group as query rows: `enable_gqa` alone would flatter every sparse form.
+"""
+
+import argparse
+import datetime
+import importlib.util
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+import kvbench.kernels.hsa_scores as hsa_portable
+import kvbench.kernels.page_bounds as bounds_portable
+import kvbench.kernels.quest_scores as quest_portable
+import kvbench.kernels.top_k as top_k_portable
+import kvbench.kernels.window_scores as window_portable
+from kvbench.kernels.hsa_scores import cpu as hsa_cpu
+from kvbench.kernels.hsa_scores import naive as hsa_naive
+from kvbench.kernels.sparse_decode import cpu as decode_cpu
+from kvbench.kernels.sparse_decode import naive as decode_naive
+from kvbench.kernels.sparse_decode import portable as decode_portable
+from kvbench.kernels.top_k import cpu as top_k_cpu
+from kvbench.kernels.window_scores import naive as window_naive
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+HEADS, GROUP, DIM, WINDOW = 8, 4, 128, 32
+PAGE = 16
+# RocketKV's second stage for some prompts and budgets: slots after the first stage, page, channels, tokens attended.
+# RocketKV, arXiv 2502.14051v3, section 3.6, for a head dimension of 128
+ROCKETKV = {
+    (4096, 256): (1024, 2, 64, 128),
+    (32768, 256): (1618, 3, 60, 128),
+    (32768, 1024): (5792, 3, 67, 512),
+    (32768, 4096): (14868, 2, 70, 2048),
+    (98304, 256): (1394, 3, 70, 128),
+    (131072, 1024): (6472, 3, 62, 512),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to time.
+
+    Attributes:
+        operation: what is computed.
+        form: how.
+        budget: tokens or pages read, "" for all.
+        bytes: what must be read at least.
+        call: runs it.
+        error: largest error relative to the largest number of the fp64 reference; None where a part of another case.
+        dense: whether it is one of the dense baselines.
+    """
+
+    operation: str
+    form: str
+    budget: str
+    bytes: int
+    call: Callable[[], object]
+    error: Callable[[], float] | None = None
+    dense: bool = False
+
+
+class Inputs:
+    """One layer's cache and query, and the forms that run on its device."""
+
+    def __init__(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
+        generator = torch.Generator(device).manual_seed(length)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, device=device).to(dtype)
+
+        self.generator, self.length, self.device, self.scaling = generator, length, device, DIM**-0.5
+        self.q, self.k, self.v = (draw(1, HEADS, n, DIM) for n in (GROUP, length, length))
+        self.k_tail, self.v_tail = draw(1, HEADS, 1, DIM), draw(1, HEADS, 1, DIM)
+        self.tail = torch.zeros((), dtype=torch.long, device=device)
+        self.window_q = draw(HEADS * GROUP, WINDOW, DIM)
+        self.element = self.k.element_size()
+
+    def kv_bytes(self, slots: int) -> int:
+        return 2 * HEADS * slots * DIM * self.element
+
+    def slots(self, count: int, run: int) -> Tensor:
+        """Random runs of slots, ascending, for each KV head: int32 `[1, H, count]`."""
+        starts = torch.rand(HEADS, self.length // run, generator=self.generator, device=self.device)
+        starts = starts.argsort(-1)[:, : count // run].sort(-1).values * run
+        within = torch.arange(run, device=self.device)
+        return (starts[..., None] + within).flatten(1).int()[None].contiguous()
+
+    def decoders(self) -> dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]]:
+        """Forms of the decode attention by name, as functions of keys, values and slots."""
+
+        def portable(k: Tensor, v: Tensor, index: Tensor | None) -> Tensor:
+            return decode_portable.sparse_decode(
+                self.q, k, v, self.k_tail, self.v_tail, self.tail, self.scaling, index
+            )[0]
+
+        forms = {"portable": portable}
+        if self.device.type == "cuda":
+            from kvbench.kernels.sparse_decode import triton_form
+
+            forms["triton"] = lambda k, v, index: triton_form.sparse_decode(
+                self.q, k, v, self.k_tail, self.v_tail, self.tail, self.scaling, index
+            )[0]
+        elif decode_cpu.available(GROUP, DIM):
+            forms["compiled"] = self._compiled
+        return forms
+
+    def _compiled(self, k: Tensor, v: Tensor, index: Tensor | None) -> Tensor:
+        jobs = np.arange(HEADS, dtype=np.int64)
+        table = np.zeros((9, HEADS), dtype=np.int64)
+        fields = {name: table[n] for n, name in enumerate(decode_cpu.FIELDS)}
+        fields["k_prefix"][:], fields["v_prefix"][:] = (
+            x.data_ptr() + jobs * x.stride(1) * self.element for x in (k, v)
+        )
+        fields["prefix"][:] = k.shape[2]
+        if index is not None:
+            fields["index"][:] = index.data_ptr() + jobs * index.shape[2] * 4
+            fields["indexed"][:] = index.shape[2]
+        return decode_cpu.sparse_decode(self.q[0].float(), table, self.scaling, k.dtype)[0][None]
+
+
+def cases(x: Inputs, budgets: list[int]) -> Iterator[Case]:
+    """Everything that is timed at one length."""
+    yield from _dense(x)
+    for tokens in budgets:
+        if tokens < x.length:
+            yield from _selected(x, tokens, 1, f"{tokens} tokens")
+            yield from _selected(x, tokens, PAGE, f"{tokens // PAGE} pages of {PAGE}")
+        if (x.length, tokens) in ROCKETKV:
+            yield from _rocketkv(x, tokens)
+    yield from _scores(x)
+
+
+def _attention_error(x: Inputs, out: Tensor, k: Tensor, v: Tensor, index: Tensor | None) -> float:
+    """Of the first KV head."""
+    keys, values = (kv[0, 0] if index is None else kv[0, 0, index[0, 0].long()] for kv in (k, v))
+    return _error(out[0, 0], decode_naive.sparse_decode(x.q[0, 0], keys, values, x.scaling)[0])
+
+
+def _error(out: Tensor, expected: Tensor) -> float:
+    return float((out.double() - expected).abs().max() / expected.abs().max())
+
+
+def _dense(x: Inputs) -> Iterator[Case]:
+    def sdpa() -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(x.q, x.k, x.v, scale=x.scaling)
+
+    forms: dict[str, Callable[[], Tensor]] = {"sdpa, group as rows": sdpa}
+    if x.device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None:
+        from flash_attn import flash_attn_with_kvcache  # type: ignore[import-not-found]
+
+        # heads in the order of its layout [B, T, H, D]; the transposed views are what an engine would hold
+        q = x.q.flatten(1, 2)[:, None]
+        k, v = (kv.transpose(1, 2).contiguous() for kv in (x.k, x.v))
+        forms["flash-attn"] = lambda: flash_attn_with_kvcache(q, k, v, softmax_scale=x.scaling).view_as(x.q)
+    forms |= {name: lambda decode=decode: decode(x.k, x.v, None) for name, decode in x.decoders().items()}
+    for name, call in forms.items():
+        baseline = name not in ("compiled", "triton")
+        yield Case(
+            "dense decode", name, "", x.kv_bytes(x.length), call,
+            lambda call=call: _attention_error(x, call(), x.k, x.v, None), baseline,
+        )  # fmt: skip
+
+
+def _selected(x: Inputs, tokens: int, run: int, budget: str) -> Iterator[Case]:
+    index = x.slots(tokens, run)
+    for name, decode in x.decoders().items():
+        yield Case(
+            "selected decode", name, budget, x.kv_bytes(tokens), lambda decode=decode: decode(x.k, x.v, index),
+            lambda decode=decode: _attention_error(x, decode(x.k, x.v, index), x.k, x.v, index),
+        )  # fmt: skip
+
+
+def _rocketkv(x: Inputs, traffic: int) -> Iterator[Case]:
+    """One decode step of RocketKV on what its first stage left, whole and in parts."""
+    kept, page, channels, tokens = ROCKETKV[x.length, traffic]
+    k, v = (kv[:, :, :kept].contiguous() for kv in (x.k, x.v))
+    low, high = bounds_portable.page_bounds(k, page, -(-kept // page))
+    edges = torch.cat([low, high], dim=-1).transpose(-1, -2).contiguous()
+    length = torch.tensor(kept, device=x.device)
+    score_bytes = HEADS * edges.shape[-1] * channels * x.element
+    for name, decode in x.decoders().items():
+        scoring, selecting = _selection_forms(name)
+
+        def choose(scoring=scoring, selecting=selecting) -> Tensor:
+            scores = scoring.hsa_scores(x.q, edges, channels, page, length)
+            return selecting.select_tokens(scores, tokens, page, length)
+
+        def score_error(scoring=scoring) -> float:
+            scores = scoring.hsa_scores(x.q, edges, channels, page, length)
+            expected = hsa_naive.hsa_scores(x.q[0, 0].cpu(), k[0, 0].cpu(), page, channels)
+            return _error(scores[0, 0].repeat_interleave(page)[:kept].cpu(), expected)
+
+        scores, chosen = scoring.hsa_scores(x.q, edges, channels, page, length), choose()
+        budget = f"t = {traffic}"
+        yield Case(
+            "rocketkv step", name, budget, score_bytes + x.kv_bytes(tokens),
+            lambda decode=decode, choose=choose: decode(k, v, choose()), score_error,
+        )  # fmt: skip
+        yield Case(
+            "rocketkv step: hsa_scores", name, budget, score_bytes,
+            lambda scoring=scoring: scoring.hsa_scores(x.q, edges, channels, page, length),
+        )  # fmt: skip
+        yield Case(
+            "rocketkv step: select_tokens", name, budget, scores.numel() * 4,
+            lambda selecting=selecting, scores=scores: selecting.select_tokens(scores, tokens, page, length),
+        )  # fmt: skip
+        yield Case(
+            "rocketkv step: sparse_decode", name, budget, x.kv_bytes(tokens),
+            lambda decode=decode, chosen=chosen: decode(k, v, chosen),
+            lambda decode=decode, chosen=chosen: _attention_error(x, decode(k, v, chosen), k, v, chosen),
+        )  # fmt: skip
+
+
+def _selection_forms(name: str) -> tuple[ModuleType, ModuleType]:
+    if name == "compiled":
+        return hsa_cpu, top_k_cpu
+    if name == "triton":
+        from kvbench.kernels.hsa_scores import triton_form as hsa_triton
+        from kvbench.kernels.top_k import triton_form as top_k_triton
+
+        return hsa_triton, top_k_triton
+    return hsa_portable, top_k_portable
+
+
+def _scores(x: Inputs) -> Iterator[Case]:
+    """What runs once per prompt, and Quest's scores."""
+    forms = {"portable": (window_portable, bounds_portable, quest_portable)}
+    if x.device.type == "cuda":
+        from kvbench.kernels.page_bounds import triton_form as bounds_triton
+        from kvbench.kernels.quest_scores import triton_form as quest_triton
+        from kvbench.kernels.window_scores import triton_form as window_triton
+
+        forms["triton"] = (window_triton, bounds_triton, quest_triton)
+    pages = x.length // PAGE
+    low, high = bounds_portable.page_bounds(x.k, PAGE, pages)
+    half = x.kv_bytes(x.length) // 2
+    expected = window_naive.window_scores(x.window_q[:GROUP], x.k[0, :1], x.scaling)
+    for name, (window, bounds, quest) in forms.items():
+
+        def score(window=window) -> Tensor:
+            return window.window_scores(x.window_q, x.k[0], x.scaling)
+
+        yield Case(
+            "window_scores", name, f"window {WINDOW}", 2 * half, score,
+            lambda score=score: _error(score()[:GROUP], expected.to(x.device)),
+        )  # fmt: skip
+        yield Case(
+            "page_bounds",
+            name,
+            f"pages of {PAGE}",
+            half,
+            lambda bounds=bounds: bounds.page_bounds(x.k, PAGE, pages),
+        )
+        yield Case(
+            "quest_scores", name, f"pages of {PAGE}", 2 * half // PAGE,
+            lambda quest=quest: quest.quest_scores(x.q, low, high),
+        )  # fmt: skip
+
+
+class Clock:
+    """Times calls with a cold cache."""
+
+    def __init__(self, device: torch.device, repeats: int) -> None:
+        self.device, self.repeats = device, repeats
+        # more than any cache
+        self.flush = torch.zeros(64 << 20, device=device)
+
+    def read_bandwidth(self) -> float:
+        """GB/s of reading memory."""
+        cold = torch.ones_like(self.flush)
+        _, median, _ = self.milliseconds(lambda: cold.sum())
+        return cold.numel() * 4 / median / 1e6
+
+    def milliseconds(self, call: Callable[[], object]) -> tuple[float, float, float]:
+        """p20, median and p80."""
+        for _ in range(3):
+            call()
+        times = []
+        for _ in range(self.repeats):
+            self.flush.add_(1)
+            times.append(self._on_gpu(call) if self.device.type == "cuda" else self._on_cpu(call))
+        p20, median, p80 = np.percentile(times, [20, 50, 80])
+        return float(p20), float(median), float(p80)
+
+    def _on_cpu(self, call: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        call()
+        return (time.perf_counter() - start) * 1e3
+
+    def _on_gpu(self, call: Callable[[], object]) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end)
+
+
+@torch.inference_mode()
+def run(lengths: list[int], budgets: list[int], dtype: str, repeats: int) -> pd.DataFrame:
+    """One row per case.
+
+    Raises:
+        RuntimeError: a form gives wrong numbers.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clock, rows = Clock(device, repeats), []
+    limit = clock.read_bandwidth()
+    # sums of a few thousand products, rounded as torch does
+    tolerance = 4 * torch.finfo(DTYPES[dtype]).eps if dtype != "fp32" else 1e-4
+    for length in lengths:
+        inputs, dense = Inputs(length, DTYPES[dtype], device), []
+        for case in cases(inputs, budgets):
+            if case.error is not None and not (error := case.error()) <= tolerance:
+                raise RuntimeError(f"{case.operation}, {case.form}, {length} tokens: error {error:.1e}")
+            p20, median, p80 = clock.milliseconds(case.call)
+            if case.dense:
+                dense.append((median, case.form))
+            best, baseline = min(dense)
+            rows.append(
+                {
+                    "operation": case.operation, "form": case.form, "length": length, "budget": case.budget,
+                    "dtype": dtype, "median_ms": median, "p20_ms": p20, "p80_ms": p80, "bytes": case.bytes,
+                    "gb_per_s": case.bytes / median / 1e6, "percent_of_read": case.bytes / median / 1e4 / limit,
+                    "ratio_to_dense": best / median, "dense_baseline": baseline,
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows).assign(
+        read_gb_per_s=limit, device=_device_name(device), threads=torch.get_num_threads(), torch=torch.__version__,
+        date=datetime.date.today().isoformat(),
+    )  # fmt: skip
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m kvbench.kernels.bench", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--lengths", default="4096,32768")
+    parser.add_argument("--budgets", default="256,1024")
+    parser.add_argument("--dtype", default="bf16", choices=DTYPES)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--csv", type=Path, help="file to write the table to")
+    options = parser.parse_args(arguments)
+    lengths, budgets = ([int(n) for n in text.split(",")] for text in (options.lengths, options.budgets))
+    try:
+        frame = run(lengths, budgets, options.dtype, options.repeats)
+    except RuntimeError as problem:
+        sys.exit(str(problem))
+    shown = ["operation", "form", "length", "budget", "median_ms", "p20_ms", "p80_ms", "percent_of_read"]
+    print(f"{frame['device'][0]}, {frame['threads'][0]} threads, read {frame['read_gb_per_s'][0]:.1f} GB/s")
+    print(frame[[*shown, "ratio_to_dense"]].round(3).to_string(index=False))
+    if options.csv:
+        options.csv.parent.mkdir(parents=True, exist_ok=True)
+        frame.to_csv(options.csv, index=False, float_format="%.6g")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+// Sixteen numbers at a time, in GCC's and clang's portable vectors: AVX-512 where the processor has it.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+struct BF16 { uint16_t bits; };
+struct FP16 { _Float16 value; };
+
+constexpr int LANES = 16;
+typedef float Vec __attribute__((vector_size(64)));
+typedef int32_t IntVec __attribute__((vector_size(64)));
+typedef uint32_t BitVec __attribute__((vector_size(64)));
+typedef uint16_t HalfBits __attribute__((vector_size(32)));
+typedef _Float16 HalfVec __attribute__((vector_size(32)));
+
+inline Vec load(const float* p) { Vec v; std::memcpy(&v, p, sizeof v); return v; }
+inline Vec load(const BF16* p) {
+  HalfBits bits;
+  std::memcpy(&bits, p, sizeof bits);
+  BitVec wide = __builtin_convertvector(bits, BitVec) << 16;
+  return (Vec)wide;
+}
+inline Vec load(const FP16* p) {
+  HalfVec half;
+  std::memcpy(&half, p, sizeof half);
+  return __builtin_convertvector(half, Vec);
+}
+
+inline float number(float x) { return x; }
+inline float number(BF16 x) {
+  const uint32_t bits = (uint32_t)x.bits << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline float number(FP16 x) { return (float)x.value; }
+
+// 2^x for x <= 0 to about 1e-7 relative; the Taylor series about the nearest whole number
+inline Vec exp2_nonpositive(Vec x) {
+  x = x < -126.f ? Vec{} - 126.f : x;
+  IntVec whole = __builtin_convertvector(x - 0.5f, IntVec);
+  Vec f = x - __builtin_convertvector(whole, Vec);
+  Vec p = Vec{} + 1.5403530e-4f;
+  p = p * f + 1.3333558e-3f;
+  p = p * f + 9.6181291e-3f;
+  p = p * f + 5.5504109e-2f;
+  p = p * f + 2.4022651e-1f;
+  p = p * f + 6.9314718e-1f;
+  p = p * f + 1.0f;
+  return p * (Vec)((whole + 127) << 23);
+}
+
+}  // namespace

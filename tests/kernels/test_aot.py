@@ -1,0 +1,73 @@
+"""Every Triton kernel compiles for GPUs that are not here, without spills and within their shared memory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from support.triton import needs_triton
+
+pytestmark = needs_triton
+TABLE = Path(__file__).parents[2] / "results" / "kernels" / "aot.csv"
+# kernels that multiply matrices
+DOTS = {"sparse_decode_pieces", "window_lse", "window_sums", "quest_bounds"}
+# 16-bit kernels with fewer than four blocks per multiprocessor on sm_100, where products go through tensor memory:
+# window_sums runs once per prompt; decoding e4m3 in registers leaves room for three
+FEW = {("sm_100", "window_sums"), ("sm_100", "sparse_decode_pieces")}
+
+
+def compiled(folder, *arguments):
+    """The table of a run in a process of its own, where the interpreter is off."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kvbench.kernels.aot", "--csv", folder / "aot.csv", "--check", TABLE, *arguments],
+        env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return pd.read_csv(folder / "aot.csv")
+
+
+def check(frame):
+    assert not frame["spills"].any()
+    # the launch itself fails where a block's shared memory is more than the chip gives
+    assert (frame["blocks_per_sm"] >= 1).all()
+    few = frame[(frame["dtype"] != "fp32") & (frame["blocks_per_sm"] < 4)]
+    assert set(zip(few["target"], few["kernel"], strict=True)) <= FEW
+    halves = frame[frame["dtype"] != "fp32"]
+    assert (halves.loc[halves["kernel"].isin(DOTS), "mma"] > 0).all()
+    assert (frame.loc[frame["kernel"].isin(DOTS | {"hsa_logits"}), "loads_16_bytes"] > 0).all()
+
+
+def test_hopper_bf16(tmp_path):
+    check(compiled(tmp_path, "--targets", "sm_90", "--dtypes", "bf16"))
+
+
+@pytest.mark.slow
+def test_every_target_and_dtype(tmp_path):
+    frame = compiled(tmp_path)
+    check(frame)
+    assert set(frame["target"]) == {"sm_80", "sm_90", "sm_100"}
+    assert len(frame) == len(pd.read_csv(TABLE)), "renew results/kernels/aot.csv"
+
+
+def test_a_regression_is_told():
+    # not at the top: it imports the kernels
+    from kvbench.kernels.aot import regressions
+
+    old = pd.read_csv(TABLE)
+    assert regressions(old, old) == []
+    new = old.copy()
+    new.loc[0, "registers"] = int(old.loc[0, "registers"] * 1.1) + 1
+    new.loc[1, "spills"] = 3
+    told = regressions(new.drop(index=2), old)
+    assert len(told) == 3 and "spills" in told[0] and "became" in told[1] and "gone" in told[2]
+    assert regressions(new.assign(triton="0.0", spills=0), old) == []
+
+
+def test_an_unknown_target_is_refused():
+    done = subprocess.run(
+        [sys.executable, "-m", "kvbench.kernels.aot", "--targets", "sm_12"],
+        env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and "sm_12" in done.stderr and "sm_90" in done.stderr

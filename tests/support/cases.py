@@ -1,0 +1,73 @@
+"""Every registered method, with prompts to try it on."""
+
+import functools
+
+import torch
+
+import kvbench
+from kvbench.methods import registry
+
+DIM, LAYERS, NEW = 8, 3, 5
+SHAPES = {"mha": (4, 4), "gqa3": (6, 2), "gqa4": (8, 2)}
+LENGTHS = [1, 7, 63, 331, 1000]
+
+# further settings of methods that have switches
+SETTINGS = [
+    ("snapkv", {"heads": "query_head"}),
+    ("snapkv", {"mode": "kvpress", "pool": "avg"}),
+    ("pyramidkv", {"heads": "query_head"}),
+    ("pyramidkv", {"mode": "kvpress", "beta": 2}),
+    ("adakv", {"heads": "query_head"}),
+    ("adakv", {"mode": "kvpress", "alpha": 0.9}),
+    ("chunkkv", {"heads": "kv_head", "offset": 3}),
+    ("chunkkv", {"chunks": "sentence"}),
+    ("chunkkv", {"chunks": "punctuation", "chunk": 40}),
+    ("chunkkv", {"mode": "kvpress", "scorer": "keydiff"}),
+    ("egchunkkv", {"scorer": "knorm", "chunk": 7, "spiky": 2}),
+    ("h2o", {"recent": 1.0}),
+    ("streaming_llm", {"positions": "reindexed"}),
+    ("tova", {"mode": "kvpress"}),
+    ("quest", {"heads": "query_head"}),
+    ("topk_oracle", {"heads": "query_head"}),
+    ("hsa", {"page": 3, "channels": 4}),
+    ("rocketkv", {"split": 0.5}),
+]  # fmt: skip
+
+
+def methods(*families):
+    known = {name: cls.family for name, cls in registry().items()}
+    plain = [(name, {}) for name, family in sorted(known.items()) if family in families]
+    return plain + [(name, params) for name, params in SETTINGS if known[name] in families]
+
+
+def name_of(case):
+    return "-".join([case[0], *map(str, case[1].values())]) if isinstance(case, tuple) else None
+
+
+EVERY = methods("eviction", "selection", "method")
+EVICTIONS = methods("eviction")
+
+
+@functools.cache
+def tensors(shape, length):
+    """q, k, v of two different prompts, RoPE and where sentences end."""
+    query_heads, heads = SHAPES[shape]
+    draw = torch.Generator().manual_seed(length)
+    q, k, v = (torch.randn(2, n, length, DIM, generator=draw) for n in (query_heads, heads, heads))
+    angles = torch.arange(length + 512)[:, None] * 100.0 ** (-torch.arange(0, DIM, 2) / DIM)
+    angles = torch.cat([angles, angles], dim=-1)
+    ends = torch.randint(0, 12, (2, length), generator=draw)
+    return q, k, v, (angles.cos(), angles.sin()), torch.where(ends < 3, ends, 0).to(torch.int8)
+
+
+def keep(name, params, tensors, tokens, rows):
+    q, k, v, rope, ends = tensors
+    return kvbench.keep(
+        name, q[rows], k[rows], v[rows], tokens=tokens, num_layers=LAYERS, rope=rope,
+        boundaries_BT=ends[rows], max_new_tokens=NEW, **params,
+    )  # fmt: skip
+
+
+def select(name, params, tensors, tokens, rows):
+    q, k, v, *_ = tensors
+    return kvbench.select(name, q[rows, :, -1], k[rows], v[rows], tokens=tokens, max_new_tokens=NEW, **params)
