@@ -1,7 +1,7 @@
 """What a method is: an eviction, a selection and a format under one budget rule.
 
-Shape letters: R rows of a batch, T tokens, H KV heads, G query heads per KV head, Q = H * G, D head dimension,
-W window, K kept tokens, M room for appended tokens, P pages, N slots read at a step.
+Shape letters: R rows of a batch, T tokens, H KV heads, G query heads per KV head, Q = H * G, D head
+dimension, W window, K kept tokens, M room for appended tokens, P pages, N slots read at a step.
 """
 
 from __future__ import annotations
@@ -9,139 +9,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import ROUND_FLOOR, Decimal
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
-import torch
 from torch import Tensor
 
 from kvbench.errors import UserError
-from kvbench.kernels import window_scores as kernels
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much a method may keep or read, per KV head and layer.
-
-    Exactly one of `tokens` and `ratio` is set. A ratio is the fraction retained of the compressed tokens, floored in
-    decimal arithmetic (0.1 of 1000 is 100), at least 1. `keep` and `read` override the two sides of a composition.
-    """
-
-    tokens: int | None = None
-    ratio: str | None = None
-    keep: int | None = None
-    read: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.tokens is None) == (self.ratio is None):
-            raise UserError("budget: give exactly one of tokens and ratio")
-        for name in ("tokens", "keep", "read"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise UserError(f"budget.{name}: {value!r} is not a whole number above 0")
-        if self.ratio is not None and not 0 < Decimal(str(self.ratio)) <= 1:
-            raise UserError(f"budget.ratio: {self.ratio} is not in (0, 1]")
-
-    def of(self, compressed: int) -> int:
-        """The budget in tokens for a prompt of `compressed` tokens."""
-        if self.tokens is not None:
-            return self.tokens
-        exact = Decimal(str(self.ratio)) * compressed
-        return max(1, int(exact.to_integral_value(ROUND_FLOOR)))
-
-    def label(self) -> str:
-        """Short form for tables: `256`, `0.1x`, with `keep=`/`read=` where given."""
-        text = str(self.tokens) if self.tokens is not None else f"{self.ratio}x"
-        for name in ("keep", "read"):
-            if getattr(self, name) is not None:
-                text += f",{name}={getattr(self, name)}"
-        return text
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a budget rule may depend on."""
-
-    compressed: int
-    max_new_tokens: int
-    num_layers: int
-    head_dim: int
-
-
-@dataclass(frozen=True)
-class LayerRule:
-    """Tokens per KV head of one layer: `keep` of the prompt (None: all), `read` at a decode step (None: all kept)."""
-
-    keep: int | None = None
-    read: int | None = None
-
-
-@dataclass
-class LayerSnapshot:
-    """What the dense prefill of one prompt leaves of one layer.
-
-    Attributes:
-        k_HTD: post-RoPE keys `[H, T, D]`, heads not expanded.
-        v_HTD: values `[H, T, D]`.
-        q_QWD: post-RoPE queries of the last W positions `[Q, W, D]`, W at least every method's window (or T).
-        layer: index of the layer.
-        num_layers: layers of the model.
-        scaling: factor on the attention logits.
-    """
-
-    k_HTD: Tensor
-    v_HTD: Tensor
-    q_QWD: Tensor
-    layer: int = 0
-    num_layers: int = 1
-    scaling: float = 1.0
-    _windows: dict[int, Tensor] = dataclasses.field(default_factory=dict)
-
-    @property
-    def length(self) -> int:
-        return self.k_HTD.shape[1]
-
-    @property
-    def heads(self) -> int:
-        return self.k_HTD.shape[0]
-
-    @property
-    def group(self) -> int:
-        return self.q_QWD.shape[0] // self.k_HTD.shape[0]
-
-    def window_scores(self, window: int) -> Tensor:
-        """Attention of the last `window` queries (T, if fewer) to every key, summed over them: `[Q, T]` fp32.
-
-        Kept for the life of the snapshot, so that every method and budget shares one computation.
-        """
-        window = min(window, self.length)
-        if window not in self._windows:
-            assert window <= self.q_QWD.shape[1], "the snapshot holds fewer queries than the window"
-            queries = self.q_QWD[:, self.q_QWD.shape[1] - window :]
-            self._windows[window] = kernels.window_scores(queries, self.k_HTD, self.scaling)
-        return self._windows[window]
-
-    def forget(self) -> None:
-        """Drop what was kept for sharing, once every method has chosen."""
-        self._windows.clear()
-
-
-@dataclass
-class Kept:
-    """The tokens that an eviction keeps in one layer.
-
-    Attributes:
-        positions: per KV head the kept positions, ascending, int64 `[K_h]`.
-        members: per KV head which query head reads which of them, bool `[G, K_h]`; None when all do.
-    """
-
-    positions: list[Tensor]
-    members: list[Tensor] | None = None
-
-    @classmethod
-    def uniform(cls, positions_HK: Tensor) -> Kept:
-        """The same number of tokens for every KV head."""
-        return cls(list(positions_HK.unbind(0)))
+from kvbench.formats.tokenwise import Codec, Rolling, Split
+from kvbench.kernels.top_k import top_k
+from kvbench.methods.budget import Budget, LayerRule, Shape
+from kvbench.methods.snapshot import Kept, LayerSnapshot
 
 
 class Component:
@@ -151,6 +27,7 @@ class Component:
     family: ClassVar[str] = ""
     source: ClassVar[str] = ""
     budget_meaning: ClassVar[str] = ""
+    #: bytes per layer and KV head after compression: an expression, and perhaps a remark behind a semicolon
     bytes_formula: ClassVar[str] = ""
     version: ClassVar[int] = 1
 
@@ -160,7 +37,7 @@ class Component:
 
 
 class Eviction(Component):
-    """Permanent removal after prefill."""
+    """Permanent removal after prefill and, where `steps` is true, after each decode step too."""
 
     family = "eviction"
     bytes_formula = "2 * keep * D * element"
@@ -174,22 +51,72 @@ class Eviction(Component):
         return None
 
     def keep(
-        self, snapshot: LayerSnapshot, scores: Any, tokens: int, earlier: Sequence[Kept], ratio: str | None = None
+        self,
+        snapshot: LayerSnapshot,
+        scores: Any,
+        tokens: int,
+        earlier: Sequence[Kept],
+        ratio: str | None = None,
     ) -> Kept:
-        """The tokens to keep.
+        """The tokens to keep; unless a method says otherwise those of highest score, ties to the earlier.
 
         Args:
             snapshot: the layer.
-            scores: what `scores` returned for it.
+            scores: what `scores` returned for it, here `[H, T]`, or `[1, T]` for one choice per layer.
             tokens: how many per KV head, below the length of the snapshot.
             earlier: what this method kept in the layers before, for index reuse.
             ratio: the budget as the user's fraction retained, if he gave one (kvpress rounds from it).
         """
-        raise NotImplementedError
+        return Kept.uniform(top_k(scores, tokens).expand(snapshot.heads, -1))
 
-    def layer_tokens(self, tokens: int, shape: Shape) -> list[int]:
+    def layer_tokens(self, tokens: int, shape: Shape, ratio: str | None = None) -> list[int]:
         """The budget of each layer, `tokens` for all unless the method says otherwise."""
         return [tokens] * shape.num_layers
+
+    def notes(self, tokens: int, shape: Shape, ratio: str | None = None) -> tuple[str, ...]:
+        """What a reader of the row must know about the budget, for example that a fallback was taken."""
+        return ()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What else the snapshot must hold: "attention_sum", "queries", "rope", "boundaries"."""
+        return frozenset()
+
+    @property
+    def steps(self) -> bool:
+        """Whether `step` holds the cache at its budget while decoding; a method may switch it off."""
+        return type(self).step is not Eviction.step
+
+    @property
+    def reindexes(self) -> bool:
+        """Whether kept keys are rotated to consecutive positions that end with the prompt, after `step` too.
+
+        Needs "rope". Distances to the query are then those inside the cache, as in StreamingLLM's paper.
+        """
+        return False
+
+    def carry(self, snapshot: LayerSnapshot, scores: Any, kept: Kept) -> list[Tensor] | None:
+        """A number per kept token that `step` shall find again (H2O's sums), per KV head fp32 `[K_h]`."""
+        return None
+
+    def step(self, probs_RHGNC: Tensor, carried_RHC: Tensor | None, drop: int) -> Tensor | None:
+        """Takes note of a decode step of the rows in a layer, and chooses what to drop after it.
+
+        Slots stand in order of position: the newest token is the last one. Rows, and KV heads, choose for
+        themselves; KV heads come one at a time (H = 1) where the eviction kept different numbers for them.
+
+        Args:
+            probs_RHGNC: attention of the N tokens that were appended since the last call (one, but for the
+                question of a query-agnostic prompt) to all C slots held, fp32; where a selection read fewer,
+                the others have 0.
+            carried_RHC: what `carry` began with, 0 for appended tokens; to be updated in place. None if it
+                gave None.
+            drop: how many slots to drop, E; 0 while the cache is below its budget. C - E stay.
+
+        Returns:
+            The slots, int64 `[R, H, E]`, distinct; not read when E is 0.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,8 +129,8 @@ class KeepAll(Eviction):
 class Selection(Component):
     """The tokens read at one decode step.
 
-    A slot is a place in the compact cache: the kept prompt tokens first, in order of position, then every appended
-    token. State lives on the device and is updated in place, so that a CUDA graph can hold a step.
+    A slot is a place in the compact cache: the kept prompt tokens first, in order of position, then every
+    appended token. State lives on the device and is updated in place, so that a CUDA graph can hold a step.
     """
 
     family = "selection"
@@ -213,18 +140,19 @@ class Selection(Component):
         total = shape.compressed + shape.max_new_tokens
         return self, [read if read < total else None] * shape.num_layers
 
-    def prepare(self, k_BHKD: Tensor, rows: int, room: int) -> Any:
+    def prepare(self, k_BHKD: Tensor, v_BHKD: Tensor, rows: int, room: int) -> Any:
         """Auxiliary data of one layer.
 
         Args:
             k_BHKD: kept keys `[B, H, K, D]`, B = 1 when the rows share them.
+            v_BHKD: kept values.
             rows: rows R.
             room: slots that will be appended at most.
         """
         return None
 
-    def append(self, state: Any, k_RHD: Tensor, slot: Tensor) -> None:
-        """Takes note of a key `[R, H, D]` appended at `slot`, a 1-element integer tensor."""
+    def append(self, state: Any, k_RHD: Tensor, v_RHD: Tensor, slot: Tensor) -> None:
+        """Takes note of a key and a value `[R, H, D]` appended at `slot`, a 1-element integer tensor."""
 
     def select(
         self, q_RHGD: Tensor, k_BHKD: Tensor, k_tail_RHMD: Tensor, length: Tensor, state: Any, tokens: int,
@@ -243,6 +171,21 @@ class Selection(Component):
         """
         raise NotImplementedError
 
+    def combine(self, out_RHGD: Tensor, lse_RHG: Tensor, state: Any) -> Tensor:
+        """Corrects the output of the attention over the selected slots, where `combines` is true.
+
+        Args:
+            out_RHGD: the output.
+            lse_RHG: natural-log sum of exponentials of the selected logits, fp32.
+            state: what `prepare` returned and `select` has just seen.
+        """
+        return out_RHGD
+
+    @property
+    def combines(self) -> bool:
+        """Whether `combine` changes anything."""
+        return type(self).combine is not Selection.combine
+
     def resident_bytes(self, state: Any) -> int:
         """Bytes of the auxiliary data for one row."""
         return 0
@@ -259,10 +202,70 @@ class ReadAll(Selection):
     name = "all"
 
 
+class Stored(Protocol):
+    """Keys and values of one layer in a format, for rows that may share the prompt's part of them."""
+
+    @property
+    def count(self) -> int:
+        """Tokens held, the same number in every row and KV head."""
+        ...
+
+    @property
+    def static(self) -> bool:
+        """Whether each step does the same operations on the same memory from now on."""
+        ...
+
+    def append(self, k_RHND: Tensor, v_RHND: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores the keys and values of N new tokens; returns them as `read` will give them."""
+        ...
+
+    def read(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Everything in the model's dtype, made anew at each call: scratch of the caller.
+
+        Returns:
+            Keys and values of a prefix `[B, H, P, D]`, those of a tail with room for M tokens `[R, H, M, D]`,
+            and how many tokens are in the tail, a 0-dim integer tensor.
+        """
+        ...
+
+    def bytes(self) -> tuple[int, int]:
+        """Bytes of one row, and those of them that would be as many in another dtype of the model."""
+        ...
+
+
 class Format(Component):
-    """How keys and values are stored."""
+    """How keys and values are stored.
+
+    The engine reads what is stored through a copy in the model's dtype, made at every step and thrown away
+    after it. A format that treats every token by itself gives a `codec`; another one its own `store`, and
+    cannot `roll`.
+    """
 
     family = "format"
+    #: whether single tokens can be dropped, as decode-time eviction does
+    rolls: ClassVar[bool] = True
+
+    def codec(self, x_BHKD: Tensor) -> Codec:
+        """For keys or for values; x are the kept ones, which scales may be taken from."""
+        return Codec()
+
+    def store(self, k_BHKD: Tensor, v_BHKD: Tensor, rows: int, room: int) -> Stored:
+        """Stores the kept keys and values, with room for appended tokens.
+
+        Args:
+            k_BHKD: keys, B = 1 when the rows share them.
+            v_BHKD: values.
+            rows: rows R.
+            room: tokens that may be appended to each.
+        """
+        return Split((self.codec(k_BHKD), self.codec(v_BHKD)), k_BHKD, v_BHKD, rows, room)
+
+    def roll(
+        self, k_BHKD: Tensor, v_BHKD: Tensor, rows: int, hold: int, carried_HK: Tensor | None = None
+    ) -> Rolling:
+        """Stores them for rows that drop what is beyond `hold` tokens after every step; see `Rolling`."""
+        assert self.rolls
+        return Rolling((self.codec(k_BHKD), self.codec(v_BHKD)), k_BHKD, v_BHKD, rows, hold, carried_HK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +290,7 @@ class Resolved:
         covers_prompt: the budget keeps and reads the whole prompt.
         dense: keep and read cover prompt and new tokens: the engine takes the dense path.
         notes: what a reader of the row must know.
+        retains: the whole prompt stays stored behind what is kept for reading (for later turns).
     """
 
     eviction: Eviction
@@ -297,6 +301,7 @@ class Resolved:
     covers_prompt: bool = False
     dense: bool = False
     notes: tuple[str, ...] = ()
+    retains: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,9 +327,9 @@ class Method(Component):
         raise NotImplementedError
 
     @property
-    def window(self) -> int:
-        """Queries of the observation window that the snapshot must hold."""
-        return self.parts()[0].window
+    def needs(self) -> frozenset[str]:
+        """What else the snapshot must hold, see `Eviction.needs`."""
+        return self.parts()[0].needs
 
     def own_params(self) -> dict[str, Any]:
         """The parameters without those of the format."""
@@ -336,7 +341,12 @@ class Method(Component):
         params = self.own_params()
         if self.format.params():
             params["format"] = self.format.params()
-        return {"eviction": eviction.name, "selection": selection.name, "format": self.format.name, "params": params}
+        return {
+            "eviction": eviction.name,
+            "selection": selection.name,
+            "format": self.format.name,
+            "params": params,
+        }
 
     def versions(self) -> list[list[Any]]:
         """Names and versions of everything whose change must invalidate stored cells."""
@@ -351,13 +361,20 @@ class Method(Component):
 class Composite(Method):
     """Any eviction with any selection.
 
-    An eviction keeps `budget` tokens of the prompt (window and sinks included) and reads all it kept; a selection
-    keeps everything and reads `budget`; a composition of both takes `budget` for each, or `budget.keep` and
-    `budget.read` where given.
+    An eviction keeps `budget` tokens of the prompt (window and sinks included) and reads all it kept; a
+    selection keeps everything and reads `budget`; a composition of both takes `budget` for each, or
+    `budget.keep` and `budget.read` where given.
     """
 
     eviction: Eviction = KeepAll()
     selection: Selection = ReadAll()
+
+    def __post_init__(self) -> None:
+        if self.eviction.steps and not self.format.rolls:
+            raise UserError(
+                f"format: {self.format.name} stores tokens in groups, which {self.eviction.name} would tear "
+                "apart while decoding; allowed: native, bf16, fp16, fp8_e4m3, fp8_e5m2"
+            )
 
     @property
     def evicts(self) -> bool:
@@ -384,16 +401,25 @@ class Composite(Method):
         if not self.needs_budget:
             keep = read = total
         elif budget is None:
-            raise UserError(f"budget: {self.eviction.name} x {self.selection.name} needs budget.tokens or budget.ratio")
+            raise UserError(
+                f"budget: {self.eviction.name} x {self.selection.name} needs budget.tokens or budget.ratio"
+            )
         else:
             tokens = budget.of(shape.compressed)
             keep, read = budget.keep or tokens, budget.read or tokens
-        per_layer = self.eviction.layer_tokens(keep, shape) if self.evicts else [total] * shape.num_layers
-        selection, per_layer_read = self.selection.resolve(read, shape) if self.selects else (self.selection, None)
+        # a fraction retained says nothing about an explicit budget.keep
+        ratio = budget.ratio if budget is not None and budget.keep is None else None
+        per_layer = [total] * shape.num_layers
+        if self.evicts:
+            per_layer = self.eviction.layer_tokens(keep, shape, ratio)
+        selection, per_layer_read = (
+            self.selection.resolve(read, shape) if self.selects else (self.selection, None)
+        )
         rules = tuple(
             LayerRule(
                 keep=n if n < shape.compressed else None,
                 read=per_layer_read[layer] if per_layer_read is not None else None,
+                hold=n if self.eviction.steps and n < total else None,
             )
             for layer, n in enumerate(per_layer)
         )
@@ -402,12 +428,8 @@ class Composite(Method):
             selection=selection,
             format=self.format,
             rules=rules,
-            ratio=budget.ratio if budget is not None else None,
+            ratio=ratio,
             covers_prompt=all(rule == LayerRule() for rule in rules),
             dense=self.lossless and min(per_layer) >= total and (not self.selects or read >= total),
+            notes=self.eviction.notes(keep, shape, ratio),
         )
-
-
-def stack(positions: Sequence[Tensor]) -> Tensor:
-    """Positions of every KV head as one `[H, K]` tensor; they must be equally many."""
-    return torch.stack(list(positions))

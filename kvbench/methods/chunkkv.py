@@ -3,15 +3,26 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kvbench.kernels.top_k import top_k
+from kvbench.errors import UserError
+from kvbench.kernels.top_k import top_k, top_k_mask
 from kvbench.kernels.window_scores import pool
-from kvbench.methods.base import Eviction, Kept, LayerSnapshot
+from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Shape
+from kvbench.methods.keydiff import KeyDiff
+from kvbench.methods.knorm import KNorm
 from kvbench.methods.registry import register
+from kvbench.methods.snapkv import SnapKV
+
+
+class Chunks(NamedTuple):
+    """The chunk of each token, `of_T`, and what chunks are worth, `scores_HC` (H = 1: one choice a layer)."""
+
+    of_T: Tensor
+    scores_HC: Tensor
 
 
 @register("chunkkv")
@@ -19,83 +30,136 @@ from kvbench.methods.registry import register
 class ChunkKV(Eviction):
     """Keeps the chunks that the observation window attends to most, and the window.
 
-    `mode=paper`: chunks are ranked by their summed attention; those before the window compete for budget - window
-    tokens, in order of rank, the last one cut to its first tokens so that the budget is met exactly. The paper takes
-    the window from the tail of the selection instead, which is the same when the window's chunks rank first; softmax
-    is used, which its pseudo-code leaves out. `n_reuse` layers share the indices of the first of them.
-    `mode=kvpress`: as kvpress 0.5.5 with its SnapKV scores (softmax, averaged over the window, pooled by 5, mean over
-    the group): one ranking per layer by the mean over the chunk of the sum over heads, the window padded with the
-    highest score, `int(chunks * fraction)` whole chunks, so that fewer tokens than the budget may be kept.
+    `mode=paper`: chunks are ranked by their summed attention; those before the window compete for budget -
+    window tokens, in order of rank, the last one cut to its first tokens so that the budget is met exactly.
+    The paper takes the window from the tail of the selection instead, which is the same when the window's
+    chunks rank first; softmax is used, which its pseudo-code leaves out. `n_reuse` layers share the indices
+    of the first of them. `mode=kvpress`: as kvpress 0.5.5 around the press that `scorer` names: one ranking
+    per layer by the mean over the chunk of the sum over heads, `int(chunks * fraction)` whole chunks but at
+    least one, so that fewer tokens than the budget may be kept, and parts of the window evicted; its own
+    settings are window 64, kernel 5, chunk 20.
+
+    Both cut the prompt at `offset` and every `chunk` tokens from there. As an ablation, `chunks=sentence` or
+    `chunks=punctuation` cuts it where the text has a boundary and, within, every `chunk` tokens; chunks of
+    unequal length are ranked by their mean.
     """
 
-    source = "Liu et al. 2025, arXiv 2502.00299, Algorithms 1 and 2; chunk 10 is the paper's, 20 kvpress' default"
-    budget_meaning = "tokens kept per KV head, window included (kvpress: whole chunks, rounded down)"
+    source = (
+        "Liu et al. 2025, arXiv 2502.00299, Algorithms 1 and 2; chunk 10 is the paper's, 20 kvpress'; "
+        "boundary-aware chunks are kvbench's own"
+    )
+    budget_meaning = (
+        "tokens kept per KV head, window included (kvpress: whole chunks, rounded down, at least one)"
+    )
 
     mode: Literal["paper", "kvpress"] = "paper"
     heads: Literal["layer", "kv_head"] = "layer"
+    scorer: Literal["snapkv", "knorm", "keydiff"] = "snapkv"
+    chunks: Literal["fixed", "sentence", "punctuation"] = "fixed"
     window: int = 32
     chunk: int = 10
+    offset: int = 0
     n_reuse: int = 1
     kernel: int = 1
 
-    def scores(self, snapshot: LayerSnapshot) -> Tensor:
-        """Score of each chunk, `[H, C]` (`[1, C]` for one choice per layer)."""
-        window = min(self.window, snapshot.length)
-        raw_QT = snapshot.window_scores(window)
+    def __post_init__(self) -> None:
+        if self.mode == "paper" and self.scorer != "snapkv":
+            raise UserError(f"scorer: {self.scorer} needs mode=kvpress; the paper's is snapkv")
+        if self.mode == "kvpress" and self.heads != "layer":
+            raise UserError("heads: kv_head needs mode=paper; kvpress chooses per layer")
+        for name in ("chunk", "n_reuse"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: {getattr(self, name)} is not above 0")
+        if not 0 <= self.offset < self.chunk:
+            raise UserError(f"offset: {self.offset} is not in [0, chunk)")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset() if self.chunks == "fixed" else frozenset({"boundaries"})
+
+    def layer_tokens(self, tokens: int, shape: Shape, ratio: str | None = None) -> list[int]:
+        if self.mode == "kvpress" and shape.compressed >= self.chunk:
+            tokens = max(tokens, self.chunk)
+        return [tokens] * shape.num_layers
+
+    def scores(self, snapshot: LayerSnapshot) -> Chunks:
+        """The chunks before the window, or all of them in `mode=kvpress`."""
         if self.mode == "kvpress":
-            early_QT = pool(raw_QT[:, : snapshot.length - window] / window, self.kernel, "avg")
-            early_HT = early_QT.unflatten(0, (snapshot.heads, -1)).mean(1)
-            highest = early_HT.max() + 1 if early_HT.numel() else torch.tensor(1.0)
-            padding = highest.expand(snapshot.heads, window).to(early_HT)
-            return _chunk_sums(torch.cat([early_HT, padding], -1).sum(0, keepdim=True), self.chunk, mean=True)
-        early_HT = raw_QT[:, : snapshot.length - window].unflatten(0, (snapshot.heads, -1)).sum(1)
-        if self.heads == "layer":
-            early_HT = early_HT.sum(0, keepdim=True)
-        return _chunk_sums(pool(early_HT, self.kernel, "max"), self.chunk, mean=False)
+            scores_HT = press_scores(self.scorer, snapshot, self.window, self.kernel).sum(0, keepdim=True)
+        else:
+            window = min(self.window, snapshot.length)
+            early_QT = snapshot.window_scores(window)[:, : snapshot.length - window]
+            scores_HT = early_QT.unflatten(0, (snapshot.heads, -1)).sum(1)
+            if self.heads == "layer":
+                scores_HT = scores_HT.sum(0, keepdim=True)
+            scores_HT = pool(scores_HT, self.kernel, "max")
+        of_T, place_T = self._cut(snapshot, scores_HT.shape[1])
+        sizes = of_T.bincount()
+        # a row per chunk, so that the sums have one order on every device
+        rows_HX = scores_HT.new_zeros(len(scores_HT), len(sizes) * self.chunk)
+        rows_HX[:, of_T * self.chunk + place_T] = scores_HT
+        scores_HC = rows_HX.view(len(scores_HT), len(sizes), self.chunk).sum(-1)
+        equal = self.mode == "paper" and self.chunks == "fixed"
+        return Chunks(of_T, scores_HC if equal else scores_HC / sizes)
 
     def keep(
-        self, snapshot: LayerSnapshot, scores: Any, tokens: int, earlier: Sequence[Kept], ratio: str | None = None
+        self,
+        snapshot: LayerSnapshot,
+        scores: Any,
+        tokens: int,
+        earlier: Sequence[Kept],
+        ratio: str | None = None,
     ) -> Kept:
         if snapshot.layer % self.n_reuse:
             return earlier[snapshot.layer - snapshot.layer % self.n_reuse]
         if self.mode == "kvpress":
             return self._keep_kvpress(snapshot, scores, tokens, ratio)
-        window = min(self.window, snapshot.length)
-        early = snapshot.length - window
-        tail = torch.arange(early, snapshot.length, device=scores.device)
-        if tokens <= window:
-            return Kept([tail[window - tokens :]] * snapshot.heads)
-        rows = [torch.cat([_fill(row, self.chunk, early, tokens - window), tail]) for row in scores]
-        return Kept(rows * (snapshot.heads // len(rows)))
+        early = len(scores.of_T)
+        tail = torch.arange(early, snapshot.length, device=scores.of_T.device)
+        if tokens <= len(tail):
+            return Kept([tail[len(tail) - tokens :]] * snapshot.heads)
+        rows = [_fill(row, scores.of_T, tokens - len(tail)) for row in scores.scores_HC]
+        return Kept([torch.cat([row, tail]) for row in rows] * (snapshot.heads // len(rows)))
 
-    def _keep_kvpress(self, snapshot: LayerSnapshot, scores: Tensor, tokens: int, ratio: str | None) -> Kept:
-        chunks = scores.shape[1]
-        if ratio is None:
-            count = chunks * tokens // snapshot.length
+    def _cut(self, snapshot: LayerSnapshot, length: int) -> tuple[Tensor, Tensor]:
+        """The chunk of each of the first `length` tokens, and its place in it, below `chunk`."""
+        position = torch.arange(length, device=snapshot.k_HTD.device)
+        begins = position == 0
+        if self.chunks == "fixed":
+            begins |= position == self.offset
         else:
-            # kvpress rounds in binary floating point from the fraction removed: int(10 * (1 - 0.8)) is 1
-            count = int(chunks * (1 - float(1 - Decimal(str(ratio)))))
-        chosen = top_k(scores[0], max(1, count))
-        positions = (chosen[:, None] * self.chunk + torch.arange(self.chunk, device=scores.device)).flatten()
-        return Kept([positions[positions < snapshot.length]] * snapshot.heads)
+            assert snapshot.boundaries_T is not None
+            ends = snapshot.boundaries_T >= (2 if self.chunks == "sentence" else 1)
+            begins[1:] |= ends[: max(0, length - 1)]
+        begun = torch.where(begins, position, 0).cummax(0).values if length else position
+        place = (position - begun) % self.chunk
+        return (place == 0).cumsum(0) - 1, place
+
+    def _keep_kvpress(self, snapshot: LayerSnapshot, chunks: Chunks, tokens: int, ratio: str | None) -> Kept:
+        if snapshot.length < self.chunk:
+            return Kept.uniform(top_k(press_scores(self.scorer, snapshot, self.window, self.kernel), tokens))
+        total = chunks.scores_HC.shape[1]
+        # kvpress rounds in binary floating point from the fraction removed: int(10 * (1 - 0.8)) is 1
+        kept = None if ratio is None else 1 - float(1 - Decimal(ratio))
+        count = total * tokens // snapshot.length if kept is None else int(total * kept)
+        chosen = top_k_mask(chunks.scores_HC[0], max(1, count))
+        return Kept([chosen[chunks.of_T].nonzero()[:, 0]] * snapshot.heads)
 
 
-def _chunk_sums(scores_HT: Tensor, chunk: int, mean: bool) -> Tensor:
-    """Sum (or mean over its own tokens) of each chunk `[H, ceil(T / chunk)]`, the last one possibly partial."""
-    heads, length = scores_HT.shape
-    chunks = -(-length // chunk)
-    padded = torch.nn.functional.pad(scores_HT, (0, chunks * chunk - length))
-    sums = padded.view(heads, chunks, chunk).sum(-1)
-    if mean:
-        sizes = torch.full((chunks,), chunk, device=sums.device)
-        if chunks:
-            sizes[-1] = length - (chunks - 1) * chunk
-        sums = sums / sizes
-    return sums
-
-
-def _fill(scores_C: Tensor, chunk: int, length: int, tokens: int) -> Tensor:
+def _fill(scores_C: Tensor, of_T: Tensor, tokens: int) -> Tensor:
     """Positions of whole chunks by rank until `tokens` are filled, the last one cut; ascending."""
-    order = scores_C.sort(descending=True, stable=True).indices
-    positions = (order[:, None] * chunk + torch.arange(chunk, device=order.device)).flatten()
-    return positions[positions < length][:tokens].sort().values
+    rank_C = scores_C.sort(descending=True, stable=True).indices.argsort()
+    return rank_C[of_T].argsort(stable=True)[:tokens].sort().values
+
+
+def press_scores(scorer: str, snapshot: LayerSnapshot, window: int, kernel: int) -> Tensor:
+    """Scores that kvpress 0.5.5 gives every token `[H, T]`; SnapKV's window gets more than the highest."""
+    if scorer == "knorm":
+        return KNorm().scores(snapshot)
+    if scorer == "keydiff":
+        return KeyDiff().scores(snapshot)
+    window = min(window, snapshot.length)
+    snapkv = SnapKV(mode="kvpress", window=window, kernel=kernel, pool="avg")
+    early_HT = snapkv.scores(snapshot) / window
+    highest = early_HT.max() + 1 if early_HT.numel() else torch.ones(())
+    return torch.cat([early_HT, highest.to(early_HT).expand(snapshot.heads, window)], dim=-1)

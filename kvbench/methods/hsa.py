@@ -21,13 +21,16 @@ from kvbench.methods.rocket_budget import split_traffic
 class HSA(Selection):
     """Scores pages by their bounds in the channels where the group's query is largest, reads the best tokens.
 
-    The budget is traffic: one half pays for scoring, the other for attention. `page` and `channels` follow from it
-    (0) or are given. Nothing is pinned unless `pin_recent` tokens are, on top of the budget.
+    The budget is traffic: one half pays for scoring, the other for attention. `page` and `channels` follow
+    from it (0) or are given. Nothing is pinned unless `pin_recent` tokens are, on top of the budget.
     """
 
-    source = "Behnam et al. 2025, arXiv 2502.14051v3, section 3.4 and Algorithm 1; official temperature and rounding"
+    source = "Behnam et al. 2025, arXiv 2502.14051v3, Algorithm 1; official temperature and rounding"
     budget_meaning = "traffic per step in tokens: half for scoring, half attended"
-    bytes_formula = "2 * T * D * element + 2 * ceil((T + M) / page) * D * element (page 1: one copy of K)"
+    bytes_formula = (
+        "2 * T * D * element + (T + M if page == 1 else 2 * ceil((T + M) / page)) * D * element; "
+        "bounds of pages, for pages of one a copy of K"
+    )
 
     page: int = 0
     channels: int = 0
@@ -37,21 +40,23 @@ class HSA(Selection):
         total = shape.compressed + shape.max_new_tokens
         if read >= total:
             return self, [None] * shape.num_layers
-        return self.resolve_for(total, read, shape.head_dim), [read // 2 + self.pin_recent] * shape.num_layers
+        return self.resolve_for(total, read, shape.head_dim), [
+            max(1, read // 2) + self.pin_recent
+        ] * shape.num_layers
 
     def resolve_for(self, capacity: int, traffic: int, head_dim: int) -> HSA:
         """Page and channels for a cache of `capacity` tokens and a traffic budget."""
         page, channels = split_traffic(capacity, traffic, head_dim)
         return dataclasses.replace(self, page=self.page or page, channels=self.channels or channels)
 
-    def prepare(self, k_BHKD: Tensor, rows: int, room: int) -> Tensor:
+    def prepare(self, k_BHKD: Tensor, v_BHKD: Tensor, rows: int, room: int) -> Tensor:
         """Channel-major page bounds `[R, H, 2 D, P]`, minima before maxima; a copy of K for pages of one."""
         pages = -(-(k_BHKD.shape[2] + room) // self.page)
         low, high = page_bounds(k_BHKD, self.page, pages)
         bounds = low if self.page == 1 else torch.cat([low, high], dim=-1)
         return bounds.transpose(-1, -2).expand(rows, -1, -1, -1).contiguous()
 
-    def append(self, state: Any, k_RHD: Tensor, slot: Tensor) -> None:
+    def append(self, state: Any, k_RHD: Tensor, v_RHD: Tensor, slot: Tensor) -> None:
         dim = k_RHD.shape[-1]
         edges = state.transpose(-1, -2)
         if self.page == 1:
@@ -65,7 +70,9 @@ class HSA(Selection):
     ) -> Tensor:  # fmt: skip
         scores_RHP = hsa_scores(q_RHGD, state, self.channels, self.page, length)
         ranked = scores_RHP.sort(dim=-1, descending=True, stable=True).indices
-        slots_RHN = (ranked[..., None] * self.page + torch.arange(self.page, device=ranked.device)).flatten(-2)
+        slots_RHN = (ranked[..., None] * self.page + torch.arange(self.page, device=ranked.device)).flatten(
+            -2
+        )
         pinned = length - self.pin_recent
         wanted = tokens - self.pin_recent
         # pages that may give less than all their tokens: the last one, and those of the pinned tokens

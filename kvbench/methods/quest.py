@@ -17,9 +17,9 @@ from kvbench.methods.registry import register
 class Quest(Selection):
     """Reads the pages whose channel-wise bounds promise the highest logit; nothing is evicted.
 
-    The page of the newest token is always read, as in the official CUDA path, and here counts within the budget.
-    `heads=query_head` is the official form (each query head its own pages); `heads=kv_head` sums the bounds over the
-    group. The first `dense_layers` layers read everything.
+    The page of the newest token is always read, as in the official CUDA path, and here counts within the
+    budget. `heads=query_head` is the official form (each query head its own pages); `heads=kv_head` sums the
+    bounds over the group. The first `dense_layers` layers read everything.
     """
 
     source = "Tang et al. 2024, arXiv 2406.10774, section 3; page 16, at least 3 pages, 2 dense layers are official"
@@ -33,15 +33,15 @@ class Quest(Selection):
     def resolve(self, read: int, shape: Shape) -> tuple[Selection, list[int | None]]:
         total = shape.compressed + shape.max_new_tokens
         pages = max(3, read // self.page)
-        tokens = pages * self.page if pages * self.page < total else None
+        tokens = pages * self.page if max(read, pages * self.page) < total else None
         return self, [None if layer < self.dense_layers else tokens for layer in range(shape.num_layers)]
 
-    def prepare(self, k_BHKD: Tensor, rows: int, room: int) -> tuple[Tensor, Tensor]:
+    def prepare(self, k_BHKD: Tensor, v_BHKD: Tensor, rows: int, room: int) -> tuple[Tensor, Tensor]:
         pages = -(-(k_BHKD.shape[2] + room) // self.page)
         low, high = page_bounds(k_BHKD, self.page, pages)
         return low.expand(rows, -1, -1, -1).contiguous(), high.expand(rows, -1, -1, -1).contiguous()
 
-    def append(self, state: Any, k_RHD: Tensor, slot: Tensor) -> None:
+    def append(self, state: Any, k_RHD: Tensor, v_RHD: Tensor, slot: Tensor) -> None:
         low, high = state
         update_page_bounds(low, high, k_RHD, slot // self.page)
 

@@ -15,7 +15,12 @@ from kvbench.typed import unknown
 
 C = TypeVar("C", bound=type[Component])
 
-_ROLES: dict[str, type[Component]] = {"eviction": Eviction, "selection": Selection, "format": Format, "method": Method}
+_ROLES: dict[str, type[Component]] = {
+    "eviction": Eviction,
+    "selection": Selection,
+    "format": Format,
+    "method": Method,
+}
 _CLASSES: dict[str, type[Component]] = {}
 
 
@@ -27,7 +32,9 @@ def register(name: str):
 
     def add(cls: C) -> C:
         if not (dataclasses.is_dataclass(cls) and issubclass(cls, tuple(_ROLES.values()))):
-            raise TypeError(f"{cls.__name__} must be a dataclass and an Eviction, Selection, Format or Method")
+            raise TypeError(
+                f"{cls.__name__} must be a dataclass and an Eviction, Selection, Format or Method"
+            )
         cls.name = name
         _CLASSES[name] = cls
         return cls
@@ -56,7 +63,9 @@ def build(entry: Mapping[str, Any], key: str = "method") -> Method:
     """
     known = registry()
     entry = dict(entry)
-    roles = {role: entry.pop(role) for role in ("eviction", "selection", "format") if entry.get(role) is not None}
+    roles = {
+        role: entry.pop(role) for role in ("eviction", "selection", "format") if entry.get(role) is not None
+    }
     name = entry.pop("method", None)
     base: Component = Composite()
     if name is not None:
@@ -67,7 +76,11 @@ def build(entry: Mapping[str, Any], key: str = "method") -> Method:
     elif entry or not roles:
         raise UserError(f"{key}: give method: NAME, or at least one of eviction, selection, format")
     parts = {role: _part(role, value, f"{key}.{role}", known) for role, value in roles.items()}
-    fixed = ("eviction", "selection") if isinstance(base, Method) and not isinstance(base, Composite) else (base.family,)
+    fixed = (
+        ("eviction", "selection")
+        if isinstance(base, Method) and not isinstance(base, Composite)
+        else (base.family,)
+    )
     for role in fixed:
         if role in parts:
             raise UserError(f"{key}.{role}: {name} brings its own {role}; leave {role} out")
@@ -87,4 +100,3 @@ def _part(role: str, value: object, key: str, known: Mapping[str, type[Component
     if name not in fitting:
         raise unknown(f"{key}.name", name, fitting, role)
     return build_dataclass(fitting[name], value, key)
-

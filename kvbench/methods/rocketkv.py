@@ -22,8 +22,13 @@ class RocketKV(Method):
     """
 
     source = "Behnam et al. 2025, arXiv 2502.14051v3, sections 3.3-3.6; window 32 and kernel 63 are official"
-    budget_meaning = "traffic t per step in tokens: t / 2 for scoring, t / 2 attended; the cache keeps S / c^split"
-    bytes_formula = "C1 * D * element * (2 + 2 / page) (page 1: 3 * C1 * D * element)"
+    budget_meaning = (
+        "traffic t per step in tokens: t / 2 for scoring, t / 2 attended; the cache keeps S / c^split"
+    )
+    bytes_formula = (
+        "2 * keep * D * element + (keep + M if page == 1 else 2 * ceil((keep + M) / page)) * D * element; "
+        "keep = C1 - M"
+    )
 
     window: int = 32
     kernel: int = 63

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kvbench.kernels.top_k import top_k, top_k_mask
+from kvbench.kernels.top_k import top_k_mask
 from kvbench.kernels.window_scores import pool
 from kvbench.methods.base import Eviction, Kept, LayerSnapshot
 from kvbench.methods.registry import register
@@ -18,14 +18,21 @@ from kvbench.methods.registry import register
 class SnapKV(Eviction):
     """Keeps the observation window and the tokens it attends to most, after pooling.
 
-    `heads=kv_head` sums the window's attention over the query heads of a group before pooling, one set per KV head.
-    `heads=query_head` is the official form: one set per query head; stored is their union. `mode=kvpress` pools each
-    query head first and then averages over the group, as kvpress 0.5.5 does with window 64, kernel 5, pool avg.
-    A budget within the window keeps the last tokens of the prompt.
+    `heads=kv_head` sums the window's attention over the query heads of a group before pooling, one set per KV
+    head. `heads=query_head` is the official form: one set per query head; stored is their union.
+    `mode=kvpress` pools each query head first and then averages over the group, as kvpress 0.5.5 does with
+    window 64, kernel 5, pool avg. A budget within the window keeps the last tokens of the prompt, where
+    kvpress keeps any of them.
     """
 
-    source = "Li et al. 2024, arXiv 2404.14469, section 3; official LongBench setting window 32, kernel 7, max pooling"
+    source = (
+        "Li et al. 2024, arXiv 2404.14469, section 3; official LongBench setting window 32, kernel 7, max "
+        "pooling, heads query_head"
+    )
     budget_meaning = "tokens kept per KV head (per query head for heads=query_head), window included"
+    bytes_formula = (
+        "2 * keep * D * element; heads=query_head: keep is the union, and G * keep say who reads it"
+    )
 
     mode: Literal["paper", "kvpress"] = "paper"
     heads: Literal["kv_head", "query_head"] = "kv_head"
@@ -44,16 +51,34 @@ class SnapKV(Eviction):
         return pool(raw_QT.unflatten(0, (snapshot.heads, -1)).sum(1), self.kernel, self.pool)
 
     def keep(
-        self, snapshot: LayerSnapshot, scores: Any, tokens: int, earlier: Sequence[Kept], ratio: str | None = None
+        self,
+        snapshot: LayerSnapshot,
+        scores: Any,
+        tokens: int,
+        earlier: Sequence[Kept],
+        ratio: str | None = None,
     ) -> Kept:
         early = scores.shape[-1]
         window = torch.arange(early, snapshot.length, device=scores.device)
         if tokens <= len(window):
             return Kept([window[len(window) - tokens :]] * snapshot.heads)
+        chosen = self.choose(scores, tokens - len(window), len(window))
         if self.heads == "query_head":
-            return _union(top_k_mask(scores, tokens - len(window)), window, snapshot.heads)
-        chosen = top_k(scores, tokens - len(window))
-        return Kept.uniform(torch.cat([chosen, window.expand(snapshot.heads, -1)], dim=-1))
+            return _union(chosen, window, snapshot.heads)
+        return Kept([torch.cat([row.nonzero()[:, 0], window]) for row in chosen])
+
+    def choose(self, scores: Tensor, tokens: int, window: int) -> Tensor:
+        """Marks the tokens to keep beside the window.
+
+        Args:
+            scores: what `scores` returned, `[H, T - w]` or `[Q, T - w]`.
+            tokens: how many per row.
+            window: tokens of the observation window, w.
+
+        Returns:
+            bool, shaped as `scores`.
+        """
+        return top_k_mask(scores, tokens)
 
 
 def _union(chosen_QT: Tensor, window: Tensor, heads: int) -> Kept:

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from kvbench.methods.base import Eviction, Kept, LayerSnapshot
 from kvbench.methods.registry import register
@@ -13,17 +14,45 @@ from kvbench.methods.registry import register
 @register("streaming_llm")
 @dataclass(frozen=True, kw_only=True)
 class StreamingLLM(Eviction):
-    """Keeps the first `sinks` tokens and the most recent ones, at their original positions."""
+    """Keeps the first `sinks` tokens and the most recent ones.
+
+    `positions=original` evicts once, after prefill, and leaves keys at their positions in the text, as
+    kvpress does. `positions=reindexed` is the paper's cache: positions count inside the cache, without a gap
+    behind the sinks, and the window rolls on while decoding.
+    """
 
     source = "Xiao et al. 2024, arXiv 2309.17453, section 3.2; sinks 4 is the official default"
-    budget_meaning = "tokens kept per KV head, sinks included"
+    budget_meaning = "tokens kept per KV head, sinks included (reindexed: held, also while decoding)"
 
     sinks: int = 4
+    positions: Literal["original", "reindexed"] = "original"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"rope"}) if self.reindexes else frozenset()
+
+    @property
+    def reindexes(self) -> bool:
+        return self.positions == "reindexed"
+
+    @property
+    def steps(self) -> bool:
+        return self.reindexes
 
     def keep(
-        self, snapshot: LayerSnapshot, scores: Any, tokens: int, earlier: Sequence[Kept], ratio: str | None = None
+        self,
+        snapshot: LayerSnapshot,
+        scores: Any,
+        tokens: int,
+        earlier: Sequence[Kept],
+        ratio: str | None = None,
     ) -> Kept:
         sinks = min(self.sinks, tokens)
         positions = torch.arange(tokens, device=snapshot.k_HTD.device)
         positions[sinks:] += snapshot.length - tokens
         return Kept([positions] * snapshot.heads)
+
+    def step(self, probs_RHGNC: Tensor, carried_RHC: Tensor | None, drop: int) -> Tensor:
+        rows, heads, *_, slots = probs_RHGNC.shape
+        first = min(self.sinks, slots - drop)
+        return torch.arange(first, first + drop, device=probs_RHGNC.device).expand(rows, heads, -1)

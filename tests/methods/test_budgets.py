@@ -67,7 +67,9 @@ def test_rocketkv_halves_its_reads_just_below_the_prompt_and_is_dense_at_it():
 
 
 def test_rocketkv_leaves_its_dense_layers_alone():
-    resolved = build({"method": "rocketkv", "dense_layers": 2}).resolve(Shape(900, 100, 4, 64), Budget(tokens=100))
+    resolved = build({"method": "rocketkv", "dense_layers": 2}).resolve(
+        Shape(900, 100, 4, 64), Budget(tokens=100)
+    )
     assert resolved.rules[:2] == (LayerRule(), LayerRule())
     assert resolved.rules[2] == resolved.rules[3] != LayerRule()
 
@@ -80,14 +82,25 @@ def test_ratio_is_floored_in_decimal_arithmetic():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"tokens": 0}, {"tokens": -1}, {"tokens": 2.5}, {"ratio": "0"}, {"ratio": "1.1"}, {}, {"tokens": 1, "ratio": "1"}]
+    "bad",
+    [
+        {"tokens": 0},
+        {"tokens": -1},
+        {"tokens": 2.5},
+        {"ratio": "0"},
+        {"ratio": "1.1"},
+        {},
+        {"tokens": 1, "ratio": "1"},
+    ],
 )
 def test_bad_budgets_are_refused(bad):
     with pytest.raises(UserError, match="budget"):
         Budget(**bad)
 
 
-@pytest.mark.parametrize("name", ["random", "streaming_llm", "snapkv", "chunkkv", "quest", "topk_oracle", "hsa"])
+@pytest.mark.parametrize(
+    "name", ["random", "streaming_llm", "snapkv", "chunkkv", "quest", "sparq", "topk_oracle", "hsa"]
+)
 def test_covered_budgets_take_the_dense_path(name):
     method, shape = build({"method": name}), Shape(900, 100, 4, 64)
     assert method.resolve(shape, Budget(tokens=1000)).dense
@@ -112,3 +125,21 @@ def test_quest_counts_whole_pages_and_leaves_its_first_layers_dense():
     rules = build({"method": "quest"}).resolve(Shape(900, 100, 4, 64), Budget(tokens=100)).rules
     assert rules == (LayerRule(),) * 2 + (LayerRule(read=96),) * 2
     assert build({"method": "quest"}).resolve(Shape(900, 100, 4, 64), Budget(tokens=8)).rules[2].read == 48
+
+
+def test_rocketkv_mt_reads_like_rocketkv_and_keeps_everything():
+    shape, budget = Shape(8064, 128, 2, 128), Budget(tokens=512)
+    one = build({"method": "rocketkv", "window": 128}).resolve(shape, budget)
+    many = build({"method": "rocketkv_mt"}).resolve(shape, budget)
+    assert many.rules == one.rules and many.selection == one.selection
+    assert many.retains and not one.retains
+
+
+def test_rocketkv_of_tensorrt_llm_has_fixed_sizes():
+    method = build({"method": "rocketkv_trtllm"})
+    assert not method.needs_budget
+    long = method.resolve(Shape(8000, 100, 2, 64), None)
+    assert set(long.rules) == {LayerRule(keep=2048, read=256)}
+    assert (long.selection.page, long.selection.channels) == (4, 64) and "2048" in long.notes[0]
+    assert set(method.resolve(Shape(1000, 100, 2, 64), None).rules) == {LayerRule(read=256)}
+    assert method.resolve(Shape(200, 56, 2, 64), None).dense

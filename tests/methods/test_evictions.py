@@ -6,8 +6,11 @@ from support.golden import snapshot
 
 from kvbench.kernels.top_k import top_k, top_k_mask
 from kvbench.kernels.window_scores import naive, pool, window_scores
-from kvbench.methods import LayerSnapshot
+from kvbench.methods import Budget, LayerSnapshot, Shape, build
+from kvbench.methods.adakv import AdaKV
 from kvbench.methods.chunkkv import ChunkKV
+from kvbench.methods.keydiff import KeyDiff
+from kvbench.methods.knorm import KNorm
 from kvbench.methods.random_eviction import Random
 from kvbench.methods.snapkv import SnapKV
 from kvbench.methods.streaming_llm import StreamingLLM
@@ -93,7 +96,9 @@ def test_snapkv_group_order_and_scale_do_not_matter():
     layer, method = snapshot(window=32), SnapKV()
     expected = keep(method, layer, 100)
     swapped = layer.q_QWD.view(2, 4, 32, 16).flip(1).reshape(8, 32, 16)
-    assert keep(method, LayerSnapshot(layer.k_HTD, layer.v_HTD, swapped, 0, 1, layer.scaling), 100) == expected
+    assert (
+        keep(method, LayerSnapshot(layer.k_HTD, layer.v_HTD, swapped, 0, 1, layer.scaling), 100) == expected
+    )
     scaled = LayerSnapshot(layer.k_HTD * 4, layer.v_HTD, layer.q_QWD / 4, 0, 1, layer.scaling)
     assert keep(method, scaled, 100) == expected
 
@@ -162,3 +167,54 @@ def test_random_is_seeded_and_differs_by_head_and_layer():
     assert first[0] != first[1]
     assert first != keep(Random(seed=7), snapshot(layer=1), 50)
     assert first != keep(Random(seed=8), layer, 50)
+
+
+@pytest.mark.parametrize("chunk", [2, 4, 8, 128])
+def test_chunkkv_of_half_a_prompt_that_the_grid_divides(chunk):
+    layer = snapshot(window=331)
+    layer.k_HTD, layer.v_HTD, layer.q_QWD = (x[:, :256] for x in (layer.k_HTD, layer.v_HTD, layer.q_QWD))
+    for scorer in ("snapkv", "knorm", "keydiff"):
+        method = ChunkKV(mode="kvpress", scorer=scorer, window=64, kernel=5, chunk=chunk)
+        (first, second) = keep(method, layer, 128, ratio="0.5")
+        assert len(first) == 128 and first == second
+        assert all({*range(p - p % chunk, p - p % chunk + chunk)} <= {*first} for p in first)
+
+
+def test_chunkkv_of_single_tokens_and_one_head_is_its_scorer():
+    layer = snapshot(window=331)
+    layer.k_HTD, layer.v_HTD, layer.q_QWD = layer.k_HTD[:1], layer.v_HTD[:1], layer.q_QWD[:4]
+    assert keep(ChunkKV(mode="kvpress", scorer="knorm", chunk=1), layer, 100) == keep(KNorm(), layer, 100)
+    assert keep(ChunkKV(chunk=1), layer, 100) == keep(SnapKV(kernel=1), layer, 100)
+
+
+def test_snapkv_keeps_the_highest_scores():
+    layer, method = snapshot(window=64), SnapKV(window=64)
+    scores = method.scores(layer)
+    for row, kept in zip(scores, keep(method, layer, 120), strict=True):
+        early = torch.tensor(kept[:-64])
+        out = torch.ones(len(row), dtype=torch.bool).index_fill(0, early, False)
+        assert float(row[early].min()) >= float(row[out].max())
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9])
+def test_adakv_as_kvpress_meets_the_budget_of_the_layer_and_protects_every_head(ratio):
+    tokens = int(331 * ratio)
+    method = AdaKV(mode="kvpress", window=16, kernel=5, pool="avg")
+    kept = keep(method, snapshot(window=64), tokens)
+    assert sum(map(len, kept)) == 2 * tokens
+    assert min(map(len, kept)) >= max(1, int(0.2 * tokens))
+
+
+def test_keys_of_small_norm_and_unlike_keys_are_kept():
+    k = torch.ones(1, 6, 4) + torch.arange(6)[None, :, None] * 0.1
+    k[0, 4] = torch.tensor([-1.0, 2.0, -1.0, 1.0])
+    layer = LayerSnapshot(k, k, k)
+    assert keep(KNorm(), layer, 2) == [[0, 1]]
+    assert keep(KeyDiff(), layer, 1) == [[4]]
+
+
+def test_key_norm_may_leave_the_first_layers_alone():
+    rules = (
+        build({"method": "knorm", "dense_layers": 2}).resolve(Shape(100, 10, 4, 64), Budget(tokens=20)).rules
+    )
+    assert [rule.keep for rule in rules] == [None, None, 20, 20]

@@ -8,6 +8,7 @@ from kvbench.kernels.page_bounds import page_bounds
 from kvbench.kernels.quest_scores import quest_scores
 from kvbench.methods.hsa import HSA
 from kvbench.methods.quest import Quest
+from kvbench.methods.sparq import SparQ
 from kvbench.methods.topk_oracle import TopKOracle
 
 
@@ -19,12 +20,16 @@ class Step:
         self.k = torch.randn(1, heads, kept, dim, generator=draw)
         self.tail = torch.zeros(rows, heads, room, dim)
         self.q = torch.randn(rows, heads, group, dim, generator=draw)
+        other = torch.Generator().manual_seed(seed + 1)
+        self.v = torch.randn(1, heads, kept, dim, generator=other)
+        self.v_tail = torch.zeros(rows, heads, room, dim)
         self.selection, self.length = selection, kept + appended
-        self.state = selection.prepare(self.k, rows, room)
+        self.state = selection.prepare(self.k, self.v, rows, room)
         for n in range(appended):
             key = torch.randn(rows, heads, dim, generator=draw)
-            self.tail[:, :, n] = key
-            selection.append(self.state, key, torch.tensor([kept + n]))
+            value = torch.randn(rows, heads, dim, generator=other)
+            self.tail[:, :, n], self.v_tail[:, :, n] = key, value
+            selection.append(self.state, key, value, torch.tensor([kept + n]))
 
     def keys(self, row, head):
         return torch.cat([self.k[0, head], self.tail[row, head]])[: self.length]
@@ -61,7 +66,9 @@ def test_hsa_page_probabilities_equal_the_token_form():
     for row in range(2):
         for head in range(2):
             tokens = hsa_naive.hsa_scores(step.q[row, head], step.keys(row, head), 3, 7)
-            assert torch.allclose(pages[row, head].repeat_interleave(3)[: step.length].double(), tokens, atol=1e-6)
+            assert torch.allclose(
+                pages[row, head].repeat_interleave(3)[: step.length].double(), tokens, atol=1e-6
+            )
 
 
 @pytest.mark.parametrize("appended", [1, 2, 3, 6])
@@ -95,7 +102,7 @@ def test_hsa_uses_the_minimum_where_signs_inside_a_group_disagree():
     # channel 0: +1 and -3 sum to -2, so the page's minimum stands for it although the first head is positive
     selection = HSA(page=2, channels=1)
     k = torch.tensor([[[[5.0, 0.0], [-4.0, 0.0], [-1.0, 0.0], [-2.0, 0.0]]]])
-    state = selection.prepare(k, 1, 0)
+    state = selection.prepare(k, k, 1, 0)
     q = torch.tensor([[[[1.0, 0.0], [-3.0, 0.0]]]])
     index = selection.select(q, k, k[:, :, :0], torch.tensor(4), state, 2, 1.0)
     # scores of page 0: head 0 -4, head 1 +12; of page 1: -2 and +6; the second head decides
@@ -160,5 +167,50 @@ def test_no_selection_recalls_more_attention_than_the_oracle(seed):
         return float(probabilities[step.chosen(tokens)[0][0]].sum())
 
     best = recall(TopKOracle(), 12)
-    for other in (Quest(page=4), HSA(page=3, channels=8), HSA(page=1, channels=16)):
+    for other in (Quest(page=4), HSA(page=3, channels=8), HSA(page=1, channels=16), SparQ(channels=8)):
         assert recall(other, 12) <= best + 1e-6
+
+
+@pytest.mark.parametrize("recent", [0, 4])
+@pytest.mark.parametrize("channels", [5, 16])
+def test_sparq_reads_what_its_formula_ranks_first(channels, recent):
+    step = Step(SparQ(channels=channels, recent=recent))
+    for row, heads in enumerate(step.chosen(12)):
+        for head, slots in enumerate(heads):
+            _, logits = sparq_by_hand(step, row, head, channels)
+            total = logits.sum(0)
+            total[step.length - recent - 1 :] = torch.inf
+            assert slots == sorted(total.topk(12).indices.tolist())
+
+
+def sparq_by_hand(step, row, head, channels):
+    q, keys = step.q[row, head].double(), step.keys(row, head).double()
+    chosen = q.abs().sum(0).topk(channels).indices
+    scale = (16 * q[:, chosen].abs().sum(1) / q.abs().sum(1)).sqrt()
+    return chosen, q[:, chosen] @ keys[:, chosen].T / scale[:, None]
+
+
+def test_sparq_gives_the_mean_value_the_attention_that_is_left():
+    selection = SparQ(channels=7, recent=3)
+    step = Step(selection)
+    slots = step.chosen(12)
+    out = torch.randn(2, 2, 3, 16)
+    mixed = selection.combine(out, torch.zeros(2, 2, 3), step.state)
+    for row in range(2):
+        for head in range(2):
+            covered = (
+                sparq_by_hand(step, row, head, 7)[1].softmax(-1)[:, slots[row][head]].sum(-1, keepdim=True)
+            )
+            values = torch.cat([step.v[0, head], step.v_tail[row, head]])[: step.length]
+            exact = covered * out[row, head] + (1 - covered) * values.mean(0)
+            assert torch.allclose(mixed[row, head].double(), exact, atol=1e-5)
+    assert not SparQ(reallocate=False).combines
+
+
+def test_sparq_holds_a_second_copy_of_the_keys():
+    step = Step(SparQ(channels=4))
+    assert torch.equal(step.state.keys_RHDT[1, 0, :, : step.length].T, step.keys(1, 0))
+    assert step.selection.resident_bytes(step.state) == 2 * 16 * 56 * 4 + 2 * 16 * 4
+    assert step.selection.score_bytes(step.state, 53, 4) == 2 * (4 * 53 * 4 + 16 * 4)
+    plain = Step(SparQ(channels=4, reallocate=False))
+    assert plain.selection.resident_bytes(plain.state) == 2 * 16 * 56 * 4

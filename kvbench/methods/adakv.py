@@ -1,0 +1,52 @@
+"""AdaKV: heads share their budget."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kvbench.errors import UserError
+from kvbench.kernels.top_k import top_k_mask
+from kvbench.methods.registry import register
+from kvbench.methods.snapkv import SnapKV
+
+
+@register("adakv")
+@dataclass(frozen=True, kw_only=True)
+class AdaKV(SnapKV):
+    """SnapKV's scores compete across the heads of a layer, so that heads keep different numbers of tokens.
+
+    `mode=paper`: with b = budget - window, head h gets round((1 - alpha) * n_h + floor(alpha * b)) tokens
+    beside the window, n_h being its share of the layer's H * b best scores; the rounding may cost each head
+    up to 1.5 tokens or add half a one. `mode=kvpress`: each head is sure of its int(alpha * budget) best
+    tokens, the window first, and the rest of the H * budget tokens goes to the best scores of the layer.
+    kvpress only masks what it evicts; here the cache shrinks.
+    """
+
+    source = (
+        "Feng et al. 2024, arXiv 2407.11550, Algorithm 1; official window 32, kernel 7, max pooling, heads "
+        "query_head, and alpha 0.2 in its LongBench script (its default argument is 0.5)"
+    )
+    budget_meaning = "mean over the KV heads of a layer of the tokens kept, window included"
+    bytes_formula = "2 * keep * D * element; keep is the mean over heads, the rest as snapkv"
+    ragged: ClassVar[bool] = True
+
+    alpha: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"alpha: {self.alpha} is not in [0, 1]")
+
+    def choose(self, scores: Tensor, tokens: int, window: int) -> Tensor:
+        if self.mode == "kvpress":
+            safe = top_k_mask(scores, int((tokens + window) * self.alpha) - window)
+            return _best_of_layer(scores.masked_fill(safe, torch.inf), tokens)
+        share = _best_of_layer(scores, tokens).sum(-1) * (1 - self.alpha) + int(tokens * self.alpha)
+        counts = share.round().int().tolist()
+        return torch.stack([top_k_mask(row, count) for row, count in zip(scores, counts, strict=True)])
+
+
+def _best_of_layer(scores: Tensor, tokens: int) -> Tensor:
+    """Marks the best `tokens` per row on average, wherever they are."""
+    return top_k_mask(scores.flatten(), tokens * scores.shape[0]).view(scores.shape)

@@ -1,0 +1,73 @@
+"""What a budget is, and what a budget rule makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Decimal
+
+from kvbench.errors import UserError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a method may keep or read, per KV head and layer.
+
+    Exactly one of `tokens` and `ratio` is set. A ratio is the fraction retained of the compressed tokens,
+    floored in decimal arithmetic (0.1 of 1000 is 100), at least 1. `keep` and `read` override the two sides
+    of a composition.
+    """
+
+    tokens: int | None = None
+    ratio: str | None = None
+    keep: int | None = None
+    read: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.tokens is None) == (self.ratio is None):
+            raise UserError("budget: give exactly one of tokens and ratio")
+        for name in ("tokens", "keep", "read"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise UserError(f"budget.{name}: {value!r} is not a whole number above 0")
+        if self.ratio is not None and not 0 < Decimal(str(self.ratio)) <= 1:
+            raise UserError(f"budget.ratio: {self.ratio} is not in (0, 1]")
+
+    def of(self, compressed: int) -> int:
+        """The budget in tokens for a prompt of `compressed` tokens."""
+        if self.tokens is not None:
+            return self.tokens
+        exact = Decimal(str(self.ratio)) * compressed
+        return max(1, int(exact.to_integral_value(ROUND_FLOOR)))
+
+    def label(self) -> str:
+        """Short form for tables: `256`, `0.1x`, with `keep=`/`read=` where given."""
+        text = str(self.tokens) if self.tokens is not None else f"{self.ratio}x"
+        for name in ("keep", "read"):
+            if getattr(self, name) is not None:
+                text += f",{name}={getattr(self, name)}"
+        return text
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a budget rule may depend on."""
+
+    compressed: int
+    max_new_tokens: int
+    num_layers: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """Tokens per KV head of one layer.
+
+    Attributes:
+        keep: of the prompt, None for all.
+        read: at a decode step, None for all that is held.
+        hold: while decoding, None for no limit; what is beyond is dropped by `Eviction.step`.
+    """
+
+    keep: int | None = None
+    read: int | None = None
+    hold: int | None = None

@@ -1,0 +1,79 @@
+"""Entropy-gated ChunkKV: of chunks whose score comes from a few tokens, only these are kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kvbench.errors import UserError
+from kvbench.kernels.top_k import top_k_mask
+from kvbench.methods.base import Eviction, Kept, LayerSnapshot
+from kvbench.methods.chunkkv import press_scores
+from kvbench.methods.registry import register
+
+
+@register("egchunkkv")
+@dataclass(frozen=True, kw_only=True)
+class EntropyGatedChunkKV(Eviction):
+    """ChunkKV, but chunks of high score and low entropy give only their `spiky` best tokens.
+
+    A chunk is high from the median of the mean scores on, and low below the median of the entropies of its
+    scores. Chunks are taken by rank until the budget is spent, the last one cut to its best tokens; what is
+    left then goes to the best of the other tokens. One choice per layer, the budget met exactly.
+    """
+
+    source = (
+        "kvpress 0.5.5, EntropyGatedChunkKVPress around its SnapKV; chunk 10, spiky 4, window 64, kernel 5"
+    )
+    budget_meaning = "tokens kept per KV head"
+
+    scorer: Literal["snapkv", "knorm", "keydiff"] = "snapkv"
+    window: int = 64
+    chunk: int = 10
+    spiky: int = 4
+    kernel: int = 5
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.spiky < self.chunk:
+            raise UserError(f"spiky: {self.spiky} is not in [1, chunk)")
+
+    def scores(self, snapshot: LayerSnapshot) -> Tensor:
+        """Scores of the tokens `[T]`, heads together."""
+        return press_scores(self.scorer, snapshot, self.window, self.kernel).sum(0)
+
+    def keep(
+        self,
+        snapshot: LayerSnapshot,
+        scores: Any,
+        tokens: int,
+        earlier: Sequence[Kept],
+        ratio: str | None = None,
+    ) -> Kept:
+        chunks = -(-len(scores) // self.chunk)
+        rows_CX = torch.nn.functional.pad(scores, (0, chunks * self.chunk - len(scores)), value=-torch.inf)
+        rows_CX = rows_CX.view(chunks, self.chunk)
+        sizes_C = rows_CX.isfinite().sum(1)
+        means_C = rows_CX.masked_fill(rows_CX.isinf(), 0).sum(1) / sizes_C
+        entropies_C = _entropy(rows_CX, sizes_C)
+        gated = (means_C >= means_C.median()) & (entropies_C < entropies_C.median())
+        wanted_C = torch.where(gated, sizes_C.clamp(max=self.spiky), sizes_C)
+        order = means_C.sort(descending=True, stable=True).indices
+        before_C = (wanted_C[order].cumsum(0) - wanted_C[order])[order.argsort()]
+        granted_C = (tokens - before_C).clamp(min=0).minimum(wanted_C)
+        rank_CX = rows_CX.sort(dim=1, descending=True, stable=True).indices.argsort(1)
+        chosen = (rank_CX < granted_C[:, None]).flatten()[: len(scores)]
+        # at most the budget is marked so far: these, then the best of the others
+        chosen = top_k_mask(scores.masked_fill(chosen, torch.inf), tokens)
+        return Kept([chosen.nonzero()[:, 0]] * snapshot.heads)
+
+
+def _entropy(rows_CX: Tensor, sizes_C: Tensor) -> Tensor:
+    """Entropy of each chunk's scores, as shares of their sum, relative to the greatest possible."""
+    inside = rows_CX.isfinite()
+    lowest = rows_CX.masked_fill(~inside, torch.inf).amin(1, keepdim=True).clamp(max=0)
+    shares = (rows_CX - lowest).masked_fill(~inside, 0)
+    shares = shares / (shares.sum(1, keepdim=True) + 1e-8)
+    entropy = -(shares * (shares + 1e-8).log()).sum(1)
+    return (entropy / sizes_C.clamp(min=2).log()).clamp(0, 1).masked_fill(sizes_C == 1, 0)

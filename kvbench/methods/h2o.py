@@ -1,0 +1,67 @@
+"""H2O: heavy hitters and recent tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvbench.errors import UserError
+from kvbench.kernels.top_k import lowest, top_k
+from kvbench.methods.base import Eviction, Kept, LayerSnapshot
+from kvbench.methods.registry import register
+
+
+@register("h2o")
+@dataclass(frozen=True, kw_only=True)
+class H2O(Eviction):
+    """Keeps the most recent tokens and, of the others, those that got the most attention from all queries.
+
+    `recent` is the share of the budget that goes to recent tokens, half of it in the official example.
+    Attention is summed over the group of a KV head; the official code has one query head per KV head. Decode
+    steps add to the sums and evict, so that the cache never holds more than the budget.
+    """
+
+    source = "Zhang et al. 2023, arXiv 2306.14048, Algorithm 1; the official example gives 10 % of T to each"
+    budget_meaning = "tokens held per KV head, recent ones included, also while decoding"
+    bytes_formula = "2 * keep * D * element + 4 * keep; the sums are kept too"
+
+    recent: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.recent <= 1:
+            raise UserError(f"recent: {self.recent} is not in [0, 1]")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"attention_sum"})
+
+    def scores(self, snapshot: LayerSnapshot) -> Tensor:
+        """Accumulated attention `[H, T]`."""
+        assert snapshot.attention_sum_QT is not None
+        return snapshot.attention_sum_QT.unflatten(0, (snapshot.heads, -1)).sum(1)
+
+    def keep(
+        self,
+        snapshot: LayerSnapshot,
+        scores: Any,
+        tokens: int,
+        earlier: Sequence[Kept],
+        ratio: str | None = None,
+    ) -> Kept:
+        recent = int(tokens * self.recent)
+        old = snapshot.length - recent
+        heavy = top_k(scores[:, :old], tokens - recent)
+        newest = torch.arange(old, snapshot.length, device=heavy.device)
+        return Kept.uniform(torch.cat([heavy, newest.expand(snapshot.heads, -1)], dim=-1))
+
+    def carry(self, snapshot: LayerSnapshot, scores: Any, kept: Kept) -> list[Tensor]:
+        return [row[positions] for row, positions in zip(scores, kept.positions, strict=True)]
+
+    def step(self, probs_RHGNC: Tensor, carried_RHC: Tensor | None, drop: int) -> Tensor:
+        assert carried_RHC is not None
+        carried_RHC += probs_RHGNC.sum((2, 3))
+        slots = carried_RHC.shape[-1]
+        recent = int((slots - drop) * self.recent)
+        return lowest(carried_RHC[..., : slots - recent], drop)

@@ -1,0 +1,31 @@
+"""Key norm: keys of small norm are kept."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kvbench.methods.base import Eviction, LayerSnapshot, Shape
+from kvbench.methods.registry import register
+
+
+@register("knorm")
+@dataclass(frozen=True, kw_only=True)
+class KNorm(Eviction):
+    """Keeps the tokens whose keys have the smallest L2 norm, whatever the queries are.
+
+    The official README leaves the first two layers alone (`dense_layers=2`); its code's default, like
+    kvpress, none. That code rounds a ratio up, and evicts nothing from prompts below 2048 tokens; here every
+    budget counts.
+    """
+
+    source = "Devoto et al. 2024, arXiv 2406.11430, section 3"
+    budget_meaning = "tokens kept per KV head"
+
+    dense_layers: int = 0
+
+    def scores(self, snapshot: LayerSnapshot) -> Tensor:
+        return -snapshot.k_HTD.float().norm(dim=-1)
+
+    def layer_tokens(self, tokens: int, shape: Shape, ratio: str | None = None) -> list[int]:
+        everything = shape.compressed + shape.max_new_tokens
+        return [everything if layer < self.dense_layers else tokens for layer in range(shape.num_layers)]

@@ -1,0 +1,71 @@
+"""PyramidKV: SnapKV with more tokens in the lower layers."""
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+from kvbench.errors import UserError
+from kvbench.methods.base import Shape
+from kvbench.methods.registry import register
+from kvbench.methods.snapkv import SnapKV
+
+
+@register("pyramidkv")
+@dataclass(frozen=True, kw_only=True)
+class PyramidKV(SnapKV):
+    """SnapKV whose budget falls linearly from the first layer to the last, their mean being the budget.
+
+    With b = budget - window, the last layer keeps about b / `beta` tokens beside the window and the first 2 b
+    less that. `mode=paper` is the official code: whole steps, so that the mean may be up to half a token per
+    layer above the budget; prompts shorter than 2 b get the same budget in every layer. `mode=kvpress` counts
+    the window within what a layer keeps, rounds per layer, and gives every layer the same whenever the last
+    one would keep less than the window (budgets below beta * window). A uniform fallback is noted in the
+    result.
+    """
+
+    source = (
+        "Cai et al. 2024, arXiv 2406.02069, section 4; official beta 20, window 8, kernel 7, max pooling, "
+        "heads query_head"
+    )
+    budget_meaning = "mean over layers of the tokens kept per KV head, window included"
+
+    window: int = 8
+    beta: int = 20
+
+    def __post_init__(self) -> None:
+        if self.beta < 1:
+            raise UserError(f"beta: {self.beta} is not above 0")
+
+    def layer_tokens(self, tokens: int, shape: Shape, ratio: str | None = None) -> list[int]:
+        if self.mode == "kvpress":
+            return self._kvpress(tokens, shape, ratio)
+        room, share = shape.compressed - self.window, tokens - self.window
+        # the official code: no eviction below the budget, the same everywhere below twice its share
+        if share < 1 or shape.num_layers == 1 or shape.compressed < max(tokens, 2 * share):
+            return [tokens] * shape.num_layers
+        low = share // self.beta
+        high = 2 * share - low
+        if high >= room:
+            high, low = room, 2 * share - room
+        step = (high - low) // (shape.num_layers - 1)
+        return [high - layer * step + self.window for layer in range(shape.num_layers)]
+
+    def notes(self, tokens: int, shape: Shape, ratio: str | None = None) -> tuple[str, ...]:
+        layers = self.layer_tokens(tokens, shape, ratio)
+        if max(layers) < shape.compressed and len(set(layers)) == 1:
+            return ("pyramidkv: the same budget in every layer, as SnapKV",)
+        return ()
+
+    def _kvpress(self, tokens: int, shape: Shape, ratio: str | None) -> list[int]:
+        """The same in kvpress' floating-point steps, from the fraction removed if the budget is a ratio."""
+        share = float(tokens)
+        if ratio is not None:
+            share = self.window + shape.compressed * (1 - float(1 - Decimal(ratio))) - self.window
+        room = shape.compressed - self.window
+        low = share / self.beta
+        high = share * 2 - low
+        if high >= room:
+            high, low = room, share * 2 - room
+        if not shape.compressed >= high >= low >= self.window:
+            return [max(1, round(share))] * shape.num_layers
+        step = (high - low) / max(1, shape.num_layers - 1)
+        return [round(high - layer * step) for layer in range(shape.num_layers)]

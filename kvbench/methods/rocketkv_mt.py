@@ -1,0 +1,30 @@
+"""RocketKV-MT: RocketKV for conversations, which filters anew at every turn and evicts nothing."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from kvbench.methods.base import Budget, Resolved, Shape
+from kvbench.methods.registry import register
+from kvbench.methods.rocketkv import RocketKV
+
+
+@register("rocketkv_mt")
+@dataclass(frozen=True, kw_only=True)
+class RocketKVMT(RocketKV):
+    """RocketKV that keeps all tokens of all turns; the last queries of each turn filter what it reads.
+
+    Within a turn, and so in a task of one, it generates what RocketKV does and reads as much: hybrid sparse
+    attention runs on a copy of the filtered tokens, as in the official code. What it saves is traffic; its
+    storage is larger than dense. The official window of the multi-turn runs is 128.
+    """
+
+    source = "Behnam et al. 2025, arXiv 2502.14051v3, section 3.5; window 128 is official for SCBench"
+    bytes_formula = (
+        "2 * (T + keep) * D * element + (keep + M if page == 1 else 2 * ceil((keep + M) / page)) * D "
+        "* element; keep = C1 - M"
+    )
+
+    window: int = 128
+
+    def resolve(self, shape: Shape, budget: Budget | None) -> Resolved:
+        return dataclasses.replace(super().resolve(shape, budget), retains=True)

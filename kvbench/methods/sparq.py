@@ -1,0 +1,107 @@
+"""SparQ: the query's largest channels choose the tokens, the mean value stands for the others."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvbench.kernels.top_k import top_k
+from kvbench.methods.base import Selection
+from kvbench.methods.registry import register
+
+
+@dataclass
+class SparQState:
+    """A channel-major copy of the keys, the sum of the values, and what the last step found.
+
+    Attributes:
+        keys_RHDT: `[R, H, D, K + room]` in the model's dtype.
+        v_sum_RHD: sum of all values so far, fp32; None without reallocation.
+        covered_RHG: estimated attention on the selected slots.
+        length: slots filled.
+    """
+
+    keys_RHDT: Tensor
+    v_sum_RHD: Tensor | None
+    covered_RHG: Tensor | None = None
+    length: Tensor | None = None
+
+
+@register("sparq")
+@dataclass(frozen=True, kw_only=True)
+class SparQ(Selection):
+    """Reads the tokens of highest estimated logit, from the channels where the group's query is largest.
+
+    Estimates are summed over the group: one set of tokens per KV head. The newest token and the `recent`
+    before it are always among them; the official code reads k + 1 tokens for a budget of k, here the newest
+    counts within it. With `reallocate` the output is mixed with the mean of all values, by the attention that
+    the estimate puts on tokens not read. RocketKV's SparQ baseline is something else: `hsa` with page 1.
+    """
+
+    source = (
+        "Ribar et al. 2024, arXiv 2312.04985, section 4; r 16, local window 16 as in the official example"
+    )
+    budget_meaning = "tokens attended per step, the recent ones included; scoring comes on top"
+    bytes_formula = (
+        "2 * T * D * element + (T + M) * D * element + 4 * D; a second copy of K, with reallocate a sum of V"
+    )
+
+    channels: int = 16
+    recent: int = 16
+    reallocate: bool = True
+
+    def prepare(self, k_BHKD: Tensor, v_BHKD: Tensor, rows: int, room: int) -> SparQState:
+        keys = torch.nn.functional.pad(k_BHKD.transpose(-1, -2), (0, room))
+        v_sum = v_BHKD.sum(2, dtype=torch.float32).expand(rows, -1, -1).clone() if self.reallocate else None
+        return SparQState(keys.expand(rows, -1, -1, -1).contiguous(), v_sum)
+
+    def append(self, state: Any, k_RHD: Tensor, v_RHD: Tensor, slot: Tensor) -> None:
+        state.keys_RHDT.index_copy_(3, slot, k_RHD.unsqueeze(3))
+        if self.reallocate:
+            state.v_sum_RHD += v_RHD
+
+    def select(
+        self, q_RHGD: Tensor, k_BHKD: Tensor, k_tail_RHMD: Tensor, length: Tensor, state: Any, tokens: int,
+        scaling: float,
+    ) -> Tensor:  # fmt: skip
+        logits_RHGT = self._estimate(q_RHGD.float(), state.keys_RHDT, scaling)
+        slot = torch.arange(logits_RHGT.shape[-1], device=logits_RHGT.device)
+        logits_RHGT = logits_RHGT.masked_fill(slot >= length, -torch.inf)
+        recent = (slot >= length - min(self.recent + 1, tokens)) & (slot < length)
+        chosen_RHN = top_k(logits_RHGT.sum(2).masked_fill(recent, torch.inf), tokens)
+        if self.reallocate:
+            probs = logits_RHGT.softmax(-1)
+            chosen = chosen_RHN[:, :, None].expand(-1, -1, probs.shape[2], -1)
+            state.covered_RHG, state.length = probs.gather(-1, chosen).sum(-1), length
+        return torch.where(chosen_RHN < length, chosen_RHN, -1).int()
+
+    def combine(self, out_RHGD: Tensor, lse_RHG: Tensor, state: Any) -> Tensor:
+        if not self.reallocate:
+            return out_RHGD
+        mean_RHD = state.v_sum_RHD / state.length
+        covered = state.covered_RHG[..., None]
+        return (covered * out_RHGD + (1 - covered) * mean_RHD[:, :, None]).to(out_RHGD.dtype)
+
+    @property
+    def combines(self) -> bool:
+        return self.reallocate
+
+    def resident_bytes(self, state: Any) -> int:
+        sums = 0 if state.v_sum_RHD is None else 4 * state.v_sum_RHD[0].numel()
+        return state.keys_RHDT[0].numel() * state.keys_RHDT.element_size() + sums
+
+    def score_bytes(self, state: Any, length: int, element: int) -> int:
+        _, heads, dim, _ = state.keys_RHDT.shape
+        return heads * (min(self.channels, dim) * length * element + (4 * dim if self.reallocate else 0))
+
+    def _estimate(self, q_RHGD: Tensor, keys_RHDT: Tensor, scaling: float) -> Tensor:
+        """Logits `[R, H, G, T]` from the chosen channels, at the temperature of their share of |q|."""
+        rows, heads, group, dim = q_RHGD.shape
+        channels = min(self.channels, dim)
+        chosen_RHC = q_RHGD.abs().sum(2).topk(channels, dim=-1).indices
+        first = torch.arange(rows * heads, device=q_RHGD.device).view(rows, heads, 1) * dim
+        keys = keys_RHDT.reshape(rows * heads * dim, -1).index_select(0, (chosen_RHC + first).flatten())
+        q_RHGC = q_RHGD.gather(-1, chosen_RHC[:, :, None].expand(-1, -1, group, -1))
+        share = q_RHGC.abs().sum(-1, keepdim=True) / q_RHGD.abs().sum(-1, keepdim=True)
+        return q_RHGC @ keys.view(rows, heads, channels, -1).float() * scaling / share.sqrt()

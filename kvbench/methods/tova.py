@@ -1,0 +1,41 @@
+"""TOVA: what the last token attends to is kept."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kvbench.kernels.top_k import lowest
+from kvbench.methods.base import Eviction, LayerSnapshot
+from kvbench.methods.registry import register
+
+
+@register("tova")
+@dataclass(frozen=True, kw_only=True)
+class TOVA(Eviction):
+    """Keeps the tokens of highest attention from the last one, averaged over all heads: one choice per layer.
+
+    `mode=paper` is the official cache, which may evict the last token itself, and chooses again after each
+    decode step; `mode=kvpress` always keeps the last token and evicts at prefill only.
+    """
+
+    source = "Oren et al. 2024, arXiv 2401.06104, section 3"
+    budget_meaning = "tokens held per KV head, also while decoding (kvpress: kept of the prompt)"
+
+    mode: Literal["paper", "kvpress"] = "paper"
+    window = 1
+
+    def scores(self, snapshot: LayerSnapshot) -> Tensor:
+        scores = snapshot.window_scores(1).mean(0, keepdim=True)
+        if self.mode == "kvpress":
+            scores[:, -1] = torch.inf
+        return scores
+
+    @property
+    def steps(self) -> bool:
+        return self.mode == "paper"
+
+    def step(self, probs_RHGNC: Tensor, carried_RHC: Tensor | None, drop: int) -> Tensor:
+        probs_RC = probs_RHGNC[:, :, :, -1].mean((1, 2))
+        return lowest(probs_RC, drop)[:, None].expand(-1, probs_RHGNC.shape[1], -1)
