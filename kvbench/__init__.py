@@ -1,20 +1,23 @@
 """kvbench: how small can the KV cache of a model be, and what does it cost."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kvbench.api import load, run
+    from kvbench.dropin import cache
+    from kvbench.tensors import keep, select
 
 __version__ = "0.1.0"
-__all__ = ["load", "run"]
+__all__ = ["cache", "keep", "load", "run", "select"]
+
+_MODULES = {"cache": "dropin", "load": "api", "run": "api", "keep": "tensors", "select": "tensors"}
 
 
 def __getattr__(name: str) -> Any:
     # imported on first use, so that `kvbench --help` and `import kvbench` stay instant
-    if name in __all__:
-        from kvbench import api
-
-        return getattr(api, name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"kvbench.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'kvbench' has no attribute {name!r}")
 
 

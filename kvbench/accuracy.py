@@ -85,6 +85,7 @@ def split_prompt(prompt: Prompt, protocol: str, first_token: str) -> tuple[list[
 def _run_group(
     cfg: RunConfig, loaded: LoadedModel, renderer: Renderer, group: Group, cells: Sequence[Cell], shown: Any
 ) -> list[Record]:
+    provenance.reset_peak(loaded.device)
     prompt = renderer.render(group.sample)
     compressed, question, last = split_prompt(prompt, group.protocol, cfg.decode.first_token)
     shown.stage("prefill")
@@ -125,7 +126,7 @@ def _shared_fields(
     result: DecodedGroup,
     cells: int,
 ) -> Record:
-    """Fields that are equal for all cells of a prompt: `prefill_s` is the whole prompt's, the others are shares of it."""
+    """Fields that are equal for all cells of a prompt; `prefill_s` is the prompt's, other times are shared out."""
     return {
         "model": loaded.name,
         "model_fingerprint": loaded.fingerprint,
@@ -167,7 +168,6 @@ def common_fields(cfg: RunConfig, loaded: LoadedModel) -> Record:
 
 
 def _cell_fields(cfg: RunConfig, cell: Cell, resolved: Resolved, out: Decoded) -> Record:
-    in_bf16 = 2 / out.element
     return {
         "cell": cell.id,
         "method": cell.label,
@@ -176,8 +176,8 @@ def _cell_fields(cfg: RunConfig, cell: Cell, resolved: Resolved, out: Decoded) -
         "bytes_resident": out.resident,
         "bytes_resident_end": out.resident_end,
         "bytes_read_per_step": out.read,
-        "bytes_resident_bf16": int(out.resident * in_bf16),
-        "bytes_read_per_step_bf16": out.read * in_bf16,
+        "bytes_resident_bf16": out.resident_bf16,
+        "bytes_read_per_step_bf16": out.read_bf16,
         "kl_to_dense": 0.0 if resolved.dense and cfg.kl else out.kl,
         "kl_tokens": len(out.ids) if resolved.dense and cfg.kl else out.kl_tokens,
         "agree_top1": 1.0 if resolved.dense and cfg.kl else out.agree,

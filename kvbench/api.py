@@ -44,4 +44,3 @@ def load(run: str | Path) -> Run:
         run: its folder, or its name under `results/runs/`.
     """
     return report.load(run)
-

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from kvbench.lanes import BlockCache, BlockLayer, Lane, make_lanes
-from kvbench.methods.base import Eviction, Kept, LayerSnapshot, ReadAll, Resolved
+from kvbench.lanes import BlockCache, BlockLayer, Lane, make_lanes, plain_lane
+from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Resolved
 from kvbench.models.prefill import Snapshot
+from kvbench.stored import StoredLane
 
 
 @dataclass(frozen=True)
 class Seat:
-    """Where a cell sits: its rows of one block. The first row runs free, the second (if any) is teacher-forced."""
+    """Where a cell sits: rows of one block, the first free, the second (if any) teacher-forced."""
 
     block: int
     rows: slice
@@ -67,17 +69,13 @@ def build_blocks(
     """
     kept_so_far: dict[tuple[Any, ...], list[Kept]] = {}
     layers: list[list[BlockLayer]] = [[] for _ in range(blocks)]
-    for number, layer in enumerate(snapshot.layers):
+    for layer in snapshot.layers:
         scores: dict[Eviction, Any] = {}
-        lanes: list[list[Lane]] = [[] for _ in range(blocks)]
+        lanes: list[list[Lane | StoredLane]] = [[] for _ in range(blocks)]
         if with_dense:
-            lanes[0] += make_lanes(layer, None, slice(0, 1), room, ReadAll(), None)
+            lanes[0].append(plain_lane(layer, slice(0, 1)))
         for cell, at in zip(cells, seats, strict=True):
-            rule = cell.rules[number]
-            kept = None
-            if rule.keep is not None:
-                kept = _keep(layer, cell, rule.keep, scores, kept_so_far)
-            lanes[at.block] += make_lanes(layer, kept, at.rows, room, cell.selection, rule.read, share)
+            lanes[at.block] += cell_lanes(layer, cell, at.rows, room, scores, kept_so_far, share)
         layer.forget()
         for block in range(blocks):
             lanes[block] += _padding(layer, lanes[block], block_rows, room)
@@ -85,6 +83,33 @@ def build_blocks(
                 BlockLayer(lanes[block], block_rows, layer.group, layer.k_HTD, layer.heads, room)
             )
     return [BlockCache(block, snapshot.length) for block in layers]
+
+
+def cell_lanes(
+    layer: LayerSnapshot, cell: Resolved, rows: slice, room: int, scores: dict[Eviction, Any],
+    kept_so_far: dict[tuple[Any, ...], list[Kept]], share: bool = True,
+) -> list[Lane | StoredLane]:  # fmt: skip
+    """What one cell keeps of one layer; layers must come in order.
+
+    Args:
+        layer: the layer.
+        cell: the method with its budgets.
+        rows: rows of the block that it takes.
+        room: tokens that will be appended at most.
+        scores: of this layer so far, by eviction.
+        kept_so_far: what evictions kept in the layers before.
+        share: rows of a cell share one prefix.
+
+    Raises:
+        AuditError: the eviction kept more or other than it may.
+    """
+    rule = cell.rules[layer.layer]
+    kept = carried = None
+    if rule.keep is not None:
+        kept = _keep(layer, cell, rule.keep, scores, kept_so_far)
+    if rule.hold is not None:
+        carried = _carried(layer, cell.eviction, kept, scores)
+    return make_lanes(layer, cell, rule, kept, rows, room, share, carried)
 
 
 def _keep(
@@ -95,13 +120,25 @@ def _keep(
     earlier = kept_so_far.setdefault((eviction, tuple(rule.keep for rule in cell.rules), cell.ratio), [])
     if len(earlier) > layer.layer:
         return earlier[layer.layer]
-    if eviction not in scores:
-        scores[eviction] = eviction.scores(layer)
-    kept = eviction.keep(layer, scores[eviction], tokens, earlier, cell.ratio)
+    kept = eviction.keep(layer, _scores(layer, eviction, scores), tokens, earlier, cell.ratio)
     audit(kept, layer, tokens, eviction)
     # layers that keep everything leave a gap that index reuse must not shift
     earlier += [Kept([])] * (layer.layer - len(earlier)) + [kept]
     return kept
+
+
+def _scores(layer: LayerSnapshot, eviction: Eviction, scores: dict[Eviction, Any]) -> Any:
+    if eviction not in scores:
+        scores[eviction] = eviction.scores(layer)
+    return scores[eviction]
+
+
+def _carried(
+    layer: LayerSnapshot, eviction: Eviction, kept: Kept | None, scores: dict[Eviction, Any]
+) -> list[Tensor] | None:
+    """What the eviction carries along for each kept token while decoding."""
+    everything = torch.arange(layer.length, device=layer.k_HTD.device)
+    return eviction.carry(layer, _scores(layer, eviction, scores), kept or Kept([everything] * layer.heads))
 
 
 def audit(kept: Kept, layer: LayerSnapshot, tokens: int, eviction: Eviction) -> None:
@@ -124,10 +161,10 @@ def audit(kept: Kept, layer: LayerSnapshot, tokens: int, eviction: Eviction) -> 
         raise AuditError(f"{where}: more than {tokens} tokens kept")
 
 
-def _padding(layer: LayerSnapshot, lanes: list[Lane], block_rows: int, room: int) -> list[Lane]:
+def _padding(layer: LayerSnapshot, lanes: list[Lane | StoredLane], block_rows: int, room: int) -> list[Lane]:
     """Empty lanes for the rows of a block that no cell takes."""
     taken = max((lane.rows.stop for lane in lanes), default=0)
     if taken == block_rows:
         return []
     nothing: Tensor = layer.k_HTD[None, :, :0]
-    return [Lane(slice(taken, block_rows), slice(0, layer.heads), nothing, nothing)]
+    return [Lane(rows=slice(taken, block_rows), heads=slice(0, layer.heads), k_BHKD=nothing, v_BHKD=nothing)]

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvbench.lanes import BlockCache, Lane
 from kvbench.compress import Seat, build_blocks, seat
+from kvbench.lanes import BlockCache, BlockLayer, Lane
 from kvbench.methods.base import Resolved
 from kvbench.models.prefill import Snapshot
+from kvbench.stored import StoredLane
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,11 @@ class DecodeOptions:
     Attributes:
         max_new_tokens: tokens to generate at most, M.
         eos: ids that end an answer; none are heeded when empty.
-        block_rows: rows per forward pass; a cell's last digits depend on it, so that it is part of the cell's id.
+        block_rows: rows per forward pass; a cell's last digits depend on it, so that it is part of the cell's
+            id.
         kl: add a teacher-forced row per cell and measure the divergence from dense.
-        first_token: "compressed" (the last prompt token is a decode step) or "dense" (prefill gives the first token).
+        first_token: "compressed" (the last prompt token is a decode step) or "dense" (prefill gives the first
+            token).
     """
 
     max_new_tokens: int
@@ -46,9 +49,9 @@ class Decoded:
         kl_tokens: tokens that the mean is over.
         agree: fraction of those where the cell's most likely token is dense's, or None.
         kept: kept prompt tokens, mean over layers and KV heads.
-        resident: bytes after compression; `resident_end` after decoding.
-        read: bytes of K, V and auxiliary data read per decode step, mean over steps.
-        element: bytes per element of K and V.
+        resident: bytes after compression; `resident_bf16` with a model in bf16.
+        resident_end: bytes after decoding.
+        read: bytes of K, V and auxiliary data read per decode step, mean over steps; `read_bf16` likewise.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -58,9 +61,10 @@ class Decoded:
     agree: float | None = None
     kept: float = 0.0
     resident: int = 0
+    resident_bf16: int = 0
     resident_end: int = 0
     read: float = 0.0
-    element: int = 4
+    read_bf16: float = 0.0
 
 
 @dataclass
@@ -114,16 +118,14 @@ def decode_cells(
     runs = [_Run(Seat(0, slice(0, 1)), options.eos)] + [_Run(at, options.eos) for at in seats]
     for run, cell_seat in zip(runs, [Seat(0, slice(0, 1)), *seats], strict=True):
         resident = measure_resident(caches[cell_seat.block], cell_seat.rows.start)
-        run.out.kept, run.out.resident, run.out.element = resident.kept, resident.bytes, resident.element
+        run.out.kept = resident.kept
+        run.out.resident, run.out.resident_bf16 = resident.bytes, resident.bf16
+        run.out.resident_end = resident.bytes
     if question:
         _feed(model, caches, question, options.block_rows)
     divergence = _Divergence(seats) if options.kl and cells else None
     steps = _steps(model, snapshot, caches, runs, divergence, last, options, progress)
     _wait(model)
-    for run in runs:
-        run.out.resident_end = run.out.resident + _tail_bytes(
-            caches[run.block], len(question) + len(run.out.ids)
-        )
     if divergence is not None:
         divergence.report([run.out for run in runs[1:]])
     return Group(
@@ -167,7 +169,8 @@ def _steps(
         for run in running:
             run.take(int(on_host[run.block, run.row]))
             if run.done or step == steps - 1:
-                run.out.read = read_bytes(caches[run.block], run.row, step + 1)
+                run.out.read, run.out.read_bf16 = read_bytes(caches[run.block], run.row, step + 1)
+                run.out.resident_end = measure_resident(caches[run.block], run.row).bytes
         done = step + 1
         progress(done, steps)
     return done
@@ -218,51 +221,53 @@ def _feed(model: PreTrainedModel, caches: list[BlockCache], question: list[int],
         cache.select_from_now(True)
 
 
-def _lanes(cache: BlockCache, row: int) -> list[Lane]:
-    return [
-        lane
-        for layer in cache.block_layers
-        for lane in layer.lanes
-        if lane.rows.start <= row < lane.rows.stop
-    ]
+def _lanes(layer: BlockLayer, row: int) -> list[Lane | StoredLane]:
+    lanes = [*layer.lanes, *layer.stored]
+    return [lane for lane in lanes if lane.rows.start <= row < lane.rows.stop]
 
 
 @dataclass(frozen=True)
 class Resident:
-    """What one row holds after compression: kept tokens (mean over layers and KV heads), bytes, bytes per element."""
+    """What one row holds: prompt tokens (mean over layers and KV heads), bytes, bytes with a bf16 model."""
 
     kept: float
     bytes: int
-    element: int
+    bf16: int
 
 
 def measure_resident(cache: BlockCache, row: int) -> Resident:
-    """Measured from the tensors of a row's lanes."""
-    lanes = _lanes(cache, row)
-    heads = sum(lane.heads.stop - lane.heads.start for lane in lanes)
-    kept = sum(lane.kept * (lane.heads.stop - lane.heads.start) for lane in lanes) / heads
-    return Resident(kept, sum(lane.resident_bytes() for lane in lanes), lanes[0].k_BHKD.element_size())
-
-
-def _tail_bytes(cache: BlockCache, tokens: int) -> int:
-    """Bytes of the appended tokens of one row."""
-    return (
-        sum(
-            2 * layer.heads * layer.k_tail.shape[-1] * layer.k_tail.element_size()
-            for layer in cache.block_layers
-        )
-        * tokens
-    )
-
-
-def read_bytes(cache: BlockCache, row: int, steps: int) -> float:
-    """Bytes of K, V and auxiliary data that a row read per step, mean over the last `steps` steps, all of them so far."""
-    total = 0
+    """Measured from the tensors of a row, appended tokens included."""
+    total = fixed = heads = kept = element = 0
     for layer in cache.block_layers:
-        slot = 2 * layer.k_tail.shape[-1] * layer.k_tail.element_size()
+        element = layer.k_tail.element_size()
+        for lane in _lanes(layer, row):
+            width = lane.heads.stop - lane.heads.start
+            stored = lane.kept if lane.retained is None else lane.retained.count
+            heads, kept = heads + width, kept + stored * width
+            resident = lane.resident_bytes()
+            total, fixed = total + resident[0], fixed + resident[1]
+            if isinstance(lane, Lane):
+                total += 2 * width * layer.filled * layer.k_tail.shape[-1] * element
+    return Resident(kept / heads, total, fixed + (total - fixed) * 2 // element)
+
+
+def read_bytes(cache: BlockCache, row: int, steps: int) -> tuple[float, float]:
+    """Bytes of K, V and auxiliary data that a row read per step, mean over all `steps` so far.
+
+    Returns:
+        As measured, and with a model in bf16.
+    """
+    total = fixed = 0.0
+    element = 2
+    for layer in cache.block_layers:
+        element = layer.k_tail.element_size()
         slots = layer.slots_read(row, layer.filled - steps, steps)
-        total += slots * slot + layer.score_bytes[row]
-    return total / steps
+        total += slots * 2 * layer.k_tail.shape[-1] * element + layer.score_bytes[row]
+        for lane in layer.stored:
+            if lane.rows.start <= row < lane.rows.stop:
+                read = lane.bytes_read[:, row - lane.rows.start].tolist()
+                total, fixed = total + read[0], fixed + read[1]
+    return total / steps, (fixed + (total - fixed) * 2 / element) / steps
 
 
 def _wait(model: PreTrainedModel) -> None:

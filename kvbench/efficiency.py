@@ -12,16 +12,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvbench import provenance
-from kvbench.lanes import BlockCache
-from kvbench.compress import Seat, build_blocks
-from kvbench.config import RunConfig, resolved_yaml
-from kvbench.decode import measure_resident, read_bytes
-from kvbench.errors import UserError
-from kvbench.methods import Resolved, Shape
-from kvbench.models.attention import register_attention
-from kvbench.models.load import LoadedModel, load_model
-from kvbench.models.prefill import Snapshot, prefill_for
-from kvbench.plan import Cell, Group, make_plan, digest
 from kvbench.accuracy import (
     common_fields,
     kernel_form,
@@ -30,13 +20,24 @@ from kvbench.accuracy import (
     split_prompt,
     write_plan,
 )
+from kvbench.compress import Seat, build_blocks
+from kvbench.config import RunConfig, resolved_yaml
+from kvbench.decode import measure_resident, read_bytes
+from kvbench.errors import UserError
+from kvbench.lanes import BlockCache
+from kvbench.methods import Resolved, Shape
+from kvbench.models.attention import register_attention
+from kvbench.models.load import LoadedModel, load_model
+from kvbench.models.prefill import Snapshot, prefill_for
+from kvbench.plan import Cell, Group, digest, make_plan
 from kvbench.store import Record, Store
 
 
 def run_efficiency(cfg: RunConfig, progress: Any) -> None:
     """Measure every method, budget, length and batch that is not in the run's folder yet.
 
-    The first sample of each task and length gives the prompt; a batch is that many rows with caches of their own.
+    The first sample of each task and length gives the prompt; a batch is that many rows with caches of their
+    own.
 
     Raises:
         UserError: something that the user can mend.
@@ -61,11 +62,16 @@ def run_efficiency(cfg: RunConfig, progress: Any) -> None:
             compressed, question, last = split_prompt(prompt, group.protocol, cfg.decode.first_token)
             if question:
                 raise UserError("protocol: efficiency runs are query_aware only")
-            snapshot = prefill_for(
-                [cell.method for cell, _, _ in cells], loaded.model, loaded.tokenizer, compressed,
-                cfg.model.prefill_chunk, cfg.model.attention,
-            )  # fmt: skip
-            for cell, batch, name in cells:
+            snapshot, needs = None, None
+            for cell, batch, name in sorted(cells, key=lambda item: sorted(item[0].method.needs)):
+                # a prefill for each set of needs: its time is that of the methods that have them
+                if snapshot is None or cell.method.needs != needs:
+                    needs = cell.method.needs
+                    alike = [c.method for c, _, _ in cells if c.method.needs == needs]
+                    snapshot = prefill_for(
+                        alike, loaded.model, loaded.tokenizer, compressed, cfg.model.prefill_chunk,
+                        cfg.model.attention,
+                    )  # fmt: skip
                 shown.stage(f"{cell.label} {cell.budget.label() if cell.budget else ''} batch {batch}")
                 timed = _measure(cfg, loaded.model, snapshot, last, _resolve(group, snapshot, cell), batch)
                 store.append(
@@ -120,8 +126,7 @@ def _measure(
     """Compression once, then decode steps one by one."""
     options = cfg.efficiency
     clock = CudaClock(model.device) if model.device.type == "cuda" else CpuClock()
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
+    provenance.reset_peak(model.device)
     room = options.warmup + options.steps + Step.CAPTURE_STEPS
     seat = Seat(0, slice(0, batch))
     started = time.perf_counter()
@@ -132,17 +137,17 @@ def _measure(
     step = Step(model, cache, last, batch)
     for _ in range(options.warmup):
         step.eager()
-    read = read_bytes(cache, 0, options.warmup) if options.warmup else None
-    run = step.captured() if model.device.type == "cuda" else step.eager
+    read, read_bf16 = read_bytes(cache, 0, options.warmup) if options.warmup else (None, None)
+    run = step.captured() if model.device.type == "cuda" and cache.recordable else step.eager
     times = [clock.time(run) for _ in range(options.steps)]
     median = statistics.median(times)
     return {
         "batch": batch,
         "kept_tokens": resident.kept,
         "bytes_resident": resident.bytes,
-        "bytes_resident_bf16": resident.bytes * 2 // resident.element,
+        "bytes_resident_bf16": resident.bf16,
         "bytes_read_per_step": read,
-        "bytes_read_per_step_bf16": read * 2 / resident.element if read is not None else None,
+        "bytes_read_per_step_bf16": read_bf16,
         "compress_s": compress_seconds,
         "decode_ms_per_token": median,
         "decode_ms_p20": _quantile(times, 0.2),

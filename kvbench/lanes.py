@@ -1,13 +1,14 @@
 """The compact caches of many cells, decoded as one batch.
 
-A *lane* is what one cell keeps in one layer, read by its rows of the batch: a prefix that prefill left (a reference to
-the snapshot where nothing was evicted) and, in the block's tail, the tokens appended since. Rows of a block advance in
-step, so that the tail is one tensor for all of them.
+A *lane* is what one cell keeps in one layer, read by its rows of the batch: a prefix that prefill left (a
+reference to the snapshot where nothing was evicted) and, in the block's tail, the tokens appended since. Rows
+of a block advance in step, so that the tail is one tensor for all of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,98 +16,132 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from kvbench.kernels.rope import rotate
 from kvbench.kernels.sparse_decode import cpu, portable
-from kvbench.methods.base import Kept, LayerSnapshot, ReadAll, Selection
+from kvbench.methods.base import Kept, LayerRule, LayerSnapshot, Native, Resolved, Stored
+from kvbench.stored import BaseLane, StoredLane, attend_many, distinct
 
 
-@dataclass
-class Lane:
-    """What some rows of a block read in one layer.
+@dataclass(kw_only=True)
+class Lane(BaseLane):
+    """A lane that refers to its kept tokens, and to the block's tail.
 
     Attributes:
-        rows: the rows of the block.
-        heads: the KV heads; all of them, or one where heads keep different numbers of tokens.
         k_BHKD: kept keys, B = 1 when the rows share them.
         v_BHKD: kept values.
-        mask_HGK: which query head may read which kept token, or None.
-        selection: what chooses the tokens of a step.
-        read: tokens it chooses, None for all.
-        state: its auxiliary data.
     """
 
-    rows: slice
-    heads: slice
     k_BHKD: Tensor
     v_BHKD: Tensor
-    mask_HGK: Tensor | None = None
-    selection: Selection = field(default_factory=ReadAll)
-    read: int | None = None
-    state: Any = None
 
     @property
     def kept(self) -> int:
         return self.k_BHKD.shape[2]
 
-    def resident_bytes(self) -> int:
-        """Bytes of one row after compression: keys, values, members and auxiliary data."""
-        payload = (self.k_BHKD[0].numel() + self.v_BHKD[0].numel()) * self.k_BHKD.element_size()
-        members = self.mask_HGK.numel() if self.mask_HGK is not None else 0
-        return payload + members + (self.selection.resident_bytes(self.state) if self.read is not None else 0)
+    def resident_bytes(self) -> tuple[int, int]:
+        """Bytes of one row after compression, and those of them that no dtype of the model changes."""
+        total, fixed = self.extra_bytes()
+        return (self.k_BHKD[0].numel() + self.v_BHKD[0].numel()) * self.k_BHKD.element_size() + total, fixed
 
-    def resident_elements(self) -> int:
-        """Elements of K, V and auxiliary data of one row, for figures in bf16-equivalent."""
-        return self.resident_bytes() // self.k_BHKD.element_size()
+
+def plain_lane(snapshot: LayerSnapshot, rows: slice) -> Lane:
+    """A lane that keeps and reads everything."""
+    heads = slice(0, snapshot.heads)
+    return Lane(rows=rows, heads=heads, k_BHKD=snapshot.k_HTD[None], v_BHKD=snapshot.v_HTD[None])
 
 
 def make_lanes(
-    snapshot: LayerSnapshot, kept: Kept | None, rows: slice, room: int, selection: Selection, read: int | None,
-    share: bool = True,
-) -> list[Lane]:  # fmt: skip
-    """The lanes of one cell in one layer: one, or one per KV head where these keep different numbers of tokens.
+    snapshot: LayerSnapshot, cell: Resolved, rule: LayerRule, kept: Kept | None, rows: slice, room: int,
+    share: bool = True, carried: list[Tensor] | None = None,
+) -> list[Lane | StoredLane]:  # fmt: skip
+    """The lanes of one cell in one layer: one, or one per KV head where these differ in length.
 
     Args:
         snapshot: the layer after prefill.
+        cell: the method.
+        rule: its budget in this layer.
         kept: what the eviction keeps, None for everything.
         rows: rows of the block that the cell takes.
         room: tokens that may be appended.
-        selection: chooses the tokens of a step.
-        read: how many, None for all.
         share: one prefix for all rows; False gives every row its own, as separate requests would have.
+        carried: what the eviction carries along, see `Eviction.carry`.
     """
-    heads, dim = snapshot.heads, snapshot.k_HTD.shape[-1]
-    if kept is None:
-        groups = [(slice(0, heads), snapshot.k_HTD, snapshot.v_HTD, None)]
-    elif len({len(p) for p in kept.positions}) == 1:
-        offset = torch.arange(heads, device=snapshot.k_HTD.device) * snapshot.length
-        flat = (torch.stack(kept.positions) + offset[:, None]).flatten()
-        k, v = (
-            x.reshape(-1, dim).index_select(0, flat).view(heads, -1, dim)
-            for x in (snapshot.k_HTD, snapshot.v_HTD)
-        )
-        mask = torch.stack(kept.members) if kept.members is not None else None
-        groups = [(slice(0, heads), k, v, mask)]
-    else:
-        groups = []
-        for head, positions in enumerate(kept.positions):
-            k, v = (x[head : head + 1].index_select(1, positions) for x in (snapshot.k_HTD, snapshot.v_HTD))
-            mask = kept.members[head][None] if kept.members is not None else None
-            groups.append((slice(head, head + 1), k, v, mask))
-    lanes = []
+    parts = [slice(0, snapshot.heads)]
+    if kept is not None and len({len(p) for p in kept.positions}) > 1:
+        parts = [slice(head, head + 1) for head in range(snapshot.heads)]
     count = rows.stop - rows.start
-    for part, k, v, mask in groups:
-        k, v = (x[None] if share else x[None].repeat(count, 1, 1, 1) for x in (k, v))
-        state = selection.prepare(k, count, room) if read is not None else None
-        lanes.append(Lane(rows, part, k, v, mask, selection, read, state))
+    lanes: list[Lane | StoredLane] = []
+    for part in parts:
+        k_HKD, v_HKD, mask = _gather(snapshot, kept, part)
+        if cell.eviction.reindexes and kept is not None:
+            k_HKD = _closed_up(snapshot, k_HKD, torch.stack(kept.positions[part]))
+        k, v = (x[None] if share else x[None].repeat(count, 1, 1, 1) for x in (k_HKD, v_HKD))
+        state = cell.selection.prepare(k, v, count, room) if rule.read is not None else None
+        retained = (
+            _whole(snapshot, cell, part, 1 if share else count) if cell.retains and kept is not None else None
+        )
+        common = {
+            "rows": rows, "heads": part, "mask_HGK": mask, "selection": cell.selection, "read": rule.read,
+            "state": state, "retained": retained,
+        }  # fmt: skip
+        own = {"kept": k.shape[2], "like": k.new_empty(0)}
+        if rule.hold is not None:
+            assert mask is None, "an eviction while decoding chooses per KV head"
+            numbers = torch.stack(carried[part]) if carried is not None else None
+            # where heads keep different numbers of tokens, each holds what it kept
+            hold = rule.hold if len(parts) == 1 else k.shape[2]
+            store = cell.format.roll(k, v, count, hold, numbers)
+            rope = snapshot.rope if cell.eviction.reindexes else None
+            lanes.append(StoredLane(**common, **own, store=store, eviction=cell.eviction, rope=rope))
+        elif not isinstance(cell.format, Native):
+            store = cell.format.store(k, v, count, room)
+            lanes.append(StoredLane(**common, **own, store=store))
+        else:
+            lanes.append(Lane(**common, k_BHKD=k, v_BHKD=v))
     return lanes
+
+
+def _whole(snapshot: LayerSnapshot, cell: Resolved, part: slice, copies: int) -> Stored:
+    """All keys and values of some KV heads, as many copies of them as there are rows that do not share."""
+    k, v = snapshot.k_HTD[None, part], snapshot.v_HTD[None, part]
+    if copies > 1:
+        k, v = (x.repeat(copies, 1, 1, 1) for x in (k, v))
+    return cell.format.store(k, v, copies, 0)
+
+
+def _gather(snapshot: LayerSnapshot, kept: Kept | None, part: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Kept keys and values of some KV heads `[H, K, D]`, and the members among them."""
+    k, v = snapshot.k_HTD[part], snapshot.v_HTD[part]
+    if kept is None:
+        return k, v, None
+    positions_HK = torch.stack(kept.positions[part])
+    offset = torch.arange(len(positions_HK), device=k.device) * snapshot.length
+    flat = (positions_HK + offset[:, None]).flatten()
+    k, v = (x.reshape(-1, x.shape[-1]).index_select(0, flat).view(*positions_HK.shape, -1) for x in (k, v))
+    return k, v, torch.stack(kept.members[part]) if kept.members is not None else None
+
+
+def _closed_up(snapshot: LayerSnapshot, k_HKD: Tensor, positions_HK: Tensor) -> Tensor:
+    """Keys turned to the positions that end where the prompt ends."""
+    assert snapshot.rope is not None, "an eviction that reindexes needs rope"
+    kept = positions_HK.shape[1]
+    places = torch.arange(snapshot.length - kept, snapshot.length, device=k_HKD.device)
+    cos, sin = (x.view(*positions_HK.shape, -1) for x in snapshot.rope((places - positions_HK).flatten()))
+    return rotate(k_HKD, cos, sin)
 
 
 class BlockLayer(CacheLayerMixin):
     """One layer of a block: the lanes of its rows and the tail they append to."""
 
-    def __init__(self, lanes: list[Lane], rows: int, group: int, like: Tensor, heads: int, room: int) -> None:
+    def __init__(
+        self, lanes: Sequence[Lane | StoredLane], rows: int, group: int, like: Tensor, heads: int, room: int
+    ) -> None:
         super().__init__()
         dim = like.shape[-1]
-        self.lanes, self.rows, self.group, self.heads, self.room = lanes, rows, group, heads, room
+        self.lanes = [lane for lane in lanes if isinstance(lane, Lane)]
+        self.stored = [lane for lane in lanes if isinstance(lane, StoredLane)]
+        self.combines = any(lane.read is not None and lane.selection.combines for lane in self.lanes)
+        self.rows, self.group, self.heads, self.room = rows, group, heads, room
         self.k_tail = like.new_zeros(rows, heads, room, dim)
         self.v_tail = like.new_zeros(rows, heads, room, dim)
         self.compiled = like.device.type == "cpu" and cpu.available(group, dim)
@@ -118,7 +153,8 @@ class BlockLayer(CacheLayerMixin):
         self.slots_selected = torch.zeros(rows, dtype=torch.long, device=like.device)
         self.score_bytes = [0] * rows
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+    # what transformers passes on to the attention function, see models/attention.py
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> Any:
         count = key_states.shape[2]
         if count == 1:
             self.k_tail.index_copy_(2, self.tail, key_states)
@@ -131,7 +167,10 @@ class BlockLayer(CacheLayerMixin):
                 continue
             for n in range(count):
                 slot = self.tail + lane.kept + n
-                lane.selection.append(lane.state, key_states[lane.rows, lane.heads, n], slot)
+                k, v = (x[lane.rows, lane.heads, n] for x in (key_states, value_states))
+                lane.selection.append(lane.state, k, v, slot)
+        for lane in self.stored:
+            lane.append(key_states[lane.rows, lane.heads], value_states[lane.rows, lane.heads])
         self.filled += count
         self.tail += count
         return self, self
@@ -143,10 +182,20 @@ class BlockLayer(CacheLayerMixin):
             return self._attend_many(q_RHGTD, scaling).flatten(1, 2).transpose(1, 2)
         q_RHGD = q_RHGTD[..., 0, :].contiguous()
         chosen = [self._choose(lane, q_RHGD, scaling) for lane in self.lanes]
-        out = self._compiled(q_RHGD, chosen, scaling) if self.compiled else torch.empty_like(q_RHGD)
+        out = torch.empty_like(q_RHGD)
+        lse = q_RHGD.new_empty(q_RHGD.shape[:3], dtype=torch.float32) if self.combines else None
+        if self.compiled:
+            out, lse = self._compiled(q_RHGD, chosen, scaling)
         for lane, index in zip(self.lanes, chosen, strict=True):
+            at = lane.rows, lane.heads
             if not self.compiled or (index is not None and index.dim() == 4):
-                out[lane.rows, lane.heads] = self._portable(lane, q_RHGD, index, scaling)
+                out[at], part = self._portable(lane, q_RHGD, index, scaling)
+                if lse is not None:
+                    lse[at] = part
+            if lse is not None and index is not None and lane.selection.combines:
+                out[at] = lane.selection.combine(out[at], lse[at], lane.state)
+        for lane in self.stored:
+            out[lane.rows, lane.heads] = lane.attend(q_RHGD[lane.rows, lane.heads], scaling, self.selecting)
         return out.view(rows, 1, queries, dim)
 
     def _choose(self, lane: Lane, q_RHGD: Tensor, scaling: float) -> Tensor | None:
@@ -160,21 +209,25 @@ class BlockLayer(CacheLayerMixin):
         cost = lane.selection.score_bytes(lane.state, lane.kept + self.filled, lane.k_BHKD.element_size())
         for row in range(lane.rows.start, lane.rows.stop):
             self.score_bytes[row] += cost
-        self.slots_selected[lane.rows] += _distinct(index, lane.kept + self.room)
+        self.slots_selected[lane.rows] += distinct(index, lane.kept + self.room)
         return index
 
     def slots_read(self, row: int, first: int, steps: int) -> int:
-        """K/V slots that a row read in `steps` decode steps, KV heads together, `first` appended tokens before them."""
+        """K/V slots of all KV heads that a row read in `steps` steps after `first` appended tokens."""
         whole = [lane for lane in self.lanes if lane.read is None and lane.rows.start <= row < lane.rows.stop]
         heads = sum(lane.heads.stop - lane.heads.start for lane in whole)
         kept = sum(lane.kept * (lane.heads.stop - lane.heads.start) for lane in whole)
         appended = sum(range(first + 1, first + steps + 1))
         return int(self.slots_selected[row]) + steps * kept + heads * appended
 
-    def _compiled(self, q_RHGD: Tensor, chosen: list[Tensor | None], scaling: float) -> Tensor:
+    def _compiled(
+        self, q_RHGD: Tensor, chosen: list[Tensor | None], scaling: float
+    ) -> tuple[Tensor, Tensor | None]:
         assert self.table is not None
         table = self.table.copy().reshape(9, self.rows, self.heads)
         table[cpu.FIELDS.index("tail")] = self.filled
+        for lane in self.stored:
+            table[cpu.FIELDS.index("tail"), lane.rows, lane.heads] = 0
         alive = []
         for lane, index in zip(self.lanes, chosen, strict=True):
             if index is None:
@@ -189,11 +242,14 @@ class BlockLayer(CacheLayerMixin):
                 index.shape[2] if index.dim() == 3 else 0
             )
         q_JGD = q_RHGD.float().view(self.rows * self.heads, self.group, -1)
-        out, _ = cpu.sparse_decode(q_JGD, table.reshape(9, -1), scaling, self.k_tail.dtype)
-        return out.view(q_RHGD.shape).to(q_RHGD.dtype)
+        out, lse = cpu.sparse_decode(q_JGD, table.reshape(9, -1), scaling, self.k_tail.dtype, self.combines)
+        out = out.view(q_RHGD.shape).to(q_RHGD.dtype)
+        return out, lse.view(q_RHGD.shape[:3]) if lse is not None else None
 
-    def _portable(self, lane: Lane, q_RHGD: Tensor, index: Tensor | None, scaling: float) -> Tensor:
-        out, _ = portable.sparse_decode(
+    def _portable(
+        self, lane: Lane, q_RHGD: Tensor, index: Tensor | None, scaling: float
+    ) -> tuple[Tensor, Tensor]:
+        return portable.sparse_decode(
             q_RHGD[lane.rows, lane.heads],
             lane.k_BHKD,
             lane.v_BHKD,
@@ -204,32 +260,24 @@ class BlockLayer(CacheLayerMixin):
             index,
             lane.mask_HGK,
         )
-        return out
 
     def _attend_many(self, q_RHGTD: Tensor, scaling: float) -> Tensor:
-        """Several new tokens at once (the question of a query-agnostic prompt): all kept, causal among themselves."""
+        """The question of a query-agnostic prompt at once: reads all kept, causal among itself."""
         out = torch.empty_like(q_RHGTD)
-        count = q_RHGTD.shape[3]
         for lane in self.lanes:
             q = q_RHGTD[lane.rows, lane.heads]
-            rows = q.shape[0]
             k, v = (
                 torch.cat(
-                    [prefix.expand(rows, -1, -1, -1), tail[lane.rows, lane.heads, : self.filled]], dim=2
+                    [prefix.expand(len(q), -1, -1, -1), tail[lane.rows, lane.heads, : self.filled]], dim=2
                 )
                 for prefix, tail in ((lane.k_BHKD, self.k_tail), (lane.v_BHKD, self.v_tail))
             )
-            visible = torch.ones(count, k.shape[2], dtype=torch.bool, device=k.device).tril(
-                k.shape[2] - count
-            )
-            visible = visible.expand(q.shape[1], self.group, -1, -1)
-            if lane.mask_HGK is not None:
-                members = torch.nn.functional.pad(lane.mask_HGK, (0, self.filled), value=True)
-                visible = visible & members[:, :, None, :]
-            part = torch.nn.functional.scaled_dot_product_attention(
-                q.flatten(1, 2), k, v, attn_mask=visible.flatten(0, 1), scale=scaling, enable_gqa=True
-            )
-            out[lane.rows, lane.heads] = part.view(q.shape)
+            members = lane.mask_HGK
+            if members is not None:
+                members = torch.nn.functional.pad(members, (0, self.filled), value=True)
+            out[lane.rows, lane.heads] = attend_many(q, k, v, members, scaling)
+        for lane in self.stored:
+            out[lane.rows, lane.heads] = lane.attend_many(q_RHGTD[lane.rows, lane.heads], scaling)
         return out
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -261,23 +309,19 @@ class BlockCache(Cache):
         """The logical length, not the kept one."""
         return self.compressed + self.block_layers[layer_idx].filled
 
+    @property
+    def recordable(self) -> bool:
+        """Whether a CUDA graph can hold a step: the same operations on the same memory each time."""
+        return all(lane.store.static for layer in self.block_layers for lane in layer.stored)
+
     def select_from_now(self, selecting: bool) -> None:
         """Whether decode steps select; question tokens read everything kept."""
         for layer in self.block_layers:
             layer.selecting = selecting
 
 
-def _distinct(index: Tensor, capacity: int) -> Tensor:
-    """Slots that are read at least once per row, summed over KV heads: `[R]`."""
-    if index.dim() == 3:
-        return (index >= 0).sum(dim=(1, 2))
-    seen = torch.zeros(*index.shape[:2], capacity + 1, dtype=torch.bool, device=index.device)
-    flat = torch.where(index < 0, capacity, index).flatten(2).long()
-    return seen.scatter_(2, flat, True)[..., :capacity].sum(dim=(1, 2))
-
-
 def _job_table(layer: BlockLayer) -> np.ndarray:
-    """Addresses and lengths for the compiled form, `[9, rows * heads]`; tail lengths and indices change per step."""
+    """Addresses and lengths for the compiled form `[9, rows * heads]`; steps fill in the rest."""
     fields = {name: n for n, name in enumerate(cpu.FIELDS)}
     table = np.zeros((9, layer.rows, layer.heads), dtype=np.int64)
     element = layer.k_tail.element_size()

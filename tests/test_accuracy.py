@@ -22,7 +22,7 @@ OVERRIDES = [
     "experiment=quickstart",
     "task=[ruler_niah_single_1]",
     "task.length=[1024]",
-    "task.samples=3",
+    "task.samples=6",
     "task.max_new_tokens=12",
     "task.wording=own",
     "method=[dense,random,snapkv,quest,rocketkv]",
@@ -65,7 +65,7 @@ def assert_same(found, expected):
 
 
 def test_every_cell_is_there_once_with_what_was_measured(undisturbed):
-    assert len(undisturbed) == 3 * (1 + 4 * 2)
+    assert len(undisturbed) == 6 * (1 + 4 * 2)
     assert undisturbed["cell"].is_unique
     dense = undisturbed[undisturbed["method"] == "dense"].set_index("sample")
     assert (dense["budget_requested"] == "").all() and not dense["budget_covers_prompt"].any()
@@ -84,7 +84,7 @@ def test_every_cell_is_there_once_with_what_was_measured(undisturbed):
 def test_running_again_does_no_cell_and_no_prefill(config, tmp_path, monkeypatch):
     run_accuracy(config(tmp_path, "limit=1"), Progress)
     before = sorted((p.name, p.stat().st_size) for p in tmp_path.glob("cells-*"))
-    monkeypatch.setattr("kvbench.accuracy.prefill", lambda *_: pytest.fail("nothing was left to do"))
+    monkeypatch.setattr("kvbench.accuracy.prefill_for", lambda *_: pytest.fail("nothing was left to do"))
     run_accuracy(config(tmp_path, "limit=1"), Progress)
     assert sorted((p.name, p.stat().st_size) for p in tmp_path.glob("cells-*")) == before
 
@@ -134,7 +134,9 @@ def test_kill_9_at_random_moments_loses_and_repeats_nothing(config, undisturbed,
     moments = random.Random(5)
     killed = 0
     for _ in range(40):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         # start-up takes seconds; once something is stored, strike within the next prompt
         stored = _lines(tmp_path)
         while process.poll() is None and _lines(tmp_path) == stored:

@@ -22,6 +22,12 @@ ENTRIES = [
     {"method": "hsa"},
     {"method": "rocketkv", "window": 8},
     {"method": "rocketkv", "window": 8, "pin_recent": 4},
+    {"method": "snapkv", "window": 8, "format": "fp8_e4m3"},
+    {"method": "rocketkv", "window": 8, "format": "fp16"},
+    {"method": "sparq"},
+    {"method": "h2o"},
+    {"method": "tova", "format": "fp8_e5m2"},
+    {"method": "streaming_llm", "positions": "reindexed"},
 ]
 
 
@@ -63,7 +69,7 @@ def model(tiny_model_dir):
 
 
 def make_step(model, entry, rows=2):
-    snapshot = prefill(model, PROMPT[:-1], 64)
+    snapshot = prefill(model, PROMPT[:-1], 64, needs=frozenset({"attention_sum", "rope"}))
     cell = build(entry).resolve(Shape(len(PROMPT) - 1, 16, 3, 16), Budget(tokens=48))
     (cache,) = build_blocks(
         snapshot, [cell], [Seat(0, slice(0, rows))], 1, rows, 16, with_dense=False, share=False
@@ -87,8 +93,13 @@ def test_a_recorded_step_replays_like_running_it(model, monkeypatch, entry):
         graph.replay()
         assert torch.equal(recorded.tokens, eager.tokens)
         assert torch.equal(recorded.position, eager.position)
+    assert recorded.cache.recordable
     for ours, theirs in zip(recorded.cache.block_layers, eager.cache.block_layers, strict=True):
         assert torch.allclose(ours.k_tail, theirs.k_tail, atol=1e-6)
+
+
+def test_what_moves_in_memory_is_not_recorded(model):
+    assert not make_step(model, {"method": "snapkv", "window": 8, "format": "int4"}).cache.recordable
 
 
 @torch.inference_mode()
@@ -97,4 +108,4 @@ def test_rows_of_a_batch_have_caches_of_their_own(model):
     for layer in step.cache.block_layers:
         (lane,) = layer.lanes
         assert lane.k_BHKD.shape[0] == 3 and lane.k_BHKD.stride(0) > 0
-        assert lane.resident_bytes() == 2 * 2 * 48 * 16 * 4
+        assert lane.resident_bytes() == (2 * 2 * 48 * 16 * 4, 0)

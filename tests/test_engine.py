@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from kvbench.lanes import BlockLayer
 from kvbench.compress import AuditError, audit, seat
 from kvbench.decode import DecodeOptions, decode_cells
 from kvbench.kernels.sparse_decode import cpu
 from kvbench.kernels.window_scores import pool
+from kvbench.lanes import BlockLayer
 from kvbench.methods import Budget, Kept, Shape, build
 from kvbench.models.attention import register_attention
 from kvbench.models.prefill import prefill

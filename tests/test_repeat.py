@@ -12,7 +12,7 @@ from kvbench.repeat import Repeat, text
 
 RECORD = {
     "cell": "0123456789abcdef",
-    "task": "ruler_niah_single_1",
+    "task": "ruler_niah_single_2",
     "length": 1024,
     "sample": 2,
     "seed": 1,
@@ -44,7 +44,7 @@ def test_one_cell_and_what_surrounds_it(label: str) -> None:
     cfg = config.load(OVERRIDES)
     again = repeated(cfg, method=label, budget_requested="" if label == "dense" else "128")
     assert again.method == {label: cfg.method.get(label, {"method": "dense"})}
-    assert again.task == {"ruler_niah_single_1": cfg.task["ruler_niah_single_1"] | {"length": [1024]}}
+    assert again.task == {"ruler_niah_single_2": cfg.task["ruler_niah_single_2"] | {"length": [1024]}}
     assert again.budget.tokens == (() if label == "dense" else (128,))
     assert (again.budget.ratio, again.seeds, again.protocol, again.limit) == (
         (),

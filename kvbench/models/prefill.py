@@ -1,15 +1,19 @@
 """Dense prefill of one prompt, and the snapshot that it leaves for every method."""
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvbench.errors import UserError
-from kvbench.methods.base import LayerSnapshot
+from kvbench.kernels.attention_sum import attention_sum
+from kvbench.methods.base import LayerSnapshot, Method
+from kvbench.models.boundaries import boundaries
 
 
 @dataclass
@@ -29,10 +33,26 @@ class Snapshot:
     seconds: float
 
 
+def prefill_for(
+    methods: Sequence[Method], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int],
+    chunk: int = 1024, attention: str = "sdpa",
+) -> Snapshot:  # fmt: skip
+    """A prefill that leaves what all of some methods need, and no more; see `prefill`."""
+    needs = frozenset[str]().union(*(method.needs for method in methods))
+    window = max([method.parts()[0].window for method in methods] + [1])
+    snapshot = prefill(model, ids, window, chunk, attention, needs)
+    if "boundaries" in needs:
+        found = boundaries(tokenizer, ids).to(model.device)
+        for layer in snapshot.layers:
+            layer.boundaries_T = found
+    return snapshot
+
+
 @torch.inference_mode()
 def prefill(
-    model: PreTrainedModel, ids: list[int], window: int, chunk: int = 1024, attention: str = "sdpa"
-) -> Snapshot:
+    model: PreTrainedModel, ids: list[int], window: int, chunk: int = 1024, attention: str = "sdpa",
+    needs: frozenset[str] = frozenset(),
+) -> Snapshot:  # fmt: skip
     """Run the model once over a prompt, in chunks, and keep what methods read.
 
     Args:
@@ -41,18 +61,16 @@ def prefill(
         window: queries of the last positions to keep.
         chunk: tokens per forward pass; peak memory of a pass is linear in the prompt.
         attention: sdpa, or flash_attention_2 where flash-attn is installed.
+        needs: what else to keep, see `Eviction.needs`; "boundaries" are left to `prefill_for`.
 
     Raises:
         UserError: the model attends within a sliding window shorter than the prompt.
     """
     config = model.config.get_text_config()
-    sliding = getattr(config, "sliding_window", None)
-    if getattr(config, "use_sliding_window", True) and sliding is not None and sliding < len(ids):
-        raise UserError(
-            f"model: attends within a sliding window of {sliding} tokens; give a length below that"
-        )
+    check_window(model, len(ids))
     start = time.perf_counter()
-    cache = PrefillCache(config.num_hidden_layers, len(ids), min(window, len(ids)), attention)
+    window = len(ids) if "queries" in needs else min(window, len(ids))
+    cache = PrefillCache(config.num_hidden_layers, len(ids), window, attention, "attention_sum" in needs)
     tokens = torch.tensor(ids, device=model.device)[None]
     hidden = None
     for low in range(0, len(ids), chunk):
@@ -62,10 +80,41 @@ def prefill(
             input_ids=part, position_ids=position, past_key_values=cache, use_cache=True
         ).last_hidden_state[:, -1]
     assert hidden is not None, "an empty prompt"
-    logits = model.get_output_embeddings()(hidden)[0].float()
+    head = model.get_output_embeddings()
+    assert head is not None
+    logits = head(hidden)[0].float()
     _synchronise(model.device)
     layers = [layer.snapshot(n, config.num_hidden_layers) for n, layer in enumerate(cache.prefill_layers)]
+    if "rope" in needs:
+        for layer in layers:
+            layer.rope = rope_of(model)
     return Snapshot(layers, len(ids), logits, time.perf_counter() - start)
+
+
+def check_window(model: PreTrainedModel, length: int) -> None:
+    """Refuses prompts that reach beyond a model's sliding window.
+
+    Raises:
+        UserError: the model attends within a sliding window shorter than the prompt.
+    """
+    config = model.config.get_text_config()
+    sliding = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) and sliding is not None and sliding < length:
+        raise UserError(
+            f"model: attends within a sliding window of {sliding} tokens; give a length below that"
+        )
+
+
+def rope_of(model: PreTrainedModel) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Cosines and sines `[N, D]` fp32 of a rotation by N positions, without YaRN's factor."""
+    rotary: Any = model.base_model.rotary_emb
+    like = torch.zeros(1, dtype=torch.float32, device=model.device)
+
+    def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = rotary(like, positions[None])
+        return cos[0] / rotary.attention_scaling, sin[0] / rotary.attention_scaling
+
+    return rope
 
 
 def _synchronise(device: torch.device) -> None:
@@ -74,10 +123,11 @@ def _synchronise(device: torch.device) -> None:
 
 
 class PrefillLayer(CacheLayerMixin):
-    """Keys and values of one layer in one allocation, and the window's queries."""
+    """One layer's keys and values in one allocation, the window's queries, the attention that keys got."""
 
-    def __init__(self, length: int, window: int, attention: str) -> None:
+    def __init__(self, length: int, window: int, attention: str, sums: bool = False) -> None:
         super().__init__()
+        self.sums, self.attention_sum_QT = sums, None
         self.length, self.window, self.attention = length, window, attention
         self.filled = 0
         self.scaling = 1.0
@@ -88,7 +138,7 @@ class PrefillLayer(CacheLayerMixin):
         self.values = value_states.new_empty(1, heads, self.length, value_states.shape[-1])
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> Any:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
@@ -103,6 +153,8 @@ class PrefillLayer(CacheLayerMixin):
         start = self.filled - q_BQTD.shape[2]
         self._remember(q_BQTD[0], start)
         self.scaling = scaling
+        if self.sums:
+            self._add_attention(q_BQTD[0])
         k, v = self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
         if self.attention == "flash_attention_2":
             from flash_attn import flash_attn_func  # type: ignore[import-not-found]
@@ -126,9 +178,18 @@ class PrefillLayer(CacheLayerMixin):
         if low < self.filled:
             self.queries[:, low - first : self.filled - first] = q_QTD[:, low - start :]
 
+    def _add_attention(self, q_QTD: Tensor) -> None:
+        assert self.keys is not None
+        if self.attention_sum_QT is None:
+            self.attention_sum_QT = q_QTD.new_zeros(q_QTD.shape[0], self.length, dtype=torch.float32)
+        keys = self.keys[0, :, : self.filled]
+        self.attention_sum_QT[:, : self.filled] += attention_sum(q_QTD, keys, self.scaling)
+
     def snapshot(self, layer: int, num_layers: int) -> LayerSnapshot:
         assert self.keys is not None and self.values is not None and self.filled == self.length
-        return LayerSnapshot(self.keys[0], self.values[0], self.queries, layer, num_layers, self.scaling)
+        return LayerSnapshot(
+            self.keys[0], self.values[0], self.queries, layer, num_layers, self.scaling, self.attention_sum_QT
+        )
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.filled + query_length, 0
@@ -143,6 +204,6 @@ class PrefillLayer(CacheLayerMixin):
 class PrefillCache(Cache):
     """The cache of a dense prefill."""
 
-    def __init__(self, num_layers: int, length: int, window: int, attention: str) -> None:
-        self.prefill_layers = [PrefillLayer(length, window, attention) for _ in range(num_layers)]
+    def __init__(self, num_layers: int, length: int, window: int, attention: str, sums: bool = False) -> None:
+        self.prefill_layers = [PrefillLayer(length, window, attention, sums) for _ in range(num_layers)]
         super().__init__(layers=list(self.prefill_layers))

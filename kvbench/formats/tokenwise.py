@@ -1,0 +1,167 @@
+"""Storage of keys and values token by token: what native, cast and fp8 formats share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How the tokens of one tensor are written and read; this one leaves them as they are.
+
+    Attributes:
+        fixed: the bytes would be as many in another dtype of the model.
+        scale_bytes: bytes of scales per row.
+    """
+
+    fixed: bool = False
+    scale_bytes: int = 0
+
+    def encode(self, x: Tensor) -> Tensor:
+        """`[..., D]` as stored."""
+        return x
+
+    def decode(self, stored: Tensor) -> Tensor:
+        """`[..., D]` in the model's dtype."""
+        return stored
+
+
+class Split:
+    """A prefix that the rows may share, and a tail with room for each row's appended tokens.
+
+    Args:
+        codecs: for keys and for values.
+        k_BHKD: keys of the prefix, B = 1 when the rows share them.
+        v_BHKD: its values.
+        rows: rows R.
+        room: tokens that may be appended, M.
+    """
+
+    static = True
+
+    def __init__(
+        self, codecs: tuple[Codec, Codec], k_BHKD: Tensor, v_BHKD: Tensor, rows: int, room: int
+    ) -> None:
+        self.codecs = codecs
+        self.prefix = [codec.encode(x) for codec, x in zip(codecs, (k_BHKD, v_BHKD), strict=True)]
+        self.tail = [x.new_zeros(rows, x.shape[1], room, x.shape[3]) for x in self.prefix]
+        self.count = k_BHKD.shape[2]
+        self.appended = torch.zeros(1, dtype=torch.long, device=k_BHKD.device)
+
+    def append(self, k_RHND: Tensor, v_RHND: Tensor) -> tuple[Tensor, Tensor]:
+        slots = self.appended + torch.arange(k_RHND.shape[2], device=k_RHND.device)
+        stored = [codec.encode(x) for codec, x in zip(self.codecs, (k_RHND, v_RHND), strict=True)]
+        for tail, x in zip(self.tail, stored, strict=True):
+            tail.index_copy_(2, slots, x)
+        self.appended += k_RHND.shape[2]
+        self.count += k_RHND.shape[2]
+        k, v = (codec.decode(x) for codec, x in zip(self.codecs, stored, strict=True))
+        return k, v
+
+    def read(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        k, v, k_tail, v_tail = (
+            codec.decode(x)
+            for part in (self.prefix, self.tail)
+            for codec, x in zip(self.codecs, part, strict=True)
+        )
+        return k, v, k_tail, v_tail, self.appended[0]
+
+    def bytes(self) -> tuple[int, int]:
+        return _bytes(self.codecs, self.prefix, self.count)
+
+
+class Rolling:
+    """Tokens of each row in order of position, in room for `hold` of them and the newest: it never grows.
+
+    Args:
+        codecs: for keys and for values.
+        k_BHKD: keys of the prompt, at most `hold` of them, B = 1 when the rows share them.
+        v_BHKD: their values.
+        rows: rows R; each has its tokens for itself.
+        hold: tokens that `drop` leaves.
+        carried_HK: a number per token that moves with it, 0 for appended ones; or None.
+    """
+
+    def __init__(
+        self, codecs: tuple[Codec, Codec], k_BHKD: Tensor, v_BHKD: Tensor, rows: int, hold: int,
+        carried_HK: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.codecs, self.hold, self.count = codecs, hold, k_BHKD.shape[2]
+        self.slots = [codec.encode(x) for codec, x in zip(codecs, (k_BHKD, v_BHKD), strict=True)]
+        if carried_HK is not None:
+            self.slots.append(carried_HK[None, :, :, None])
+        self.slots = [self._with_room(x.expand(rows, -1, -1, -1)) for x in self.slots]
+
+    @property
+    def static(self) -> bool:
+        return self.count == self.hold
+
+    @property
+    def carried_RHC(self) -> Tensor | None:
+        """The carried numbers, to be changed in place."""
+        return self.slots[2][:, :, : self.count, 0] if len(self.slots) == 3 else None
+
+    def append(self, k_RHND: Tensor, v_RHND: Tensor) -> tuple[Tensor, Tensor]:
+        new = [codec.encode(x) for codec, x in zip(self.codecs, (k_RHND, v_RHND), strict=True)]
+        k, v = (codec.decode(x) for codec, x in zip(self.codecs, new, strict=True))
+        end = self.count + k_RHND.shape[2]
+        if len(self.slots) == 3:
+            new.append(self.slots[2].new_zeros(*k_RHND.shape[:3], 1))
+        for n, x in enumerate(new):
+            if end > self.slots[n].shape[2]:  # the question of a query-agnostic prompt, until the next drop
+                self.slots[n] = torch.cat([self.slots[n][:, :, : self.count], x], dim=2)
+            else:
+                self.slots[n][:, :, self.count : end] = x
+        self.count = end
+        return k, v
+
+    def read(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        k, v = (
+            codec.decode(x[:, :, : self.count]) for codec, x in zip(self.codecs, self.slots[:2], strict=True)
+        )
+        no_tail = k.new_zeros(*k.shape[:2], 1, k.shape[3])
+        return k, v, no_tail, no_tail, torch.zeros((), dtype=torch.long, device=k.device)
+
+    def drop(self, gone_RHE: Tensor, turn: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
+        """Gives up E slots of every row and KV head.
+
+        Args:
+            gone_RHE: the slots.
+            turn: applied to the keys that stay, with the number of slots dropped behind each, `[R, H, C -
+                E]`.
+        """
+        rows, heads, dropped = gone_RHE.shape
+        gone = torch.zeros(rows, heads, self.count, dtype=torch.bool, device=gone_RHE.device)
+        gone.scatter_(2, gone_RHE, True)
+        self.count -= dropped
+        stay_RHC = gone.int().sort(dim=-1, stable=True).indices[..., : self.count]
+        for n, x in enumerate(self.slots):
+            moved = x.gather(2, stay_RHC[..., None].expand(-1, -1, -1, x.shape[3]))
+            if n == 0 and turn is not None:
+                behind_RHC = dropped - gone.cumsum(-1).gather(2, stay_RHC)
+                moved = self.codecs[0].encode(turn(self.codecs[0].decode(moved), behind_RHC))
+            if x.shape[2] > self.hold + 1:
+                self.slots[n] = self._with_room(moved)
+            else:
+                x[:, :, : self.count] = moved
+
+    def bytes(self) -> tuple[int, int]:
+        total, fixed = _bytes(self.codecs, self.slots[:2], self.count)
+        carried = 4 * self.slots[0].shape[1] * self.count if len(self.slots) == 3 else 0
+        return total + carried, fixed + carried
+
+    def _with_room(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x, (0, 0, 0, self.hold + 1 - x.shape[2])).contiguous()
+
+
+def _bytes(codecs: tuple[Codec, Codec], stored: list[Tensor], count: int) -> tuple[int, int]:
+    total = fixed = 0
+    for codec, x in zip(codecs, stored, strict=True):
+        size = x.shape[1] * count * x.shape[3] * x.element_size() + codec.scale_bytes
+        total += size
+        fixed += size if codec.fixed else 0
+    return total, fixed
