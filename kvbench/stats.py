@@ -145,12 +145,15 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return adjusted_N
 
 
-def verdict(delta: float, p_adjusted: float, n: int) -> str:
-    """What a paired comparison at Holm-adjusted level 0.05 allows to say."""
+def verdict(delta: float, p_value: float, p_adjusted: float, n: int) -> str:
+    """What a paired comparison at level 0.05, plain and Holm-adjusted, allows to say."""
     if not n:
         return "no pair to compare"
+    direction = "worse" if delta < 0 else "better"
     if p_adjusted < ALPHA:
-        return f"{'worse' if delta < 0 else 'better'} by {abs(delta):.2f}"
+        return f"{direction} by {abs(delta):.2f}"
+    if p_value < ALPHA:
+        return f"{direction} on its own, not after Holm: n = {n} is too few for this table"
     return f"no difference detectable at n = {n}"
 
 

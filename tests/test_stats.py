@@ -96,14 +96,15 @@ def test_mean_interval_chooses_and_drops_nan():
 
 
 @pytest.mark.parametrize(
-    ("delta", "p", "n", "text"),
+    ("delta", "p", "holm", "n", "text"),
     [
-        (-0.3, 0.2, 20, "no difference detectable at n = 20"),
-        (-0.3, 0.01, 20, "worse by 0.30"),
-        (0.3, 0.01, 20, "better by 0.30"),
-        (np.nan, np.nan, 0, "no pair to compare"),
-        (0.0, np.nan, 5, "no difference detectable at n = 5"),
+        (-0.3, 0.2, 0.2, 20, "no difference detectable at n = 20"),
+        (-0.3, 0.001, 0.01, 20, "worse by 0.30"),
+        (0.3, 0.001, 0.01, 20, "better by 0.30"),
+        (-1.0, 0.008, 0.3, 8, "worse on its own, not after Holm: n = 8 is too few for this table"),
+        (np.nan, np.nan, np.nan, 0, "no pair to compare"),
+        (0.0, np.nan, np.nan, 5, "no difference detectable at n = 5"),
     ],
 )
-def test_verdict(delta, p, n, text):
-    assert stats.verdict(delta, p, n) == text
+def test_verdict(delta, p, holm, n, text):
+    assert stats.verdict(delta, p, holm, n) == text

@@ -45,8 +45,7 @@ def compare(run_a: str | Path, run_b: str | Path) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     frame["p_holm"] = stats.holm(frame["p_value"])
     frame["verdict"] = [
-        stats.verdict(delta, p, n)
-        for delta, p, n in zip(frame["delta"], frame["p_holm"], frame["n"], strict=True)
+        stats.verdict(row.delta, row.p_value, row.p_holm, row.n) for row in frame.itertuples(index=False)
     ]
     return frame
 

@@ -202,7 +202,8 @@ def _judged(rows: pd.DataFrame) -> pd.DataFrame:
     rows["p_holm"] = rows["p_value"].mask(covered)
     rows["p_holm"] = rows.groupby([*TABLE, *seed], dropna=False)["p_holm"].transform(stats.holm)
     rows["verdict"] = [
-        stats.verdict(row.delta_vs_dense, row.p_holm, row.n_pairs) for row in rows.itertuples(index=False)
+        stats.verdict(row.delta_vs_dense, row.p_value, row.p_holm, row.n_pairs)
+        for row in rows.itertuples(index=False)
     ]
     rows.loc[covered, "verdict"] = "equal to dense: the budget covers the prompt"
     rows.loc[is_dense, "verdict"] = "reference"

@@ -104,7 +104,7 @@ def _scores(group: pd.DataFrame) -> Table:
     caption = (
         f"{_setting(group)}. {_samples(group)}. Mean score [95 % interval: {stats.MEAN_INTERVAL}]. "
         f"{WORSE} worse, {BETTER} better than dense on the same samples, p below {stats.ALPHA} after Holm's "
-        f"correction over the {family} comparisons of this table; without a mark no difference is detectable."
+        f"correction over the {family} comparisons of this table; without a mark none is detectable after it."
     )
     return Table(f"Scores: {_name(group)}", caption, header, rows)
 
