@@ -88,6 +88,8 @@ def prepare(cells: pd.DataFrame) -> pd.DataFrame:
     cells = cells.sort_values("cell", ignore_index=True)  # whatever the order of the files
     cells["meta"] = [meta if isinstance(meta, dict) else {} for meta in cells["meta"]]
     cells[_NUMBERS] = cells[_NUMBERS].apply(pd.to_numeric)
+    # a task of the user's own sentences has none; an empty column would be of another type in a merge
+    cells["wording"] = cells["wording"].fillna("-").astype(str)
     cells["is_dense"] = (cells[["eviction", "selection", "format"]] == DENSE).all(axis=1)
     roles = cells[["eviction", "selection", "format"]].to_dict("records")
     cells["label"] = distinguish(

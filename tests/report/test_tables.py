@@ -109,3 +109,9 @@ def test_without_kl_there_is_no_kl_column(accuracy):
     table = tables_of([{**record, "kl_to_dense": None} for record in accuracy(samples=3)])[0]
     assert not any("KL" in name for name in table.header)
     assert all(len(row) == len(table.header) for row in table.rows)
+
+
+def test_a_task_of_the_users_own_sentences_has_no_wording(accuracy):
+    table = tables_of([{**record, "wording": None} for record in accuracy(samples=3)])[0]
+    assert "wording -" in table.caption
+    assert all(cell for row in table.rows for cell in row[3:])
