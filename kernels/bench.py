@@ -34,6 +34,7 @@ from kvbench.kernels.sparse_decode import cpu as decode_cpu
 from kvbench.kernels.sparse_decode import naive as decode_naive
 from kvbench.kernels.sparse_decode import portable as decode_portable
 from kvbench.kernels.top_k import cpu as top_k_cpu
+from kvbench.kernels.window_scores import cpu as window_cpu
 from kvbench.kernels.window_scores import naive as window_naive
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -239,33 +240,33 @@ def _selection_forms(name: str) -> tuple[ModuleType, ModuleType]:
 
 def _scores(x: Inputs) -> Iterator[Case]:
     """What runs once per prompt, and Quest's scores."""
-    forms = {"portable": (window_portable, bounds_portable, quest_portable)}
+    pages = x.length // PAGE
+    low, high = bounds_portable.page_bounds(x.k, PAGE, pages)
+    half = x.kv_bytes(x.length) // 2
+    expected = window_naive.window_scores(x.window_q[:GROUP], x.k[0, :1], x.scaling)
+    windows, others = {"portable": window_portable}, {"portable": (bounds_portable, quest_portable)}
     if x.device.type == "cuda":
         from kvbench.kernels.page_bounds import triton_form as bounds_triton
         from kvbench.kernels.quest_scores import triton_form as quest_triton
         from kvbench.kernels.window_scores import triton_form as window_triton
 
-        forms["triton"] = (window_triton, bounds_triton, quest_triton)
-    pages = x.length // PAGE
-    low, high = bounds_portable.page_bounds(x.k, PAGE, pages)
-    half = x.kv_bytes(x.length) // 2
-    expected = window_naive.window_scores(x.window_q[:GROUP], x.k[0, :1], x.scaling)
-    for name, (window, bounds, quest) in forms.items():
+        windows["triton"], others["triton"] = window_triton, (bounds_triton, quest_triton)
+    elif window_cpu.available():
+        windows["compiled"] = window_cpu
+    for name, window in windows.items():
 
         def score(window=window) -> Tensor:
             return window.window_scores(x.window_q, x.k[0], x.scaling)
 
         yield Case(
             "window_scores", name, f"window {WINDOW}", 2 * half, score,
-            lambda score=score: _error(score()[:GROUP], expected.to(x.device)),
+            lambda score=score: _error(score()[:GROUP], expected),
         )  # fmt: skip
+    for name, (bounds, quest) in others.items():
         yield Case(
-            "page_bounds",
-            name,
-            f"pages of {PAGE}",
-            half,
+            "page_bounds", name, f"pages of {PAGE}", half,
             lambda bounds=bounds: bounds.page_bounds(x.k, PAGE, pages),
-        )
+        )  # fmt: skip
         yield Case(
             "quest_scores", name, f"pages of {PAGE}", 2 * half // PAGE,
             lambda quest=quest: quest.quest_scores(x.q, low, high),

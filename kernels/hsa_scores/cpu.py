@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from kvbench.kernels import build
-
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+from kvbench.kernels.dtypes import CODES
 
 
 def available() -> bool:
@@ -30,7 +29,7 @@ def hsa_scores(q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, le
     code = library.kvbench_hsa_scores(
         *(ctypes.c_void_p(x.data_ptr()) for x in (q, bounds_RHEP, out)),
         *map(ctypes.c_int64, sizes),
-        ctypes.c_int(DTYPES[bounds_RHEP.dtype]),
+        ctypes.c_int(CODES[bounds_RHEP.dtype]),
     )
     assert code == 0, f"hsa_scores: code {code}"
     return out

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kvbench.kernels.precision import dot_precision
+from kvbench.kernels.dtypes import dot_precision
 
 PAGES = 32
 

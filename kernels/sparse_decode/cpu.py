@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kvbench.kernels import build
+from kvbench.kernels.dtypes import CODES
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_GROUP = 32
 #: rows of the job table, in the order of the C++ struct
 FIELDS = ("k_prefix", "v_prefix", "prefix", "k_tail", "v_tail", "tail", "index", "indexed", "mask")
@@ -56,7 +56,7 @@ def sparse_decode(
         ctypes.c_int64(group),
         ctypes.c_int64(dim),
         ctypes.c_float(scaling),
-        ctypes.c_int(DTYPES[dtype]),
+        ctypes.c_int(CODES[dtype]),
     )
     assert code == 0, f"sparse_decode: code {code}"
     return out, lse

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kvbench.kernels.precision import dot_precision
+from kvbench.kernels.dtypes import dot_precision
 
 #: slots that a program holds at a time, by the size of their numbers; decoding codes takes registers, as fp32 does
 BLOCK = {1: 32, 2: 64, 4: 16}

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kvbench.kernels.precision import dot_precision
+from kvbench.kernels.dtypes import dot_precision
 
 #: query rows and keys of a tile, by the size of an element; products of fp32 take many registers
 ROWS, KEYS = {2: 64, 4: 16}, 64

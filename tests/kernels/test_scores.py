@@ -16,6 +16,7 @@ from kvbench.kernels.window_scores import naive as naive_window
 
 FORMS = ["portable", pytest.param("triton", marks=needs_triton)]
 needs_compiler = pytest.mark.skipif(not hsa_cpu.available(), reason="no C++ compiler with OpenMP")
+COMPILED = pytest.param("compiled", marks=needs_compiler)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -39,7 +40,7 @@ def close(out, expected, tolerance=1e-5):
     assert float((out.double() - expected).abs().max()) <= tolerance * scale
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, COMPILED])
 @pytest.mark.parametrize(
     ("group", "dim", "length", "window"),
     [
@@ -53,14 +54,14 @@ def test_window_scores(form, group, dim, length, window):
     assert torch.allclose(out.sum(-1), torch.tensor(float(window)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, COMPILED])
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 def test_window_scores_take_16_bit_numbers_exactly(form, dtype):
     q, k = draw(6, 16, 64, dtype=dtype), draw(2, 200, 64, dtype=dtype)
     close(call(form, window_scores, "window_scores", q, k, 0.125), naive_window.window_scores(q, k, 0.125))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, COMPILED])
 def test_window_scores_of_extreme_logits(form):
     q, k = draw(2, 8, 64) * 300, draw(2, 100, 64)
     expected = naive_window.window_scores(q, k, 0.125)
@@ -114,7 +115,7 @@ def test_quest_scores(form, dtype, group):
     close(out, expected, tolerance)
 
 
-@pytest.mark.parametrize("form", [*FORMS, pytest.param("compiled", marks=needs_compiler)])
+@pytest.mark.parametrize("form", [*FORMS, COMPILED])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("group", "dim", "length", "page", "channels"),
