@@ -16,7 +16,7 @@ setup(
     packages=packages,
     package_dir={f"kvbench.{top}": top for top in MAPPED},
     package_data={
-        "": ["*.jinja", "*.json", "*.cpp", "*.h", "py.typed"],
+        "": ["*.jinja", "*.json", "*.cpp", "*.h", "*.md", "py.typed"],
         "kvbench.conf": ["**/*.yaml"],
     },
 )

@@ -57,7 +57,8 @@ struct Call {
   float scaling;
 };
 
-struct Piece { int64_t job, low, high; };
+// slots [low, high) of a job that has `slots`; low is a multiple of BLOCK, and so is high, or it is the end
+struct Piece { int64_t job, low, high, slots; };
 
 // the rows of some slots
 template <typename T>
@@ -68,20 +69,23 @@ struct Block {
   int64_t slots[BLOCK];
 };
 
-// brings a row into the cache while another one is worked on
+// brings some quarters of a row into the second-level cache while another row is worked on; the next block's rows are
+// fetched evenly over the work on this one, more at a time would wait for memory
 template <typename T, int C>
-inline void prefetch(const T* row) {
-  for (int c = 0; c < C * LANES * (int)sizeof(T); c += 64) __builtin_prefetch((const char*)row + c, 0, 2);
+inline void prefetch(const T* row, int from, int to) {
+  constexpr int QUARTER = C * LANES * (int)sizeof(T) / 4;
+  for (int c = from * QUARTER; c < to * QUARTER; c += 64) __builtin_prefetch((const char*)row + c, 0, 2);
 }
 
-// the products of N queries with the block's keys, which are loaded once for all of them; fetches the next block's keys
+// the products of N queries with the block's keys, which are loaded once for all of them; fetches half of the next
+// block's keys
 template <typename T, int C, int N>
 inline void dot_keys(const Block<T>& block, const Block<T>& next, const float* q, float (*scores)[BLOCK]) {
   Vec lanes[N][LANES];
   for (int low = 0; low < block.n; low += LANES) {
     const int high = std::min(low + LANES, block.n);
     for (int j = low; j < high; j++) {
-      if (j < next.n) prefetch<T, C>(next.keys[j]);
+      if (j < next.n) prefetch<T, C>(next.keys[j], 0, 2);
       Vec sum[N] = {};
       for (int c = 0; c < C; c++) {
         const Vec k = load(block.keys[j] + c * LANES);
@@ -105,7 +109,7 @@ inline void dot_keys(const Block<T>& block, const Block<T>& next, const BF16* q,
   for (int low = 0; low < block.n; low += LANES) {
     const int high = std::min(low + LANES, block.n);
     for (int j = low; j < high; j++) {
-      if (j < next.n) prefetch<T, C>(next.keys[j]);
+      if (j < next.n) prefetch<T, C>(next.keys[j], 0, 2);
       __m512 sum[N];
       for (int g = 0; g < N; g++) sum[g] = _mm512_setzero_ps();
       for (int c = 0; c < C / 2; c++) {
@@ -125,7 +129,7 @@ inline void dot_keys(const Block<T>& block, const Block<T>& next, const BF16* q,
 #endif
 
 // adds the block's weighted values for N query heads; a value is loaded once for all of them, and as many channels are
-// taken at a time as leave their sums in registers. Fetches the next block's values.
+// taken at a time as leave their sums in registers. Fetches the rest of the next block.
 template <typename T, int C, int N>
 inline void add_values(const Block<T>& block, const Block<T>& next, const float (*weights)[BLOCK], float* partial) {
   constexpr int STEP = C % 4 == 0 && N > 2 ? 4 : C % 5 == 0 ? 5 : C > 8 ? 8 : C;
@@ -133,7 +137,11 @@ inline void add_values(const Block<T>& block, const Block<T>& next, const float 
     Vec sum[N][STEP];
     for (int g = 0; g < N; g++) for (int c = 0; c < STEP; c++) sum[g][c] = load(partial + (g * C + low + c) * LANES);
     for (int j = 0; j < block.n; j++) {
-      if (low == 0 && j < next.n) prefetch<T, C>(next.values[j]);
+      if (j < next.n && low == 0) {
+        prefetch<T, C>(next.keys[j], 2, 4);
+        prefetch<T, C>(next.values[j], 0, 1);
+      }
+      if (j < next.n && low + STEP >= C) prefetch<T, C>(next.values[j], 1, 4);
       for (int c = 0; c < STEP; c++) {
         const Vec v = load(block.values[j] + (low + c) * LANES);
         for (int g = 0; g < N; g++) sum[g][c] += weights[g][j] * v;
@@ -149,7 +157,10 @@ template <typename T>
 inline void weigh(const Block<T>& block, const uint8_t* mask, int64_t prefix, float log2_scale, float* s, float& peak,
                   float& total, float* partial, int64_t dim) {
   const int padded = (block.n + LANES - 1) / LANES * LANES;
-  for (int j = 0; j < block.n; j++) s[j] *= log2_scale;
+  for (int j = 0; j < padded; j += LANES) {
+    const Vec x = load(s + j) * log2_scale;
+    std::memcpy(s + j, &x, sizeof x);
+  }
   if (mask) for (int j = 0; j < block.n; j++) if (block.slots[j] < prefix && !mask[block.slots[j]]) s[j] = NEGATIVE;
   for (int j = block.n; j < padded; j++) s[j] = NEGATIVE;
   Vec best = Vec{} + NEGATIVE;
@@ -175,7 +186,11 @@ inline void weigh(const Block<T>& block, const uint8_t* mask, int64_t prefix, fl
   for (int i = 0; i < LANES; i++) mass += sum[i];
   total = total * rescale + mass;
   peak = top;
-  if (rescale != 1.f) for (int64_t d = 0; d < dim; d++) partial[d] *= rescale;
+  if (rescale == 1.f) return;
+  for (int64_t d = 0; d < dim; d += LANES) {
+    const Vec x = load(partial + d) * rescale;
+    std::memcpy(partial + d, &x, sizeof x);
+  }
 }
 
 // C = head dimension / LANES; q: [G, D]
@@ -197,7 +212,8 @@ void attend(const Call& call, const Piece& piece, const Q* q, float* partial, fl
 
   auto fill = [&](Block<T>& block, int64_t low) {
     block.n = 0;
-    const int64_t high = std::min<int64_t>(low + BLOCK, piece.high);
+    // past the piece too: whoever works on the next piece finds it in the cache
+    const int64_t high = std::min<int64_t>(low + BLOCK, piece.slots);
     for (int64_t i = low; i < high; i++) {
       const int64_t slot = index ? index[i] : i;
       if (slot < 0) continue;
@@ -208,7 +224,7 @@ void attend(const Call& call, const Piece& piece, const Q* q, float* partial, fl
   };
   Block<T> blocks[2];
   fill(blocks[0], piece.low);
-  for (int j = 0; index && j < blocks[0].n; j++) prefetch<T, C>(blocks[0].keys[j]);
+  for (int j = 0; index && j < blocks[0].n; j++) prefetch<T, C>(blocks[0].keys[j], 0, 4);
   for (int64_t low = piece.low, turn = 0; low < piece.high; low += BLOCK, turn ^= 1) {
     const Block<T>& block = blocks[turn];
     Block<T>& next = blocks[turn ^ 1];
@@ -232,7 +248,7 @@ void run(const Call& call, const Q* q) {
   for (int64_t job = 0; job < call.jobs; job++) {
     first[job] = (int64_t)pieces.size();
     const int64_t slots = call.index[job] ? call.indexed[job] : call.prefix[job] + call.tail[job];
-    for (int64_t low = 0; low < slots; low += SPLIT) pieces.push_back({job, low, std::min(slots, low + SPLIT)});
+    for (int64_t low = 0; low < slots; low += SPLIT) pieces.push_back({job, low, std::min(slots, low + SPLIT), slots});
   }
   first[call.jobs] = (int64_t)pieces.size();
   const int64_t n = (int64_t)pieces.size();

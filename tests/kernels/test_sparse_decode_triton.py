@@ -148,10 +148,8 @@ def test_no_access_out_of_bounds_and_no_race(selected):
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs the interpreter")
 def test_the_watch_sees_an_access_out_of_bounds():
-    args = layout(kept=129, room=3, rows=1)
-    args[1] = args[1][:, :, :100].clone()
-    args[2] = args[2][:, :, :129]
     from kvbench.kernels.top_k import triton_form
 
     with watched(), pytest.raises(Exception, match="outside every tensor"):
+        # the length lies behind its storage
         triton_form.select_tokens(torch.rand(1, 4), 9, 1, torch.tensor([4])[1:])

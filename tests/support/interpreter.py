@@ -66,12 +66,10 @@ class Traffic:
     """Bytes that kernels loaded and stored on unmasked lanes, by tensor.
 
     Attributes:
-        tensors: the tensors to tell apart, by name; accesses outside them raise `IndexError`.
         loaded: bytes by name.
         stored: bytes by name.
     """
 
-    tensors: dict
     loaded: dict[str, int] = field(default_factory=dict)
     stored: dict[str, int] = field(default_factory=dict)
 
@@ -90,7 +88,7 @@ def watched(**tensors) -> Iterator[Traffic]:
     stock_load, stock_store, stock_init = (
         builder.create_masked_load, builder.create_masked_store, executor._init_args_hst,
     )  # fmt: skip
-    traffic = Traffic(tensors)
+    traffic = Traffic()
     state: dict = {"ranges": {}, "written": set()}
 
     def extent(x) -> tuple[int, int]:
