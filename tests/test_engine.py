@@ -18,7 +18,7 @@ PROMPT = [(7 * i * i + 3 * i) % 250 for i in range(300)]
 COMPRESSED = len(PROMPT) - 1
 ENTRIES = [
     ({"method": "random"}, 40),
-    ({"method": "streaming_llm"}, 40),
+    ({"method": "streaming_llm", "positions": "original"}, 40),
     ({"method": "snapkv", "window": 8}, 40),
     ({"method": "snapkv", "window": 8}, 100),
     ({"method": "snapkv", "window": 8, "heads": "query_head"}, 40),
@@ -227,7 +227,7 @@ def test_question_after_the_compressed_context_reads_all_that_was_kept(llama):
     oracle = resolve(llama, {"method": "topk_oracle"}, 10**6)
     everything = run(llama, [oracle], question=question).cells[0].ids
     assert everything == dense
-    cell = resolve(llama, {"method": "streaming_llm"}, 100, compressed=len(PROMPT) - 21)
+    cell = resolve(llama, {"method": "streaming_llm", "positions": "original"}, 100, compressed=len(PROMPT) - 21)
     cut = run(llama, [cell], question=question)
     assert cut.cells[0].kept == 100
     slot = 2 * 2 * 16 * 4 * 4  # K and V, KV heads, channels, bytes, layers

@@ -1,42 +1,81 @@
 """AdaKV: heads share their budget."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from kvbench.errors import UserError
 from kvbench.kernels.top_k import top_k_mask
+from kvbench.methods.base import Kept, LayerSnapshot
+from kvbench.methods.expected_attention import ExpectedAttention
 from kvbench.methods.registry import register
 from kvbench.methods.snapkv import SnapKV
+
+# kvpress 0.5.5 puts AdaKV over this one
+EXPECTED = ExpectedAttention(epsilon=0.01)
 
 
 @register("adakv")
 @dataclass(frozen=True, kw_only=True)
 class AdaKV(SnapKV):
-    """SnapKV's scores compete across the heads of a layer, so that heads keep different numbers of tokens.
+    """Scores compete across the heads of a layer, so that heads keep different numbers of tokens.
 
     `mode=paper`: with b = budget - window, head h gets round((1 - alpha) * n_h + floor(alpha * b)) tokens
     beside the window, n_h being its share of the layer's H * b best scores; the rounding may cost each head
     up to 1.5 tokens or add half a one. `mode=kvpress`: each head is sure of its int(alpha * budget) best
     tokens, the window first, and the rest of the H * budget tokens goes to the best scores of the layer.
     kvpress only masks what it evicts; here the cache shrinks.
+
+    `scorer=snapkv` gives SnapKV's scores. `scorer=expected_attention` gives those of expected attention with
+    epsilon 0.01, kvpress' registry entry with `mode=kvpress`; its sinks stand where the window does above, and
+    window, pool and kernel are not used.
     """
 
     source = (
         "Feng et al. 2024, arXiv 2407.11550, Algorithm 1; official window 32, kernel 7, max pooling, heads "
         "query_head, and alpha 0.2 in its LongBench script (its default argument is 0.5)"
     )
-    budget_meaning = "mean over the KV heads of a layer of the tokens kept, window included"
+    budget_meaning = "mean over the KV heads of a layer of the tokens kept, window (or sinks) included"
     bytes_formula = "2 * keep * D * element; keep is the mean over heads, the rest as snapkv"
     ragged: ClassVar[bool] = True
 
+    scorer: Literal["snapkv", "expected_attention"] = "snapkv"
     alpha: float = 0.2
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise UserError(f"alpha: {self.alpha} is not in [0, 1]")
+        if self.scorer != "snapkv" and self.heads != "kv_head":
+            raise UserError("heads: query_head needs scorer=snapkv; expected attention is one per KV head")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset() if self.scorer == "snapkv" else EXPECTED.needs
+
+    def scores(self, snapshot: LayerSnapshot) -> Tensor:
+        """As SnapKV; or those of expected attention `[H, T - sinks]`."""
+        if self.scorer == "snapkv":
+            return super().scores(snapshot)
+        return EXPECTED.scores(snapshot)[:, EXPECTED.sinks :]
+
+    def keep(
+        self,
+        snapshot: LayerSnapshot,
+        scores: Any,
+        tokens: int,
+        earlier: Sequence[Kept],
+        ratio: str | None = None,
+    ) -> Kept:
+        if self.scorer == "snapkv":
+            return super().keep(snapshot, scores, tokens, earlier, ratio)
+        sinks = torch.arange(min(EXPECTED.sinks, tokens), device=scores.device)
+        if tokens <= EXPECTED.sinks:
+            return Kept([sinks] * snapshot.heads)
+        chosen = self.choose(scores, tokens - len(sinks), len(sinks))
+        return Kept([torch.cat([sinks, row.nonzero()[:, 0] + len(sinks)]) for row in chosen])
 
     def choose(self, scores: Tensor, tokens: int, window: int) -> Tensor:
         if self.mode == "kvpress":

@@ -16,16 +16,20 @@ from kvbench.methods.registry import register
 class StreamingLLM(Eviction):
     """Keeps the first `sinks` tokens and the most recent ones.
 
-    `positions=original` evicts once, after prefill, and leaves keys at their positions in the text, as
-    kvpress does. `positions=reindexed` is the paper's cache: positions count inside the cache, without a gap
-    behind the sinks, and the window rolls on while decoding.
+    `positions=reindexed`, the default, is the paper's cache and the official code's: positions count inside
+    the cache, without a gap behind the sinks, and the window rolls on while decoding. `positions=original`
+    is kvpress' reading, which its maintainers say is not the paper's: one eviction after prefill, keys stay at
+    their positions in the text. The kept tokens of the prompt are the same. Paper and code stream a text
+    through the cache; here, as for every method, prefill is dense and the cache is cut after it.
     """
 
     source = "Xiao et al. 2024, arXiv 2309.17453, section 3.2; sinks 4 is the official default"
-    budget_meaning = "tokens kept per KV head, sinks included (reindexed: held, also while decoding)"
+    budget_meaning = (
+        "tokens held per KV head, sinks included, also while decoding (original: kept of the prompt)"
+    )
 
     sinks: int = 4
-    positions: Literal["original", "reindexed"] = "original"
+    positions: Literal["reindexed", "original"] = "reindexed"
 
     @property
     def needs(self) -> frozenset[str]:

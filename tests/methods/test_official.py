@@ -8,7 +8,9 @@ from support.golden import snapshot
 
 import kvbench
 from kvbench.methods import Budget, Kept, Shape, build
-from kvbench.tensors import _frequencies
+from kvbench.methods.adakv import AdaKV
+from kvbench.methods.expected_attention import ExpectedAttention
+from kvbench.tensors import _frequencies, _turns
 
 LENGTH, DIM = 150, 16
 
@@ -100,6 +102,47 @@ def test_adakv_counts_and_tokens(heads, alpha):
     assert lists(kept) == [best(row, n) + window for row, n in zip(scores, counts, strict=True)]
     assert -8 * 1.5 <= sum(map(len, kept)) - 8 * 50 <= 8 * 0.5
     assert (len(set(map(len, kept))) == 1) == (alpha == 1)
+
+
+def with_all_queries():
+    """The golden layer with the queries of the whole prompt, and RoPE."""
+    layer = snapshot(window=331)
+    angles = torch.arange(331 + 512)[:, None] * 100.0 ** (-torch.arange(0, DIM, 2) / DIM)
+    angles = torch.cat([angles, angles], dim=-1)
+    layer.rope = _turns(angles.cos(), angles.sin())
+    return layer
+
+
+@pytest.mark.parametrize("tokens", [3, 30, 75])
+def test_adakv_over_expected_attention_as_kvpress_registers_it(tokens):
+    layer = with_all_queries()
+    scores = ExpectedAttention(epsilon=0.01).scores(layer)
+    assert bool(scores[:, :4].isinf().all()) and not bool(scores[:, 4:].isinf().any())
+    method = AdaKV(scorer="expected_attention", mode="kvpress")
+    kept = lists(method.keep(layer, method.scores(layer), tokens, []).positions)
+    if tokens < 4:
+        assert kept == [list(range(tokens))] * 2
+        return
+    # each head is sure of its best fifth; what is left goes to the best of both heads
+    sure = [best(row, max(4, int(0.2 * tokens))) for row in scores]
+    rest = scores.clone()
+    for row, positions in zip(rest, sure, strict=True):
+        row[positions] = -torch.inf
+    others = rest.flatten().sort(descending=True, stable=True).indices[: 2 * tokens - sum(map(len, sure))]
+    expected = [sorted(sure[h] + [int(n) % 331 for n in others if int(n) // 331 == h]) for h in range(2)]
+    assert kept == expected and len(kept[0]) + len(kept[1]) == 2 * tokens
+
+
+def test_adakv_over_expected_attention_by_the_papers_counts():
+    layer = with_all_queries()
+    scores = ExpectedAttention(epsilon=0.01).scores(layer)[:, 4:]
+    method = AdaKV(scorer="expected_attention", alpha=0.5)
+    kept = lists(method.keep(layer, method.scores(layer), 60, []).positions)
+    winners = scores.flatten().sort(descending=True, stable=True).indices[: 2 * 56] // scores.shape[1]
+    counts = [round(int((winners == head).sum()) * 0.5 + 28) for head in range(2)]
+    assert kept == [
+        [0, 1, 2, 3, *(n + 4 for n in best(row, count))] for row, count in zip(scores, counts, strict=True)
+    ]
 
 
 class Decoding:
@@ -196,11 +239,11 @@ def test_tova_as_kvpress_does_not_choose_again_while_decoding():
 
 
 def test_streaming_llm_rolls_on_where_positions_are_those_of_the_cache():
-    method = build({"method": "streaming_llm", "positions": "reindexed"}).eviction
+    method = build({"method": "streaming_llm"}).eviction
     assert method.reindexes and method.steps and method.needs == {"rope"}
     *_, last = Decoding(method, 12, 2, 2, prompt=30, steps=9).run()
     assert last == [[0, 1, 2, 3, *range(31, 39)]] * 2
-    original = build({"method": "streaming_llm"}).eviction
+    original = build({"method": "streaming_llm", "positions": "original"}).eviction
     assert not original.reindexes and not original.steps and not original.needs
 
 

@@ -163,6 +163,11 @@ def beyond_window(case: Case) -> bool:
     return case.length > WINDOW and case.tokens >= WINDOW
 
 
+def beyond_sinks(case: Case) -> bool:
+    """Whether the tokens that each head is sure of hold the four sinks, which score as high as the highest."""
+    return int(case.tokens * 0.2) > 4
+
+
 def pyramid_beyond_window(case: Case, beta: int) -> bool:
     press = kvpress.PyramidKVPress(float(case.removed), beta=beta)
     return case.length > WINDOW and press.get_layer_budget(Attention(case), case.length) >= WINDOW
@@ -207,6 +212,12 @@ def comparisons() -> dict[str, Comparison]:
             {**snap, "alpha": alpha},
             beyond_window,
         )
+    found["AdaKV(ExpectedAttention)"] = Comparison(
+        lambda r: kvpress.AdaKVPress(kvpress.ExpectedAttentionPress(r, epsilon=1e-2)),
+        "adakv",
+        {"mode": "kvpress", "scorer": "expected_attention"},
+        beyond_sinks,
+    )
     presses = {"snapkv": kvpress.SnapKVPress, "knorm": kvpress.KnormPress, "keydiff": kvpress.KeyDiffPress}
     for scorer, press in presses.items():
         for chunk in (7, 10, 20):
