@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from kvbench.compose import Composed, run_dir
+from kvbench.compose import Composed, own
 from kvbench.promptcache import ragcost, replay
 from kvbench.promptcache.replay import ReplayConfig
 from kvbench.typed import build
@@ -16,7 +16,7 @@ def main(composed: Composed, progress: Any) -> str:
     """Run what was composed, write table and figures, and say where they are."""
     workload = composed.data.get("workload")
     cls = ragcost.RagConfig if workload == "rag" else ReplayConfig
-    cfg = build(cls, _own(cls, composed))
+    cfg = build(cls, own(composed, cls))
     if isinstance(cfg, ReplayConfig):
         path = replay.write(cfg, replay.replay(cfg))
     else:
@@ -24,13 +24,6 @@ def main(composed: Composed, progress: Any) -> str:
     text = yaml.safe_dump({"workload": workload, **_plain(dataclasses.asdict(cfg))}, sort_keys=False)
     path.with_name("config.yaml").write_text(text, encoding="utf-8")
     return f"{path.read_text(encoding='utf-8')}\nwritten to {path.parent}"
-
-
-def _own(cls: type, composed: Composed) -> dict[str, Any]:
-    """The keys of this experiment; those of the others (model, task, method ...) do not concern it."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    own = {name: value for name, value in composed.data.items() if name in names}
-    return {**own, "run_dir": str(run_dir(composed))}
 
 
 def _plain(value: Any) -> Any:

@@ -48,7 +48,8 @@ def lower_bound(requests: Iterable[Request], prices: PriceBook, switches: Switch
         t, begins = request.t, request.t + request.ttft
         node = request.head
         while node.parent is not None:
-            tokens = node.tokens - node.parent.tokens
+            # what the API puts before the first block is cached with it
+            tokens = node.tokens - (node.parent.tokens if node.parent.index else 0)
             key = (request.workspace, request.model, node.cum)
             state = states.get(key, [(0, float("-inf"))])
             seen = visible.get(key, float("inf"))

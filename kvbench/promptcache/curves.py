@@ -10,7 +10,6 @@ from kvbench.promptcache.placements import Placement
 from kvbench.promptcache.prices import PriceBook
 from kvbench.promptcache.simulate import ListTrace, Simulator, simulate
 from kvbench.promptcache.switches import Switches
-from kvbench.promptcache.traces.synthetic import Synthetic, SyntheticTrace
 
 
 def by_turn(
@@ -90,9 +89,3 @@ def in_turns(requests: Sequence[Request], pause: float) -> list[list[Request]]:
             turns.append([])
         turns[-1].append(request)
     return turns
-
-
-def generated_turns(spec: Synthetic, prices: PriceBook) -> list[list[Request]]:
-    """One request per turn of one generated conversation."""
-    trace = SyntheticTrace(replace(spec, sessions=1, fan_out=1), prices)
-    return [[request] for request in trace.requests(Switches())]

@@ -131,11 +131,13 @@ class Hashing:
         string_form: U4, "equal" or "distinct".
         key_order: U6, "significant" or "ignored".
         params_scope: first tier that a change of thinking, effort, betas invalidates: "messages" or "tools".
+        tool_prompt: whether the API's own tool-use prompt (R21) is cached with the prefix: "prefix" or "uncached".
     """
 
     string_form: str = "equal"
     key_order: str = "significant"
     params_scope: str = "messages"
+    tool_prompt: str = "prefix"
 
     def value(self, block: Block) -> int:
         """The block's contribution to the cumulative hash."""
@@ -147,9 +149,14 @@ class Hashing:
         return value
 
 
-def root(salt: int = 0) -> Node:
-    """The empty prefix; requests whose tools-tier salt differs share nothing."""
-    return Node(None, mix(1, (salt,)), 0, TOOLS, TEXT)
+def root(salt: int = 0, tokens: int = 0) -> Node:
+    """What comes before the first block; requests whose tools-tier salt differs share nothing.
+
+    Args:
+        salt: hash of the parameters that the tools tier depends on.
+        tokens: tokens that the API itself puts there (R21), cached together with the first block.
+    """
+    return Node(None, mix(1, (salt,)), tokens, TOOLS, TEXT)
 
 
 def append(parent: Node, block: Block, hashing: Hashing, salts: Sequence[int]) -> Node:
@@ -205,7 +212,8 @@ class Request:
         output: output tokens.
         usage: usage as the API reported it, if it was recorded.
         source: weakest token source among its blocks.
-        tail: tokens after `head` that no block covers (a trace's incomplete last block); never cached.
+        tail: tokens that no block covers and that are never cached: a trace's incomplete last block, the
+            API's own tool-use prompt under `tool_prompt: uncached`.
         batch: sent through the Batch API.
         geo: `inference_geo`, "us" costs more.
         speed: "fast" or "".
@@ -232,18 +240,19 @@ class Request:
     blocks: tuple[Block, ...] = ()
 
 
-def chain(blocks: Sequence[Block], hashing: Hashing, salts: Sequence[int]) -> list[Node]:
+def chain(blocks: Sequence[Block], hashing: Hashing, salts: Sequence[int], before: int = 0) -> list[Node]:
     """The chain of a whole prompt.
 
     Args:
         blocks: all blocks, in tools, system, messages order.
         hashing: which differences count.
         salts: hash of the parameters per tier, [3].
+        before: tokens that the API puts before the first block.
 
     Returns:
         One node per block (the root is not among them).
     """
-    node = root(salts[TOOLS])
+    node = root(salts[TOOLS], before)
     nodes = []
     for block in blocks:
         node = append(node, block, hashing, salts)

@@ -70,6 +70,8 @@ class ModelPrices:
     minimums: tuple[tuple[int | None, int | None], ...]
     fast: tuple[int, int] | None
     us_inference: bool
+    tool_prompt: Mapping[str, int]
+    reads_limited: bool
 
 
 class PriceBook:
@@ -149,6 +151,26 @@ class PriceBook:
             self._minimum[key] = held[-1]
         value = self._minimum[key]
         return unknown if value is None else value
+
+    def tool_prompt(self, model: str, choice: str) -> int:
+        """Tokens of the prompt that the API adds to requests with tools (R21), 0 where none is published.
+
+        Args:
+            model: model id.
+            choice: "auto" (or none), "any" (or one tool), "" for a request without tools.
+
+        Raises:
+            UserError: unknown model.
+        """
+        return self._models[self.resolve(model)].tool_prompt.get(choice, 0)
+
+    def reads_limited(self, model: str) -> bool:
+        """Whether cache reads count towards the limit of input tokens per minute (R23).
+
+        Raises:
+            UserError: unknown model.
+        """
+        return self._models[self.resolve(model)].reads_limited
 
     def row(self, model: str, t: float) -> Row:
         """The price row of a model at a time.
@@ -257,11 +279,16 @@ def _model(entry: Mapping[str, Any], sources: Mapping[str, Any]) -> ModelPrices:
     for minimum in entry["minimum"]:
         _check_source(minimum, sources)
     fast = entry.get("fast")
+    own = entry.get("tool_prompt")
+    if own:
+        _check_source(own, sources)
     return ModelPrices(
         tuple(sorted(rows, key=lambda row: row.first_day or 0)),
         _ordered([(_day(minimum), minimum["tokens"]) for minimum in entry["minimum"]]),
         (_nano(fast["base"]), _nano(fast["output"])) if fast else None,
         bool(entry.get("us_inference")),
+        {"auto": int(own["auto"]), "any": int(own["any"])} if own else {},
+        bool(entry.get("reads_limited")),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -23,9 +23,19 @@ from kvbench.promptcache.simulate import Simulator, Trace, simulate_range
 from kvbench.promptcache.switches import Switches
 from kvbench.promptcache.traces.recorded import RecordedTrace
 
+if TYPE_CHECKING:
+    from kvbench.promptcache.rag.workload import Runner
+
 # layouts that are run as they are, and layouts whose requests are marked by each placement
 AS_SENT = ("article_graph", "article_explicit", "agent", "agent_5m", "agent_1h")
 PLACED = ("corrected", "append_only")
+WORK = {
+    "article_graph": "the article's graph; turn 2 on grades and answers the first question again",
+    "article_explicit": "the article's listing with markers: no grading, no rewriting, one request per turn",
+    "agent": "LangChain's create_agent: no grading; _5m, _1h: with AnthropicPromptCachingMiddleware",
+    "corrected": "the article's graph, asking the current question",
+    "append_only": "the same steps in one growing conversation, so that every request repeats the history",
+}
 EXTRA = "the Agentic-RAG workload needs the extra: pip install 'kvbench[claude]'"
 
 
@@ -111,20 +121,23 @@ class RagRow:
         """Layout and placement."""
         return self.layout if self.placement == "as sent" else f"{self.layout} + {self.placement}"
 
+    @property
+    def family(self) -> str:
+        """The layout without the middleware that it ran with."""
+        return self.layout.removesuffix("_5m").removesuffix("_1h")
 
-def run(cfg: RagConfig) -> list[RagRow]:
-    """Runs every layout and placement.
+
+def runner_of(cfg: RagConfig, prices: PriceBook) -> Runner:
+    """What runs the workload and writes its traces into the run's folder.
 
     Raises:
-        UserError: the extra is not installed, a name is unknown, or a live run has no key.
+        UserError: the extra is not installed, the model is unknown, or a live run has no key.
     """
     try:
         from kvbench.promptcache.rag.graphs import Sizes
         from kvbench.promptcache.rag.workload import Runner, Workload
     except ModuleNotFoundError as error:
         raise UserError(f"{EXTRA} ({error.name} is missing)") from None
-    prices = PriceBook.load(cfg.prices)
-    placements = {name: named(name) for name in cfg.placements}
     workload = Workload(
         model=cfg.claude_model,
         turns=cfg.turns,
@@ -136,17 +149,28 @@ def run(cfg: RagConfig) -> list[RagRow]:
     )
     folder = Path(cfg.run_dir) / "traces"
     folder.mkdir(parents=True, exist_ok=True)
-    runner = Runner(workload, prices, folder, cfg.switches, live=cfg.live)
+    return Runner(workload, prices, folder, cfg.switches, live=cfg.live)
+
+
+def run(cfg: RagConfig) -> list[RagRow]:
+    """Runs every layout and placement.
+
+    Raises:
+        UserError: see `runner_of`, or a name that is unknown.
+    """
+    prices = PriceBook.load(cfg.prices)
+    placements = {name: named(name) for name in cfg.placements}
+    runner = runner_of(cfg, prices)
 
     def one(layout: str, name: str, placement: Placement | None, ids: Sequence[str] = ()) -> RagRow:
         label = f"{layout}-{name}".replace(" ", "_")
         ran = runner.run(layout, placement, label=label, plan_ids=(lambda n: ids[n - 1]) if ids else None)
-        trace = RecordedTrace(folder / f"{label}.jsonl", prices)
+        trace = RecordedTrace(runner.folder / f"{label}.jsonl", prices)
         agrees = agreement(trace, prices, cfg.switches)
         return RagRow(layout, name, ran.requests, ran.marked(), agrees, trace)
 
     rows = [one(layout, "as sent", None) for layout in AS_SENT]
-    for layout in (*PLACED, "agent"):
+    for layout in ("agent", *PLACED):
         chosen = placements if layout in PLACED else {}
         done = {name: one(layout, name, placement) for name, placement in chosen.items()}
         rows += done.values()
@@ -173,18 +197,13 @@ def _tokens(usage: Usage) -> tuple[int, int, int, int]:
 
 
 def frame(rows: Sequence[RagRow], cfg: RagConfig) -> pd.DataFrame:
-    """The table: cost with its range, hit rate and tokens; compared with the article's graph."""
+    """The table: cost with its range, hit rate and tokens; each compared with its own requests unmarked."""
     prices = PriceBook.load(cfg.prices)
-    ranges = {
-        row.name: simulate_range(row.trace, {"as sent": as_sent}, prices, cfg.switches)["as sent"]
-        for row in rows
-    }
-    plain = ranges["article_graph"].base
     lines: list[dict[str, Any]] = []
     for row in rows:
-        line = tables.row(row.name, ranges[row.name], plain)
-        line["of_article_graph"] = line.pop("of_uncached")
-        line |= {"marked_requests": row.marked, "simulator_agrees": row.agrees}
+        ranges = simulate_range(row.trace, {"as sent": as_sent, "none": none}, prices, cfg.switches)
+        line = tables.row(row.name, ranges["as sent"], ranges["none"].base)
+        line |= {"layout": row.family, "marked_requests": row.marked, "simulator_agrees": row.agrees}
         line["input_bound_usd"] = tables.usd(lower_bound(row.requests, prices, cfg.switches))
         lines.append(line)
     return pd.DataFrame(lines)
@@ -198,11 +217,21 @@ def write(cfg: RagConfig, rows: Sequence[RagRow]) -> Path:
     costs.to_csv(folder / "costs.csv", index=False)
     parts = [
         "# Agentic RAG: cost by layout and placement\n",
-        f"{cfg.claude_model}, {cfg.turns} turns, {cfg.gap:g} s apart, "
-        + ("real API.\n" if cfg.live else "loopback server with scripted answers.\n"),
-        tables.markdown(costs),
-        "The layouts do not do the same work: article_explicit neither grades nor rewrites and sends one "
-        "request per turn, the agents do not grade, append_only repeats its history in every step.\n",
+        f"{cfg.claude_model}, {cfg.conversations} conversation(s) of {cfg.turns} turns, {cfg.gap:g} s apart, "
+        + (
+            "real API.\n"
+            if cfg.live
+            else "loopback server with scripted answers; no request left this machine.\n"
+        ),
+        tables.GUIDE,
+        tables.markdown(_shown_columns(costs)),
+        "The layouts do not do the same work, so compare within a layout:\n",
+        *(f"- {layout}: {work}" for layout, work in WORK.items()),
+        "\nThe answers are from a script: nothing here says which layout answers better.\n",
+        f'Tokens were counted by: {", ".join(sorted({row.requests[0].source for row in rows}))} ("scaled" is an '
+        "estimate scaled to the usage that was reported). marked: requests with cache_control. agrees: the simulator "
+        "gives the reported usage, to the token, on every request. input bound: no placement on the same requests "
+        "can pay less for input.\n",
         "## Turn from which on a placement is cheaper than the same layout without markers\n",
         tables.markdown(break_evens(rows, cfg, prices)),
         "## The article's ten turns\n",
@@ -236,6 +265,15 @@ def break_evens(rows: Sequence[RagRow], cfg: RagConfig, prices: PriceBook) -> pd
                     {"layout": layout, "placement": name, "turn": "never" if turn is None else str(turn)}
                 )
     return pd.DataFrame(lines)
+
+
+def _shown_columns(costs: pd.DataFrame) -> pd.DataFrame:
+    table = tables.shown(costs)
+    table["marked"] = costs["marked_requests"]
+    table["agrees"] = costs["simulator_agrees"].map({True: "yes", False: "NO"})
+    table["input USD"] = costs["input_usd"].map("{:.4f}".format)
+    table["input bound"] = costs["input_bound_usd"].map("{:.4f}".format)
+    return table
 
 
 def _shown(cfg: RagConfig) -> Mapping[str, Placement]:

@@ -192,6 +192,7 @@ class Recorder:
             "markers": [[index, TTL_NAMES[ttl]] for index, ttl in sent.markers],
             "automatic": TTL_NAMES[sent.automatic] if sent.automatic is not None else None,
             "params": sent.params,
+            "tool_prompt": sent.tool_prompt,
         }
 
 

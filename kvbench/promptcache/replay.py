@@ -6,7 +6,6 @@ import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
@@ -25,38 +24,11 @@ from kvbench.promptcache.traces.open import FileTrace, Format, open_trace
 from kvbench.promptcache.traces.recorded import RecordedTrace
 from kvbench.promptcache.traces.synthetic import Synthetic, SyntheticTrace
 
-GAPS = (10.0, 60.0, 120.0, 240.0, 299.0, 301.0, 360.0, 600.0, 1200.0, 1800.0, 3000.0, 3599.0, 3601.0, 5400.0)
+# seconds: dense enough to show where a cliff is, and both sides of each lifetime
+GAPS = tuple(
+    sorted({*(float(round(10 * 540 ** (step / 60))) for step in range(61)), 299.0, 301.0, 3599.0, 3601.0})
+)
 PLANS = ("planner", "planner_cautious")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChoicesConfig:
-    """Modelling choices of Claude Code sessions; see `traces.claude_code.Choices`."""
-
-    blocks: Literal["types", "turn", "hash"] = "types"
-    ttft: Literal["zero", "api_time"] = "zero"
-    subagents: Literal["shared", "left_out"] = "shared"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SyntheticConfig:
-    """Shape of generated conversations; see `traces.synthetic.Synthetic`."""
-
-    sessions: int = 1
-    turns: int = 10
-    gap: float = 60.0
-    jitter: bool = False
-    stagger: float = 30.0
-    tools: int = 1_500
-    system: int = 2_000
-    context: int = 3_000
-    question: int = 100
-    answer: int = 400
-    tool_calls: int = 1
-    fan_out: int = 1
-    ttft: float = 2.0
-    shared: bool = True
-    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +72,8 @@ class ReplayConfig:
     prices: str | None = None
     strict: bool = False
     switches: Switches = field(default_factory=Switches)
-    choices: ChoicesConfig = field(default_factory=ChoicesConfig)
-    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    choices: Choices = field(default_factory=Choices)
+    synthetic: Synthetic = field(default_factory=Synthetic)
 
     def day(self) -> datetime.date:
         """The date.
@@ -114,9 +86,13 @@ class ReplayConfig:
         except ValueError:
             raise UserError(f"date: {self.date!r} is not a date, give it as 2026-11-24") from None
 
-    def generated(self) -> Synthetic:
-        """The conversations to generate."""
-        return Synthetic(model=self.claude_model, date=self.day(), **vars(self.synthetic))
+    def generated(self, spec: Synthetic, prices: PriceBook) -> SyntheticTrace:
+        """Conversations of a shape, with this model, on this day.
+
+        Raises:
+            UserError: see `SyntheticTrace`.
+        """
+        return SyntheticTrace(spec, prices, self.claude_model, self.day())
 
 
 @dataclass
@@ -175,13 +151,16 @@ def write(cfg: ReplayConfig, results: Replayed) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     prices = PriceBook.load(cfg.prices)
     parts = [
-        f"# Prompt-caching cost of {cfg.trace or 'generated conversations'}\n",
-        tables.markdown(results.costs),
+        f"# Prompt-caching cost of {Path(cfg.trace).name if cfg.trace else 'generated conversations'}\n",
+        *([] if cfg.trace else [f"{_generated(cfg.synthetic)}\n"]),
+        tables.GUIDE,
+        tables.markdown(tables.shown(results.costs)),
     ]
     if results.bound is not None:
         parts.append(f"No placement can cost less than ${tables.usd(results.bound):.4f} of input.\n")
     frames = {"costs": results.costs, "open_points": results.moves}
-    parts += ["## What each open point moves, in USD\n", tables.markdown(results.moves)]
+    parts += [f"- {note}\n" for note in results.notes]
+    parts += ["## What each undocumented point, turned alone, moves, in USD\n", tables.moved(results.moves)]
     if not results.choices.empty:
         parts += ["## What each modelling choice moves, in USD\n", tables.markdown(results.choices)]
         frames["choices"] = results.choices
@@ -193,7 +172,6 @@ def write(cfg: ReplayConfig, results: Replayed) -> Path:
                 f"With {name} the cost of the whole trace changes by {tables.usd(-saved):+.4f} USD.\n"
             )
     parts += ["## The article's ten turns\n", tables.markdown(tables.article_table(article_rows(prices)))]
-    parts += [f"- {note}\n" for note in results.notes]
     parts += (
         ["## Defects of the trace\n", *(f"- {line}\n" for line in results.problems)]
         if results.problems
@@ -207,15 +185,22 @@ def write(cfg: ReplayConfig, results: Replayed) -> Path:
     return path
 
 
+def _generated(spec: Synthetic) -> str:
+    return (
+        f"{spec.sessions} conversation(s) of {spec.turns} turns, {spec.gap:g} s apart: {spec.tools} tokens of tools, "
+        f"{spec.system} of system prompt; {spec.context} retrieved, {spec.question} asked and {spec.answer} answered "
+        "per turn. Generated, not traffic."
+    )
+
+
 def _trace(cfg: ReplayConfig, prices: PriceBook) -> Trace:
     if cfg.trace is None:
-        return SyntheticTrace(cfg.generated(), prices)
-    choices = Choices(date=cfg.day(), **vars(cfg.choices))
+        return cfg.generated(cfg.synthetic, prices)
     return open_trace(
         cfg.trace,
         prices,
         format=cfg.format,
-        choices=choices,
+        choices=cfg.choices,
         model=cfg.claude_model,
         date=cfg.day(),
         strict=cfg.strict,
@@ -263,7 +248,8 @@ def _notes(trace: Trace) -> list[str]:
 def _figures(cfg: ReplayConfig, results: Replayed, prices: PriceBook, folder: Path) -> None:
     plots.costs(results.costs, folder / "costs.svg")
     plots.tokens(results.costs, folder / "tokens.svg")
-    turns = curves.generated_turns(cfg.generated(), prices)
+    single = cfg.generated(replace(cfg.synthetic, sessions=1, fan_out=1), prices)
+    turns = [[request] for request in single.requests(cfg.switches)]
     fixed = {"none": none, **{name: named(name) for name in cfg.placements}}
     plots.turns(curves.by_turn(turns, fixed, prices, cfg.switches), folder / "generated_turns.svg")
     by_gap = curves.by_gap(turns, GAPS, fixed, prices, cfg.switches)

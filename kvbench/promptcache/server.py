@@ -130,7 +130,9 @@ class Engine:
             ApiError: the request is not valid.
         """
         self._check(body, {}, needs_max=False)
-        return sum(block.tokens for block in wire.parse(body, self.counter).blocks)
+        sent = wire.parse(body, self.counter)
+        hidden = self.prices.tool_prompt(body["model"], sent.tool_prompt)
+        return hidden + sum(block.tokens for block in sent.blocks)
 
     def _serve(self, body: Json, headers: Mapping[str, str], name: str) -> Usage:
         self._check(body, headers, needs_max=True)
@@ -146,6 +148,7 @@ class Engine:
             hashing=self.switches.hashing,
             ttft=self.ttft,
             workspace=workspace_of(headers),
+            hidden=self.prices.tool_prompt(body["model"], sent.tool_prompt),
         )
         minimum = self.prices.minimum(request.model, request.t, self.switches.unknown_minimum)
         return self._cache.serve(request, request.markers, minimum).usage

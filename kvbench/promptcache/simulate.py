@@ -15,7 +15,11 @@ from kvbench.promptcache.switches import Switches
 
 @dataclass(slots=True)
 class Totals:
-    """Sums over a trace; money in nano-dollars, tokens as billed."""
+    """Sums over a trace; money in nano-dollars, tokens as billed.
+
+    `peak_itpm` is the most input tokens in one minute of the clock that count towards the rate limit: what is read
+    from the cache does not, on all models but one (R23).
+    """
 
     requests: int = 0
     hits: int = 0
@@ -27,10 +31,24 @@ class Totals:
     output: int = 0
     input_cost: int = 0
     output_cost: int = 0
+    peak_itpm: int = 0
+    _minute: int = 0
+    _itpm: int = 0
 
-    def add(self, outcome: Outcome, input_cost: int, output_cost: int) -> None:
-        """Adds one request."""
+    def add(self, outcome: Outcome, input_cost: int, output_cost: int, minute: int, limited: int) -> None:
+        """Adds one request.
+
+        Args:
+            outcome: what the engine did with it.
+            input_cost: nano-dollars.
+            output_cost: nano-dollars.
+            minute: minute that it started in, since the epoch.
+            limited: its input tokens that count towards the rate limit.
+        """
         usage = outcome.usage
+        self._itpm = self._itpm + limited if minute == self._minute else limited
+        self._minute = minute
+        self.peak_itpm = max(self.peak_itpm, self._itpm)
         self.requests += 1
         self.hits += usage.read > 0
         self.undecided += outcome.undecided
@@ -81,7 +99,9 @@ class Simulator:
             raise UserError(f"request {request.id}: {wrong}")
         outcome = self.cache.serve(request, markers, minimum)
         paid, out = self.prices.cost(request, outcome.usage, unverified=self.switches.unverified_prices)
-        self.totals.add(outcome, paid, out)
+        usage = outcome.usage
+        limited = usage.total if self.prices.reads_limited(request.model) else usage.total - usage.read
+        self.totals.add(outcome, paid, out, int(request.t // 60), limited)
         return outcome
 
 

@@ -82,6 +82,14 @@ class Switches:
             "text": "minimum of models without a published one",
         },
     )
+    tool_prompt: Literal["prefix", "uncached"] = field(
+        default="prefix",
+        metadata={
+            "code": "R21",
+            "alternative": "uncached",
+            "text": "the API's own tool-use prompt is cached with the prefix, or always billed as uncached",
+        },
+    )
     near_minimum: Literal["counted", "cached", "uncached"] = field(
         default="counted",
         metadata={
@@ -125,7 +133,7 @@ class Switches:
     @property
     def hashing(self) -> Hashing:
         """The switches that act on the prefix hash, before the lookup."""
-        return Hashing(self.string_form, self.key_order, self.params_scope)
+        return Hashing(self.string_form, self.key_order, self.params_scope, self.tool_prompt)
 
     def flips(self) -> Iterator[tuple[str, str, Switches]]:
         """Each open point turned to its other end, one at a time: (code, text, switches)."""

@@ -10,6 +10,7 @@ import pandas as pd
 from kvbench.promptcache.doctor import FIXES, Diagnosis
 from kvbench.promptcache.prices import NANO, dollars
 from kvbench.promptcache.simulate import Range, Totals
+from kvbench.promptcache.switches import Switches
 
 
 def usd(nano: int) -> float:
@@ -41,16 +42,56 @@ def row(name: str, result: Range, plain: Totals) -> dict[str, Any]:
         "write_1h": totals.write_1h,
         "uncached": totals.uncached,
         "output": totals.output,
+        "peak_itpm": totals.peak_itpm,
         "undecided": totals.undecided,
     }
 
 
+def shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns of `row` that a reader needs; the files have all of them."""
+    table = pd.DataFrame({"placement": frame["placement"], "requests": frame["requests"]})
+    table["USD"] = frame["cost_usd"].map("{:.4f}".format)
+    table["range"] = [
+        "" if low == high else f"{low:.4f} to {high:.4f}"
+        for low, high in zip(frame["low_usd"], frame["high_usd"], strict=True)
+    ]
+    table["of no markers"] = frame["of_uncached"].map("{:.1%}".format)
+    table["tokens read"] = frame["hit_rate"].map("{:.1%}".format)
+    for column in ("read", "write_5m", "write_1h", "uncached", "peak_itpm"):
+        table[column] = frame[column].map("{:,}".format)
+    table["undecided"] = frame["undecided"]
+    return table
+
+
+GUIDE = (
+    "All costs are modelled: what the documented rules and the list prices give for these requests, input and "
+    "output. USD: with every undocumented point at its literal reading; range: those points turned, see below. "
+    "of no markers: cost of the same requests without cache_control = 100 %. tokens read: share of the input "
+    "tokens that came from the cache. peak_itpm: most input tokens in one minute of the clock that count towards "
+    "the rate limit. undecided: requests whose marked prefix is within 5 % of the model's minimum by a count that "
+    "is an estimate; they may or may not be cached.\n"
+)
+
+
 def moves(ranges: Mapping[str, Range]) -> pd.DataFrame:
     """Dollars by which each open point, turned alone, moves each placement: one row per point."""
+    texts = {code: text for code, text, _ in Switches().flips()}
     frame = pd.DataFrame(
         {name: {code: usd(delta) for code, delta in r.flips.items()} for name, r in ranges.items()}
     )
-    return frame.rename_axis("point").reset_index()
+    frame = frame.rename_axis("point").reset_index()
+    frame.insert(1, "open", frame["point"].map(texts))
+    return frame
+
+
+def moved(frame: pd.DataFrame) -> str:
+    """The rows of `moves` that move anything, in Markdown, and the names of the others."""
+    money = frame.drop(columns=["point", "open"])
+    still = (money == 0).all(axis=1)
+    text = "" if still.all() else markdown(frame[~still]) + "\n"
+    if still.any():
+        text += f"These move nothing here: {', '.join(frame.loc[still, 'point'])}.\n"
+    return text
 
 
 def choice_moves(base: Mapping[str, Totals], turned: Mapping[str, Mapping[str, Totals]]) -> pd.DataFrame:
@@ -63,7 +104,7 @@ def choice_moves(base: Mapping[str, Totals], turned: Mapping[str, Mapping[str, T
 
 
 def diagnosis_table(diagnosis: Diagnosis) -> pd.DataFrame:
-    """Misses by reason, the dearest first, with what to do about them."""
+    """Misses by reason, the dearest first, with what to do about them; no row without a miss."""
     rows = [
         {"reason": reason, "misses": count, "at_most_usd": usd(money), "fix": FIXES[reason]}
         for reason, (count, money) in diagnosis.reasons().items()
@@ -103,7 +144,9 @@ def article_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def markdown(frame: pd.DataFrame, *, digits: int = 4) -> str:
-    """A table in Markdown; floats are rounded."""
+    """A table in Markdown; floats are rounded; an empty one is the word none."""
+    if frame.empty:
+        return "None.\n"
     head = "| " + " | ".join(map(str, frame.columns)) + " |"
     rule = (
         "|"

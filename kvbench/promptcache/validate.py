@@ -65,6 +65,11 @@ def _blocks(body: Json) -> Iterator[tuple[str, Json]]:
 
 
 def _one(path: str, item: Json, control: Json) -> list[str]:
+    if path.startswith("tools.") and item.get("defer_loading"):
+        return [
+            f"Tool '{item.get('name')}' cannot have both defer_loading=true and cache_control set. "
+            "Tools with defer_loading cannot use prompt caching."
+        ]
     if item.get("type") in THINKING_TYPES:
         return [f"{path}.{item['type']}.cache_control: Extra inputs are not permitted"]
     if not markable(item):
@@ -81,8 +86,14 @@ def _control(path: str, control: Json) -> list[str]:
 
 
 def _nested(body: Json) -> list[str]:
-    found = []
+    """Markers inside a block where only the block itself, or its last part, may be marked."""
+    found: list[str] = []
     for path, item in _blocks(body):
+        # only toolsets have them
+        configs: Mapping[str, Json] = item.get("configs") or {}
+        for name, config in configs.items():
+            if config.get("cache_control") is not None:
+                found.append(f"{path}.configs.{name}.cache_control: Extra inputs are not permitted")
         parts = item.get("content")
         if item.get("type") != "tool_result" or not isinstance(parts, list):
             continue

@@ -63,12 +63,14 @@ class Sent:
         automatic: ttl in seconds of a top-level cache_control, None without.
         params: hashes of the parameters that affect the prefix and are not at their default, by name, by the
             tier they affect: "system", "messages", "model" (which tier is model-specific, not published).
+        tool_prompt: which of its own tool-use prompts the API adds (R21): "auto", "any", "" without tools.
     """
 
     blocks: tuple[Block, ...]
     markers: tuple[tuple[int, int], ...]
     automatic: int | None
     params: Mapping[str, Mapping[str, str]]
+    tool_prompt: str = ""
 
 
 def parse(body: Json, counter: Counter, betas: Sequence[str] = ()) -> Sent:
@@ -88,7 +90,8 @@ def parse(body: Json, counter: Counter, betas: Sequence[str] = ()) -> Sent:
             markers.append((len(blocks), ttl_of(control)))
         blocks.append(_block(tier, message, role if first else role + "+", item, string, counter, model))
     top = body.get("cache_control")
-    return Sent(tuple(blocks), tuple(markers), None if top is None else ttl_of(top), _params(body, betas))
+    automatic = None if top is None else ttl_of(top)
+    return Sent(tuple(blocks), tuple(markers), automatic, _params(body, betas), _tool_prompt(body))
 
 
 def request(
@@ -105,9 +108,18 @@ def request(
     batch: bool = False,
     geo: str = "",
     speed: str = "",
+    hidden: int = 0,
 ) -> Request:
-    """Builds the prefix chain of a parsed request and places its markers, the automatic one included (R4)."""
-    nodes = chain(sent.blocks, hashing, salts(sent.params, hashing))
+    """Builds the prefix chain of a parsed request and places its markers, the automatic one included (R4).
+
+    Args:
+        sent: the parsed request.
+        hashing: which differences change the prefix.
+        hidden: tokens of the API's own tool-use prompt (R21).
+        id, t, model, output, ttft, session, workspace, batch, geo, speed: see `Request`.
+    """
+    before, tail = split_hidden(hidden, hashing)
+    nodes = chain(sent.blocks, hashing, salts(sent.params, hashing), before)
     head = nodes[-1]
     tools_end, system_end = tier_ends(nodes)
     return Request(
@@ -126,8 +138,14 @@ def request(
         batch=batch,
         geo=geo,
         speed=speed,
+        tail=tail,
         blocks=sent.blocks,
     )
+
+
+def split_hidden(hidden: int, hashing: Hashing) -> tuple[int, int]:
+    """The API's own tool-use prompt as (tokens before the first block, tokens that are never cached)."""
+    return (hidden, 0) if hashing.tool_prompt == "prefix" else (0, hidden)
 
 
 def place(nodes: Sequence[Node], sent: Sent) -> tuple[tuple[Node, int], ...]:
@@ -205,7 +223,7 @@ def _images(item: Json) -> int:
 
 def _items(body: Json, model: str) -> Iterator[tuple[int, int, str, bool, dict[str, Any], bool]]:
     """Every block: (tier, message, role, first of its message, content, was a bare string)."""
-    tools = [tool for tool in body.get("tools") or () if not tool.get("defer_loading")]
+    tools = [tool for tool in body.get("tools") or () if not deferred(tool)]
     toggles = [tool for tool in tools if str(tool.get("type", "")).startswith(TOGGLES)]
     for tool in tools:
         if tool not in toggles:
@@ -225,12 +243,26 @@ def _items(body: Json, model: str) -> Iterator[tuple[int, int, str, bool, dict[s
             first = False
 
 
+def deferred(tool: Json) -> bool:
+    """Whether a tool, or every tool of a toolset, is left out of the prefix until it is searched for (R6)."""
+    if tool.get("defer_loading"):
+        return True
+    own = [config.get("defer_loading") for config in (tool.get("configs") or {}).values()]
+    return bool((tool.get("default_config") or {}).get("defer_loading")) and False not in own
+
+
 def _content(content: str | Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bool]]:
     if isinstance(content, str):
         yield {"type": "text", "text": content}, True
     else:
         for item in content:
             yield item, False
+
+
+def _tool_prompt(body: Json) -> str:
+    if not body.get("tools"):
+        return ""
+    return "any" if (body.get("tool_choice") or {}).get("type") in ("any", "tool") else "auto"
 
 
 def _strips(model: str) -> bool:
@@ -259,6 +291,9 @@ def _block(
     # a block's own keys are written by a client library; only the JSON inside it has a free order
     ordered = _sorted_inside(bare)
     tokens, source = counter.count(text_of(item), model)
+    if tier == TOOLS and str(item.get("type", "")).endswith("_toolset"):
+        # one entry stands for tools that the API looks up elsewhere
+        source = "estimate"
     if images := _images(item):
         tokens, source = tokens + images * IMAGE_TOKENS, "estimate"
     return Block(

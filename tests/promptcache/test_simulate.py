@@ -18,6 +18,7 @@ from kvbench.promptcache.traces import sessions
 from kvbench.promptcache.traces.claude_code import ClaudeCodeTrace
 from kvbench.promptcache.traces.synthetic import Synthetic, SyntheticTrace
 
+MIDNIGHT = 1_795_478_400.0
 PLACES = {name: named(name) for name in ("none", "automatic", "explicit_four")}
 
 
@@ -32,6 +33,21 @@ def test_a_range_holds_every_open_point(prices):
     assert result.low <= result.base.cost < result.high
     assert result.high >= result.base.cost + max(result.flips.values())
     assert found["none"].low == found["none"].high == found["none"].base.cost
+
+
+def test_what_counts_towards_the_rate_limit(prices, blocks, ask):
+    """R23: reads do not, on all models but one; the peak is that of the busiest minute of the clock."""
+    nodes = blocks(3, 3000)
+    # a minute of the clock begins at 0 and at 60: the last two requests share one
+    prompts = [(0.0, nodes[0]), (61.0, nodes[1]), (119.0, nodes[2])]
+    for model, automatic, plain in (
+        ("claude-sonnet-4-6", 6000, 15_000),
+        ("claude-haiku-3-5", 15_000, 15_000),
+    ):
+        requests = [ask(node, MIDNIGHT + t, model=model) for t, node in prompts]
+        found = simulate(requests, {name: named(name) for name in ("automatic", "none")}, prices)
+        assert found["automatic"].read == 9000
+        assert (found["automatic"].peak_itpm, found["none"].peak_itpm) == (automatic, plain)
 
 
 def test_an_illegal_placement_is_named(prices):
@@ -96,7 +112,7 @@ def test_automatic_walks_back_over_what_cannot_be_marked(prices):
 
 
 def test_five_minute_cliff_and_break_even(prices):
-    turns = curves.generated_turns(Synthetic(turns=8), prices)
+    turns = [[request] for request in SyntheticTrace(Synthetic(turns=8), prices).requests(Switches())]
     found = curves.by_gap(turns, [60.0, 301.0, 3601.0], PLACES | {"1h": named("automatic_1h")}, prices)
     assert found["automatic"][0] < found["none"][0] < found["automatic"][1]
     assert found["1h"][1] < found["none"][1] < found["1h"][2]

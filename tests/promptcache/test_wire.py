@@ -116,6 +116,81 @@ def test_deferred_tools_are_not_in_the_prefix():
     assert kept(body(), deferred) == ALL
 
 
+TOOLSET = {"type": "mcp_toolset", "mcp_server_name": "calendar"}
+LATER = {"default_config": {"defer_loading": True}}
+
+
+@pytest.mark.parametrize("entry", [TOOLSET, {"type": "computer_toolset_20260801", "name": "computer"}])
+def test_a_marked_toolset_is_one_breakpoint_after_its_tools(entry):
+    """R6: the entry stands for its tools; what its expansion measures is not in the request."""
+    json = body(tools=[{**entry, "cache_control": MARK}, {"name": "a", "input_schema": SCHEMA}])
+    request = build(json)
+    assert [(node.index, ttl) for node, ttl in request.markers] == [(1, 300)]
+    assert request.tools_end.index == 2
+    assert errors(json) == []
+    assert kept(json, body(tools=[entry, {"name": "a", "input_schema": SCHEMA}])) == ALL
+    changed = {**entry, "configs": {"erase": {"enabled": False}}}
+    assert kept(json, body(tools=[changed, {"name": "a", "input_schema": SCHEMA}])) == []
+
+
+class Exact:
+    def count(self, text, model):
+        return 7, "fixture"
+
+
+def test_the_tokens_of_a_toolset_are_an_estimate():
+    entries = wire.parse(body(tools=[TOOLSET, {"name": "a", "input_schema": SCHEMA}]), Exact()).blocks[:2]
+    assert [block.source for block in entries] == ["estimate", "fixture"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "outside"),
+    [(LATER, True), ({**LATER, "configs": {"add": {"defer_loading": False}}}, False), ({}, False)],
+)
+def test_a_toolset_that_is_deferred_as_a_whole_is_not_in_the_prefix(extra, outside):
+    json = body(tools=[*body()["tools"], {**TOOLSET, **extra}])
+    assert kept(body(), json) == (ALL if outside else [])
+
+
+def test_a_marker_inside_a_toolset_or_on_a_deferred_tool_is_an_error():
+    json = body(tools=[{**TOOLSET, "configs": {"add": {"cache_control": MARK}}}])
+    assert errors(json) == ["tools.0.configs.add.cache_control: Extra inputs are not permitted"]
+    deferred = {"name": "c", "input_schema": SCHEMA, "defer_loading": True, "cache_control": MARK}
+    json = body(tools=[*body()["tools"], deferred])
+    assert errors(json) == [
+        "Tool 'c' cannot have both defer_loading=true and cache_control set. "
+        "Tools with defer_loading cannot use prompt caching."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "which"),
+    [
+        ({}, "auto"),
+        ({"tool_choice": {"type": "none"}}, "auto"),
+        ({"tool_choice": {"type": "tool", "name": "a"}}, "any"),
+        ({"tool_choice": {"type": "any"}}, "any"),
+        ({"tools": []}, ""),
+    ],
+)
+def test_which_of_its_own_prompts_the_api_adds(change, which):
+    """R21."""
+    assert wire.parse(body(**change), CharCounter()).tool_prompt == which
+
+
+def test_the_apis_own_prompt_is_in_the_prefix_or_never_cached():
+    """R21: whether it counts towards the prefix is not documented, so it is a switch."""
+
+    def sizes(hashing, hidden):
+        sent = wire.parse(body(), CharCounter())
+        found = wire.request(sent, id="r", t=0.0, model="m", hashing=hashing, hidden=hidden)
+        return found.tools_end.tokens, found.head.tokens, found.tail, found.head.index
+
+    tools, head, _, count = sizes(Hashing(), 0)
+    assert sizes(Hashing(), 497) == (tools + 497, head + 497, 0, count)
+    assert sizes(Hashing(tool_prompt="uncached"), 497) == (tools, head, 497, count)
+
+
 def test_automatic_caching_marks_the_last_eligible_block():
     """R4, R5: thinking and empty text cannot be marked; a marked last block makes it a no-op."""
     json = body(cache_control=HOUR)

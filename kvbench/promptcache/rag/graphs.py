@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import anthropic
-from langchain.agents import create_agent
-from langchain_anthropic import ChatAnthropic
-from langchain_anthropic.middleware import AnthropicPromptCachingMiddleware
 from langchain_core.documents import Document
-from langchain_core.messages import AnyMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool, StructuredTool
 from langchain_core.vectorstores import InMemoryVectorStore
 from langgraph.checkpoint.memory import InMemorySaver
@@ -42,6 +40,10 @@ class Sizes:
     passage: int = 500
     overlap: int = 100
     passages: int = 5
+
+
+Replies = Runnable[LanguageModelInput, AIMessage]
+"""A chat model, perhaps with tools or a form of its answers bound to it."""
 
 
 class Conversation(Protocol):
@@ -75,21 +77,32 @@ class Separate:
     The three kinds of prompt (tools + system, forced grading tool, system only) share no prefix.
     """
 
-    def __init__(self, chat: ChatAnthropic, tool: BaseTool, system: str, *, first_question: bool) -> None:
+    def __init__(
+        self,
+        chat: Replies,
+        tool: BaseTool,
+        system: str,
+        *,
+        search: Replies,
+        grader: Runnable[LanguageModelInput, Any],
+        first_question: bool,
+    ) -> None:
         """Builds the graph with a checkpointer.
 
         Args:
-            chat: the model.
+            chat: the model, which rewrites and answers.
             tool: the retrieval tool.
+            search: the model with the tool bound.
+            grader: the model that answers with a `prompts.Grade`.
             system: the system prompt.
             first_question: grade and answer the conversation's first question on every turn, as the article's
                 code does, instead of the current one.
         """
         self._chat = chat
-        self._tool = tool
+        self._search_chat = search
+        self._grader = grader
         self._system = system
         self._first = first_question
-        self._grader = chat.model_copy(update={"max_tokens": 256}).with_structured_output(prompts.Grade)
         graph = StateGraph(MessagesState)
         graph.add_node("search", self._search)
         graph.add_node("retrieve", ToolNode([tool]))
@@ -104,7 +117,7 @@ class Separate:
 
     def ask(self, question: str, thread: str) -> str:
         """See Conversation."""
-        return _run(self._graph, question, thread)
+        return run_turn(self._graph, question, thread)
 
     def _question(self, state: MessagesState) -> str:
         asked = [message for message in state["messages"] if isinstance(message, HumanMessage)]
@@ -112,7 +125,7 @@ class Separate:
 
     def _search(self, state: MessagesState) -> dict[str, Any]:
         messages = [SystemMessage(self._system), *state["messages"]]
-        return {"messages": [self._chat.bind_tools([self._tool]).invoke(messages)]}
+        return {"messages": [self._search_chat.invoke(messages)]}
 
     def _grade(self, state: MessagesState) -> Literal["answer", "rewrite"]:
         text = f"{prompts.GRADE}\nQuestion: {self._question(state)}\nSearch result:\n{_last(state)}"
@@ -133,17 +146,26 @@ class Separate:
 class AppendOnly:
     """Every step continues one message list with the same tools and system prompt: one growing prefix."""
 
-    def __init__(self, chat: ChatAnthropic, tool: BaseTool, system: str) -> None:
-        """Builds the graph with a checkpointer."""
-        self._chat = chat.bind_tools([tool])
+    def __init__(
+        self, chat: Replies, tool: BaseTool, system: str, *, search: Replies, grader: Replies
+    ) -> None:
+        """Builds the graph with a checkpointer.
+
+        Args:
+            chat: the model with the tool bound, which rewrites and answers.
+            tool: the retrieval tool.
+            system: the system prompt.
+            search: the same, for the steps that should call the tool.
+            grader: the same, for grading; it says yes or no, or gives a `prompts.Grade` in JSON.
+        """
         self._system = system
         graph = StateGraph(MessagesState)
-        graph.add_node("search", self._step(None))
+        graph.add_node("search", self._step(search, None))
         graph.add_node("retrieve", ToolNode([tool]))
-        graph.add_node("grade", self._step(prompts.GRADE))
-        graph.add_node("rewrite", self._step(prompts.REWRITE))
-        graph.add_node("again", self._step("Search again with the new question:", quote=True))
-        graph.add_node("answer", self._step(prompts.ANSWER))
+        graph.add_node("grade", self._step(grader, prompts.GRADE))
+        graph.add_node("rewrite", self._step(chat, prompts.REWRITE))
+        graph.add_node("again", self._step(search, "Search again with the new question:", quote=True))
+        graph.add_node("answer", self._step(chat, prompts.ANSWER))
         graph.add_edge(START, "search")
         graph.add_conditional_edges("search", tools_condition, {"tools": "retrieve", END: END})
         graph.add_edge("retrieve", "grade")
@@ -155,86 +177,28 @@ class AppendOnly:
 
     def ask(self, question: str, thread: str) -> str:
         """See Conversation."""
-        return _run(self._graph, question, thread)
+        return run_turn(self._graph, question, thread)
 
     def _step(
-        self, instruction: str | None, *, quote: bool = False
+        self, chat: Replies, instruction: str | None, *, quote: bool = False
     ) -> Callable[[MessagesState], dict[str, Any]]:
         def step(state: MessagesState) -> dict[str, Any]:
             added: list[AnyMessage] = []
             if instruction is not None:
                 text = f"{instruction}\n{state['messages'][-1].text}" if quote else instruction
                 added = [HumanMessage(text)]
-            reply = self._chat.invoke([SystemMessage(self._system), *state["messages"], *added])
+            reply = chat.invoke([SystemMessage(self._system), *state["messages"], *added])
             return {"messages": [*added, reply]}
 
         return step
 
     def _graded(self, state: MessagesState) -> Literal["answer", "rewrite"]:
-        return "answer" if state["messages"][-1].text.strip().lower().startswith("yes") else "rewrite"
+        text = state["messages"][-1].text.strip().lower()
+        return "answer" if text.startswith("yes") or '"yes"' in text else "rewrite"
 
 
-class Agent:
-    """LangChain's create_agent, with AnthropicPromptCachingMiddleware or without."""
-
-    def __init__(
-        self, chat: ChatAnthropic, tool: BaseTool, system: str, ttl: Literal["5m", "1h"] | None
-    ) -> None:
-        """Builds the agent with a checkpointer."""
-        middleware = [] if ttl is None else [AnthropicPromptCachingMiddleware(ttl=ttl)]
-        self._graph = create_agent(
-            chat, [tool], system_prompt=system, middleware=middleware, checkpointer=InMemorySaver()
-        )
-
-    def ask(self, question: str, thread: str) -> str:
-        """See Conversation."""
-        return _run(self._graph, question, thread)
-
-
-class ContextInSystem:
-    """The article's explicit code: retrieved first, one request per turn, context as a system block.
-
-    Marked are the last tool and the context block, which is another one at every question.
-    """
-
-    def __init__(self, client: anthropic.Anthropic, model: str, tool: BaseTool, system: str) -> None:
-        """Keeps one message list per thread."""
-        self._client = client
-        self._model = model
-        self._tool = tool
-        self._system = system
-        self._history: dict[str, list[anthropic.types.MessageParam]] = {}
-
-    def ask(self, question: str, thread: str) -> str:
-        """See Conversation."""
-        mark: anthropic.types.CacheControlEphemeralParam = {"type": "ephemeral"}
-        history = self._history.setdefault(thread, [])
-        history.append({"role": "user", "content": f"{prompts.ANSWER}\n{question}"})
-        context = self._tool.invoke({"query": question})
-        message = self._client.messages.create(
-            model=self._model,
-            max_tokens=4096,
-            tools=[
-                {
-                    "name": self._tool.name,
-                    "description": self._tool.description,
-                    "input_schema": self._tool.get_input_jsonschema(),
-                    "cache_control": mark,
-                }
-            ],
-            system=[
-                {"type": "text", "text": self._system},
-                {"type": "text", "text": f"Search result:\n\n{context}", "cache_control": mark},
-            ],
-            messages=history,
-        )
-        # an answer may begin with a tool call; only its text goes into the history
-        text = "".join(block.text for block in message.content if block.type == "text")
-        history.append({"role": "assistant", "content": text})
-        return text
-
-
-def _run(graph: Any, question: str, thread: str) -> str:
+def run_turn(graph: Any, question: str, thread: str) -> str:
+    """Runs a compiled graph on one question; returns the text of its last message."""
     config: Mapping[str, Any] = {"configurable": {"thread_id": thread}, "recursion_limit": LIMIT}
     messages: Sequence[AnyMessage] = graph.invoke({"messages": [HumanMessage(question)]}, config)["messages"]
     return messages[-1].text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,17 +20,11 @@ from kvbench.promptcache.model import Request, Usage
 from kvbench.promptcache.placements import Placement
 from kvbench.promptcache.prices import PriceBook
 from kvbench.promptcache.rag import prompts
+from kvbench.promptcache.rag.claude import Agent, ContextInSystem
 from kvbench.promptcache.rag.corpus import questions
-from kvbench.promptcache.rag.graphs import (
-    Agent,
-    AppendOnly,
-    ContextInSystem,
-    Conversation,
-    Separate,
-    Sizes,
-    search_tool,
-)
+from kvbench.promptcache.rag.graphs import AppendOnly, Conversation, Separate, Sizes, search_tool
 from kvbench.promptcache.rag.placer import Placer
+from kvbench.promptcache.rag.salt import Salter
 from kvbench.promptcache.recorder import Recorder
 from kvbench.promptcache.server import Engine, LoopbackServer
 from kvbench.promptcache.switches import Switches
@@ -168,6 +163,7 @@ class Runner:
         # the recorder is innermost, so that it sees what is really sent
         middleware = [*placers, recorder.sync]
         if self.live:
+            middleware.insert(0, Salter(secrets.token_hex(4)).sync)
             answers = self._converse(layout, middleware, recorder, time.sleep, {})
             bodies: list[Mapping[str, Any]] = []
         else:
@@ -214,14 +210,25 @@ class Runner:
             return ContextInSystem(client, model, tool, system)
         chat = _chat(model, middleware, where)
         builders: dict[str, Callable[[ChatAnthropic, BaseTool, str], Conversation]] = {
-            "article_graph": partial(Separate, first_question=True),
-            "corrected": partial(Separate, first_question=False),
-            "append_only": AppendOnly,
+            "article_graph": partial(_separate, first_question=True),
+            "corrected": partial(_separate, first_question=False),
+            "append_only": _append_only,
             "agent": partial(Agent, ttl=None),
             "agent_5m": partial(Agent, ttl="5m"),
             "agent_1h": partial(Agent, ttl="1h"),
         }
         return builders[layout](chat, tool, system)
+
+
+def _separate(chat: ChatAnthropic, tool: BaseTool, system: str, *, first_question: bool) -> Separate:
+    grader = chat.model_copy(update={"max_tokens": 256}).with_structured_output(prompts.Grade)
+    search = chat.bind_tools([tool])
+    return Separate(chat, tool, system, search=search, grader=grader, first_question=first_question)
+
+
+def _append_only(chat: ChatAnthropic, tool: BaseTool, system: str) -> AppendOnly:
+    bound = chat.bind_tools([tool])
+    return AppendOnly(bound, tool, system, search=bound, grader=bound)
 
 
 def _chat(model: str, middleware: list[Any], where: Mapping[str, Any]) -> ChatAnthropic:

@@ -37,13 +37,11 @@ class Choices:
         ttft: seconds until an entry can be read where none was recorded: "zero", or "api_time" = the whole
             duration of the request.
         subagents: "shared" = sub-agents see the cache of their session, "left_out" = they are not replayed.
-        date: day on which every session starts (the traces have no dates; it decides prices and minimums).
     """
 
     blocks: Literal["types", "turn", "hash"] = "types"
     ttft: Literal["zero", "api_time"] = "zero"
     subagents: Literal["shared", "left_out"] = "shared"
-    date: datetime.date = datetime.date(2026, 11, 24)
 
     def flips(self) -> Iterator[tuple[str, Choices]]:
         """Each choice turned to each other value, one at a time."""
@@ -62,12 +60,14 @@ class ClaudeCodeTrace(Trace):
         prices: decides which models are known.
         choices: modelling choices.
         problems: collects what was wrong in the files, on the first pass over them.
+        date: day on which every session starts (the traces have no dates; it decides prices and minimums).
     """
 
     path: Path
     prices: PriceBook
     choices: Choices = field(default_factory=Choices)
     problems: Problems = field(default_factory=Problems)
+    date: datetime.date = datetime.date(2026, 11, 24)
 
     def __post_init__(self) -> None:
         """Finds the files.
@@ -100,7 +100,7 @@ class ClaudeCodeTrace(Trace):
             problems.skip(f"{file.name}{line}", f"not a session ({type(error).__name__}: {error})")
             self._report(problems)
             return []
-        start = datetime.datetime.combine(self.choices.date, datetime.time(), datetime.UTC).timestamp()
+        start = datetime.datetime.combine(self.date, datetime.time(), datetime.UTC).timestamp()
         reader = _Session(file.name, size, self.prices, self.choices, problems)
         requests = reader.read(items, start, tiers, "")
         if len(reader.agents) > 1:

@@ -36,7 +36,7 @@ def open_trace(
         format: what the file holds; "auto" looks at it.
         choices: modelling choices of Claude Code sessions.
         model: model of a Mooncake trace, which names none.
-        date: first day of a Mooncake trace.
+        date: first day of a trace without dates.
         strict: stop at the first defect.
 
     Raises:
@@ -47,7 +47,7 @@ def open_trace(
         format = _guess(path)
     problems = Problems(strict)
     if format == "claude_code":
-        return ClaudeCodeTrace(path, prices, choices or Choices(), problems)
+        return ClaudeCodeTrace(path, prices, choices or Choices(), problems, date)
     if format == "mooncake":
         return MooncakeTrace(path, prices, model, date=date, problems=problems)
     return RecordedTrace(path, prices, problems=problems)

@@ -31,7 +31,7 @@ from kvbench.promptcache.simulate import Trace
 from kvbench.promptcache.switches import Switches
 from kvbench.promptcache.tokens import weakest
 from kvbench.promptcache.traces.problems import Problems
-from kvbench.promptcache.wire import Sent, place, salts
+from kvbench.promptcache.wire import Sent, place, salts, split_hidden
 
 WINDOW = 256  # requests that may be under way at once
 
@@ -112,7 +112,9 @@ class RecordedTrace(Trace):
             return None
         usage = _usage(row.get("usage"))
         session = sessions.setdefault(row.get("session", ""), _Session())
-        nodes, blocks = session.extend(row, usage if self.calibrate else None, hashing)
+        model = self.prices.resolve(row["model"])
+        hidden = split_hidden(self.prices.tool_prompt(model, row.get("tool_prompt", "")), hashing)
+        nodes, blocks = session.extend(row, usage if self.calibrate else None, hashing, hidden)
         sent = Sent(
             tuple(blocks),
             tuple((index, TTL_SECONDS[ttl]) for index, ttl in row.get("markers") or ()),
@@ -126,7 +128,7 @@ class RecordedTrace(Trace):
         return Request(
             id=row["id"],
             t=float(row["t"]),
-            model=self.prices.resolve(row["model"]),
+            model=model,
             head=nodes[-1],
             tools_end=tools_end,
             system_end=system_end,
@@ -140,6 +142,7 @@ class RecordedTrace(Trace):
             batch=bool(row.get("batch")),
             geo=row.get("geo", ""),
             speed=row.get("speed", ""),
+            tail=hidden[1],
             blocks=sent.blocks,
         )
 
@@ -156,10 +159,10 @@ class _Session:
         self._blocks: list[Block] = []
         self._nodes: list[Node] = []
         self._contents: list[int] = []  # hash of the contents up to and including each block
-        self._salts: tuple[int, int, int] | None = None
+        self._start: tuple[tuple[int, int, int], int] | None = None  # salts and tokens before the first block
 
     def extend(
-        self, row: Mapping[str, Any], usage: Usage | None, hashing: Hashing
+        self, row: Mapping[str, Any], usage: Usage | None, hashing: Hashing, hidden: tuple[int, int]
     ) -> tuple[list[Node], list[Block]]:
         same = row.get("same", 0)
         if not 0 <= same <= len(self._blocks):
@@ -174,39 +177,41 @@ class _Session:
             raise UserError("it builds on a line that is missing or could not be read")
         blocks = [*self._blocks[:same], *new]
         if usage is not None and new:
-            blocks[same:] = _calibrated(new, sum(block.tokens for block in blocks[:same]), row, same, usage)
+            before = hidden[0] + sum(block.tokens for block in blocks[:same])
+            blocks[same:] = _calibrated(new, before, row, same, usage, hidden[1])
         tier_salts = salts(row.get("params") or {}, hashing)
-        kept = self._nodes[:same] if tier_salts == self._salts else []
-        nodes = list(kept)
-        node = nodes[-1] if nodes else root(tier_salts[TOOLS])
+        start = (tier_salts, hidden[0])
+        nodes = self._nodes[:same] if start == self._start else []
+        node = nodes[-1] if nodes else root(tier_salts[TOOLS], hidden[0])
         for block in blocks[len(nodes) :]:
             if block.tier < node.tier:
                 raise UserError("blocks are not in tools, system, messages order")
             node = append(node, block, hashing, tier_salts)
             nodes.append(node)
-        self._blocks, self._nodes, self._salts, self._contents = blocks, nodes, tier_salts, contents
+        self._blocks, self._nodes, self._start, self._contents = blocks, nodes, start, contents
         return nodes, blocks
 
 
 def _calibrated(
-    new: Sequence[Block], before: int, row: Mapping[str, Any], same: int, usage: Usage
+    new: Sequence[Block], before: int, row: Mapping[str, Any], same: int, usage: Usage, tail: int
 ) -> list[Block]:
     """New blocks whose tokens add up to the reported usage, at the last marker and at the end.
 
     Args:
         new: blocks that the prompt before did not have.
-        before: tokens of what it had.
+        before: tokens of what it had, and of what the API puts before it.
         row: the trace line.
         same: number of blocks that it had.
         usage: what was reported.
+        tail: uncached tokens that no block has.
     """
     cached = usage.total - usage.uncached
     last = max((index for index, _ in row.get("markers") or ()), default=-1) - same
     if row.get("automatic"):
         last = len(new) - 1
     if cached and 0 <= last < len(new) - 1 and cached > before:
-        return [*_scaled(new[: last + 1], cached - before), *_scaled(new[last + 1 :], usage.uncached)]
-    return _scaled(new, usage.total - before)
+        return [*_scaled(new[: last + 1], cached - before), *_scaled(new[last + 1 :], usage.uncached - tail)]
+    return _scaled(new, usage.total - before - tail)
 
 
 def _scaled(blocks: Sequence[Block], total: int) -> list[Block]:

@@ -36,7 +36,6 @@ class Synthetic:
     """Sessions that share tools and system prompt; every turn appends a question, a tool call and an answer.
 
     Attributes:
-        model: model id.
         sessions: number of conversations.
         turns: requests of each.
         gap: seconds between a session's requests, mean of an exponential distribution if `jitter`.
@@ -51,11 +50,9 @@ class Synthetic:
         fan_out: requests sent at the same moment at every turn, with the same prefix.
         ttft: seconds to the first byte.
         shared: sessions are in one workspace.
-        date: day of the first request.
         seed: of the gaps.
     """
 
-    model: str = "claude-sonnet-4-6"
     sessions: int = 1
     turns: int = 10
     gap: float = 60.0
@@ -70,15 +67,26 @@ class Synthetic:
     fan_out: int = 1
     ttft: float = 2.0
     shared: bool = True
-    date: datetime.date = datetime.date(2026, 11, 24)
     seed: int = 0
 
 
 class SyntheticTrace(Trace):
     """The sessions of a `Synthetic`, merged in the order of their requests' start."""
 
-    def __init__(self, spec: Synthetic, prices: PriceBook) -> None:
+    def __init__(
+        self,
+        spec: Synthetic,
+        prices: PriceBook,
+        model: str = "claude-sonnet-4-6",
+        date: datetime.date = datetime.date(2026, 11, 24),
+    ) -> None:
         """Checks the numbers.
+
+        Args:
+            spec: shape of the sessions.
+            prices: decides which models are known.
+            model: model id.
+            date: day of the first request.
 
         Raises:
             UserError: unknown model, or a number that makes no sense; names it.
@@ -89,8 +97,10 @@ class SyntheticTrace(Trace):
         for name in ("gap", "stagger", "tools", "system", "context", "answer", "tool_calls", "ttft"):
             if getattr(spec, name) < 0:
                 raise UserError(f"synthetic.{name}={getattr(spec, name)}: allowed are 0 and more")
-        prices.resolve(spec.model)
+        prices.resolve(model)
         self.spec = spec
+        self._model = model
+        self._first = datetime.datetime.combine(date, datetime.time(), datetime.UTC).timestamp()
 
     def requests(self, switches: Switches) -> Iterator[Request]:
         """See Trace; generated hashes leave nothing for the switches to change."""
@@ -106,8 +116,7 @@ class SyntheticTrace(Trace):
             _push(waiting, number, session)
 
     def _start(self, number: int) -> float:
-        first = datetime.datetime.combine(self.spec.date, datetime.time(), datetime.UTC).timestamp()
-        return first + number * self.spec.stagger
+        return self._first + number * self.spec.stagger
 
     def _session(self, number: int) -> Iterator[Request]:
         spec = self.spec
@@ -120,7 +129,7 @@ class SyntheticTrace(Trace):
                 yield Request(
                     id=f"s{number}/{turn}/{copy}",
                     t=t,
-                    model=spec.model,
+                    model=self._model,
                     head=_question(head, spec, number, turn, copy) if spec.fan_out > 1 else head,
                     tools_end=tools_end,
                     system_end=system_end,
