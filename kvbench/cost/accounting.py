@@ -1,0 +1,336 @@
+"""What a method's cache takes and moves, from its own budget rule and its own storage.
+
+Sizes are read off tensors without data (torch's meta device) that the method's own code lays out, so that a method has
+a cost model as soon as it is registered, and no formula is written twice.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvbench.cost.shapes import ModelShape
+from kvbench.errors import UserError
+from kvbench.formats.tokenwise import Rolling
+from kvbench.methods import Budget, Eviction, LayerRule, Method, Resolved, Shape, build
+
+_DTYPES = {2: torch.bfloat16, 4: torch.float32}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Bytes and floating-point operations (a multiply-add is two)."""
+
+    read: float = 0.0
+    written: float = 0.0
+    flops: float = 0.0
+
+    @property
+    def bytes(self) -> float:
+        """Read and written together."""
+        return self.read + self.written
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.read + other.read, self.written + other.written, self.flops + other.flops)
+
+    def times(self, count: float) -> Work:
+        """The same `count` times."""
+        return Work(self.read * count, self.written * count, self.flops * count)
+
+
+@dataclass(frozen=True)
+class Account:
+    """The modelled cost of one sequence under one method; weights are apart.
+
+    Attributes:
+        shape: the model.
+        method: its label.
+        resolved: the method with its budget.
+        prompt: tokens that are compressed, L.
+        new: tokens that may be appended, M.
+        element: bytes of a number of the model.
+    """
+
+    shape: ModelShape
+    method: str
+    resolved: Resolved
+    prompt: int
+    new: int
+    element: int
+
+    @property
+    def kept(self) -> float:
+        """Prompt tokens stored, mean over layers and KV heads."""
+        if self.resolved.retains:
+            return self.prompt
+        return sum(count * layer.kept for layer, count in self._layers) / self.shape.layers
+
+    @property
+    def resident(self) -> float:
+        """Bytes right after compression, as `bytes_resident` of a run."""
+        return sum(count * layer.resident(0) for layer, count in self._layers)
+
+    @property
+    def resident_end(self) -> float:
+        """Bytes after `new` tokens."""
+        return sum(count * layer.resident(self.new) for layer, count in self._layers)
+
+    @property
+    def step(self) -> Work:
+        """The last and longest decode step."""
+        return self.at(self.new)
+
+    def at(self, token: int) -> Work:
+        """The decode step of one new token, the first being 1: keys, values and auxiliary data.
+
+        Reading is what `bytes_read_per_step` of a run counts, and what an update of auxiliary data reads.
+        """
+        if not 1 <= token <= self.new:
+            raise UserError(f"token: {token} is not in [1, new={self.new}]")
+        return _sum(layer.step(token).times(count) for layer, count in self._layers)
+
+    def mean_step(self) -> Work:
+        """Mean over all decode steps."""
+        return self._mean_step
+
+    @functools.cached_property
+    def _mean_step(self) -> Work:
+        return _sum(self.at(token) for token in range(1, self.new + 1)).times(1 / self.new)
+
+    @property
+    def compress(self) -> Work:
+        """Choosing and gathering after prefill, by kernels that keep no matrix of scores."""
+        return _sum(layer.compress().times(count) for layer, count in self._layers)
+
+    def prefill(self, cached: int = 0) -> Work:
+        """The dense prefill of the prompt: products with the weights, causal attention, keys and values written.
+
+        Reading the weights, and keys and values once per block of queries, is left out: at any length worth
+        compressing the products take longer.
+
+        Args:
+            cached: tokens at the beginning whose keys and values are already there.
+        """
+        if not 0 <= cached <= self.prompt:
+            raise UserError(f"cached: {cached} is not in [0, prompt={self.prompt}]")
+        shape, fresh = self.shape, self.prompt - cached
+        pairs = fresh * cached + fresh * (fresh + 1) / 2
+        flops = 2 * shape.layer_params * fresh + 2 * shape.embedding_params
+        flops += 4 * shape.layers * shape.heads * shape.head_dim * pairs
+        return Work(shape.kv_bytes(cached, self.element), shape.kv_bytes(fresh, self.element), flops)
+
+    @property
+    def exact(self) -> bool:
+        """Whether bytes follow from sizes alone; otherwise data decides, and they are an upper bound up to rounding."""
+        return not any(layer.depends for layer, _ in self._layers)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know about the figures."""
+        reasons = dict.fromkeys(reason for layer, _ in self._layers for reason in layer.depends)
+        return (*self.resolved.notes, *(f"upper bound: {reason}" for reason in reasons))
+
+    @functools.cached_property
+    def _layers(self) -> list[tuple[_Layer, int]]:
+        """The different layers, and how many there are of each."""
+        common = (self.shape, self.resolved, self.prompt, self.new, self.element)
+        reuse = getattr(self.resolved.eviction, "n_reuse", 1)
+        kinds = Counter((rule, number % reuse == 0) for number, rule in enumerate(self.resolved.rules))
+        return [(_Layer(*common, *kind), count) for kind, count in kinds.items()]
+
+
+def account(
+    method: str | Mapping[str, Any] | Method, shape: ModelShape, *, prompt: int, new: int = 128,
+    tokens: int | None = None, ratio: float | str | None = None, element: int = 2,
+) -> Account:  # fmt: skip
+    """The cost of one sequence.
+
+    Args:
+        method: its name, a configuration entry, or a method.
+        shape: the model.
+        prompt: tokens that are compressed. A run with `first_token=compressed` compresses all but the last one.
+        new: tokens that may be generated.
+        tokens: the budget; or
+        ratio: the fraction retained.
+        element: bytes of a number of the model, 2 or 4.
+
+    Raises:
+        UserError: a name, parameter or budget that does not fit.
+    """
+    for name, value in (("prompt", prompt), ("new", new)):
+        if value < 1:
+            raise UserError(f"{name}: {value} is not above 0")
+    if element not in _DTYPES:
+        raise UserError(f"element: {element} is not one of {', '.join(map(str, _DTYPES))}")
+    label = method if isinstance(method, str) else ""
+    if not isinstance(method, Method):
+        entry = {"method": method} if isinstance(method, str) else method
+        label, method = str(entry.get("method", label)), build(entry)
+    budget = None
+    if tokens is not None or ratio is not None:
+        budget = Budget(tokens, None if ratio is None else str(ratio))
+    resolved = method.resolve(Shape(prompt, new, shape.layers, shape.head_dim), budget)
+    return Account(shape, label or method.describe()["eviction"], resolved, prompt, new, element)
+
+
+@dataclass
+class _Layer:
+    """One layer of one sequence.
+
+    Attributes:
+        rule: its budget.
+        leads: whether it chooses its tokens itself.
+        depends: what about the data its sizes depend on.
+        kept: prompt tokens per KV head; an upper bound if `depends` says so.
+    """
+
+    shape: ModelShape
+    cell: Resolved
+    prompt: int
+    new: int
+    element: int
+    rule: LayerRule
+    leads: bool
+
+    def __post_init__(self) -> None:
+        selection, eviction, keep = self.cell.selection, self.cell.eviction, self.rule.keep
+        self.depends: list[str] = []
+        self.kept, self.members = self.prompt if keep is None else keep, 0
+        if keep is not None and not eviction.meets_budget:
+            self.depends.append(f"{eviction.name} may keep fewer tokens than its budget")
+        if keep is not None and _own_sets(eviction):
+            self.depends.append("each query head keeps tokens of its own, the union is stored")
+            self.kept = min(self.prompt, keep + (self.shape.group - 1) * max(0, keep - eviction.window))
+            self.members = self.shape.heads * self.kept
+        if self.rule.read is not None and _own_sets(selection):
+            self.depends.append("each query head reads tokens of its own")
+        kv = _empty(self.shape, self.kept, self.element)
+        self.storage = _Storage(self.cell, self.rule, kv, self.new)
+        self.retained = 0
+        if self.cell.retains and keep is not None:
+            whole = _empty(self.shape, self.prompt, self.element)
+            self.retained = self.cell.format.store(whole, whole, 1, 0).bytes()[0]
+        self.state = selection.prepare(kv, kv, 1, self.new) if self.rule.read is not None else None
+
+    @property
+    def numbers(self) -> int:
+        """Numbers in the keys and values of one token."""
+        return 2 * self.shape.kv_heads * self.shape.head_dim
+
+    @property
+    def auxiliary(self) -> int:
+        """Bytes of the selection's own data."""
+        return self.cell.selection.resident_bytes(self.state) if self.rule.read is not None else 0
+
+    def resident(self, appended: int) -> float:
+        return self.storage.bytes(appended, dropped=True) + self.members + self.retained + self.auxiliary
+
+    def step(self, token: int) -> Work:
+        count, stored = self.storage.count(token), self.storage.bytes(token)
+        added = Work(written=self.storage.token_bytes)
+        if self.rule.read is None:
+            return added + Work(read=stored, flops=self._flops(count * self.numbers))
+        selection = self.cell.selection
+        slots = selection.slots(self.rule.read, count)
+        if _own_sets(selection):
+            slots = min(count, self.shape.group * slots)
+        scored = selection.score_bytes(self.state, count, self.element)
+        updates = selection.append_bytes(self.shape.head_dim, self.element)
+        added += Work(*(self.shape.kv_heads * size for size in updates))
+        read = stored * slots / count + scored
+        return added + Work(read=read, flops=self._flops(slots * self.numbers + scored / self.element))
+
+    def compress(self) -> Work:
+        kept = self.kept * self.numbers * self.element
+        work = Work()
+        if self.rule.keep is not None:
+            work += Work(kept, self.storage.bytes(0))
+            if self.leads:
+                work += _choosing(self.cell.eviction, self.shape, self.prompt, self.element)
+        if self.state is not None:
+            work += Work(kept / 2, self.auxiliary)
+        return work
+
+    def _flops(self, numbers: float) -> float:
+        # each number that is read is multiplied and added once for every query head of its group
+        return 2 * self.shape.group * numbers
+
+
+class _Storage:
+    """Keys and values of one layer in their format, while tokens are appended."""
+
+    def __init__(self, cell: Resolved, rule: LayerRule, kv: Tensor, new: int) -> None:
+        self.kept, self.hold = kv.shape[2], rule.hold
+        if rule.hold is not None:
+            carries = type(cell.eviction).carry is not Eviction.carry
+            carried = kv[0, :, :, 0].float() if carries else None
+            store = cell.format.roll(kv, kv, 1, rule.hold, carried)
+        else:
+            store = cell.format.store(kv, kv, 1, new)
+        # what grows evenly needs one token to tell by how much
+        self.even = isinstance(store, Rolling) or store.static
+        self.store, self.token = store, kv[:, :, :1]
+        self.sizes = [store.bytes()[0]]
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one more token."""
+        return self._size(1) - self._size(0)
+
+    def count(self, appended: int, dropped: bool = False) -> int:
+        """Slots per KV head, before or after the step has dropped what is beyond its limit."""
+        limit = self.kept + appended if self.hold is None else self.hold + (not dropped)
+        return min(self.kept + appended, limit)
+
+    def bytes(self, appended: int, dropped: bool = False) -> int:
+        if not self.even:
+            return self._size(appended)
+        return self._size(0) + (self.count(appended, dropped) - self.kept) * self.token_bytes
+
+    def _size(self, appended: int) -> int:
+        while len(self.sizes) <= appended:
+            self.store.append(self.token, self.token)
+            self.sizes.append(self.store.bytes()[0])
+        return self.sizes[appended]
+
+
+def _own_sets(part: Any) -> bool:
+    """Whether query heads of a group choose for themselves."""
+    return getattr(part, "heads", None) == "query_head"
+
+
+def _empty(shape: ModelShape, tokens: int, element: int) -> Tensor:
+    """Keys or values `[1, H, tokens, D]` without data."""
+    return torch.empty(1, shape.kv_heads, tokens, shape.head_dim, dtype=_DTYPES[element], device="meta")
+
+
+def _choosing(eviction: Eviction, shape: ModelShape, tokens: int, element: int) -> Work:
+    """The scores of one layer.
+
+    Windows of queries, and sums over all queries, are scored in two passes over the keys, as `window_scores` does; what
+    its tiles of queries read again at the same time is taken to come from a cache.
+    """
+    keys, values = (shape.kv_heads * shape.head_dim * tokens for _ in range(2))
+    pairs = shape.heads * shape.head_dim * tokens
+    if "attention_sum" in eviction.needs:
+        return Work(2 * keys * element, 4 * shape.heads * tokens, 2 * pairs * tokens)
+    if "queries" in eviction.needs:
+        # mean and covariance of all queries, a quadratic form of every key per query head
+        return Work(
+            (pairs + keys + values) * element, 4 * shape.kv_heads * tokens, 4 * pairs * shape.head_dim
+        )
+    if eviction.window:
+        return Work(2 * keys * element, 4 * shape.heads * tokens, 4 * pairs * min(eviction.window, tokens))
+    if type(eviction).scores is Eviction.scores:
+        return Work()
+    return Work(keys * element, 4 * shape.kv_heads * tokens, 2 * keys)
+
+
+def _sum(parts: Iterable[Work]) -> Work:
+    return functools.reduce(Work.__add__, parts, Work())

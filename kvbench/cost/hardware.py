@@ -1,0 +1,136 @@
+"""What a device can do: memory, bandwidth, arithmetic and rental price, as data in conf/hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kvbench import compose
+from kvbench.errors import UserError
+from kvbench.typed import build, unknown
+
+GROUP = "hardware"
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """A rate as the vendor gives it, and as programs reach it.
+
+    Attributes:
+        peak: of the datasheet.
+        attainable: of a measurement.
+        source: keys into the file's `sources`, first of peak, then of attainable.
+    """
+
+    peak: float | None = None
+    attainable: float
+    source: str
+
+    def of(self, peak: bool) -> float:
+        """The rate to reckon with.
+
+        Raises:
+            UserError: the datasheet's is asked for, and there is none.
+        """
+        if peak and self.peak is None:
+            raise UserError("peak: this device was measured, it has no datasheet figures; leave peak out")
+        return self.peak if peak and self.peak is not None else self.attainable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """Rent of one device.
+
+    Attributes:
+        usd_per_hour: on demand, without discounts.
+        source: key into the file's `sources`.
+    """
+
+    usd_per_hour: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """A device.
+
+    Attributes:
+        name: as in conf/hardware.
+        title: its full name.
+        memory_mib: MiB that the driver reports.
+        memory_source: key into `sources`.
+        bandwidth_gb_s: GB/s (10^9) of reading memory.
+        tflops: TFLOP/s (10^12) of dense bf16 products, accumulated in fp32.
+        rent: what an hour costs, None where it is not known.
+        sources: what was read or run where, and when.
+    """
+
+    name: str
+    title: str
+    memory_mib: float
+    memory_source: str
+    bandwidth_gb_s: Rate
+    tflops: Rate
+    rent: Price | None = None
+    sources: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        named = [self.memory_source, self.bandwidth_gb_s.source, self.tflops.source]
+        named += [self.rent.source] if self.rent else []
+        for key in " ".join(named).split():
+            if key not in self.sources:
+                raise unknown("source", key, self.sources, "source")
+
+    @property
+    def memory(self) -> float:
+        """Bytes."""
+        return self.memory_mib * MIB
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        """Rental price, None where it is not known."""
+        return self.rent.usd_per_hour if self.rent else None
+
+    def bandwidth(self, peak: bool = False) -> float:
+        """Bytes per second, attainable or of the datasheet."""
+        return self.bandwidth_gb_s.of(peak) * 1e9
+
+    def flops(self, peak: bool = False) -> float:
+        """Floating-point operations per second, attainable or of the datasheet."""
+        return self.tflops.of(peak) * 1e12
+
+
+def hardware_names(config_dirs: Sequence[str] = ()) -> list[str]:
+    """The devices that there are."""
+    return compose.options(GROUP, config_dirs)
+
+
+def hardware(name: str, config_dirs: Sequence[str] = ()) -> Hardware:
+    """A device.
+
+    Args:
+        name: a file of conf/hardware or of the user's folders, or the path of a YAML file.
+        config_dirs: the user's configuration folders.
+
+    Raises:
+        UserError: there is none of that name, or its file is not right.
+    """
+    known = hardware_names(config_dirs)
+    if name in known:
+        text = compose.file(GROUP, name, config_dirs).read_text(encoding="utf-8")
+    elif Path(name).is_file():
+        text, name = Path(name).read_text(encoding="utf-8"), Path(name).stem
+    else:
+        raise unknown(GROUP, name, [*known, "a YAML file"], "device")
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{GROUP}.{name}: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{GROUP}.{name}: not the description of a device")
+    return build(Hardware, {"name": name, **data}, f"{GROUP}.{name}")

@@ -1,0 +1,139 @@
+"""Shapes of models: what their weights and caches take, without loading them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kvbench import compose
+from kvbench.errors import UserError
+from kvbench.typed import build, unknown
+
+GROUP = "shape"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """A decoder of the Llama kind: grouped-query attention, gated MLP, RMS norms.
+
+    Attributes:
+        name: as in conf/shape.
+        layers: decoder layers.
+        hidden: width of the residual stream.
+        intermediate: width of the MLP.
+        heads: query heads Q.
+        kv_heads: KV heads H.
+        head_dim: channels per head D.
+        vocab: rows of the embedding.
+        tied: whether the output head is the embedding.
+        qkv_bias: whether the projections of queries, keys and values have biases.
+        qk_norm: whether queries and keys are normalised per head.
+        positions: context length.
+        source: where the numbers are from.
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    positions: int
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise UserError(f"heads: {self.heads} is no multiple of kv_heads ({self.kv_heads})")
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head, G."""
+        return self.heads // self.kv_heads
+
+    @property
+    def embedding_params(self) -> int:
+        """Parameters of the embedding, and as many of the output head."""
+        return self.vocab * self.hidden
+
+    @property
+    def layer_params(self) -> int:
+        """Parameters of all layers and the last norm."""
+        projected = (self.heads + 2 * self.kv_heads) * self.head_dim
+        attention = self.hidden * (projected + self.heads * self.head_dim)
+        attention += projected * self.qkv_bias + 2 * self.head_dim * self.qk_norm
+        return self.layers * (attention + 3 * self.hidden * self.intermediate + 2 * self.hidden) + self.hidden
+
+    @property
+    def params(self) -> int:
+        """All parameters."""
+        return self.layer_params + self.embedding_params * (1 if self.tied else 2)
+
+    def weight_bytes(self, element: float = 2) -> float:
+        """Bytes that the weights take."""
+        return element * self.params
+
+    def weights_read(self, element: float = 2) -> float:
+        """Bytes of weights that a decode step reads: layers and output head, not the embedding's other rows."""
+        return element * (self.layer_params + self.embedding_params)
+
+    def kv_bytes(self, tokens: int, element: float = 2) -> float:
+        """Bytes of the dense keys and values of one sequence."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * tokens * element
+
+
+def model_shape(name: str, config_dirs: Sequence[str] = ()) -> ModelShape:
+    """The shape of a model.
+
+    Args:
+        name: a file of conf/shape, the embedded model, or a folder that holds a Hugging Face config.json.
+        config_dirs: the user's configuration folders.
+
+    Raises:
+        UserError: there is none of that name, or its file is not right.
+    """
+    from kvbench.models import embedded
+
+    known = compose.options(GROUP, config_dirs)
+    if name in known:
+        text = compose.file(GROUP, name, config_dirs).read_text(encoding="utf-8")
+        return build(ModelShape, {"name": name, **yaml.safe_load(text)}, f"{GROUP}.{name}")
+    folder = embedded.ensure() if name == embedded.NAME else Path(name)
+    if not (folder / "config.json").is_file():
+        raise unknown(GROUP, name, [*known, embedded.NAME, "a folder with config.json"], "model shape")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return from_config(config, name if name == embedded.NAME else folder.name)
+
+
+def from_config(config: Mapping[str, Any], name: str) -> ModelShape:
+    """The shape that a Hugging Face configuration describes.
+
+    Args:
+        config: content of its config.json; families llama, mistral, qwen2 and qwen3.
+        name: what to call it.
+    """
+    heads, hidden, family = config["num_attention_heads"], config["hidden_size"], config["model_type"]
+    return ModelShape(
+        name=name,
+        layers=config["num_hidden_layers"],
+        hidden=hidden,
+        intermediate=config["intermediate_size"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or hidden // heads,
+        vocab=config["vocab_size"],
+        tied=bool(config.get("tie_word_embeddings")),
+        qkv_bias=family == "qwen2",
+        qk_norm=family == "qwen3",
+        positions=config["max_position_embeddings"],
+        source="its config.json",
+    )
