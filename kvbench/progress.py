@@ -81,11 +81,12 @@ class Progress:
         elapsed = time.monotonic() - self._started
         per_cell = elapsed / self._cells if self._cells else 0
         left = f", {_clock(per_cell * (self.total_cells - self._cells))} left" if self._cells else ""
-        self._console.print(
+        # not by rich, which makes a block of HTML of every line in a notebook
+        print(
             f"cells {self._cells}/{self.total_cells}, prompt {self._prompt}/{self.total_prompts},"
             f" {_clock(elapsed)}{left}: {self._running}",
-            markup=False,
-            soft_wrap=True,
+            file=self._console.file,
+            flush=True,
         )
 
 

@@ -51,7 +51,8 @@ def _draw(
             axes.vlines(x, low, high, color=look.colour, linewidth=1, alpha=0.5)
         dress(axes, panel, bytes_column)
         # a fixed place above the upper ticks; finding one takes half of matplotlib's time
-        axes.set_title(f"{task}, {length} tokens, n = {panel['n'].max()}", y=1, pad=20)
+        tokens = f", {length} tokens" if length else ""
+        axes.set_title(f"{task}{tokens}, n = {panel['n'].max()}", y=1, pad=20)
         _bytes_axis(axes, panel, bytes_column)
     note = (
         f"{style.subject(rows)}. Bars: 95 % intervals. Methods are moved sideways by at most "

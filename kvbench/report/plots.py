@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pandas as pd
 
-from kvbench.report import heatmap, pareto, style, times
+from kvbench.report import heatmap, pareto, style, times, turns
 from kvbench.report.summary import SETTING
 
 
@@ -69,6 +69,13 @@ KINDS = {
         heatmap.needle,
         "Score by depth of the needle and length.",
         heatmap.has_depth,
+        ("task_label",),
+        from_cells=True,
+    ),
+    "turns": Kind(
+        turns.by_turn,
+        "Score by turn of a conversation.",
+        turns.has_turn,
         ("task_label",),
         from_cells=True,
     ),

@@ -1,11 +1,6 @@
-"""The README's table, from the committed reference run: `python -m kvbench.report.readme README.md SUMMARY.csv`."""
-
-import sys
-from pathlib import Path
+"""The README's tables: the one of the committed reference run, and where tables go; `kvbench.committed` writes them."""
 
 import pandas as pd
-
-START, END = "<!-- quickstart table -->", "<!-- end -->"
 
 
 def table(summary: pd.DataFrame) -> str:
@@ -15,8 +10,9 @@ def table(summary: pd.DataFrame) -> str:
         summary: summary.csv of a run with one setting and length.
     """
     tasks = sorted(summary["task"].unique())
-    budget = pd.to_numeric(summary["budget_requested"], errors="coerce").max()
-    rows = summary[summary["is_dense"] | (pd.to_numeric(summary["budget_requested"]) == budget)]
+    budgets = pd.to_numeric(summary["budget_requested"], errors="coerce")
+    budget = budgets.max()
+    rows = summary[summary["is_dense"] | (budgets == budget)]
     header = ["method", "resident MB", "read MB per step"]
     header += [f"{task.removeprefix('ruler_')}{what}" for task in tasks for what in (": score", ": KL")]
     lines = [header, ["---"] * len(header)]
@@ -44,12 +40,8 @@ def table(summary: pd.DataFrame) -> str:
     return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", caption])
 
 
-def insert(readme: str, summary: pd.DataFrame) -> str:
-    """The README with the table between its marks."""
-    head, _, rest = readme.partition(START)
-    return f"{head}{START}\n{table(summary)}\n{END}{rest.partition(END)[2]}"
-
-
-if __name__ == "__main__":
-    path, source = map(Path, sys.argv[1:])
-    path.write_text(insert(path.read_text(), pd.read_csv(source)))
+def insert(readme: str, name: str, text: str) -> str:
+    """The README with a text between the marks `<!-- NAME table -->` and `<!-- end -->`; unchanged without them."""
+    start, end = f"<!-- {name} table -->", "<!-- end -->"
+    head, found, rest = readme.partition(start)
+    return f"{head}{start}\n{text}\n{end}{rest.partition(end)[2]}" if found else readme

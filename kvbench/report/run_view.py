@@ -28,7 +28,10 @@ def load(run: str | Path) -> Run:
         UserError: there is no such run, or it cannot be read.
     """
     for folder in (Path(run), RUNS / run):
-        if (folder / "config.yaml").is_file() or any(folder.glob("cells-*.jsonl")):
+        # an experiment without cells leaves at least its table
+        if any((folder / name).is_file() for name in ("config.yaml", "table.md")) or any(
+            folder.glob("cells-*.jsonl")
+        ):
             return Run(folder)
     names = sorted(path.name for path in RUNS.glob("*") if path.is_dir())
     raise UserError(f"run: {run} is not a run folder; runs in {RUNS}: {', '.join(names) or 'none'}")
@@ -76,8 +79,26 @@ class Run:
         return self._summary.copy()
 
     def table(self) -> str:
-        """The content of table.md."""
+        """The content of table.md; of an experiment without cells, what it wrote there."""
+        written = self.path / "table.md"
+        if not self.records and written.is_file():
+            return written.read_text(encoding="utf-8")
         return tables.markdown(self._summary, f"Run {self.name}", self.notes())
+
+    def frame(self, name: str) -> pd.DataFrame:
+        """A CSV file of the run's folder, as "costs" of claude_replay.
+
+        Raises:
+            UserError: there is none of that name; lists those that there are.
+        """
+        files = {path.stem: path for path in sorted(self.path.glob("*.csv"))}
+        if name not in files:
+            raise UserError(f"name: no file {name}.csv in {self.path}, but {', '.join(files) or 'none'}")
+        return pd.read_csv(files[name])
+
+    def _repr_markdown_(self) -> str:
+        # a notebook shows a run as its table
+        return self.table()
 
     def notes(self) -> list[str]:
         """Everything that weakens the numbers: missing cells, mixed devices, unreadable lines."""

@@ -232,7 +232,9 @@ def _samples(rows: pd.DataFrame) -> str:
 
 
 def _name(rows: pd.DataFrame, columns: tuple[str, ...] = ("model", "protocol", "length")) -> str:
-    return ", ".join(str(rows[column].iloc[0]) for column in columns)
+    values = [rows[column].iloc[0] for column in columns]
+    # the user's own prompts have no length that was asked for: 0
+    return ", ".join(str(value) for value in values if value != 0)
 
 
 def _escape(text: str) -> str:

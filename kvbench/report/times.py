@@ -41,7 +41,7 @@ def stages(rows: pd.DataFrame) -> style.Figure:
         axes.set_ylim(len(bars) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("seconds per prompt")
-        axes.set_title(f"{length} tokens")
+        axes.set_title(f"{length} tokens" if length else "prompts as they are")
     handles = [Patch(color=colour, label=name) for name, colour in STAGES.values()]
     style.legend(figure, handles, f"{style.subject(rows)}. Medians; {how}.")
     return figure

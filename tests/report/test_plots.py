@@ -12,12 +12,9 @@ METHODS = ("chunkkv", "quest", "random")
 
 @pytest.fixture(scope="module")
 def data(accuracy, efficiency):
-    cells = prepare(
-        pd.DataFrame(
-            accuracy(tasks=("niah_single", "vt"), samples=5, budgets=(64, 4096), methods=METHODS)
-            + efficiency((1, 4), (1024, 2048))
-        )
-    )
+    records = accuracy(tasks=("niah_single", "vt"), samples=5, budgets=(64, 4096), methods=METHODS)
+    records = [record | {"meta": {**record["meta"], "turn": record["sample"] % 2}} for record in records]
+    cells = prepare(pd.DataFrame(records + efficiency((1, 4), (1024, 2048))))
     return pooled(summarise(cells, "r")), cells
 
 
@@ -48,6 +45,18 @@ def test_score_figure_shows_dense_and_leaves_out_covered_budgets(data):
     assert len(lines[style.styles(["chunkkv"])["chunkkv"].colour]) == 1
     assert any(line.get_marker() == "*" for line in axes.lines)
     assert len(axes.collections) >= 3
+
+
+def test_turns_are_means_over_conversations(data):
+    axes = figure_of("turns", data)["turns.smollm2_135m.float32.query_aware.niah_single"].axes[0]
+    _, cells = data
+    cells = cells[(cells["task_label"] == "niah_single") & (cells["budget_requested"] == "64")]
+    look = style.styles(METHODS)["quest"]
+    (line,) = (line for line in axes.lines if line.get_color() == look.colour)
+    quest = cells[cells["label"] == "quest"]
+    expected = [quest[quest["sample"] % 2 == turn]["score"].mean() for turn in (0, 1)]
+    assert list(line.get_ydata()) == pytest.approx(expected)
+    assert axes.get_title() == "2048 tokens, budget 64" and list(axes.get_xticks()) == [1, 2]
 
 
 def test_protocols_and_timings_never_share_a_figure(accuracy, efficiency):
@@ -88,7 +97,8 @@ def test_odd_runs_draw(accuracy, keep):
         records = [record for record in records if (record["method"] == "dense") == (keep == "dense only")]
     cells = prepare(pd.DataFrame(records))
     rows = summarise(cells, "r")
-    for kind in ("score_vs_resident", "kl_vs_read", "needle", "stages"):
+    cells = cells.assign(meta=[{**meta, "turn": 0} for meta in cells["meta"]])
+    for kind in ("score_vs_resident", "kl_vs_read", "needle", "turns", "stages"):
         figure_of(kind, (rows, cells)).popitem()[1].draw_without_rendering()
 
 

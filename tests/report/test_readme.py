@@ -1,17 +1,16 @@
-"""The README shows what the committed reference run measured."""
+"""Where tables go in the README, and that what it names is there; test_committed has what is in them."""
 
 from pathlib import Path
-
-import pandas as pd
 
 from kvbench.report.readme import insert
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_table_in_the_readme_is_that_of_the_reference_run():
-    readme = (ROOT / "README.md").read_text()
-    assert insert(readme, pd.read_csv(ROOT / "results/quickstart/summary.csv")) == readme
+def test_a_table_goes_between_its_marks_and_nowhere_else():
+    page = "a\n<!-- one table -->\nold\n<!-- end -->\nb\n<!-- two table -->\nkept\n<!-- end -->\n"
+    assert insert(page, "one", "new") == page.replace("old", "new")
+    assert insert(page, "three", "new") == page
 
 
 def test_every_local_file_that_the_readme_names_exists():

@@ -37,6 +37,20 @@ def test_an_empty_run_is_one_line(tmp_path):
             ask()
 
 
+def test_an_experiment_without_cells_has_its_table_and_files(tmp_path):
+    (tmp_path / "table.md").write_text("# Costs\n")
+    pd.DataFrame({"placement": ["none"], "usd": [0.5]}).to_csv(tmp_path / "costs.csv", index=False)
+    run = load(tmp_path)
+    assert run.table() == run._repr_markdown_() == "# Costs\n"
+    assert run.frame("costs")["usd"].tolist() == [0.5]
+    with pytest.raises(UserError, match=r"^name: no file moves.csv in [^\n]+, but costs$"):
+        run.frame("moves")
+
+
+def test_a_notebook_shows_the_table(run_dir):
+    assert load(run_dir)._repr_markdown_() == load(run_dir).table()
+
+
 @pytest.mark.parametrize(
     ("kind", "where", "message"),
     [

@@ -115,3 +115,8 @@ def test_a_task_of_the_users_own_sentences_has_no_wording(accuracy):
     table = tables_of([{**record, "wording": None} for record in accuracy(samples=3)])[0]
     assert "wording -" in table.caption
     assert all(cell for row in table.rows for cell in row[3:])
+
+
+def test_prompts_of_the_users_own_have_no_length_in_the_title(accuracy):
+    table = tables_of([{**record, "length": 0} for record in accuracy(samples=3)])[0]
+    assert table.title == "Scores: smollm2_135m, query_aware"

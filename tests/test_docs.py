@@ -1,0 +1,60 @@
+"""What README, documents and notebooks name is there: experiments, settings, commands, tests, files."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from kvbench import cli
+from kvbench.compose import compose, options
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = [*PAGES, *sorted((ROOT / "notebooks").glob("*.py"))]
+EACH_TEXT = pytest.mark.parametrize("file", TEXTS, ids=lambda path: path.name)
+EACH_PAGE = pytest.mark.parametrize("file", PAGES, ids=lambda path: path.name)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every kvbench command in blocks of code, and of those in tables and sentences."""
+    blocks = "\n".join(re.findall(r"```bash[^\n]*\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    lines = [part for line in blocks.splitlines() for part in re.split(r";\s", line)]
+    lines += re.findall(r"`(kvbench [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line for line in words if line[:1] == ["kvbench"]]
+
+
+@EACH_TEXT
+def test_experiments_exist(file: Path):
+    named = set(re.findall(r"experiment=([a-z]\w*)", file.read_text(encoding="utf-8")))
+    assert named <= set(options("experiment"))
+
+
+@EACH_TEXT
+def test_commands_are_understood(file: Path):
+    for words in commands(file.read_text(encoding="utf-8")):
+        # "kvbench ls methods | tasks": the first of the choices; ... stands for more of the like
+        words = words[1 : words.index("|")] if "|" in words else words[1:]
+        args = cli._parse([word for word in words if word != "..."])
+        overrides = getattr(args, "overrides", None)
+        if overrides and not any(re.search(r"[=\[][A-Z]|^plugins=", word) for word in overrides):
+            compose(overrides)
+
+
+@EACH_PAGE
+def test_tests_exist(file: Path):
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", file.read_text(encoding="utf-8")):
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{name}"
+
+
+@EACH_PAGE
+def test_targets_of_make_exist(file: Path):
+    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", file.read_text(encoding="utf-8"), re.MULTILINE))
+    assert named <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@EACH_PAGE
+def test_linked_files_exist(file: Path):
+    for target in re.findall(r"\]\(([^)#:]+)\)", file.read_text(encoding="utf-8")):
+        assert (file.parent / target).exists(), target
