@@ -17,7 +17,9 @@ from torch import Tensor
 
 from kvbench.kernels.hsa_scores import triton_form as hsa
 from kvbench.kernels.page_bounds import triton_form as bounds
+from kvbench.kernels.quantise_kv import triton_form as quantise
 from kvbench.kernels.quest_scores import triton_form as quest
+from kvbench.kernels.sparse_decode import FP8
 from kvbench.kernels.sparse_decode import triton_form as decode
 from kvbench.kernels.stub import CHIPS, compiling_for, resources
 from kvbench.kernels.top_k import triton_form as selection
@@ -62,10 +64,32 @@ def cases() -> Iterator[tuple[str, str, Callable[[], object]]]:
             lambda low=low, high=high, k=k: bounds.update_page_bounds(low, high, k[:, :, 0], count),
         )
         yield "channel-major", name, lambda q=q, edges=edges: hsa.hsa_scores(q, edges, 64, 16, count)
+        yield "channel-major", name, lambda q=q, edges=edges: hsa.hsa_select(q, edges, 64, 16, count, 512)
         yield "channel-major", name, lambda q=q, low=low, high=high: quest.quest_scores(q, low, high)
+        yield from _formats(name, k)
     scores = torch.empty(HEADS, LENGTH)
     yield "pages of 3", "fp32", lambda: selection.select_tokens(scores, 512, 3, count)
     yield "slots", "fp32", lambda: selection.top_k(scores, 512)
+
+
+def _formats(name: str, k: Tensor) -> Iterator[tuple[str, str, Callable[[], object]]]:
+    codes, one = k.to(torch.uint8), torch.ones(HEADS)
+    for code in quantise.LAYOUT:
+        yield code, name, lambda code=code: quantise.to_fp8(k, one, code)
+        yield code, name, lambda code=code: quantise.from_fp8(codes, one, code, k.dtype)
+    for bits in (2, 4, 8):
+        for axis, groups in ((2, "tokens"), (3, "channels")):
+            case = f"int{bits}, groups of {groups}"
+            packed = torch.empty(1, HEADS, LENGTH, DIM * bits // 8, dtype=torch.uint8)
+            scale = torch.empty(1, HEADS, LENGTH * DIM // 32, 1, dtype=torch.float16)
+            yield case, name, lambda bits=bits, axis=axis: quantise.pack(k, bits, 32, axis)
+            yield (
+                case,
+                name,
+                lambda bits=bits, axis=axis, packed=packed, scale=scale: quantise.unpack(
+                    packed, scale, scale, bits, 32, axis, k.dtype
+                ),
+            )
 
 
 def _slots() -> Tensor:
@@ -75,10 +99,8 @@ def _slots() -> Tensor:
 def _decode(
     q: Tensor, k: Tensor, tail: Tensor, index: Tensor | None = None, code: str | None = None
 ) -> object:
-    scale = torch.ones(HEADS) if code else None
-    return decode.sparse_decode(
-        q, k, k, tail, tail, torch.tensor([3]), 0.1, index, code=code, k_scale_H=scale, v_scale_H=scale
-    )
+    fp8 = FP8(code, torch.ones(HEADS), torch.ones(HEADS)) if code else None
+    return decode.sparse_decode(q, k, k, tail, tail, torch.tensor([3]), 0.1, index, fp8=fp8)
 
 
 def table(targets: list[str], dtypes: list[str]) -> pd.DataFrame:

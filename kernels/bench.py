@@ -16,25 +16,21 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-import kvbench.kernels.hsa_scores as hsa_portable
-import kvbench.kernels.page_bounds as bounds_portable
-import kvbench.kernels.quest_scores as quest_portable
-import kvbench.kernels.top_k as top_k_portable
-import kvbench.kernels.window_scores as window_portable
-from kvbench.kernels.hsa_scores import cpu as hsa_cpu
+from kvbench.kernels import forms, window_scores
+from kvbench.kernels.hsa_decode import hsa_decode
+from kvbench.kernels.hsa_scores import hsa_scores, hsa_select
 from kvbench.kernels.hsa_scores import naive as hsa_naive
-from kvbench.kernels.sparse_decode import cpu as decode_cpu
+from kvbench.kernels.page_bounds import page_bounds
+from kvbench.kernels.quest_scores import quest_scores
+from kvbench.kernels.sparse_decode import form, sparse_decode
 from kvbench.kernels.sparse_decode import naive as decode_naive
-from kvbench.kernels.sparse_decode import portable as decode_portable
-from kvbench.kernels.top_k import cpu as top_k_cpu
-from kvbench.kernels.window_scores import cpu as window_cpu
+from kvbench.kernels.top_k import select_tokens
 from kvbench.kernels.window_scores import naive as window_naive
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -101,37 +97,15 @@ class Inputs:
         within = torch.arange(run, device=self.device)
         return (starts[..., None] + within).flatten(1).int()[None].contiguous()
 
-    def decoders(self) -> dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]]:
-        """Forms of the decode attention by name, as functions of keys, values and slots."""
+    def forms(self) -> list[str]:
+        """The portable form and the device's own."""
+        best = form(self.device, self.k.dtype, GROUP, DIM)
+        return ["portable"] if best == "portable" else ["portable", best]
 
-        def portable(k: Tensor, v: Tensor, index: Tensor | None) -> Tensor:
-            return decode_portable.sparse_decode(
-                self.q, k, v, self.k_tail, self.v_tail, self.tail, self.scaling, index
-            )[0]
-
-        forms = {"portable": portable}
-        if self.device.type == "cuda":
-            from kvbench.kernels.sparse_decode import triton_form
-
-            forms["triton"] = lambda k, v, index: triton_form.sparse_decode(
-                self.q, k, v, self.k_tail, self.v_tail, self.tail, self.scaling, index
-            )[0]
-        elif decode_cpu.available(GROUP, DIM):
-            forms["compiled"] = self._compiled
-        return forms
-
-    def _compiled(self, k: Tensor, v: Tensor, index: Tensor | None) -> Tensor:
-        jobs = np.arange(HEADS, dtype=np.int64)
-        table = np.zeros((9, HEADS), dtype=np.int64)
-        fields = {name: table[n] for n, name in enumerate(decode_cpu.FIELDS)}
-        fields["k_prefix"][:], fields["v_prefix"][:] = (
-            x.data_ptr() + jobs * x.stride(1) * self.element for x in (k, v)
-        )
-        fields["prefix"][:] = k.shape[2]
-        if index is not None:
-            fields["index"][:] = index.data_ptr() + jobs * index.shape[2] * 4
-            fields["indexed"][:] = index.shape[2]
-        return decode_cpu.sparse_decode(self.q[0].float(), table, self.scaling, k.dtype)[0][None]
+    def decode(self, name: str, k: Tensor, v: Tensor, index: Tensor | None) -> Tensor:
+        """Decode attention in a form."""
+        with forms.using(name):
+            return sparse_decode(self.q, k, v, self.k_tail, self.v_tail, self.tail, self.scaling, index)[0]
 
 
 def cases(x: Inputs, budgets: list[int]) -> Iterator[Case]:
@@ -149,7 +123,7 @@ def cases(x: Inputs, budgets: list[int]) -> Iterator[Case]:
 def _attention_error(x: Inputs, out: Tensor, k: Tensor, v: Tensor, index: Tensor | None) -> float:
     """Of the first KV head."""
     keys, values = (kv[0, 0] if index is None else kv[0, 0, index[0, 0].long()] for kv in (k, v))
-    return _error(out[0, 0], decode_naive.sparse_decode(x.q[0, 0], keys, values, x.scaling)[0])
+    return _error(out[0, 0], decode_naive.of_head(x.q[0, 0], keys, values, x.scaling)[0])
 
 
 def _error(out: Tensor, expected: Tensor) -> float:
@@ -160,16 +134,16 @@ def _dense(x: Inputs) -> Iterator[Case]:
     def sdpa() -> Tensor:
         return torch.nn.functional.scaled_dot_product_attention(x.q, x.k, x.v, scale=x.scaling)
 
-    forms: dict[str, Callable[[], Tensor]] = {"sdpa, group as rows": sdpa}
+    calls: dict[str, Callable[[], Tensor]] = {"sdpa, group as rows": sdpa}
     if x.device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None:
         from flash_attn import flash_attn_with_kvcache  # type: ignore[import-not-found]
 
         # heads in the order of its layout [B, T, H, D]; the transposed views are what an engine would hold
         q = x.q.flatten(1, 2)[:, None]
         k, v = (kv.transpose(1, 2).contiguous() for kv in (x.k, x.v))
-        forms["flash-attn"] = lambda: flash_attn_with_kvcache(q, k, v, softmax_scale=x.scaling).view_as(x.q)
-    forms |= {name: lambda decode=decode: decode(x.k, x.v, None) for name, decode in x.decoders().items()}
-    for name, call in forms.items():
+        calls["flash-attn"] = lambda: flash_attn_with_kvcache(q, k, v, softmax_scale=x.scaling).view_as(x.q)
+    calls |= {name: lambda name=name: x.decode(name, x.k, x.v, None) for name in x.forms()}
+    for name, call in calls.items():
         baseline = name not in ("compiled", "triton")
         yield Case(
             "dense decode", name, "", x.kv_bytes(x.length), call,
@@ -179,10 +153,14 @@ def _dense(x: Inputs) -> Iterator[Case]:
 
 def _selected(x: Inputs, tokens: int, run: int, budget: str) -> Iterator[Case]:
     index = x.slots(tokens, run)
-    for name, decode in x.decoders().items():
+    for name in x.forms():
+
+        def call(name=name) -> Tensor:
+            return x.decode(name, x.k, x.v, index)
+
         yield Case(
-            "selected decode", name, budget, x.kv_bytes(tokens), lambda decode=decode: decode(x.k, x.v, index),
-            lambda decode=decode: _attention_error(x, decode(x.k, x.v, index), x.k, x.v, index),
+            "selected decode", name, budget, x.kv_bytes(tokens), call,
+            lambda call=call: _attention_error(x, call(), x.k, x.v, index),
         )  # fmt: skip
 
 
@@ -190,87 +168,80 @@ def _rocketkv(x: Inputs, traffic: int) -> Iterator[Case]:
     """One decode step of RocketKV on what its first stage left, whole and in parts."""
     kept, page, channels, tokens = ROCKETKV[x.length, traffic]
     k, v = (kv[:, :, :kept].contiguous() for kv in (x.k, x.v))
-    low, high = bounds_portable.page_bounds(k, page, -(-kept // page))
+    low, high = page_bounds(k, page, -(-kept // page))
     edges = torch.cat([low, high], dim=-1).transpose(-1, -2).contiguous()
     length = torch.tensor(kept, device=x.device)
     score_bytes = HEADS * edges.shape[-1] * channels * x.element
-    for name, decode in x.decoders().items():
-        scoring, selecting = _selection_forms(name)
+    budget = f"t = {traffic}"
+    for name in x.forms():
 
-        def choose(scoring=scoring, selecting=selecting) -> Tensor:
-            scores = scoring.hsa_scores(x.q, edges, channels, page, length)
-            return selecting.select_tokens(scores, tokens, page, length)
+        def within(operation, *args, name=name):
+            with forms.using(name):
+                return operation(*args)
 
-        def score_error(scoring=scoring) -> float:
-            scores = scoring.hsa_scores(x.q, edges, channels, page, length)
-            expected = hsa_naive.hsa_scores(x.q[0, 0].cpu(), k[0, 0].cpu(), page, channels)
-            return _error(scores[0, 0].repeat_interleave(page)[:kept].cpu(), expected)
+        def step(within=within) -> tuple[Tensor, Tensor, Tensor]:
+            return within(
+                hsa_decode, x.q, k, v, x.k_tail, x.v_tail, x.tail, edges, channels, page, tokens, x.scaling
+            )
 
-        scores, chosen = scoring.hsa_scores(x.q, edges, channels, page, length), choose()
-        budget = f"t = {traffic}"
+        def score(within=within) -> Tensor:
+            return within(hsa_scores, x.q, edges, channels, page, length)
+
+        def score_error(score=score) -> float:
+            expected = hsa_naive.of_keys(x.q[0, 0].cpu(), k[0, 0].cpu(), page, channels)
+            return _error(score()[0, 0].repeat_interleave(page)[:kept].cpu(), expected)
+
+        scores, chosen = score(), step()[2]
         yield Case(
-            "rocketkv step", name, budget, score_bytes + x.kv_bytes(tokens),
-            lambda decode=decode, choose=choose: decode(k, v, choose()), score_error,
+            "rocketkv step", name, budget, score_bytes + x.kv_bytes(tokens), step,
+            lambda step=step, chosen=chosen: _attention_error(x, step()[0], k, v, chosen),
         )  # fmt: skip
-        yield Case(
-            "rocketkv step: hsa_scores", name, budget, score_bytes,
-            lambda scoring=scoring: scoring.hsa_scores(x.q, edges, channels, page, length),
-        )  # fmt: skip
+        yield Case("rocketkv step: hsa_scores", name, budget, score_bytes, score, score_error)
         yield Case(
             "rocketkv step: select_tokens", name, budget, scores.numel() * 4,
-            lambda selecting=selecting, scores=scores: selecting.select_tokens(scores, tokens, page, length),
+            lambda within=within, scores=scores: within(select_tokens, scores, tokens, page, length),
+        )  # fmt: skip
+        yield Case(
+            "rocketkv step: hsa_select", name, budget, score_bytes,
+            lambda within=within: within(hsa_select, x.q, edges, channels, page, length, tokens),
         )  # fmt: skip
         yield Case(
             "rocketkv step: sparse_decode", name, budget, x.kv_bytes(tokens),
-            lambda decode=decode, chosen=chosen: decode(k, v, chosen),
-            lambda decode=decode, chosen=chosen: _attention_error(x, decode(k, v, chosen), k, v, chosen),
+            lambda name=name, chosen=chosen: x.decode(name, k, v, chosen),
+            lambda name=name, chosen=chosen: _attention_error(x, x.decode(name, k, v, chosen), k, v, chosen),
         )  # fmt: skip
-
-
-def _selection_forms(name: str) -> tuple[ModuleType, ModuleType]:
-    if name == "compiled":
-        return hsa_cpu, top_k_cpu
-    if name == "triton":
-        from kvbench.kernels.hsa_scores import triton_form as hsa_triton
-        from kvbench.kernels.top_k import triton_form as top_k_triton
-
-        return hsa_triton, top_k_triton
-    return hsa_portable, top_k_portable
 
 
 def _scores(x: Inputs) -> Iterator[Case]:
     """What runs once per prompt, and Quest's scores."""
     pages = x.length // PAGE
-    low, high = bounds_portable.page_bounds(x.k, PAGE, pages)
+    low, high = page_bounds(x.k, PAGE, pages)
     half = x.kv_bytes(x.length) // 2
-    expected = window_naive.window_scores(x.window_q[:GROUP], x.k[0, :1], x.scaling)
-    windows, others = {"portable": window_portable}, {"portable": (bounds_portable, quest_portable)}
-    if x.device.type == "cuda":
-        from kvbench.kernels.page_bounds import triton_form as bounds_triton
-        from kvbench.kernels.quest_scores import triton_form as quest_triton
-        from kvbench.kernels.window_scores import triton_form as window_triton
+    expected = window_naive.window_scores(x.window_q[:GROUP].cpu(), x.k[0, :1].cpu(), x.scaling)
+    calls: list[tuple[str, str, int, Callable[[], object]]] = [
+        ("page_bounds", f"pages of {PAGE}", half, lambda: page_bounds(x.k, PAGE, pages)),
+        ("quest_scores", f"pages of {PAGE}", 2 * half // PAGE, lambda: quest_scores(x.q, low, high)),
+    ]
+    for name in x.forms():
 
-        windows["triton"], others["triton"] = window_triton, (bounds_triton, quest_triton)
-    elif window_cpu.available():
-        windows["compiled"] = window_cpu
-    for name, window in windows.items():
-
-        def score(window=window) -> Tensor:
-            return window.window_scores(x.window_q, x.k[0], x.scaling)
+        def score(name=name) -> Tensor:
+            with forms.using(name):
+                return window_scores.window_scores(x.window_q, x.k[0], x.scaling)
 
         yield Case(
             "window_scores", name, f"window {WINDOW}", 2 * half, score,
-            lambda score=score: _error(score()[:GROUP], expected),
+            lambda score=score: _error(score()[:GROUP].cpu(), expected),
         )  # fmt: skip
-    for name, (bounds, quest) in others.items():
-        yield Case(
-            "page_bounds", name, f"pages of {PAGE}", half,
-            lambda bounds=bounds: bounds.page_bounds(x.k, PAGE, pages),
-        )  # fmt: skip
-        yield Case(
-            "quest_scores", name, f"pages of {PAGE}", 2 * half // PAGE,
-            lambda quest=quest: quest.quest_scores(x.q, low, high),
-        )  # fmt: skip
+        # neither has a compiled form
+        if name == "compiled":
+            continue
+        for operation, budget, size, call in calls:
+
+            def run(name=name, call=call) -> object:
+                with forms.using(name):
+                    return call()
+
+            yield Case(operation, name, budget, size, run)
 
 
 class Clock:

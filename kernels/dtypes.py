@@ -1,6 +1,7 @@
-"""Element types, as the compiled and the Triton forms know them."""
+"""Element types and layouts, as the compiled and the Triton forms know them."""
 
 import torch
+from torch import Tensor
 
 #: the numbers that stand for them in the C++ forms
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -12,3 +13,8 @@ def dot_precision(dtype: torch.dtype) -> str:
     Plain fp32 multiplication would spill registers by the thousand.
     """
     return "tf32x3" if dtype == torch.float32 else "ieee"
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """The tensor `[..., T, D]`, copied where its rows do not follow each other in memory."""
+    return x if x.stride()[-2:] == (x.shape[-1], 1) else x.contiguous()

@@ -3,27 +3,30 @@
 import torch
 from torch import Tensor
 
-from kvbench.kernels.window_scores import window_scores
+from kvbench.kernels import forms, window_scores
 
 
-def attention_sum(q_QTD: Tensor, k_HTD: Tensor, scaling: float, block: int = 128) -> Tensor:
-    """Causal softmax attention that each key gets, summed over all queries, some of them at a time.
+def form(device: torch.device, dtype: torch.dtype) -> str:
+    """The form that runs; see `forms.choose`.
+
+    No compiled one: it would compute the logits twice, and for so many queries a matrix library is faster.
+    """
+    return forms.choose(device, dtype)
+
+
+def attention_sum(q_QTD: Tensor, k_HTD: Tensor, scaling: float) -> Tensor:
+    """Causal softmax attention that each key gets, summed over all queries; no T x T tensor.
 
     Args:
         q_QTD: post-RoPE queries `[Q, N, D]` of all positions, or of the last N, Q a multiple of H.
         k_HTD: post-RoPE keys `[H, T, D]`.
         scaling: factor on the logits.
-        block: queries per step; the scratch is `[G * block, T]` fp32.
 
     Returns:
-        `[Q, T]` fp32. On a GPU, `window_scores.triton_form.window_scores` with a window of T is the same sum.
-        Source: H2O, Zhang et al. 2023, section 3.
+        `[Q, T]` fp32. Source: H2O, Zhang et al. 2023, section 3.
     """
-    queries, count, _ = q_QTD.shape
-    length = k_HTD.shape[1]
-    out_QT = torch.zeros(queries, length, device=k_HTD.device)
-    for low in range(0, count, block):
-        part = q_QTD[:, low : low + block]
-        end = length - count + low + part.shape[1]
-        out_QT[:, :end] += window_scores(part, k_HTD[:, :end], scaling)
-    return out_QT
+    chosen = form(k_HTD.device, k_HTD.dtype)
+    if chosen == "triton":
+        # a window of all queries
+        return window_scores.window_scores(q_QTD, k_HTD, scaling)
+    return forms.load(__name__, chosen).attention_sum(q_QTD, k_HTD, scaling).float()

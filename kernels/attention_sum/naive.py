@@ -6,7 +6,8 @@ from torch import Tensor
 
 def attention_sum(q_QTD: Tensor, k_HTD: Tensor, scaling: float) -> Tensor:
     """Causal softmax attention that each key gets, summed over all queries, in fp64: `[Q, T]`."""
-    group, length = q_QTD.shape[0] // k_HTD.shape[0], k_HTD.shape[1]
-    logits_QTT = q_QTD.double() @ k_HTD.double().repeat_interleave(group, dim=0).transpose(1, 2) * scaling
-    future = torch.ones(length, length, dtype=torch.bool).triu(1)
-    return logits_QTT.masked_fill(future, -torch.inf).softmax(-1).sum(1)
+    queries, count, _ = q_QTD.shape
+    group, length = queries // k_HTD.shape[0], k_HTD.shape[1]
+    logits_QNT = q_QTD.double() @ k_HTD.double().repeat_interleave(group, dim=0).transpose(1, 2) * scaling
+    future = torch.ones(count, length, dtype=torch.bool).triu(length - count + 1)
+    return logits_QNT.masked_fill(future, -torch.inf).softmax(-1).sum(1)

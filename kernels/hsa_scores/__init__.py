@@ -1,9 +1,16 @@
-"""Hybrid sparse attention (RocketKV's second stage): the probability of each page."""
+"""Hybrid sparse attention (RocketKV's second stage): the probability of each page, and the logits behind it."""
 
 import torch
 from torch import Tensor
 
-from kvbench.kernels.top_k import top_k
+from kvbench.kernels import forms
+from kvbench.kernels.hsa_scores import cpu
+from kvbench.kernels.top_k import select_tokens
+
+
+def form(device: torch.device, dtype: torch.dtype) -> str:
+    """The form that runs; see `forms.choose`."""
+    return forms.choose(device, dtype, cpu.available)
 
 
 def hsa_scores(q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, length: Tensor) -> Tensor:
@@ -18,27 +25,56 @@ def hsa_scores(q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, le
     Args:
         q_RHGD: queries `[R, H, G, D]`.
         bounds_RHEP: channel-major page bounds `[R, H, 2 D, P]`, minima before maxima; `[R, H, D, P]` (the keys
-            themselves) for pages of one token.
+            themselves) for pages of one token; contiguous.
         channels: channels used for scoring, 1..D.
         page: tokens per page.
-        length: tokens in the cache, a 0-dim integer tensor; pages beyond get 0.
+        length: tokens in the cache, an integer tensor of one element; pages beyond get 0.
 
     Returns:
         `[R, H, P]` fp32: the probability of each single token of the page, averaged over the group.
     """
-    rows, heads, group, dim = q_RHGD.shape
-    edges, pages = bounds_RHEP.shape[2:]
-    q = q_RHGD.float()
-    chosen_RHC = top_k(q.abs().sum(2), channels)
-    edge_RHC = chosen_RHC
-    if edges > dim:
-        edge_RHC = chosen_RHC + dim * (q.sum(2).gather(-1, chosen_RHC) > 0)
-    first = torch.arange(rows * heads, device=q.device).view(rows, heads, 1) * edges
-    bound_NP = bounds_RHEP.reshape(-1, pages).index_select(0, (edge_RHC + first).flatten())
-    q_RHGC = q.gather(-1, chosen_RHC[:, :, None, :].expand(-1, -1, group, -1))
-    logits_RHGP = q_RHGC @ bound_NP.view(rows, heads, channels, pages).float()
-    temperature = (dim * q_RHGC.abs().sum(-1) / q.abs().sum(-1)).sqrt()
-    tokens_P = (length - torch.arange(pages, device=q.device) * page).clamp(0, page)
-    logits_RHGP = logits_RHGP / temperature[..., None] + tokens_P.float().log()
-    logits_RHGP = logits_RHGP.masked_fill(tokens_P == 0, -torch.inf)
-    return (logits_RHGP.softmax(-1) / tokens_P.clamp(min=1)).mean(2)
+    module = forms.load(__name__, form(bounds_RHEP.device, bounds_RHEP.dtype))
+    return module.hsa_scores(q_RHGD, bounds_RHEP, channels, page, length)
+
+
+def hsa_select(
+    q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, length: Tensor, tokens: int
+) -> Tensor:
+    """Slots of the most probable pages, until they hold `tokens` tokens.
+
+    `top_k.select_tokens` of `hsa_scores`; on a GPU in three launches.
+
+    Args:
+        q_RHGD: queries, and the further arguments as for `hsa_scores`.
+        bounds_RHEP: page bounds.
+        channels: channels used for scoring.
+        page: tokens per page.
+        length: slots to choose from, an integer tensor of one element.
+        tokens: slots wanted.
+
+    Returns:
+        int32 `[R, H, tokens]`, ascending; -1 behind the last where there are fewer.
+    """
+    if form(bounds_RHEP.device, bounds_RHEP.dtype) == "triton":
+        return forms.load(__name__, "triton").hsa_select(q_RHGD, bounds_RHEP, channels, page, length, tokens)
+    scores_RHP = hsa_scores(q_RHGD, bounds_RHEP, channels, page, length)
+    return select_tokens(scores_RHP, tokens, page, length)
+
+
+def channel_logits(q_RHGD: Tensor, keys_RHDT: Tensor, channels: int, length: Tensor) -> Tensor:
+    """Attention logits estimated from the top channels of the group-summed |q|, as SparQ does.
+
+    The same as the logits behind `hsa_scores` for pages of one token: `q[chosen] k[chosen]` over the temperature
+    sqrt(D * |q[chosen]|_1 / |q|_1). Source: SparQ, arXiv 2312.04985, section 4.
+
+    Args:
+        q_RHGD: queries `[R, H, G, D]`.
+        keys_RHDT: channel-major keys `[R, H, D, T]`, contiguous.
+        channels: channels read, 1..D.
+        length: tokens in the cache, an integer tensor of one element.
+
+    Returns:
+        `[R, H, G, T]` fp32, of any value from `length` on.
+    """
+    chosen = forms.choose(keys_RHDT.device, keys_RHDT.dtype)
+    return forms.load(__name__, chosen).channel_logits(q_RHGD, keys_RHDT, channels, length)

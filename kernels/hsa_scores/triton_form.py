@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kvbench.kernels.top_k.triton_form import BLOCK, take_highest
+
 PAGES, CHANNELS = 128, 16
 
 
@@ -72,14 +74,9 @@ def hsa_logits(
 
 
 @triton.jit
-def hsa_probabilities(
-    Logits, Lse, Length, Out, page, pages, blocks,
-    G: tl.constexpr, GP: tl.constexpr, PAGES: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
-    """Probability of one token of each page, averaged over the group."""
-    job = tl.program_id(0).to(tl.int64)
+def _whole_lse(Lse, job, blocks, G: tl.constexpr, GP: tl.constexpr, BLOCKS: tl.constexpr):
+    """Log-sum-exp of a group's query heads over all pages."""
     g, b = tl.arange(0, GP), tl.arange(0, BLOCKS)
-    p = tl.program_id(1) * PAGES + tl.arange(0, PAGES)
     part = tl.load(
         Lse + (job * G + g)[:, None] * blocks + b[None, :],
         mask=(g < G)[:, None] & (b < blocks)[None, :], other=float("-inf"),
@@ -87,49 +84,102 @@ def hsa_probabilities(
     top = tl.max(part, 1)
     base = tl.where(top == float("-inf"), 0.0, top)
     mass = tl.sum(tl.exp(part - base[:, None]), 1)
-    lse = base + tl.log(tl.where(mass > 0, mass, 1.0))
-    some = (p * page < tl.load(Length).to(tl.int32)) & (p < pages)
+    return base + tl.log(tl.where(mass > 0, mass, 1.0))
+
+
+@triton.jit
+def _mean(Logits, job, p, pages, some, lse, G: tl.constexpr, GP: tl.constexpr):
+    """Probability of one token of each page, averaged over the group."""
+    g = tl.arange(0, GP)
     inside = (g < G)[:, None] & some[None, :]
     logits = tl.load(Logits + (job * G + g)[:, None] * pages + p[None, :], mask=inside, other=float("-inf"))
-    mean = tl.sum(tl.where(inside, tl.exp(logits - lse[:, None]), 0.0), 0) / G
-    tl.store(Out + job * pages + p, mean, mask=p < pages)
+    return tl.sum(tl.where(inside, tl.exp(logits - lse[:, None]), 0.0), 0) / G
+
+
+@triton.jit
+def hsa_probabilities(
+    Logits, Lse, Length, Out, page, pages, blocks,
+    G: tl.constexpr, GP: tl.constexpr, PAGES: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Probabilities of some pages."""
+    job = tl.program_id(0).to(tl.int64)
+    p = tl.program_id(1) * PAGES + tl.arange(0, PAGES)
+    lse = _whole_lse(Lse, job, blocks, G, GP, BLOCKS)
+    some = (p * page < tl.load(Length).to(tl.int32)) & (p < pages)
+    tl.store(Out + job * pages + p, _mean(Logits, job, p, pages, some, lse, G, GP), mask=p < pages)
+
+
+@triton.jit
+def hsa_choose(
+    Logits, Lse, Scores, Length, Out, page, pages, blocks, wanted,
+    G: tl.constexpr, GP: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The tokens of one row's and KV head's most probable pages."""
+    job = tl.program_id(0).to(tl.int64)
+    lse = _whole_lse(Lse, job, blocks, G, GP, BLOCKS)
+    length = tl.load(Length).to(tl.int32)
+    used = tl.minimum(tl.cdiv(length, page), pages)
+    for start in range(0, used, BLOCK):
+        p = start + tl.arange(0, BLOCK)
+        tl.store(Scores + job * pages + p, _mean(Logits, job, p, pages, p < used, lse, G, GP), mask=p < used)
+    # the other threads' scores are read next
+    tl.debug_barrier()
+    take_highest(Scores + job * pages, length, Out + job * wanted, pages, page, wanted, BLOCK)
 
 
 def hsa_scores(q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, length: Tensor) -> Tensor:
     """Mean over the group of the probability of one token of each page; see `kernels.hsa_scores.hsa_scores`.
 
-    Three launches, no synchronisation with the host. Reads `ceil(length / page) * channels` bounds per row and KV
-    head; among equal channel sums the earlier channel is chosen.
-
-    Args:
-        q_RHGD: queries `[R, H, G, D]`.
-        bounds_RHEP: channel-major page bounds `[R, H, 2 D, P]` or, for pages of one token, keys `[R, H, D, P]`;
-            contiguous.
-        channels: channels used for scoring, 1..D.
-        page: tokens per page.
-        length: tokens in the cache, an integer tensor of one element, read on the device.
-
-    Returns:
-        `[R, H, P]` fp32.
+    Three launches, no synchronisation with the host. Reads `ceil(length / page) * channels` bounds per row and KV head.
     """
+    logits, lse = _logits(q_RHGD, bounds_RHEP, channels, page, length)
+    rows, heads, group, pages = logits.shape
+    out = logits.new_empty(rows, heads, pages)
+    hsa_probabilities[(rows * heads, lse.shape[-1])](
+        logits, lse, length, out, page, pages, lse.shape[-1],
+        G=group, GP=triton.next_power_of_2(group), PAGES=PAGES, BLOCKS=triton.next_power_of_2(lse.shape[-1]),
+    )  # fmt: skip
+    return out
+
+
+def hsa_select(
+    q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, length: Tensor, tokens: int
+) -> Tensor:
+    """Slots of the most probable pages; see `kernels.hsa_scores.hsa_select`. Three launches."""
+    logits, lse = _logits(q_RHGD, bounds_RHEP, channels, page, length)
+    rows, heads, group, pages = logits.shape
+    scores = logits.new_empty(rows, heads, pages)
+    out = logits.new_empty(rows, heads, tokens, dtype=torch.int32)
+    hsa_choose[(rows * heads,)](
+        logits, lse, scores, length, out, page, pages, lse.shape[-1], tokens,
+        G=group, GP=triton.next_power_of_2(group), BLOCKS=triton.next_power_of_2(lse.shape[-1]), BLOCK=BLOCK,
+    )  # fmt: skip
+    return out
+
+
+def channel_logits(q_RHGD: Tensor, keys_RHDT: Tensor, channels: int, length: Tensor) -> Tensor:
+    """Logits from the top channels; see `kernels.hsa_scores.channel_logits`. Two launches."""
+    return _logits(q_RHGD, keys_RHDT, channels, 1, length)[0]
+
+
+def _logits(
+    q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, length: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits `[R, H, G, P]` and their log-sum-exp per block of pages, fp32. Two launches."""
     rows, heads, group, dim = q_RHGD.shape
     edges, pages = bounds_RHEP.shape[2:]
     assert bounds_RHEP.is_contiguous()
-    q, jobs = q_RHGD.contiguous(), rows * heads
-    blocks = triton.cdiv(pages, PAGES)
+    q, jobs, blocks = q_RHGD.contiguous(), rows * heads, triton.cdiv(pages, PAGES)
     edge = q.new_empty(jobs, channels, dtype=torch.int32)
     weight = q.new_empty(jobs, group, channels, dtype=torch.float32)
-    logits = q.new_empty(jobs, group, pages, dtype=torch.float32)
-    lse = q.new_empty(jobs, group, blocks, dtype=torch.float32)
-    out = q.new_empty(rows, heads, pages, dtype=torch.float32)
+    logits = q.new_empty(rows, heads, group, pages, dtype=torch.float32)
+    lse = q.new_empty(rows, heads, group, blocks, dtype=torch.float32)
     of_group = {"G": group, "GP": triton.next_power_of_2(group)}
+    # each program of the second could rank the channels itself, but then takes twice the registers or spills, and
+    # the compiler gives up loads of 16 bytes
     hsa_channels[(jobs,)](q, edge, weight, channels, edges, **of_group, D=dim, DP=triton.next_power_of_2(dim))
     hsa_logits[(jobs, blocks)](
         bounds_RHEP, edge, weight, length, logits, lse, channels, edges, page, pages,
         **of_group, PAGES=PAGES, CHANNELS=CHANNELS,
     )  # fmt: skip
-    hsa_probabilities[(jobs, blocks)](
-        logits, lse, length, out, page, pages, blocks,
-        **of_group, PAGES=PAGES, BLOCKS=triton.next_power_of_2(blocks),
-    )  # fmt: skip
-    return out
+    return logits, lse

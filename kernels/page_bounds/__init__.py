@@ -3,29 +3,26 @@
 import torch
 from torch import Tensor
 
+from kvbench.kernels import forms
+
+
+def form(device: torch.device, dtype: torch.dtype) -> str:
+    """The form that runs; see `forms.choose`."""
+    return forms.choose(device, dtype)
+
 
 def page_bounds(k_BHTD: Tensor, page: int, pages: int) -> tuple[Tensor, Tensor]:
     """Bounds of consecutive runs of `page` keys, aligned at slot 0; the last page may be partial.
 
     Args:
-        k_BHTD: keys `[..., T, D]`.
+        k_BHTD: keys `[B, H, T, D]`.
         page: tokens per page, any positive number.
         pages: pages to make room for, at least `ceil(T / page)`; those beyond are +inf and -inf.
 
     Returns:
-        (minimum, maximum), each `[..., pages, D]` in the dtype of the keys.
+        (minimum, maximum), each `[B, H, pages, D]` in the dtype of the keys, of any strides.
     """
-    *lead, length, dim = k_BHTD.shape
-    full, rest = divmod(length, page)
-    low = k_BHTD.new_full((*lead, pages, dim), torch.inf)
-    high = k_BHTD.new_full((*lead, pages, dim), -torch.inf)
-    if full:
-        runs = k_BHTD[..., : full * page, :].reshape(*lead, full, page, dim)
-        low[..., :full, :], high[..., :full, :] = runs.amin(-2), runs.amax(-2)
-    if rest:
-        run = k_BHTD[..., full * page :, :]
-        low[..., full, :], high[..., full, :] = run.amin(-2), run.amax(-2)
-    return low, high
+    return forms.load(__name__, form(k_BHTD.device, k_BHTD.dtype)).page_bounds(k_BHTD, page, pages)
 
 
 def update_page_bounds(low_BHPD: Tensor, high_BHPD: Tensor, k_BHD: Tensor, page: Tensor) -> None:
@@ -37,6 +34,5 @@ def update_page_bounds(low_BHPD: Tensor, high_BHPD: Tensor, k_BHD: Tensor, page:
         k_BHD: the appended key `[B, H, D]`.
         page: index of the page, a 1-element integer tensor on the same device (no host synchronisation).
     """
-    key = k_BHD.unsqueeze(2)
-    low_BHPD.index_copy_(2, page, torch.minimum(low_BHPD.index_select(2, page), key))
-    high_BHPD.index_copy_(2, page, torch.maximum(high_BHPD.index_select(2, page), key))
+    module = forms.load(__name__, form(low_BHPD.device, low_BHPD.dtype))
+    module.update_page_bounds(low_BHPD, high_BHPD, k_BHD, page)

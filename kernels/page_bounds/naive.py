@@ -4,20 +4,17 @@ import torch
 from torch import Tensor
 
 
-def page_bounds(k_TD: Tensor, page: int, pages: int) -> tuple[Tensor, Tensor]:
-    """Channel-wise minimum and maximum of each page of one KV head, in fp64.
-
-    Args:
-        k_TD: keys in cache order `[T, D]`.
-        page: tokens per page.
-        pages: pages to make room for; those without keys are +inf and -inf.
-
-    Returns:
-        (minimum, maximum), each `[pages, D]`.
-    """
-    low = torch.full((pages, k_TD.shape[1]), torch.inf, dtype=torch.float64)
+def page_bounds(k_BHTD: Tensor, page: int, pages: int) -> tuple[Tensor, Tensor]:
+    """Channel-wise minimum and maximum of each page; see `kernels.page_bounds.page_bounds`."""
+    low = torch.full((*k_BHTD.shape[:2], pages, k_BHTD.shape[3]), torch.inf).to(k_BHTD)
     high = -low
-    for slot, key in enumerate(k_TD.double()):
-        low[slot // page] = torch.minimum(low[slot // page], key)
-        high[slot // page] = torch.maximum(high[slot // page], key)
+    for slot in range(k_BHTD.shape[2]):
+        update_page_bounds(low, high, k_BHTD[:, :, slot], torch.tensor([slot // page]))
     return low, high
+
+
+def update_page_bounds(low_BHPD: Tensor, high_BHPD: Tensor, k_BHD: Tensor, page: Tensor) -> None:
+    """Widens one page by one key; see `kernels.page_bounds.update_page_bounds`."""
+    at = int(page)
+    low_BHPD[:, :, at] = torch.minimum(low_BHPD[:, :, at], k_BHD)
+    high_BHPD[:, :, at] = torch.maximum(high_BHPD[:, :, at], k_BHD)

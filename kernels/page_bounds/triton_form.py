@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kvbench.kernels.dtypes import rows_of
+
 PAGES = 16
 
 
@@ -52,19 +54,12 @@ def page_bounds_update(
 
 
 def page_bounds(k_BHTD: Tensor, page: int, pages: int) -> tuple[Tensor, Tensor]:
-    """Bounds of consecutive runs of `page` keys, aligned at slot 0; the last page may be partial.
+    """Bounds of consecutive runs of `page` keys; see `kernels.page_bounds.page_bounds`.
 
-    Args:
-        k_BHTD: keys `[B, H, T, D]`, each head contiguous.
-        page: tokens per page, any positive number.
-        pages: pages to make room for, at least `ceil(T / page)`; those beyond are +inf and -inf.
-
-    Returns:
-        (minimum, maximum), each `[B, H, pages, D]` in the dtype of the keys: views of one channel-major tensor
-        `[B, H, 2 D, pages]`, which `minimum._base` is.
+    They are views of one channel-major tensor `[B, H, 2 D, pages]`, which `minimum._base` is.
     """
+    k_BHTD = rows_of(k_BHTD)
     batch, heads, length, dim = k_BHTD.shape
-    assert k_BHTD.stride()[2:] == (dim, 1)
     bounds = k_BHTD.new_empty(batch, heads, 2 * dim, pages)
     if pages:
         page_bounds_build[(batch * heads, triton.cdiv(pages, PAGES))](
@@ -76,14 +71,7 @@ def page_bounds(k_BHTD: Tensor, page: int, pages: int) -> tuple[Tensor, Tensor]:
 
 
 def update_page_bounds(low_BHPD: Tensor, high_BHPD: Tensor, k_BHD: Tensor, page: Tensor) -> None:
-    """Widens in place the bounds of one page by one appended key.
-
-    Args:
-        low_BHPD: minima `[B, H, P, D]`, any strides.
-        high_BHPD: maxima, likewise.
-        k_BHD: the appended key `[B, H, D]`.
-        page: index of the page, a 1-element integer tensor, read on the device.
-    """
+    """Widens in place the bounds of one page; see `kernels.page_bounds.update_page_bounds`."""
     batch, heads, _, dim = low_BHPD.shape
     assert k_BHD.stride(2) == 1
     page_bounds_update[(batch * heads,)](

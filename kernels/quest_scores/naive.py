@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 
-def quest_scores(q_GD: Tensor, low_PD: Tensor, high_PD: Tensor) -> Tensor:
-    """`sum_i max(q_i * high_i, q_i * low_i)` of one KV head, in fp64: `[G, P]`.
+def quest_scores(q_RHGD: Tensor, low_RHPD: Tensor, high_RHPD: Tensor) -> Tensor:
+    """`sum_i max(q_i * high_i, q_i * low_i)` in fp64: `[R, H, G, P]`.
 
     Source: Quest, Tang et al. 2024, section 3.2.
     """
-    q_G1D = q_GD.double()[:, None]
-    return torch.maximum(q_G1D * low_PD.double(), q_G1D * high_PD.double()).sum(-1)
+    q = q_RHGD.double().unsqueeze(3)
+    low, high = (x.double().unsqueeze(2) for x in (low_RHPD, high_RHPD))
+    return torch.maximum(q * low, q * high).sum(-1)

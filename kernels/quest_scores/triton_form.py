@@ -43,16 +43,7 @@ def quest_bounds(
 
 
 def quest_scores(q_RHGD: Tensor, low_RHPD: Tensor, high_RHPD: Tensor) -> Tensor:
-    """`sum_i max(q_i * high_i, q_i * low_i)` per query head and page; see `kernels.quest_scores.quest_scores`.
-
-    Args:
-        q_RHGD: queries `[R, H, G, D]`, in the dtype of the bounds.
-        low_RHPD: minima `[R, H, P, D]`, any strides.
-        high_RHPD: maxima, likewise.
-
-    Returns:
-        `[R, H, G, P]` fp32, not scaled; products of 16-bit numbers are summed in fp32.
-    """
+    """Quest's bounds; see `kernels.quest_scores.quest_scores`. Products of 16-bit numbers are summed in fp32."""
     rows, heads, group, dim = q_RHGD.shape
     pages = low_RHPD.shape[2]
     out = q_RHGD.new_empty(rows, heads, group, pages, dtype=torch.float32)

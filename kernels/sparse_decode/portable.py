@@ -15,23 +15,7 @@ def sparse_decode(
     index_RHN: Tensor | None = None,
     mask_HGK: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Decode attention of R rows that share one layout.
-
-    Args:
-        q_RHGD: queries `[R, H, G, D]` (H KV heads, G query heads each).
-        k_BHKD: prefix keys `[B, H, K, D]`; B is R, or 1 when the rows share the prefix.
-        v_BHKD: prefix values, likewise.
-        k_tail_RHMD: keys of the appended tokens `[R, H, M, D]`, room for M.
-        v_tail_RHMD: values, likewise.
-        tail: number of appended tokens, a 0-dim integer tensor.
-        scaling: factor on the logits.
-        index_RHN: slots to read `[R, H, N]` (prefix first, then tail; negative: none), or per query head
-            `[R, H, G, N]`; every slot when None.
-        mask_HGK: True where a query head may read a prefix slot `[H, G, K]`.
-
-    Returns:
-        Output `[R, H, G, D]` in the dtype of q, and the natural-log sum of exponentials `[R, H, G]` fp32.
-    """
+    """Decode attention of R rows that share one layout; see `kernels.sparse_decode.sparse_decode`."""
     if index_RHN is not None:
         return _gathered(q_RHGD, k_BHKD, v_BHKD, k_tail_RHMD, v_tail_RHMD, tail, scaling, index_RHN, mask_HGK)
     room = k_tail_RHMD.shape[2]

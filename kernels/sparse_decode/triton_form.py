@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kvbench.kernels.dtypes import dot_precision
+from kvbench.kernels.dtypes import dot_precision, rows_of
+from kvbench.kernels.sparse_decode import FP8
 
 #: slots that a program holds at a time, by the size of their numbers; decoding codes takes registers, as fp32 does
 BLOCK = {1: 32, 2: 64, 4: 16}
@@ -18,7 +19,7 @@ CODES = {None: 0, "e4m3": 1, "e5m2": 2}
 
 
 @triton.jit
-def _number(x, CODE: tl.constexpr):
+def fp8_number(x, CODE: tl.constexpr):
     """The number that a byte stands for; e4m3 has 8 less of exponent bias than fp16, e5m2 is the upper half of one."""
     if CODE == 1:
         wide = x.to(tl.uint16)
@@ -32,6 +33,7 @@ def _number(x, CODE: tl.constexpr):
 @triton.jit
 def sparse_decode_pieces(
     Q, K, V, K_tail, V_tail, Tail, Used, Index, Mask, K_scale, V_scale, Out, Lse, kept, listed, scaling,
+    k_scale_head, v_scale_head,
     k_row, k_head, v_row, v_head, k_tail_row, k_tail_head, v_tail_row, v_tail_head,
     HEADS: tl.constexpr, SHARE: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     BLOCK: tl.constexpr, SPLITS: tl.constexpr, CODE: tl.constexpr,
@@ -58,7 +60,7 @@ def sparse_decode_pieces(
     )
     log2_scale = scaling * 1.4426950408889634
     if K_scale is not None:
-        log2_scale *= tl.load(K_scale + head)
+        log2_scale *= tl.load(K_scale + head * k_scale_head)
     k_prefix = K + row * k_row + head.to(tl.int64) * k_head
     v_prefix = V + row * v_row + head.to(tl.int64) * v_head
     k_late = K_tail + row * k_tail_row + head.to(tl.int64) * k_tail_head
@@ -79,7 +81,7 @@ def sparse_decode_pieces(
         at = tl.where(early, slot, slot - kept).to(tl.int64) * D
         k_at = tl.where(early, k_prefix + at, k_late + at)
         k = tl.load(k_at[None, :] + d[:, None], mask=valid[None, :] & in_dim[:, None], other=0)
-        logits = tl.dot(q, _number(k, CODE).to(q.dtype), input_precision=PRECISION)
+        logits = tl.dot(q, fp8_number(k, CODE).to(q.dtype), input_precision=PRECISION)
         seen = valid[None, :]
         if Mask is not None:
             member = tl.load(
@@ -99,7 +101,7 @@ def sparse_decode_pieces(
         mass = mass * rescale + tl.sum(weights, 1)
         partial = tl.dot(
             weights.to(q.dtype),
-            _number(v, CODE).to(q.dtype),
+            fp8_number(v, CODE).to(q.dtype),
             partial * rescale[:, None],
             input_precision=PRECISION,
         )
@@ -108,7 +110,7 @@ def sparse_decode_pieces(
     some = mass > 0
     out = partial / tl.where(some, mass, 1.0)[:, None]
     if V_scale is not None:
-        out *= tl.load(V_scale + head)
+        out *= tl.load(V_scale + head * v_scale_head)
     lse = tl.where(
         some, (peak * log2_scale + tl.log2(tl.where(some, mass, 1.0))) * 0.6931471805599453, float("-inf")
     )
@@ -160,37 +162,21 @@ def sparse_decode(
     mask_HGK: Tensor | None = None,
     *,
     used_RH: Tensor | None = None,
-    code: str | None = None,
-    k_scale_H: Tensor | None = None,
-    v_scale_H: Tensor | None = None,
+    fp8: FP8 | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Decode attention of R rows that share one layout; `portable.sparse_decode` says what the arguments are.
+    """Decode attention of R rows that share one layout; see `kernels.sparse_decode.sparse_decode`.
 
     Two launches (one where the slots make a single piece), no synchronisation with the host. A group is read once,
     by one program; with an index per query head each query head is a program of its own.
 
     Args:
-        q_RHGD: queries, in the dtype that products are computed in.
-        k_BHKD: prefix keys, in the dtype of q or fp8 codes (uint8), `[K, D]` contiguous.
-        v_BHKD: prefix values, likewise.
-        k_tail_RHMD: keys of the appended tokens, likewise.
-        v_tail_RHMD: values, likewise.
-        tail: number of appended tokens, an integer tensor of one element, read on the device.
-        scaling: factor on the logits.
-        index_RHN: int32 slots to read, negative ones skipped.
-        mask_HGK: True where a query head may read a prefix slot.
         used_RH: int32 prefix slots that hold a token, where rows and KV heads differ; all K when None.
-        code: e4m3 or e5m2 where keys and values are fp8 codes.
-        k_scale_H: fp32 factor on the codes of each KV head's keys.
-        v_scale_H: likewise for values.
-
-    Returns:
-        Output `[R, H, G, D]` in the dtype of q, and the natural-log sum of exponentials `[R, H, G]` fp32.
+        fp8: given where keys and values are fp8 codes, which are decoded in registers.
     """
     rows, heads, group, dim = q_RHGD.shape
     kept, room = k_BHKD.shape[2], k_tail_RHMD.shape[2]
-    for x in (k_BHKD, v_BHKD, k_tail_RHMD, v_tail_RHMD):
-        assert x.stride()[2:] == (dim, 1) and x.dtype == (q_RHGD.dtype if code is None else torch.uint8)
+    k_BHKD, v_BHKD, k_tail_RHMD, v_tail_RHMD = map(rows_of, (k_BHKD, v_BHKD, k_tail_RHMD, v_tail_RHMD))
+    assert k_BHKD.dtype == (q_RHGD.dtype if fp8 is None else torch.uint8)
     share = group if index_RHN is not None and index_RHN.dim() == 4 else 1
     count = index_RHN.shape[-1] if index_RHN is not None else kept + room
     parts = splits(count)
@@ -205,10 +191,11 @@ def sparse_decode(
         q, k_BHKD, v_BHKD, k_tail_RHMD, v_tail_RHMD, tail, used_RH,
         index_RHN.int().contiguous() if index_RHN is not None else None,
         mask_HGK.contiguous().view(torch.uint8) if mask_HGK is not None else None,
-        k_scale_H, v_scale_H, pieces, piece_lse, kept, count, scaling,
+        fp8.k_scale if fp8 else None, fp8.v_scale if fp8 else None, pieces, piece_lse, kept, count, scaling,
+        int(fp8 is not None and fp8.k_scale.numel() > 1), int(fp8 is not None and fp8.v_scale.numel() > 1),
         *_row_and_head(k_BHKD), *_row_and_head(v_BHKD), *_row_and_head(k_tail_RHMD), *_row_and_head(v_tail_RHMD),
         HEADS=heads, SHARE=share, G=group // share, GP=max(16, triton.next_power_of_2(group // share)),
-        D=dim, DP=padded, BLOCK=BLOCK[k_BHKD.element_size()], SPLITS=parts, CODE=CODES[code],
+        D=dim, DP=padded, BLOCK=BLOCK[k_BHKD.element_size()], SPLITS=parts, CODE=CODES[fp8.code if fp8 else None],
         PRECISION=dot_precision(q.dtype), num_warps=4, num_stages=2,
     )  # fmt: skip
     if parts > 1:

@@ -3,38 +3,26 @@
 import torch
 from torch import Tensor
 
+from kvbench.kernels import forms
+from kvbench.kernels.top_k import cpu
+from kvbench.kernels.top_k.portable import top_k_mask as top_k_mask
 
-def top_k_mask(scores: Tensor, k: int) -> Tensor:
-    """Marks the k highest scores along the last dimension; among equal scores the earlier position wins.
 
-    Args:
-        scores: `[..., T]`, no NaN.
-        k: how many, at most T are marked.
-
-    Returns:
-        bool `[..., T]` with exactly `min(k, T)` True per row.
-    """
-    if k >= scores.shape[-1]:
-        return torch.ones_like(scores, dtype=torch.bool)
-    if k <= 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = scores.topk(k, dim=-1, sorted=True).values[..., -1:]
-    above, equal = scores > threshold, scores == threshold
-    room = k - above.sum(-1, keepdim=True)
-    return above | (equal & (equal.cumsum(-1) <= room))
+def form(device: torch.device, dtype: torch.dtype) -> str:
+    """The form that runs; see `forms.choose`."""
+    return forms.choose(device, dtype, cpu.available)
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
     """Positions of the k highest scores, ascending: int64 `[..., min(k, T)]`, ties to the earlier position.
 
     The shape of the result does not depend on the scores, so that a CUDA graph can hold it.
+
+    Args:
+        scores: `[..., T]`, no NaN.
+        k: how many.
     """
-    length = scores.shape[-1]
-    k = min(k, length)
-    mask = top_k_mask(scores, k)
-    place = torch.where(mask, mask.cumsum(-1) - 1, k)
-    out = torch.empty(*scores.shape[:-1], k + 1, dtype=torch.long, device=scores.device)
-    return out.scatter_(-1, place, torch.arange(length, device=scores.device).expand_as(place))[..., :k]
+    return forms.load(__name__, form(scores.device, scores.dtype)).top_k(scores, k)
 
 
 def lowest(scores: Tensor, k: int) -> Tensor:
@@ -49,7 +37,8 @@ def select_tokens(scores_XP: Tensor, tokens: int, page: int, length: Tensor) -> 
     """Slots of the pages of highest score, until they hold `tokens` tokens; among equal pages the earlier wins.
 
     Args:
-        scores_XP: `[..., P]`, no NaN; pages are runs of `page` slots, the last one may be partial.
+        scores_XP: `[..., P]`, no NaN among the pages in use; pages are runs of `page` slots, the last one may be
+            partial.
         tokens: slots wanted.
         page: tokens per page.
         length: slots in use, an integer tensor of one element.
@@ -58,8 +47,5 @@ def select_tokens(scores_XP: Tensor, tokens: int, page: int, length: Tensor) -> 
         int32 `[..., tokens]`, ascending; -1 behind the last where fewer slots are in use. A page that does not fit
         gives its first tokens.
     """
-    slots = torch.arange(scores_XP.shape[-1] * page, device=scores_XP.device)
-    by_slot = scores_XP.repeat_interleave(page, dim=-1).masked_fill(slots >= length, -torch.inf)
-    chosen = top_k(by_slot, tokens)
-    chosen = torch.where(chosen < length, chosen, -1).int()
-    return torch.nn.functional.pad(chosen, (0, tokens - chosen.shape[-1]), value=-1)
+    module = forms.load(__name__, form(scores_XP.device, scores_XP.dtype))
+    return module.select_tokens(scores_XP, tokens, page, length)

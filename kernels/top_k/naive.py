@@ -1,9 +1,10 @@
 """Selection by sorting: the slow reference."""
 
+import torch
 from torch import Tensor
 
 
-def select_tokens(scores_P: Tensor, tokens: int, page: int, length: int) -> list[int]:
+def slots_of(scores_P: Tensor, tokens: int, page: int, length: int) -> list[int]:
     """Slots of the pages of highest score until they hold `tokens` tokens, ascending.
 
     Args:
@@ -17,3 +18,18 @@ def select_tokens(scores_P: Tensor, tokens: int, page: int, length: int) -> list
     ranked = sorted(range(-(-length // page)), key=lambda n: -scores[n])
     slots = [slot for n in ranked for slot in range(n * page, min((n + 1) * page, length))]
     return sorted(slots[:tokens])
+
+
+def select_tokens(scores_XP: Tensor, tokens: int, page: int, length: Tensor) -> Tensor:
+    """Slots of the pages of highest score; see `kernels.top_k.select_tokens`."""
+    out = torch.full((scores_XP.shape[:-1].numel(), tokens), -1, dtype=torch.int32)
+    for row, scores in zip(out, scores_XP.flatten(0, -2), strict=True):
+        slots = slots_of(scores, tokens, page, int(length))
+        row[: len(slots)] = torch.tensor(slots)
+    return out.view(*scores_XP.shape[:-1], tokens)
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """Positions of the k highest scores; see `kernels.top_k.top_k`."""
+    length = scores.shape[-1]
+    return select_tokens(scores, min(k, length), 1, torch.tensor(length)).long()

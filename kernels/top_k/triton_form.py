@@ -17,11 +17,12 @@ def _order(Scores, at, mask):
 
 
 @triton.jit
-def top_k_select(Scores, Length, Out, pages, page, wanted, BLOCK: tl.constexpr):
-    """The tokens of the pages of highest score, ascending; a page that does not fit gives its first tokens."""
-    row = tl.program_id(0).to(tl.int64)
-    scores, out = Scores + row * pages, Out + row * wanted
-    length = tl.minimum(tl.load(Length).to(tl.int32), pages * page)
+def take_highest(scores, length, out, pages, page, wanted, BLOCK: tl.constexpr):
+    """The tokens of the pages of highest score, ascending; a page that does not fit gives its first tokens.
+
+    The length may be more than the pages hold, or none.
+    """
+    length = tl.minimum(tl.maximum(length, 0), pages * page)
     used = tl.cdiv(length, page)
     room = tl.minimum(wanted, length)
     last = _order(scores, used - 1, used > 0)
@@ -59,32 +60,29 @@ def top_k_select(Scores, Length, Out, pages, page, wanted, BLOCK: tl.constexpr):
         give = tl.where(key > prefix, held, tl.minimum(tied, tl.maximum(left, 0)))
         first = taken + tl.cumsum(give, 0) - give
         for n in range(0, page):
-            tl.store(out + first + n, (p * page + n).to(Out.dtype.element_ty), mask=n < give)
+            tl.store(out + first + n, (p * page + n).to(out.dtype.element_ty), mask=n < give)
         taken += tl.sum(give, 0)
         need = tl.maximum(need - tl.sum(tied, 0), 0)
     for start in range(room, wanted, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        tl.store(out + at, tl.full([BLOCK], -1, Out.dtype.element_ty), mask=at < wanted)
+        tl.store(out + at, tl.full([BLOCK], -1, out.dtype.element_ty), mask=at < wanted)
+
+
+@triton.jit
+def top_k_select(Scores, Length, Out, pages, page, wanted, BLOCK: tl.constexpr):
+    """Selects in one row of scores."""
+    row = tl.program_id(0).to(tl.int64)
+    length = tl.load(Length).to(tl.int32)
+    take_highest(Scores + row * pages, length, Out + row * wanted, pages, page, wanted, BLOCK)
 
 
 def select_tokens(scores_XP: Tensor, tokens: int, page: int, length: Tensor) -> Tensor:
-    """Slots of the pages of highest score, until they hold `tokens` tokens; among equal pages the earlier wins.
-
-    Args:
-        scores_XP: `[..., P]`, no NaN; pages are runs of `page` slots, the last one may be partial.
-        tokens: slots wanted.
-        page: tokens per page.
-        length: slots in use, an integer tensor of one element, read on the device.
-
-    Returns:
-        int32 `[..., tokens]`, ascending; -1 behind the last where fewer slots are in use. A page that does
-        not fit gives its first tokens.
-    """
+    """Slots of the pages of highest score; see `kernels.top_k.select_tokens`."""
     return _select(scores_XP, tokens, page, length, torch.int32)
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
-    """Positions of the k highest scores, ascending: int64 `[..., min(k, T)]`, ties to the earlier position."""
+    """Positions of the k highest scores; see `kernels.top_k.top_k`."""
     length = torch.full((1,), scores.shape[-1], device=scores.device)
     return _select(scores, min(k, scores.shape[-1]), 1, length, torch.int64)
 

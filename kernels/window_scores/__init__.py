@@ -3,11 +3,17 @@
 import torch
 from torch import Tensor
 
+from kvbench.kernels import forms
+from kvbench.kernels.window_scores import cpu
+
+
+def form(device: torch.device, dtype: torch.dtype) -> str:
+    """The form that runs; see `forms.choose`."""
+    return forms.choose(device, dtype, cpu.available)
+
 
 def window_scores(q_QWD: Tensor, k_HTD: Tensor, scaling: float) -> Tensor:
     """Softmax attention of the last W queries to every key, causal inside the window, summed over the queries.
-
-    One KV head at a time, so that the scratch is `[G * W, T]` and not `[Q, W, T]`.
 
     Args:
         q_QWD: post-RoPE queries of the last W positions `[Q, W, D]`, Q a multiple of H.
@@ -17,18 +23,8 @@ def window_scores(q_QWD: Tensor, k_HTD: Tensor, scaling: float) -> Tensor:
     Returns:
         `[Q, T]` fp32; each row sums to W. Source: SnapKV, Li et al. 2024, section 3.
     """
-    heads, length, dim = k_HTD.shape
-    queries, window, _ = q_QWD.shape
-    group = queries // heads
-    out_HGT = torch.empty(heads, group, length, dtype=torch.float32, device=k_HTD.device)
-    future = torch.ones(window, window, dtype=torch.bool, device=k_HTD.device).triu(1)
-    for head in range(heads):
-        # in fp32 from the product on: bf16 logits tie, and a tie keeps the earlier token
-        q_RD = q_QWD[head * group : (head + 1) * group].reshape(group * window, dim).float()
-        logits_GWT = (q_RD @ k_HTD[head].float().T).mul_(scaling).view(group, window, length)
-        logits_GWT[..., length - window :].masked_fill_(future, -torch.inf)
-        torch.sum(logits_GWT.softmax(dim=-1), dim=1, out=out_HGT[head])
-    return out_HGT.view(queries, length)
+    module = forms.load(__name__, form(k_HTD.device, k_HTD.dtype))
+    return module.window_scores(q_QWD, k_HTD, scaling).float()
 
 
 def pool(scores: Tensor, kernel: int, kind: str) -> Tensor:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from kvbench.kernels import build
-from kvbench.kernels.dtypes import CODES
+from kvbench.kernels.dtypes import CODES, rows_of
 
-#: query rows that the C++ takes at a time
-ROWS = 4
+#: queries in a vector, and queries that the C++ takes at a time
+LANES, ROWS = 16, 32
 
 
 def available() -> bool:
@@ -22,21 +22,26 @@ def available() -> bool:
 def window_scores(q_QWD: Tensor, k_HTD: Tensor, scaling: float) -> Tensor:
     """Softmax attention of the last W queries to every key; see `kernels.window_scores.window_scores`.
 
-    The logits are computed twice, 64 keys at a time, and never stored. Each head of the keys must be contiguous.
+    The logits are computed twice, 64 keys at a time, and never stored.
     """
     library = build.load(Path(__file__).with_name("windows.cpp"))
+    assert library is not None
+    k_HTD = rows_of(k_HTD)
     heads, length, dim = k_HTD.shape
     queries, window, _ = q_QWD.shape
-    assert library is not None and k_HTD.stride()[1:] == (dim, 1)
     group = queries // heads
-    rows = -(-group * window // ROWS) * ROWS
+    # a vector holds queries of one head
+    padded = -(-window // LANES) * LANES
+    rows = -(-group * padded // ROWS) * ROWS
     q_HRD = q_QWD.new_zeros(heads, rows, dim, dtype=torch.float32)
-    q_HRD[:, : group * window] = q_QWD.reshape(heads, group * window, dim)
+    of_head = q_HRD[:, : group * padded].view(heads, group, padded, dim)
+    of_head[:, :, :window] = q_QWD.reshape(heads, group, window, dim)
     q_HRD *= scaling * math.log2(math.e)
+    blocks = q_HRD.view(heads, rows // ROWS, ROWS, dim).transpose(2, 3).contiguous()
     out = torch.empty(queries, length)
-    sizes = (heads, group, window, rows, dim, length, k_HTD.stride(0))
+    sizes = (heads, group, window, padded, rows, dim, length, k_HTD.stride(0))
     code = library.kvbench_window_scores(
-        *(ctypes.c_void_p(x.data_ptr()) for x in (q_HRD, k_HTD, out)),
+        *(ctypes.c_void_p(x.data_ptr()) for x in (blocks, k_HTD, out)),
         *map(ctypes.c_int64, sizes),
         ctypes.c_int(CODES[k_HTD.dtype]),
     )

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kvbench.kernels.dtypes import dot_precision
+from kvbench.kernels.dtypes import dot_precision, rows_of
 
 #: query rows and keys of a tile, by the size of an element; products of fp32 take many registers
 ROWS, KEYS = {2: 64, 4: 16}, 64
@@ -85,22 +85,15 @@ def window_sums(
 
 
 def window_scores(q_QWD: Tensor, k_HTD: Tensor, scaling: float) -> Tensor:
-    """Softmax attention of the last W queries to every key, causal inside the window, summed over the queries.
+    """Softmax attention of the last W queries to every key; see `kernels.window_scores.window_scores`.
 
     Keys are read twice (once more per tile of rows of the group's window in the first pass), two launches and a small
     merge. Nothing larger than the result and `[Q, W]` per piece of the keys is written.
-
-    Args:
-        q_QWD: post-RoPE queries of the last W positions `[Q, W, D]`, Q a multiple of H; W = T sums over all queries.
-        k_HTD: post-RoPE keys `[H, T, D]`, T >= W, each head contiguous.
-        scaling: factor on the logits.
-
-    Returns:
-        `[Q, T]` fp32; each row sums to W. Source: SnapKV, Li et al. 2024, section 3.
     """
+    k_HTD = rows_of(k_HTD)
     heads, length, dim = k_HTD.shape
     queries, window, _ = q_QWD.shape
-    assert k_HTD.stride()[1:] == (dim, 1) and q_QWD.dtype == k_HTD.dtype
+    assert q_QWD.dtype == k_HTD.dtype
     q, group = q_QWD.contiguous(), queries // heads
     rows = ROWS[q.element_size()]
     blocks = triton.cdiv(group * window, rows)

@@ -1,5 +1,6 @@
 // Attention of the last queries of a prompt to every key, in two passes over the keys: the sums of exponentials first,
-// then the probabilities, summed over the window. Logits are computed twice and never leave the cache.
+// then the probabilities, summed over the window. Logits are computed twice and never leave the cache. A vector holds
+// queries, so that keys need no transposing and maxima no shuffling.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -8,73 +9,100 @@
 
 namespace {
 
-constexpr int STEP = 4;              // vectors of keys at a time
-constexpr int KEYS = STEP * LANES;
-constexpr int ROWS = 4;              // queries at a time; their ROWS * STEP sums stay in registers
-constexpr int64_t PIECE = 1024;      // keys per piece of work
+constexpr int STEP = 2;             // vectors of queries at a time
+constexpr int ROWS = STEP * LANES;  // queries at a time
+constexpr int TOGETHER = 8;         // keys at a time; their TOGETHER * STEP sums stay in registers
+constexpr int KEYS = 64;            // keys whose logits are kept
+constexpr int64_t PIECE = 1024;     // keys per piece of work
 
 struct Call {
-  const float* q;  // [H, rows, D], scaled to logits of base 2; rows padded to a multiple of ROWS
+  const float* q;  // [H, rows / ROWS, D, ROWS], scaled to logits of base 2; each query head's rows are `padded`
   const void* k;   // [H, T, D]
   float* out;      // [H, G, T]
-  int64_t heads, group, window, rows, dim, length, k_head;
+  int64_t heads, group, window, padded, rows, dim, length, k_head;
+
+  bool real(int64_t row) const { return row / padded < group && row % padded < window; }
 };
 
-// the tile's keys, channel by channel: [D, KEYS]; missing keys are zero
+inline void store(float* to, Vec x) { std::memcpy(to, &x, sizeof x); }
+
+// some keys as fp32 numbers [KEYS, D]; missing ones are zero
 template <typename T>
-void transpose(const T* k, int64_t count, int64_t dim, float* tile) {
-  for (int64_t j = 0; j < KEYS; j++)
-    for (int64_t d = 0; d < dim; d++) tile[d * KEYS + j] = j < count ? number(k[j * dim + d]) : 0.f;
+const float* numbers(const T* k, int64_t count, int64_t dim, float* tile) {
+  int64_t n = 0;
+  for (; n + LANES <= count * dim; n += LANES) store(tile + n, load(k + n));
+  for (; n < count * dim; n++) tile[n] = number(k[n]);
+  std::fill(tile + count * dim, tile + KEYS * dim, 0.f);
+  return tile;
+}
+template <>
+inline const float* numbers(const float* k, int64_t count, int64_t dim, float* tile) {
+  if (count == KEYS) return k;
+  std::copy(k, k + count * dim, tile);
+  std::fill(tile + count * dim, tile + KEYS * dim, 0.f);
+  return tile;
 }
 
-// logits of ROWS queries; -inf where the key comes after the query or the prompt's end
-inline void logits(const Call& call, const float* q, const float* tile, int64_t row, int64_t low, Vec (&s)[ROWS][STEP]) {
-  for (auto& r : s) for (Vec& x : r) x = Vec{};
-  for (int64_t d = 0; d < call.dim; d++) {
-    for (int i = 0; i < STEP; i++) {
-      const Vec k = load(tile + d * KEYS + i * LANES);
-      for (int r = 0; r < ROWS; r++) s[r][i] += q[r * call.dim + d] * k;
+// logits [KEYS, ROWS] of ROWS queries; -inf where the key comes after the query or the prompt's end
+inline void logits(const Call& call, int64_t head, int64_t row, const float* keys, int64_t low, float* s) {
+  const float* q = call.q + (head * call.rows + row) * call.dim;
+  for (int64_t j = 0; j < KEYS; j += TOGETHER) {
+    Vec sum[TOGETHER][STEP] = {};
+    const float* k = keys + j * call.dim;
+    for (int64_t d = 0; d < call.dim; d++) {
+      const Vec first = load(q + d * ROWS), second = load(q + d * ROWS + LANES);
+      for (int i = 0; i < TOGETHER; i++) {
+        sum[i][0] += first * k[i * call.dim + d];
+        sum[i][1] += second * k[i * call.dim + d];
+      }
     }
+    for (int i = 0; i < TOGETHER; i++)
+      for (int v = 0; v < STEP; v++) store(s + (j + i) * ROWS + v * LANES, sum[i][v]);
   }
   if (low + KEYS <= call.length - call.window + 1) return;
-  for (int r = 0; r < ROWS; r++) {
-    const int64_t last = call.length - call.window + (row + r) % call.window;
-    for (int j = 0; j < KEYS; j++) if (low + j > last) s[r][j / LANES][j % LANES] = -INFINITY;
+  for (int64_t r = 0; r < ROWS; r++) {
+    const int64_t last = call.length - call.window + (row + r) % call.padded;
+    for (int64_t j = 0; j < KEYS; j++) if (low + j > std::min(last, call.length - 1)) s[j * ROWS + r] = -INFINITY;
   }
 }
 
-inline float highest(const Vec (&s)[STEP]) {
-  Vec best = s[0];
-  for (int i = 1; i < STEP; i++) best = s[i] > best ? s[i] : best;
-  float top = best[0];
-  for (int j = 1; j < LANES; j++) top = std::max(top, best[j]);
-  return top;
+// 2^x, 0 far below
+inline Vec power(Vec x) {
+  const Vec e = exp2_nonpositive(x);
+  return x < -126.f ? Vec{} : e;
 }
 
 inline float sum(Vec x) {
-  float total = 0.f;
-  for (int j = 0; j < LANES; j++) total += x[j];
-  return total;
+  float lanes[LANES];
+  store(lanes, x);
+  for (int half = LANES / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+  return lanes[0];
 }
 
 // log2 of the sum of exponentials of every row over one piece
 template <typename T>
 void sum_piece(const Call& call, int64_t head, int64_t low, int64_t high, float* lse) {
   const T* k = (const T*)call.k + head * call.k_head;
-  const float* q = call.q + head * call.rows * call.dim;
-  std::vector<float> tile(call.dim * KEYS), peak(call.rows, -INFINITY), mass(call.rows, 0.f);
-  Vec s[ROWS][STEP];
+  std::vector<float> tile(call.dim * KEYS), peak(call.rows, -INFINITY), mass(call.rows, 0.f), s(KEYS * ROWS);
   for (int64_t t = low; t < high; t += KEYS) {
-    transpose(k + t * call.dim, std::min<int64_t>(KEYS, call.length - t), call.dim, tile.data());
+    const int64_t count = std::min<int64_t>(KEYS, call.length - t);
+    const float* keys = numbers(k + t * call.dim, count, call.dim, tile.data());
     for (int64_t row = 0; row < call.rows; row += ROWS) {
-      logits(call, q + row * call.dim, tile.data(), row, t, s);
-      for (int r = 0; r < ROWS; r++) {
-        const float top = std::max(peak[row + r], highest(s[r]));
-        if (top == -INFINITY) continue;
-        Vec total = Vec{};
-        for (int i = 0; i < STEP; i++) total += s[r][i] == -INFINITY ? Vec{} : exp2_nonpositive(s[r][i] - top);
-        mass[row + r] = mass[row + r] * exp2f(peak[row + r] - top) + sum(total);
-        peak[row + r] = top;
+      logits(call, head, row, keys, t, s.data());
+      for (int v = 0; v < ROWS; v += LANES) {
+        const Vec before = load(&peak[row + v]);
+        Vec top = before;
+        for (int j = 0; j < KEYS; j++) {
+          const Vec x = load(&s[j * ROWS + v]);
+          top = x > top ? x : top;
+        }
+        // a row that has seen no key yet would subtract infinities
+        const Vec base = top == -INFINITY ? Vec{} : top;
+        Vec total = load(&mass[row + v]) * power(before - base);
+        for (int j = 0; j < KEYS; j++) total += power(load(&s[j * ROWS + v]) - base);
+        store(&peak[row + v], top);
+        store(&mass[row + v], total);
       }
     }
   }
@@ -85,26 +113,23 @@ void sum_piece(const Call& call, int64_t head, int64_t low, int64_t high, float*
 template <typename T>
 void score_piece(const Call& call, int64_t head, int64_t low, int64_t high, const float* lse) {
   const T* k = (const T*)call.k + head * call.k_head;
-  const float* q = call.q + head * call.rows * call.dim;
-  std::vector<float> tile(call.dim * KEYS);
-  std::vector<Vec> total(call.group * STEP);
-  Vec s[ROWS][STEP];
+  std::vector<float> tile(call.dim * KEYS), s(KEYS * ROWS);
+  std::vector<Vec> total(call.group * KEYS);
   for (int64_t t = low; t < high; t += KEYS) {
     const int64_t count = std::min<int64_t>(KEYS, call.length - t);
-    transpose(k + t * call.dim, count, call.dim, tile.data());
+    const float* keys = numbers(k + t * call.dim, count, call.dim, tile.data());
     std::fill(total.begin(), total.end(), Vec{});
     for (int64_t row = 0; row < call.rows; row += ROWS) {
-      logits(call, q + row * call.dim, tile.data(), row, t, s);
-      for (int64_t r = 0; r < ROWS && row + r < call.group * call.window; r++) {
-        Vec* to = &total[(row + r) / call.window * STEP];
-        for (int i = 0; i < STEP; i++) {
-          const Vec x = s[r][i] - lse[row + r];
-          to[i] += x == -INFINITY ? Vec{} : exp2_nonpositive(x);
-        }
+      logits(call, head, row, keys, t, s.data());
+      for (int v = 0; v < ROWS && row + v < call.group * call.padded; v += LANES) {
+        const Vec whole = load(&lse[row + v]);
+        Vec* to = &total[(row + v) / call.padded * KEYS];
+        for (int j = 0; j < KEYS; j++) to[j] += power(load(&s[j * ROWS + v]) - whole);
       }
     }
     for (int64_t g = 0; g < call.group; g++)
-      std::memcpy(call.out + (head * call.group + g) * call.length + t, &total[g * STEP], count * sizeof(float));
+      for (int64_t j = 0; j < count; j++)
+        call.out[(head * call.group + g) * call.length + t + j] = sum(total[g * KEYS + j]);
   }
 }
 
@@ -125,7 +150,8 @@ int run(const Call& call) {
       float top = -INFINITY, mass = 0.f;
       for (int64_t p = 0; p < pieces; p++) top = std::max(top, first[p * call.rows]);
       for (int64_t p = 0; p < pieces; p++) mass += exp2f(first[p * call.rows] - top);
-      lse[n] = top + std::log2(mass);
+      // what only fills up the vectors gets no attention
+      lse[n] = call.real(n % call.rows) ? top + std::log2(mass) : INFINITY;
     }
     #pragma omp for schedule(dynamic, 1)
     for (int64_t n = 0; n < call.heads * pieces; n++) {
@@ -139,9 +165,9 @@ int run(const Call& call) {
 }  // namespace
 
 extern "C" int kvbench_window_scores(
-    const float* q, const void* k, float* out, int64_t heads, int64_t group, int64_t window, int64_t rows, int64_t dim,
-    int64_t length, int64_t k_head, int dtype) {
-  const Call call{q, k, out, heads, group, window, rows, dim, length, k_head};
+    const float* q, const void* k, float* out, int64_t heads, int64_t group, int64_t window, int64_t padded,
+    int64_t rows, int64_t dim, int64_t length, int64_t k_head, int dtype) {
+  const Call call{q, k, out, heads, group, window, padded, rows, dim, length, k_head};
   if (dtype == 0) return run<float>(call);
   if (dtype == 1) return run<BF16>(call);
   if (dtype == 2) return run<FP16>(call);

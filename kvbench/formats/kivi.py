@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvbench.errors import UserError
+from kvbench.kernels.quantise_kv import pack, unpack
 from kvbench.methods.base import Format
 from kvbench.methods.registry import register
 
@@ -39,21 +40,11 @@ class Quantised:
     @classmethod
     def of(cls, x_BHTD: Tensor, bits: int, group: int, axis: int) -> Quantised:
         """Quantises `[B, H, T, D]` in groups along an axis, whose size must be a multiple of the group."""
-        groups = x_BHTD.float().unflatten(axis, (x_BHTD.shape[axis] // group, group))
-        low, high = groups.amin(axis + 1), groups.amax(axis + 1)
-        highest = 2**bits - 1
-        zero = low.half()
-        scale = ((high - zero.float()) / highest).clamp(min=2**-24).half()
-        codes = (groups - zero.float().unsqueeze(axis + 1)) / scale.float().unsqueeze(axis + 1)
-        codes = codes.round().clamp(0, highest).to(torch.uint8).flatten(axis, axis + 1)
-        return cls(_pack(codes, bits), scale, zero, bits, group, axis)
+        return cls(*pack(x_BHTD, bits, group, axis), bits, group, axis)
 
     def numbers(self, dtype: torch.dtype) -> Tensor:
         """`[B, H, T, D]`."""
-        axis = self.axis
-        groups = _unpack(self.codes, self.bits).unflatten(axis, (self.scale.shape[axis], self.group)).float()
-        scale, zero = (x.float().unsqueeze(axis + 1) for x in (self.scale, self.zero))
-        return groups.mul_(scale).add_(zero).flatten(axis, axis + 1).to(dtype)
+        return unpack(*self._tensors(), self.bits, self.group, self.axis, dtype)
 
     def then(self, later: Quantised) -> Quantised:
         """With further tokens behind."""
@@ -67,22 +58,6 @@ class Quantised:
 
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.codes, self.scale, self.zero
-
-
-def _pack(codes: Tensor, bits: int) -> Tensor:
-    per_byte = 8 // bits
-    parts = codes.unflatten(-1, (-1, per_byte))
-    packed = parts[..., 0].clone()
-    for n in range(1, per_byte):
-        packed |= parts[..., n] << (n * bits)
-    return packed
-
-
-def _unpack(packed: Tensor, bits: int) -> Tensor:
-    if bits == 8:
-        return packed
-    parts = [(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
-    return torch.stack(parts, dim=-1).flatten(-2)
 
 
 class KiviStore:
@@ -121,6 +96,9 @@ class KiviStore:
         k_tail = torch.cat([self.k_old.numbers(self.dtype), self.k_recent], dim=2)
         v_tail = torch.cat([self.v_old.numbers(self.dtype), self.v_recent], dim=2)
         return k, v, k_tail, v_tail, torch.tensor(self.count - self.shared, device=k.device)
+
+    def codes(self) -> None:
+        """None: no form of the attention reads packed groups."""
 
     def bytes(self) -> tuple[int, int]:
         fixed = sum(x.row_bytes() for x in (*self.prefix, self.k_old, self.v_old))

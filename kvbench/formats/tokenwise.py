@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvbench.kernels.sparse_decode import FP8
+
 
 @dataclass(frozen=True)
 class Codec:
@@ -20,6 +22,11 @@ class Codec:
 
     fixed: bool = False
     scale_bytes: int = 0
+
+    @property
+    def fp8(self) -> tuple[str, Tensor] | None:
+        """Code and scale, where fp8 codes are stored, which the attention can read by itself."""
+        return None
 
     def encode(self, x: Tensor) -> Tensor:
         """`[..., D]` as stored."""
@@ -69,6 +76,13 @@ class Split:
             for codec, x in zip(self.codecs, part, strict=True)
         )
         return k, v, k_tail, v_tail, self.appended[0]
+
+    def codes(self) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], FP8] | None:
+        keys, values = (codec.fp8 for codec in self.codecs)
+        if keys is None or values is None:
+            return None
+        (k, v), (k_tail, v_tail) = self.prefix, self.tail
+        return (k, v, k_tail, v_tail, self.appended[0]), FP8(keys[0], keys[1], values[1])
 
     def bytes(self) -> tuple[int, int]:
         return _bytes(self.codecs, self.prefix, self.count)
@@ -125,6 +139,9 @@ class Rolling:
         )
         no_tail = k.new_zeros(*k.shape[:2], 1, k.shape[3])
         return k, v, no_tail, no_tail, torch.zeros((), dtype=torch.long, device=k.device)
+
+    def codes(self) -> None:
+        """None: evictions while decoding read keys as numbers."""
 
     def drop(self, gone_RHE: Tensor, turn: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
         """Gives up E slots of every row and KV head.

@@ -71,3 +71,19 @@ def test_an_unknown_target_is_refused():
         env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2 and "sm_12" in done.stderr and "sm_90" in done.stderr
+
+
+def test_no_step_of_the_engine_waits_for_the_gpu(tiny_model_dir):
+    # garbage indices, as from top_k here, must not reach torch: no sparq
+    methods = ["dense", "quest", "hsa", "rocketkv", "snapkv+fp8_e4m3"]
+    script = Path(__file__).parents[1] / "support" / "no_sync.py"
+    done = subprocess.run(
+        [sys.executable, "-P", script, tiny_model_dir("llama"), *methods],
+        env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    launched = {line.split()[0]: set(line.split()[1:]) for line in done.stdout.splitlines()}
+    assert set(launched) == set(methods)
+    assert {"hsa_logits", "hsa_choose", "sparse_decode_pieces", "window_sums"} <= launched["rocketkv"]
+    assert {"quest_bounds", "top_k_select", "page_bounds_update"} <= launched["quest"]
+    assert {"fp8_encode", "sparse_decode_pieces"} <= launched["snapkv+fp8_e4m3"]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kvbench.kernels import bench
+from kvbench.kernels.sparse_decode import portable
 
 
 def test_every_operation_is_timed_and_compared(tmp_path, monkeypatch, capsys):
@@ -25,13 +26,13 @@ def test_every_operation_is_timed_and_compared(tmp_path, monkeypatch, capsys):
 
 
 def test_wrong_numbers_are_not_timed(monkeypatch):
-    right = bench.decode_portable.sparse_decode
+    right = portable.sparse_decode
 
     def wrong(*args):
         out, lse = right(*args)
         return out * 1.1, lse
 
-    monkeypatch.setattr(bench.decode_portable, "sparse_decode", wrong)
+    monkeypatch.setattr(portable, "sparse_decode", wrong)
     with pytest.raises(RuntimeError, match="dense decode, portable, 64 tokens"):
         bench.run([64], [], "bf16", 1)
 

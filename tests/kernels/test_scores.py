@@ -1,17 +1,16 @@
 """Every form of the scoring operations against the fp64 references."""
 
-import importlib
-
 import pytest
 import torch
 from support.triton import DEVICE, needs_triton
 
-from kvbench.kernels import attention_sum, hsa_scores, page_bounds, quest_scores, window_scores
+from kvbench.kernels import attention_sum, forms, hsa_scores, page_bounds, quest_scores, window_scores
 from kvbench.kernels.attention_sum import naive as naive_sum
 from kvbench.kernels.hsa_scores import cpu as hsa_cpu
 from kvbench.kernels.hsa_scores import naive as naive_hsa
 from kvbench.kernels.page_bounds import naive as naive_bounds
 from kvbench.kernels.quest_scores import naive as naive_quest
+from kvbench.kernels.top_k import naive as naive_top_k
 from kvbench.kernels.window_scores import naive as naive_window
 
 FORMS = ["portable", pytest.param("triton", marks=needs_triton)]
@@ -26,11 +25,9 @@ def draw(*shape, dtype=torch.float32, seed=0):
 
 def call(form, module, name, *args):
     """An operation's function in one of its forms, where that form runs."""
-    if form == "portable":
-        return getattr(module, name)(*args)
-    if form == "compiled":
-        return getattr(importlib.import_module(f"{module.__name__}.cpu"), name)(*args)
-    function = getattr(importlib.import_module(f"{module.__name__}.triton_form"), name)
+    function = getattr(forms.load(module.__name__, form), name)
+    if form != "triton":
+        return function(*args)
     result = function(*(x.to(DEVICE) if torch.is_tensor(x) else x for x in args))
     return tuple(x.cpu() for x in result) if isinstance(result, tuple) else result.cpu()
 
@@ -45,6 +42,7 @@ def close(out, expected, tolerance=1e-5):
     ("group", "dim", "length", "window"),
     [
         (1, 64, 1, 1), (3, 64, 17, 5), (4, 128, 63, 32), (8, 80, 331, 32), (2, 16, 130, 130), (1, 64, 1100, 33),
+        (1, 64, 300, 1), (3, 64, 300, 16),
     ],
 )  # fmt: skip
 def test_window_scores(form, group, dim, length, window):
@@ -73,7 +71,7 @@ def test_window_scores_of_extreme_logits(form):
 def test_attention_sum(group, length):
     q, k = draw(2 * group, length, 32), draw(2, length, 32)
     expected = naive_sum.attention_sum(q, k, 0.2)
-    close(attention_sum.attention_sum(q, k, 0.2, block=64), expected)
+    close(call("portable", attention_sum, "attention_sum", q, k, 0.2, 64), expected)
     close(call("triton", window_scores, "window_scores", q, k, 0.2), expected)
 
 
@@ -86,17 +84,12 @@ def test_page_bounds_built_and_widened(form, dtype, length, page):
     low, high = call(form, page_bounds, "page_bounds", k[:, :, :length], page, pages)
     for slot in range(length, length + 5):
         at = torch.tensor([slot // page])
-        if form == "portable":
-            page_bounds.update_page_bounds(low, high, k[:, :, slot], at)
-            continue
-        low, high = low.to(DEVICE), high.to(DEVICE)
-        triton_form = importlib.import_module("kvbench.kernels.page_bounds.triton_form")
-        triton_form.update_page_bounds(low, high, k[:, :, slot].to(DEVICE), at.to(DEVICE))
-    for row in range(2):
-        for head in range(2):
-            expected = naive_bounds.page_bounds(k[row, head], page, pages)
-            assert torch.equal(low[row, head].cpu().double(), expected[0])
-            assert torch.equal(high[row, head].cpu().double(), expected[1])
+        on = DEVICE if form == "triton" else "cpu"
+        low, high = low.to(on), high.to(on)
+        update = forms.load(page_bounds.__name__, form).update_page_bounds
+        update(low, high, k[:, :, slot].to(on), at.to(on))
+    expected = naive_bounds.page_bounds(k, page, pages)
+    assert torch.equal(low.cpu(), expected[0]) and torch.equal(high.cpu(), expected[1])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -107,9 +100,7 @@ def test_quest_scores(form, dtype, group):
     edges = torch.stack([draw(2, 2, 37, dim, dtype=dtype), draw(2, 2, 37, dim, dtype=dtype, seed=1)])
     low, high = edges.amin(0), edges.amax(0)
     out = call(form, quest_scores, "quest_scores", q, low, high)
-    expected = torch.stack(
-        [naive_quest.quest_scores(q[r, h], low[r, h], high[r, h]) for r in range(2) for h in range(2)]
-    ).view(out.shape)
+    expected = naive_quest.quest_scores(q, low, high)
     # the torch form rounds its sums to the dtype
     tolerance = 1e-6 if form == "triton" or dtype == torch.float32 else 2 * torch.finfo(dtype).eps
     close(out, expected, tolerance)
@@ -132,6 +123,34 @@ def test_hsa_scores(form, dtype, group, dim, length, page, channels):
     out = call(form, hsa_scores, "hsa_scores", q, bounds, channels, page, torch.tensor(length))
     for row in range(2):
         for head in range(2):
-            expected = naive_hsa.hsa_scores(q[row, head], k[row, head, :length], page, channels)
+            expected = naive_hsa.of_keys(q[row, head], k[row, head, :length], page, channels)
             close(out[row, head].repeat_interleave(page)[:length], expected)
     assert not out[..., -(-length // page) :].any()
+
+
+@pytest.mark.parametrize("form", ["naive", *FORMS, COMPILED])
+@pytest.mark.parametrize(
+    ("length", "page", "tokens"), [(1, 1, 3), (63, 3, 20), (331, 16, 100), (900, 3, 899)]
+)
+def test_hsa_select_takes_the_most_probable_pages(form, length, page, tokens):
+    k, q = draw(2, 2, length + 5, 64), draw(2, 2, 3, 64)
+    low, high = page_bounds.page_bounds(k[:, :, :length], page, -(-(length + 5) // page))
+    bounds = (low if page == 1 else torch.cat([low, high], -1)).transpose(-1, -2).contiguous()
+    on = DEVICE if form == "triton" else "cpu"
+    with forms.using(form):
+        out = hsa_scores.hsa_select(
+            q.to(on), bounds.to(on), 20, page, torch.tensor(length, device=on), tokens
+        ).cpu()
+    assert out.dtype == torch.int32 and out.shape == (2, 2, tokens)
+    for row in range(2):
+        for head in range(2):
+            scores = naive_hsa.of_keys(q[row, head], k[row, head, :length], page, 20)
+            expected = naive_top_k.slots_of(scores[::page], tokens, page, length)
+            assert out[row, head].tolist() == expected + [-1] * (tokens - len(expected))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_channel_logits(form):
+    q, keys = draw(2, 2, 3, 64), draw(2, 2, 64, 150)
+    out = call(form, hsa_scores, "channel_logits", q, keys, 20, torch.tensor(140))[..., :140]
+    close(out, naive_hsa.channel_logits(q, keys, 20, torch.tensor(140))[..., :140])

@@ -5,7 +5,8 @@ import torch
 from support.interpreter import watched
 from support.triton import DEVICE, INTERPRETED, needs_triton
 
-from kvbench.kernels.sparse_decode import naive, portable
+from kvbench.kernels.forms import using
+from kvbench.kernels.sparse_decode import FP8, naive, portable, sparse_decode
 
 pytestmark = needs_triton
 
@@ -40,7 +41,7 @@ def reference(q, k, v, k_tail, v_tail, tail, scaling, slots=None):
             )
             if slots is not None:
                 keys, values = keys[slots(r, h)], values[slots(r, h)]
-            out[r, h] = naive.sparse_decode(q[r, h], keys, values, scaling)[0]
+            out[r, h] = naive.of_head(q[r, h], keys, values, scaling)[0]
     return out
 
 
@@ -77,12 +78,15 @@ def test_fp8_codes_are_read_exactly(dtype, code, stored):
     k_scale, v_scale = torch.tensor([0.5, 1.0]), torch.tensor([0.25, 0.7])
     plain = [x.float() * s[:, None, None] for x, s in zip(codes, [k_scale, v_scale] * 2, strict=True)]
     expected = reference(q, *plain, 3, 0.125)
-    out, _ = run(
-        q, *(x.view(torch.uint8) for x in codes), torch.tensor(3), 0.125,
-        code=code, k_scale_H=k_scale, v_scale_H=v_scale,
-    )  # fmt: skip
+    fp8 = FP8(code, k_scale.view(1, 2, 1, 1).to(DEVICE), v_scale.view(1, 2, 1, 1).to(DEVICE))
+    out, _ = run(q, *(x.view(torch.uint8) for x in codes), torch.tensor(3), 0.125, fp8=fp8)
     torch_out, _ = portable.sparse_decode(q, *(x.to(dtype) for x in plain), torch.tensor(3), 0.125)
     assert rms(out - expected) <= 2 * rms(torch_out - expected)
+    # other forms get numbers made of the codes
+    fp8 = FP8(code, k_scale.view(1, 2, 1, 1), v_scale.view(1, 2, 1, 1))
+    with using("portable"):
+        decoded, _ = sparse_decode(q, *(x.view(torch.uint8) for x in codes), torch.tensor(3), 0.125, fp8=fp8)
+    assert torch.equal(decoded, torch_out)
 
 
 def test_rows_and_heads_of_different_lengths():

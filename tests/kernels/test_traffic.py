@@ -5,6 +5,9 @@ import torch
 from support.interpreter import watched
 from support.triton import INTERPRETED, needs_triton
 
+from kvbench.kernels.forms import using
+from kvbench.kernels.hsa_decode import hsa_decode
+from kvbench.kernels.hsa_scores import channel_logits
 from kvbench.kernels.page_bounds import page_bounds
 from kvbench.methods.rocket_budget import capacity, split_traffic
 
@@ -15,11 +18,7 @@ HEADS, GROUP, DIM, LAYERS, ELEMENT = 8, 4, 128, 32, 2
 
 
 def rocketkv_step(heads, length, page, channels, tokens):
-    """Traffic of scoring and attention of one RocketKV step in one layer: (scoring, attention)."""
-    from kvbench.kernels.hsa_scores.triton_form import hsa_scores
-    from kvbench.kernels.sparse_decode.triton_form import sparse_decode
-    from kvbench.kernels.top_k.triton_form import select_tokens
-
+    """Traffic of one RocketKV step in one layer."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -29,28 +28,27 @@ def rocketkv_step(heads, length, page, channels, tokens):
     k_tail, v_tail = draw(1, heads, 4, DIM), draw(1, heads, 4, DIM)
     low, high = page_bounds(k, page, -(-length // page))
     bounds = torch.cat([low, high], -1).transpose(-1, -2).contiguous()
-    used = torch.tensor([length])
-    with watched(q=q, bounds=bounds) as scoring:
-        scores = hsa_scores(q, bounds, channels, page, used)
-    index = select_tokens(scores, tokens, page, used)
-    with watched(q=q, k=k, v=v, index=index, k_tail=k_tail, v_tail=v_tail) as attention:
-        sparse_decode(q, k, v, k_tail, v_tail, torch.tensor([0]), DIM**-0.5, index)
-    return scoring, attention
+    with (
+        using("triton"),
+        watched(q=q, bounds=bounds, k=k, v=v, k_tail=k_tail, v_tail=v_tail) as traffic,
+    ):
+        hsa_decode(q, k, v, k_tail, v_tail, torch.tensor(0), bounds, channels, page, tokens, DIM**-0.5)
+    return traffic
 
 
 def total(traffic):
     return sum(traffic.loaded.values()) + sum(traffic.stored.values())
 
 
-def scoring_scratch(heads, pages, channels, programs=128):
-    """Bytes of everything but the bounds: queries, chosen channels, logits, their sums, probabilities."""
+def choice_scratch(heads, pages, channels, tokens, programs=128):
+    """Bytes of all but the bounds: queries, channels, logits, their sums, probabilities (read five times), indices."""
     blocks = -(-pages // programs)
     queries = GROUP * DIM * ELEMENT
     chosen = 4 * channels * (1 + GROUP) * (1 + blocks)
     logits = 2 * 4 * GROUP * pages
-    sums = 4 * GROUP * blocks * (1 + blocks)
-    lengths = 2 * 8 * blocks
-    return heads * (queries + chosen + logits + sums + lengths + 4 * pages)
+    sums = 2 * 4 * GROUP * blocks
+    lengths = 8 * (blocks + 1)
+    return heads * (queries + chosen + logits + sums + lengths + 4 * pages * (1 + 5) + 4 * tokens)
 
 
 def attention_scratch(heads, tokens, piece=128):
@@ -67,36 +65,46 @@ def test_a_whole_layer_of_llama_at_96k(capsys):
     room = capacity(length, traffic, None)
     page, channels = split_traffic(room, traffic, DIM)
     pages, tokens = -(-room // page), traffic // 2
-    scoring, attention = rocketkv_step(HEADS, room, page, channels, tokens)
+    traffic_of = rocketkv_step(HEADS, room, page, channels, tokens)
     # rocketkv.md section 3: per KV head and layer, in elements
     model_scoring = HEADS * pages * channels * ELEMENT
     model_attention = HEADS * 2 * tokens * DIM * ELEMENT
     published = 33.9e6 / LAYERS
-    sum_of_both = total(scoring) + total(attention)
     with capsys.disabled():
         print(
-            f"\nhsa_scores + sparse_decode, Llama-3.1-8B heads, 96K, t = {traffic}, one layer:"
-            f" {sum_of_both / 1e6:.3f} MB, {sum_of_both / published:.3f} times the published {published / 1e6:.3f} MB"
+            f"\nhsa_decode, Llama-3.1-8B heads, 96K, t = {traffic}, one layer: {total(traffic_of) / 1e6:.3f} MB,"
+            f" {total(traffic_of) / published:.3f} times the published {published / 1e6:.3f} MB"
         )
-    assert scoring.loaded["bounds"] <= 1.02 * model_scoring
-    assert attention.loaded["k"] + attention.loaded["v"] <= 1.02 * model_attention
-    assert attention.loaded["k_tail"] == attention.loaded["v_tail"] == 0
-    for traffic_of, model, scratch in (
-        (scoring, scoring.loaded["bounds"], scoring_scratch(HEADS, pages, channels)),
-        (attention, attention.loaded["k"] + attention.loaded["v"], attention_scratch(HEADS, tokens)),
-    ):
-        assert abs(total(traffic_of) - model - scratch) <= 0.05 * scratch
-    assert sum_of_both <= 1.3 * published
+    loaded = traffic_of.loaded
+    assert loaded["bounds"] <= 1.02 * model_scoring
+    assert loaded["k"] + loaded["v"] <= 1.02 * model_attention
+    assert loaded["k_tail"] == loaded["v_tail"] == 0
+    scratch = choice_scratch(HEADS, pages, channels, tokens) + attention_scratch(HEADS, tokens)
+    rest = total(traffic_of) - loaded["bounds"] - loaded["k"] - loaded["v"]
+    assert abs(rest - scratch) <= 0.05 * scratch
+    assert total(traffic_of) <= 1.3 * published
 
 
-@pytest.mark.parametrize(("length", "page", "channels", "tokens"), [(331, 3, 20, 100), (200, 16, 64, 150)])
-def test_other_shapes(length, page, channels, tokens):
-    scoring, attention = rocketkv_step(2, length, page, channels, tokens)
+@pytest.mark.parametrize(
+    ("length", "page", "channels", "tokens", "launches"), [(331, 3, 20, 100, 4), (200, 16, 64, 150, 5)]
+)
+def test_other_shapes(length, page, channels, tokens, launches):
+    traffic = rocketkv_step(2, length, page, channels, tokens)
     pages = -(-length // page)
-    assert scoring.loaded["bounds"] == 2 * pages * channels * ELEMENT
-    assert attention.loaded["k"] == attention.loaded["v"] == 2 * tokens * DIM * ELEMENT
-    scratch = total(attention) - attention.loaded["k"] - attention.loaded["v"]
-    assert abs(scratch - attention_scratch(2, tokens)) <= 0.05 * scratch
+    loaded = traffic.loaded
+    assert loaded["bounds"] == 2 * pages * channels * ELEMENT
+    assert loaded["k"] == loaded["v"] == 2 * tokens * DIM * ELEMENT
+    scratch = choice_scratch(2, pages, channels, tokens) + attention_scratch(2, tokens)
+    rest = total(traffic) - loaded["bounds"] - loaded["k"] - loaded["v"]
+    assert abs(rest - scratch) <= 0.05 * scratch
+    assert traffic.launches == launches
+
+
+def test_sparq_reads_only_the_chosen_channels():
+    q, keys = torch.randn(2, 2, 4, 64), torch.randn(2, 2, 64, 200)
+    with using("triton"), watched(q=q, keys=keys) as traffic:
+        channel_logits(q, keys, 16, torch.tensor(150))
+    assert traffic.loaded["keys"] == 2 * 2 * 16 * 150 * 4
 
 
 def test_dense_reads_every_slot_once():

@@ -68,10 +68,12 @@ class Traffic:
     Attributes:
         loaded: bytes by name.
         stored: bytes by name.
+        launches: kernels started.
     """
 
     loaded: dict[str, int] = field(default_factory=dict)
     stored: dict[str, int] = field(default_factory=dict)
+    launches: int = 0
 
 
 @contextlib.contextmanager
@@ -102,6 +104,7 @@ def watched(**tensors) -> Iterator[Traffic]:
         ranges = {extent(x) for x in (*args, *kwargs.values()) if hasattr(x, "untyped_storage")}
         state["ranges"] = {span: names.get(span, "scratch") for span in ranges}
         state["written"] = set()
+        traffic.launches += 1
         return found
 
     def count(pointers, mask, totals: dict[str, int]) -> np.ndarray:
