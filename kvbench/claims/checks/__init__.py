@@ -1,0 +1,54 @@
+"""One small function per kind of claim: arguments from the claim's YAML in, a Finding out.
+
+Every public function of the modules below is a check and goes by its name. A check that has a parameter `runs` gets
+the stored runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from kvbench.claims.checks import article, limits, memory, printed, prompt_cache, rocket, runs, serving
+from kvbench.claims.claim import Claim, Finding, arguments
+from kvbench.claims.evidence import Runs
+from kvbench.errors import UserError
+from kvbench.typed import unknown
+
+Check = Callable[..., Finding]
+
+
+def registry() -> dict[str, Check]:
+    """All checks by name."""
+    modules = (article, limits, memory, printed, prompt_cache, rocket, runs, serving)
+    return {
+        name: member
+        for module in modules
+        for name, member in inspect.getmembers(module, inspect.isfunction)
+        if member.__module__ == module.__name__ and not name.startswith("_")
+    }
+
+
+def find(claim: Claim, stored: Runs) -> Finding:
+    """Do a claim's check.
+
+    Args:
+        claim: the claim.
+        stored: results of runs.
+
+    Raises:
+        UserError: there is no such check, or it takes other arguments.
+    """
+    checks, name, values = registry(), claim.check["name"], arguments(claim.check)
+    if name not in checks:
+        raise unknown(f"{claim.id}: check.name", name, checks, "check")
+    parameters = inspect.signature(checks[name]).parameters
+    if wrong := [key for key in values if key not in parameters or key == "runs"]:
+        known = [key for key in parameters if key != "runs"]
+        raise unknown(f"{claim.id}: check.{wrong[0]}", wrong[0], known, "argument")
+    required = [key for key, p in parameters.items() if p.default is p.empty and key != "runs"]
+    if missing := [key for key in required if key not in values]:
+        raise UserError(f"{claim.id}: check.{missing[0]}: missing")
+    if "runs" in parameters:
+        values["runs"] = stored
+    return checks[name](**values)

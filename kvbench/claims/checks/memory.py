@@ -1,0 +1,146 @@
+"""Bytes that methods hold and read, from the cost model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+
+from kvbench import cost
+from kvbench.claims.claim import Finding, Reading
+from kvbench.formats.kivi import Quantised
+
+Method = str | Mapping[str, Any]
+
+
+def compression(
+    model: str, method: Method, prompt: int, new: int, budget: int, of: Literal["traffic", "memory"]
+) -> Finding:
+    """How much less than dense a method reads per decode step (traffic) or holds (memory); the other is beside it."""
+    shape = cost.model_shape(model)
+    dense = cost.account("dense", shape, prompt=prompt, new=new)
+    use = cost.account(method, shape, prompt=prompt, new=new, tokens=budget)
+    ratios = {
+        "traffic": dense.step.read / use.step.read,
+        "memory": dense.resident_end / use.resident_end,
+    }
+    names = {"traffic": "bytes read per decode step", "memory": "bytes resident"}
+    found = [
+        Reading(name=names[what], value=ratios[what], basis="modelled", beside=what != of)
+        for what in sorted(ratios, key=lambda what: what != of)
+    ]
+    return Finding(tuple(found))
+
+
+def storage(model: str, method: Method, prompt: int, new: int, budget: int) -> Finding:
+    """Storage relative to full KV: in bytes, and with a tensor of the size of K counted as one full KV unit."""
+    shape = cost.model_shape(model)
+    use = cost.account(method, shape, prompt=prompt, new=new, tokens=budget)
+    dense = shape.kv_bytes(prompt + new)
+    kept = shape.kv_bytes(1) * (use.kept + new)
+    auxiliary = use.resident_end - kept
+    return Finding(
+        (
+            Reading(name="bytes", value=use.resident_end / dense, basis="modelled"),
+            Reading(
+                name="auxiliary K-sized tensors counted twice",
+                value=(kept + 2 * auxiliary) / dense,
+                basis="modelled",
+            ),
+        )
+    )
+
+
+def memory_saving(model: str, method: Method, prompt: int, new: int, budget: int) -> Finding:
+    """Peak memory saved while decoding, in percent, weights included: without the reference's mask, and with it."""
+    shape = cost.model_shape(model)
+    dense = cost.account("dense", shape, prompt=prompt, new=new)
+    use = cost.account(method, shape, prompt=prompt, new=new, tokens=budget)
+    plain, masked = (
+        100 * (1 - cost.decode_peak(use, mask=mask) / cost.decode_peak(dense, mask=mask))
+        for mask in (False, True)
+    )
+    mask_gb = (cost.decode_peak(dense, mask=True) - cost.decode_peak(dense)) / 1e9
+    return Finding(
+        (
+            Reading(name="weights and caches", value=plain, basis="modelled"),
+            Reading(name=f"a mask of {mask_gb:.1f} GB in both terms", value=masked, basis="modelled"),
+        )
+    )
+
+
+def kept_share(
+    model: str, readings: Mapping[str, Mapping[str, Any]], prompt: int, new: int, ratio: float | None = None
+) -> Finding:
+    """Bytes of a method after compression as a share of dense's in 16 bits, per reading of what is stored.
+
+    Args:
+        model: name of a shape.
+        readings: per reading the entry of a method.
+        prompt: tokens of the prompt.
+        new: room for new tokens.
+        ratio: budget as fraction retained, where the methods take one.
+    """
+    shape = cost.model_shape(model)
+    dense = shape.kv_bytes(prompt)
+    found = [
+        Reading(
+            name=name,
+            value=cost.account(dict(entry), shape, prompt=prompt, new=new, ratio=ratio).resident / dense,
+            basis="modelled",
+        )
+        for name, entry in readings.items()
+    ]
+    return Finding(tuple(found))
+
+
+def kv_share(readings: Mapping[str, Mapping[str, Any]]) -> Finding:
+    """Share of the KV cache in the memory of weights and cache, in percent.
+
+    Args:
+        readings: per reading `model` (a shape), `tokens` and `batch`.
+    """
+    found = []
+    for name, entry in readings.items():
+        shape = cost.model_shape(entry["model"])
+        kv = entry["batch"] * shape.kv_bytes(entry["tokens"])
+        found.append(Reading(name=name, value=100 * kv / (kv + shape.weight_bytes()), basis="modelled"))
+    return Finding(tuple(found))
+
+
+def kv_gib(model: str, tokens: int) -> Finding:
+    """K and V of a prompt in 16 bits, in GiB."""
+    return Finding((Reading(value=cost.model_shape(model).kv_bytes(tokens) / 2**30, basis="modelled"),))
+
+
+def prefill_ratio(model: str, method: Method, prompt: int, new: int, ratio: float) -> Finding:
+    """FLOP of prefill and compression, as a share of dense's: eviction comes after dense attention."""
+    shape = cost.model_shape(model)
+    dense = cost.account("dense", shape, prompt=prompt, new=new)
+    use = cost.account(method, shape, prompt=prompt, new=new, ratio=ratio)
+    share = (use.prefill().flops + use.compress.flops) / dense.prefill().flops
+    return Finding((Reading(name="FLOP of prefill and compression", value=share, basis="modelled"),))
+
+
+def kivi_share(model: str, bits: int, prompt: int, group: int) -> Finding:
+    """Bytes of quantised keys and values as a share of 16 bits: with KIVI's settings, and of whole groups alone.
+
+    Args:
+        model: name of a shape.
+        bits: 2, 4 or 8.
+        prompt: tokens of the prompt.
+        group: numbers per scale and zero point in the second reading.
+    """
+    shape = cost.model_shape(model)
+    own = cost.account({"method": f"int{bits}"}, shape, prompt=prompt, new=1).resident / shape.kv_bytes(
+        prompt
+    )
+    block = torch.zeros(1, 1, group, shape.head_dim)
+    alone = Quantised.of(block, bits, group, axis=2).row_bytes() / (2 * block.numel())
+    return Finding(
+        (
+            Reading(name="KIVI's settings: groups of 32, 128 recent tokens", value=own, basis="modelled"),
+            Reading(name=f"groups of {group}, no recent tokens", value=alone, basis="formula"),
+        )
+    )

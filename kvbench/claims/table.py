@@ -1,0 +1,177 @@
+"""Claims as a CSV, as one Markdown page, and as the README's short table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from kvbench.claims.claim import NEEDS_GPU, REPRODUCED, VERDICTS, Claim, Reading, Result
+
+_RELATIONS = {"equal": "", "at most": "≤ ", "at least": "≥ "}
+_UNITS = {"x": "x"}
+YES_OR_NO = "yes or no"
+
+
+def frame(results: Sequence[Result]) -> pd.DataFrame:
+    """One row per claim: what is printed, ours with its interval, the verdict, every reading, the command."""
+    return pd.DataFrame([_row(result) for result in results])
+
+
+def readme(results: Sequence[Result]) -> str:
+    """Verdicts by paper, then the headline claims, as Markdown."""
+    papers = list(dict.fromkeys(result.source.paper for result in results))
+    counts = [["", "claims", *VERDICTS]]
+    for paper in papers:
+        own = [result for result in results if result.source.paper == paper]
+        counts.append([paper, str(len(own)), *(str(_count(own, verdict)) for verdict in VERDICTS)])
+    counts.append(["all", str(len(results)), *(str(_count(results, verdict)) for verdict in VERDICTS)])
+    headlines = [["", "claim", "printed", "ours", "verdict"]]
+    headlines += [
+        [result.source.paper, _said(result.claim), printed(result.claim), ours(result), result.verdict]
+        for result in results
+        if result.claim.headline
+    ]
+    return "\n\n".join([_markdown(headlines), _markdown(counts), _bases(results)])
+
+
+def _bases(results: Sequence[Result]) -> str:
+    """What stands behind the claims that were reproduced without a model."""
+    kinds = {
+        "printed": "only recompute the source's own printed numbers",
+        "formula": "follow from formulas that the code runs or from dated prices",
+        "measured": "were measured",
+    }
+    own = [result for result in results if result.verdict == REPRODUCED]
+    counts = {kind: sum(r.finding.readings[0].basis == kind for r in own) for kind in kinds}
+    parts = ", ".join(f"{counts[kind]} {text}" for kind, text in kinds.items())
+    return (
+        f"Of the {len(own)} reproduced without a model, {parts}. *At most* is a limit by bytes. All claims, and the "
+        "commands for a GPU: [results/claims.md](results/claims.md)."
+    )
+
+
+def full(results: Sequence[Result]) -> str:
+    """Every claim, by paper, as one Markdown page."""
+    parts = [
+        "# Published numbers, and what we find",
+        "Written by `kvbench claims` from `conf/claims/`; the same as data in [claims.csv](claims.csv). A verdict "
+        "follows from the first reading, else from whether another one agrees. *At most*: a "
+        "limit, which can refute a number but not reproduce it. *Besides*: good to know, but not a way to read the "
+        "claim. Second-hand: read in notes or quotations; where such a number is contradicted, the notes may be "
+        "wrong.",
+        counts_text(results),
+    ]
+    for paper in dict.fromkeys(result.source.paper for result in results):
+        own = [result for result in results if result.source.paper == paper]
+        rows = [["claim", "where, setting", "printed", "ours", "verdict"]]
+        rows += [
+            [
+                _said(r.claim),
+                f"{r.claim.where}; {r.claim.setting}",
+                printed(r.claim),
+                ours(r) + (f" ({r.finding.note})" if r.finding.note else ""),
+                _verdict(r),
+            ]
+            for r in own
+        ]
+        parts += [f"## {paper}", own[0].source.source + ".", _markdown(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def counts_text(results: Sequence[Result]) -> str:
+    """`81 claims: 40 reproduced, ...`."""
+    counts = ", ".join(f"{_count(results, verdict)} {verdict}" for verdict in VERDICTS)
+    return f"{len(results)} claims: {counts}"
+
+
+def commands_text(results: Sequence[Result]) -> str:
+    """What to run on a GPU, each command with the claims that it decides."""
+    commands: dict[str, list[str]] = {}
+    for result in results:
+        if result.verdict == NEEDS_GPU:
+            assert result.claim.command is not None
+            commands.setdefault(result.claim.command, []).append(result.claim.id)
+    return "\n".join(f"{command}\n    for {', '.join(names)}" for command, names in commands.items())
+
+
+def printed(claim: Claim) -> str:
+    """The printed number with its unit and relation."""
+    return _RELATIONS[claim.relation] + _number(claim.value, claim)
+
+
+def ours(result: Result) -> str:
+    """Every reading, the plain one first."""
+    return "; ".join(_reading(reading, result.claim) for reading in result.finding.readings) or "-"
+
+
+def _said(claim: Claim) -> str:
+    return claim.claim + (" (second-hand)" if claim.known == "second-hand" else "")
+
+
+def _reading(reading: Reading, claim: Claim) -> str:
+    text = _number(reading.value, claim)
+    if reading.low is not None and reading.high is not None:
+        low, high = (f"{_rounded(end, claim):,.10g}" for end in (reading.low, reading.high))
+        text += f" [{low}, {high}]"
+    text = ("besides " if reading.beside else "at most " if reading.limit else "") + text
+    return text + (f" ({reading.name})" if reading.name else "")
+
+
+def _rounded(value: float, claim: Claim) -> float:
+    """To one digit more than is printed, so that a difference shows, and to three significant ones."""
+    digits = len(str(claim.value).partition(".")[2].rstrip("0"))
+    significant = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return round(value, max(digits + 1, significant))
+
+
+def _number(value: float, claim: Claim) -> str:
+    if claim.unit == YES_OR_NO:
+        return "yes" if value else "no"
+    number = f"{_rounded(value, claim):,.10g}"
+    return f"${number}" if claim.unit == "$" else number + _UNITS.get(claim.unit, f" {claim.unit}")
+
+
+def _verdict(result: Result) -> str:
+    if result.verdict == NEEDS_GPU:
+        return f"{NEEDS_GPU} ({result.claim.hardware}) `{result.claim.command}`"
+    return result.verdict
+
+
+def _row(result: Result) -> dict[str, object]:
+    claim, readings = result.claim, result.finding.readings
+    first = readings[0] if readings else None
+    return {
+        "id": claim.id,
+        "paper": result.source.paper,
+        "where": claim.where,
+        "claim": claim.claim,
+        "setting": claim.setting,
+        "relation": claim.relation,
+        "value": claim.value,
+        "unit": claim.unit,
+        "known": claim.known,
+        "how": claim.how,
+        "hardware": claim.hardware,
+        "check": claim.check["name"],
+        # ten digits: the last ones of a float differ between machines
+        "ours": "" if first is None else f"{first.value:.10g}",
+        "ours_low": "" if first is None or first.low is None else f"{first.low:.10g}",
+        "ours_high": "" if first is None or first.high is None else f"{first.high:.10g}",
+        "basis": "" if first is None else first.basis,
+        "verdict": result.verdict,
+        "readings": "; ".join(_reading(reading, claim) for reading in readings),
+        "note": result.finding.note,
+        "command": claim.command or "",
+    }
+
+
+def _count(results: Sequence[Result], verdict: str) -> int:
+    return sum(result.verdict == verdict for result in results)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines.insert(1, "|" + " --- |" * len(rows[0]))
+    return "\n".join(lines)

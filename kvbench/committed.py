@@ -1,0 +1,104 @@
+"""What is committed and follows from other committed files; `python -m kvbench.committed` (make tables) writes it anew.
+
+results/RUN/summary.csv gives the run's table.md and figures; the code and conf/ give the results of experiments that
+only model; conf/claims/ and the summaries give the claims' tables; all of them give the README's tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+
+from kvbench.claims import evaluate, evidence, table
+from kvbench.compose import compose
+from kvbench.experiments import run
+from kvbench.progress import Progress
+from kvbench.report import plots, readme, style, tables
+from kvbench.report.summary import COLUMNS, pooled
+
+RESULTS = Path("results")
+QUICKSTART, CLAIMS = "quickstart", "claims"
+# folders of experiments that measure nothing, so that the same settings give the same files: quick ones, and others
+QUICK = {"roofline": ["experiment=roofline"]}
+SLOW = {
+    "two_layer/append_only": ["experiment=two_layer"],
+    "two_layer/corrected": ["experiment=two_layer", "layout=corrected"],
+    "two_layer/llama31_70b": [
+        "experiment=two_layer", "hosted_model=llama31_70b", "device=b200", "weight_element=1"
+    ],
+}  # fmt: skip
+
+
+def files(root: Path, modelled: Mapping[str, Sequence[str]] = QUICK | SLOW) -> dict[Path, bytes]:
+    """Every such file of a checkout with the content that it should have.
+
+    Args:
+        root: the checkout.
+        modelled: overrides of the experiments to run again, by the folder of their results.
+    """
+    found: dict[Path, bytes] = {}
+    summaries = {path.parent: _summary(path) for path in sorted((root / RESULTS).glob("*/summary.csv"))}
+    for folder, summary in summaries.items():
+        if list(summary.columns) == COLUMNS:
+            found[folder / "table.md"] = _table(folder, summary).encode()
+            found |= _figures(folder, summary)
+    for name, overrides in modelled.items():
+        found |= _modelled(root / RESULTS / name, overrides)
+    results = evaluate(evidence.load(root / RESULTS))
+    found[root / RESULTS / "claims.csv"] = table.frame(results).to_csv(index=False).encode()
+    found[root / RESULTS / "claims.md"] = table.full(results).encode()
+    page = (root / "README.md").read_text(encoding="utf-8")
+    page = readme.insert(page, QUICKSTART, readme.table(summaries[root / RESULTS / QUICKSTART]))
+    found[root / "README.md"] = readme.insert(page, CLAIMS, table.readme(results)).encode()
+    return found
+
+
+def main() -> None:
+    """Write them all, and say which ones changed."""
+    for path, content in files(Path()).items():
+        if not path.is_file() or path.read_bytes() != content:
+            path.write_bytes(content)
+            print(f"written: {path}")
+
+
+def _summary(path: Path) -> pd.DataFrame:
+    frame = pd.read_csv(path, dtype={"budget_requested": str})
+    if "budget_requested" in frame:
+        frame["budget_requested"] = frame["budget_requested"].fillna("")
+    return frame
+
+
+def _table(folder: Path, summary: pd.DataFrame) -> str:
+    """The run's table; a line "Made with ..." that somebody wrote under the title stays."""
+    text = tables.markdown(summary, f"Run {folder.name}", [])
+    path = folder / "table.md"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    title, _, rest = text.partition("\n\n")
+    return "\n\n".join([title, *(line for line in lines if line.startswith("Made with ")), rest])
+
+
+def _figures(folder: Path, summary: pd.DataFrame) -> dict[Path, bytes]:
+    """The figures that are there, drawn anew: KIND.svg where a kind has one figure, else its own name."""
+    found = {}
+    for path in sorted((folder / "figures").glob("*.svg")):
+        drawn = dict(plots.figures(path.stem.partition(".")[0], pooled(summary)))
+        found[path] = style.render(drawn.get(path.stem) or next(iter(drawn.values())), "svg")
+    return found
+
+
+def _modelled(folder: Path, overrides: Sequence[str]) -> dict[Path, bytes]:
+    """The files that are in the folder, from another run of its experiment."""
+    # the configuration holds the run's folder
+    there = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "config.yaml")
+    if not there:
+        return {}
+    with TemporaryDirectory() as scratch:
+        run(compose([*overrides, f"run_dir={scratch}"]), Progress)
+        return {path: (Path(scratch) / path.relative_to(folder)).read_bytes() for path in there}
+
+
+if __name__ == "__main__":
+    main()
