@@ -13,6 +13,7 @@ from kvbench.errors import UserError
 from kvbench.promptcache import curves, plots, tables
 from kvbench.promptcache.article import table as article_rows
 from kvbench.promptcache.bound import lower_bound
+from kvbench.promptcache.counts import ApiCounter
 from kvbench.promptcache.doctor import diagnose
 from kvbench.promptcache.model import Request, Usage
 from kvbench.promptcache.placements import Placement, as_sent, named, none
@@ -21,6 +22,7 @@ from kvbench.promptcache.prices import PriceBook
 from kvbench.promptcache.replay import GAPS
 from kvbench.promptcache.simulate import Simulator, Trace, simulate_range
 from kvbench.promptcache.switches import Switches
+from kvbench.promptcache.tokens import best_counter
 from kvbench.promptcache.traces.recorded import RecordedTrace
 
 if TYPE_CHECKING:
@@ -64,6 +66,9 @@ class RagConfig:
         sizes: sizes of a prompt's parts.
         placements: placements to put on the corrected and the append-only layout.
         live: talk to the real API with the key in ANTHROPIC_API_KEY; costs money.
+        counts: file of token counts as `take_counts` writes it, null to count without.
+        take_counts: count every block with the API's count_tokens, which needs the key and costs nothing, and write
+            the run's counts.json.
         prices: price file or folder, null for the shipped one.
         switches: the undocumented points.
         seed: of the questions.
@@ -78,6 +83,8 @@ class RagConfig:
     sizes: SizesConfig = field(default_factory=SizesConfig)
     placements: tuple[str, ...] = ("none", "tools_system", "automatic", "explicit_four", "stable_1h_tail_5m")
     live: bool = False
+    counts: str | None = None
+    take_counts: bool = False
     prices: str | None = None
     switches: Switches = field(default_factory=Switches)
     seed: int = 0
@@ -149,7 +156,8 @@ def runner_of(cfg: RagConfig, prices: PriceBook) -> Runner:
     )
     folder = Path(cfg.run_dir) / "traces"
     folder.mkdir(parents=True, exist_ok=True)
-    return Runner(workload, prices, folder, cfg.switches, live=cfg.live)
+    counter = ApiCounter.from_environment() if cfg.take_counts else best_counter(cfg.counts)
+    return Runner(workload, prices, folder, cfg.switches, live=cfg.live, counter=counter)
 
 
 def run(cfg: RagConfig) -> list[RagRow]:
@@ -179,7 +187,14 @@ def run(cfg: RagConfig) -> list[RagRow]:
             base = one(layout, "none", none)
         found = plan(base.requests, prices, cfg.switches)
         rows.append(one(layout, "planner", found.placement, [request.id for request in base.requests]))
+    keep_counts(cfg, runner)
     return rows
+
+
+def keep_counts(cfg: RagConfig, runner: Runner) -> None:
+    """Writes counts.json into the run's folder if the counts were taken in this run."""
+    if isinstance(runner.counter, ApiCounter):
+        runner.counter.save(Path(cfg.run_dir) / "counts.json")
 
 
 def agreement(trace: Trace, prices: PriceBook, switches: Switches) -> bool:

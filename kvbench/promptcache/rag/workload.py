@@ -28,7 +28,7 @@ from kvbench.promptcache.rag.salt import Salter
 from kvbench.promptcache.recorder import Recorder
 from kvbench.promptcache.server import Engine, LoopbackServer
 from kvbench.promptcache.switches import Switches
-from kvbench.promptcache.tokens import CharCounter
+from kvbench.promptcache.tokens import CharCounter, Counter
 from kvbench.promptcache.traces.recorded import RecordedTrace
 
 LAYOUTS = ("article_graph", "article_explicit", "corrected", "append_only", "agent", "agent_5m", "agent_1h")
@@ -109,6 +109,7 @@ class Runner:
         switches: Switches | None = None,
         *,
         live: bool = False,
+        counter: Counter | None = None,
     ) -> None:
         """Checks the model and, for live runs, that a key is there.
 
@@ -118,6 +119,7 @@ class Runner:
             folder: where the traces go.
             switches: assumptions of the loopback server.
             live: talk to the real API, which costs money.
+            counter: counts tokens; default is by characters.
 
         Raises:
             UserError: unknown model, or no key for a live run.
@@ -130,6 +132,7 @@ class Runner:
         self.folder = folder
         self.switches = switches or Switches()
         self.live = live
+        self.counter = counter or CharCounter()
         self._tool = search_tool(workload.sizes)
         self._system = prompts.system_prompt(workload.sizes.system)
 
@@ -157,7 +160,7 @@ class Runner:
         path = self.folder / f"{label or layout}.jsonl"
         path.unlink(missing_ok=True)
         clock = VirtualClock(self.workload.start)
-        counter = CharCounter()
+        counter = self.counter
         recorder = Recorder(path, counter=counter, clock=time.time if self.live else clock)
         placers = [] if placement is None else [Placer(placement, counter, plan_ids).sync]
         # the recorder is innermost, so that it sees what is really sent
