@@ -1,0 +1,57 @@
+"""Latency and goodput of vLLM servers against the rate at which sessions arrive."""
+
+from pathlib import Path
+from typing import Any
+
+from kvbench.compose import Composed, own
+from kvbench.config import chosen
+from kvbench.models.fingerprint import fingerprint
+from kvbench.models.load import locate
+from kvbench.promptcache.prices import PriceBook
+from kvbench.promptcache.switches import Switches
+from kvbench.promptcache.traces.open import open_trace
+from kvbench.serving import asked, loadrun
+from kvbench.serving.arrivals import Session, of_trace
+from kvbench.serving.campaign import Campaign
+from kvbench.serving.loadrun import LoadRunConfig
+from kvbench.serving.setups import setups, with_model
+from kvbench.tasks import Renderer
+from kvbench.typed import build
+
+
+def main(composed: Composed, progress: Any) -> str:
+    """Run what is not yet in the run's folder, and write table and figure."""
+    data = own(composed, LoadRunConfig) | {"task": chosen("task", composed.data, composed.config_dirs)}
+    cfg = build(LoadRunConfig, data)
+    folder, run_dir = locate(cfg.model), Path(cfg.run_dir)
+    servers = setups(cfg.serving, cfg.setups)
+    servers = [s if s.serving.base_url or s.serving.model else with_model(s, str(folder)) for s in servers]
+    positions = min(server.serving.max_model_len for server in servers)
+    make = asked.renderer(cfg.model, positions)
+    questions = list(asked.ask(cfg.task, cfg.seeds, cfg.limit, make))
+    if cfg.trace.path:
+        sessions, source = (
+            _recorded(cfg, cfg.trace.path, make, positions),
+            f"the trace {Path(cfg.trace.path).name}",
+        )
+    else:
+        sessions, source = asked.sessions(questions, cfg.load.gap), ", ".join(cfg.task)
+    campaign = Campaign(run_dir, loadrun.VERSION, cfg.model.name, folder, fingerprint(folder), progress)
+    rows = loadrun.run(cfg, servers, sessions, questions[0] if questions else None, campaign)
+    path = loadrun.write(run_dir, rows, [server.label for server in servers], source, bool(cfg.trace.path))
+    return f"{path.read_text(encoding='utf-8')}\nwritten to {path.parent}"
+
+
+def _recorded(cfg: LoadRunConfig, path: str, make: Renderer, positions: int) -> list[Session]:
+    special = set(make.tokenizer.added_tokens_decoder)
+    words = [token for token in range(len(make.tokenizer)) if token not in special]
+    requests = open_trace(path, PriceBook.load()).requests(Switches())
+    trace = cfg.trace
+    return of_trace(
+        requests,
+        words,
+        shrink=trace.shrink,
+        speed=trace.speed,
+        most_tokens=positions,
+        most_output=trace.max_output,
+    )

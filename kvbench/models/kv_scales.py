@@ -1,0 +1,109 @@
+"""Scales of an FP8 KV cache, measured on text and written into a checkpoint the way vLLM reads them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvbench.errors import UserError
+from kvbench.models.embedded import MANIFEST
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+INDEX = "model.safetensors.index.json"
+FILE = "kv_scales.safetensors"
+E4M3_MAX = 448.0
+# the form of llm-compressor's checkpoints: nothing but the KV cache is quantised
+QUANTIZATION: dict[str, Any] = {
+    "quant_method": "compressed-tensors",
+    "format": "dense",
+    "quantization_status": "compressed",
+    "config_groups": {},
+    "ignore": ["lm_head"],
+    "kv_cache_scheme": {
+        "num_bits": 8,
+        "type": "float",
+        "strategy": "tensor",
+        "symmetric": True,
+        "dynamic": False,
+    },
+}
+
+
+def calibrate(model: PreTrainedModel, prompts: Iterable[Sequence[int]]) -> dict[str, float]:
+    """Scales per layer: the largest magnitude of keys (post-RoPE) and of values, over the largest of e4m3.
+
+    vLLM stores value / scale, so that nothing that was seen saturates.
+
+    Args:
+        model: as transformers loads it.
+        prompts: token ids, [T] each.
+
+    Returns:
+        `model.layers.N.self_attn.k_scale` and `.v_scale` by name.
+    """
+    import torch
+
+    largest: dict[str, float] = {}
+    with torch.inference_mode():
+        for ids in prompts:
+            # without the logits of all positions, which nobody reads
+            cache = model(torch.tensor([list(ids)], device=model.device), use_cache=True, logits_to_keep=1)
+            for number, layer in enumerate(cache.past_key_values.layers):
+                for name, tensor in (("k", layer.keys), ("v", layer.values)):
+                    key = f"model.layers.{number}.self_attn.{name}_scale"
+                    largest[key] = max(largest.get(key, 0.0), float(tensor.abs().max()))
+    if not largest:
+        raise UserError("calibration: no prompts")
+    return {key: value / E4M3_MAX for key, value in largest.items()}
+
+
+def write(source: Path, target: Path, scales: dict[str, float]) -> None:
+    """Writes the checkpoint of `source` with the scales in it; weights are linked where the file system can.
+
+    With such a checkpoint vLLM quantises even at `kv_cache_dtype=auto`.
+
+    Args:
+        source: Hugging Face folder.
+        target: folder to make; it appears only when it is whole.
+        scales: of `calibrate`.
+
+    Raises:
+        UserError: the checkpoint is quantised already.
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    config = json.loads((source / "config.json").read_text())
+    if "quantization_config" in config:
+        raise UserError(f"model.path={source}: quantised already, scales are not added to it")
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    for file in source.iterdir():
+        if file.is_file() and file.name not in ("config.json", INDEX, MANIFEST):
+            _link(file.resolve(), draft / file.name)
+    if (source / INDEX).is_file():
+        index = json.loads((source / INDEX).read_text())
+    else:
+        with safe_open(source / "model.safetensors", "pt") as weights:
+            index = {"metadata": {}, "weight_map": dict.fromkeys(weights.keys(), "model.safetensors")}
+    index["weight_map"] |= dict.fromkeys(scales, FILE)
+    save_file({key: torch.tensor(value) for key, value in scales.items()}, draft / FILE, {"format": "pt"})
+    (draft / INDEX).write_text(json.dumps(index, indent=1))
+    (draft / "config.json").write_text(json.dumps({**config, "quantization_config": QUANTIZATION}, indent=1))
+    shutil.rmtree(target, ignore_errors=True)
+    draft.rename(target)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

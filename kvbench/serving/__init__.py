@@ -1,0 +1,1 @@
+"""vLLM as a comparator, driven over HTTP; imports no torch."""
