@@ -6,13 +6,15 @@ import datetime
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from kvbench import provenance
+from kvbench.answer import watch_answer
 from kvbench.config import RunConfig, resolved_yaml
 from kvbench.decode import Decoded, DecodeOptions, decode_cells
 from kvbench.decode import Group as DecodedGroup
-from kvbench.kernels.sparse_decode import cpu
+from kvbench.kernels.chosen import forms_for, label
 from kvbench.methods import Resolved, Shape
 from kvbench.models.attention import register_attention
 from kvbench.models.load import LoadedModel, load_model
@@ -60,11 +62,11 @@ def make_renderer(cfg: RunConfig, loaded: LoadedModel) -> Renderer:
 
 
 def kernel_form(loaded: LoadedModel) -> str:
-    """Which form of the decode kernel runs: `compiled` or `portable`."""
+    """Which forms of the kernels run: `compiled`, `triton` or `portable`, and which operations differ from that."""
     config = loaded.model.config.get_text_config()
     group = config.num_attention_heads // config.num_key_value_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return "compiled" if loaded.device.type == "cpu" and cpu.available(group, dim) else "portable"
+    return label(forms_for(loaded.device, loaded.dtype, group, dim))
 
 
 def split_prompt(prompt: Prompt, protocol: str, first_token: str) -> tuple[list[int], list[int], int]:
@@ -72,8 +74,12 @@ def split_prompt(prompt: Prompt, protocol: str, first_token: str) -> tuple[list[
 
     Returns:
         (compressed, question, last): `compressed + question + [last]` is the prompt, except for a query-aware
-        prompt with `first_token=dense`, where the last token is compressed too.
+        prompt with `first_token=dense`, where the last token is compressed too. In a later turn of a
+        conversation the first turn's prompt is compressed, as it was then.
     """
+    if prompt.first_end is not None:
+        end = prompt.first_end - (first_token == "compressed")
+        return prompt.ids[:end], prompt.ids[end:-1], prompt.ids[-1]
     if protocol == "query_agnostic":
         end = min(prompt.context_end, len(prompt.ids) - 1)
         return prompt.ids[:end], prompt.ids[end:-1], prompt.ids[-1]
@@ -85,27 +91,51 @@ def split_prompt(prompt: Prompt, protocol: str, first_token: str) -> tuple[list[
 def _run_group(
     cfg: RunConfig, loaded: LoadedModel, renderer: Renderer, group: Group, cells: Sequence[Cell], shown: Any
 ) -> list[Record]:
-    provenance.reset_peak(loaded.device)
     prompt = renderer.render(group.sample)
+    if prompt.first_end is None:
+        return _run_part(cfg, loaded, group, prompt, None, cells, shown)
+    filtering = [cell for cell in cells if cell.method.on_turn == "filter"]
+    keeping = [cell for cell in cells if cell not in filtering]
+    first = len(split_prompt(prompt, group.protocol, cfg.decode.first_token)[0])
+    # who filters anew sees the conversation so far as one prompt
+    parts = ((prompt, keeping), (replace(prompt, first_end=None), filtering))
+    return [
+        record
+        for asked, part in parts
+        if part
+        for record in _run_part(cfg, loaded, group, asked, first, part, shown)
+    ]
+
+
+def _run_part(
+    cfg: RunConfig, loaded: LoadedModel, group: Group, prompt: Prompt, first_turn: int | None,
+    cells: Sequence[Cell], shown: Any,
+) -> list[Record]:  # fmt: skip
+    """Cells that compress the same tokens; in a later turn, budgets are those of the first turn's length."""
+    provenance.reset_peak(loaded.device)
     compressed, question, last = split_prompt(prompt, group.protocol, cfg.decode.first_token)
     shown.stage("prefill")
     snapshot = prefill_for(
         [cell.method for cell in cells], loaded.model, loaded.tokenizer, compressed, cfg.model.prefill_chunk,
         cfg.model.attention,
     )  # fmt: skip
-    shown.stage("compress and decode")
-    first = snapshot.layers[0]
-    room = len(question) + group.sample.max_new_tokens
-    shape = Shape(snapshot.length, room, first.num_layers, first.k_HTD.shape[-1])
-    resolved = [cell.method.resolve(shape, cell.budget) for cell in cells]
     options_ = DecodeOptions(
         max_new_tokens=group.sample.max_new_tokens,
         eos=frozenset() if cfg.decode.ignore_eos else loaded.eos_ids,
         block_rows=cfg.decode.block_rows,
         kl=cfg.kl,
         # only a query-aware prefill ends with the prompt
-        first_token=cfg.decode.first_token if group.protocol == "query_aware" else "compressed",
+        first_token=cfg.decode.first_token
+        if group.protocol == "query_aware" and not question
+        else "compressed",
     )
+    if any("answer" in cell.method.needs for cell in cells):
+        watch_answer(loaded.model, snapshot, question, last, options_)
+    shown.stage("compress and decode")
+    layer = snapshot.layers[0]
+    room = group.sample.max_new_tokens + (len(question) if first_turn is None else 0)
+    shape = Shape(first_turn or snapshot.length, room, layer.num_layers, layer.k_HTD.shape[-1])
+    resolved = [cell.method.resolve(shape, cell.budget) for cell in cells]
     own = [r for r in resolved if not r.dense]
     result = decode_cells(loaded.model, snapshot, question, last, own, options_)
     rows = iter(result.cells)

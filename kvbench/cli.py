@@ -64,10 +64,15 @@ def _parser() -> argparse.ArgumentParser:
     run = add("run", _run, "run an experiment; the same command again resumes it")
     run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=NAME, settings to change")
     listing = add("ls", _ls, "list what there is")
-    listing.add_argument("what", choices=("methods", "tasks", "models", "experiments"))
+    listing.add_argument("what", choices=("methods", "tasks", "models", "experiments", "hardware", "shapes"))
+    text = "the methods as a page of Markdown, with all that is known of them"
+    listing.add_argument("--markdown", action="store_true", help=text)
     for command in (run, listing):
         text = "your own configuration, laid out as conf/"
         command.add_argument("--config-dir", action="append", default=[], metavar="DIR", help=text)
+    new = add("new", _new, "write a method of your own to start from")
+    new.add_argument("what", choices=("method",))
+    new.add_argument("name", metavar="NAME", help="small letters, digits and underscores")
     status = add("status", _status, "how far a run is")
     report = add("report", _report, "write table, figures and HTML of a run")
     explain = add("explain", _explain, "everything about one cell, and the command that repeats it")
@@ -78,7 +83,16 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "folders", nargs=2, metavar="RUN", help="folder of a run, or its name in results/runs"
     )
-    add("doctor", _doctor, "versions, device, and what is missing for what")
+    claims = add(
+        "claims", _claims, "published numbers and what we find; writes results/claims.csv and claims.md"
+    )
+    text = "also check against this run of yours: its folder, or its name in results/runs"
+    claims.add_argument("--run", action="append", default=[], metavar="RUN", help=text)
+    doctor = add("doctor", _doctor, "versions, device, and what is missing for what")
+    text = "measure memory bandwidth and arithmetic instead, and print them as a device for the cost model"
+    doctor.add_argument("--bandwidth", action="store_true", help=text)
+    text = "vLLM instead, and whether the article's command line works with it; PYTHON is that of its environment"
+    doctor.add_argument("--vllm", nargs="?", const=".venv-vllm/bin/python", metavar="PYTHON", help=text)
     return parser
 
 
@@ -122,10 +136,37 @@ def _explain(args: argparse.Namespace) -> None:
 def _ls(args: argparse.Namespace) -> None:
     from kvbench import listing
 
-    listing.show(args.what, args.config_dir)
+    if args.markdown and args.what != "methods":
+        raise UserError(f"--markdown: there is no page of {args.what}, only of methods")
+    if args.markdown:
+        print(listing.methods_page(), end="")
+    else:
+        listing.show(args.what, args.config_dir)
+
+
+def _new(args: argparse.Namespace) -> None:
+    from kvbench import scaffold
+
+    print(scaffold.new_method(args.name))
+
+
+def _claims(args: argparse.Namespace) -> None:
+    from kvbench import claims
+
+    print(claims.write(args.run))
 
 
 def _doctor(args: argparse.Namespace) -> None:
+    if args.bandwidth:
+        from kvbench.cost.measure import description, measure
+
+        print(description(measure()), end="")
+        return
+    if args.vllm:
+        from kvbench.serving import doctor as vllm
+
+        print(vllm.report(args.vllm))
+        return
     from kvbench import doctor
 
     print(doctor.report())

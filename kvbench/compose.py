@@ -5,6 +5,7 @@ Hydra's errors span lines and speak of structs and defaults lists; here each bec
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import json
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ from kvbench.typed import unknown
 RUNS = Path("results/runs")
 _ADVICE = "not of the form key=value, as experiment=quickstart; quote values that hold blanks, commas or ="
 # keys under which a user may add names of his own without Hydra's `+`
-_OPEN = ("variants", "ablate")
+_OPEN = ("variants", "ablate", "setups", "measured")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,13 @@ class Composed:
 def run_dir(composed: Composed) -> Path:
     """The folder of the run: the user's, else one per experiment, so that the same command resumes."""
     return Path(composed.data.get("run_dir") or RUNS / composed.name)
+
+
+def own(composed: Composed, cls: type) -> dict[str, Any]:
+    """The keys that a dataclass has, run_dir settled; those of other experiments (method, budget ...) are left out."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    chosen = {name: value for name, value in composed.data.items() if name in names}
+    return {**chosen, "run_dir": str(run_dir(composed))}
 
 
 def options(group: str, config_dirs: Sequence[str] = ()) -> list[str]:

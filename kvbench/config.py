@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import importlib
 import itertools
 import os
@@ -17,7 +16,7 @@ import yaml
 from kvbench.compose import Composed, compose, options, run_dir
 from kvbench.errors import UserError
 from kvbench.models.load import ModelConfig
-from kvbench.typed import build, unknown
+from kvbench.typed import as_yaml, build, unknown
 
 
 def _check_each(name: str, values: Sequence[Any], allowed: Any, advice: str) -> None:
@@ -148,15 +147,12 @@ def load(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> RunConfig
 
 def validate(composed: Composed) -> RunConfig:
     """Expand variants and ablations and check everything; see `load`."""
-    data = dict(composed.data)
-    _import_plugins(data.get("plugins"))
-    dirs = composed.config_dirs
-    selected = {group: _selected(group, data, dirs) for group in ("task", "method")}
-    budget = dict(_mapping("budget", data.get("budget")))
-    more = {key: _mapping(key, data.pop(key, None)) for key in ("variants", "ablate")}
-    methods = _expand(selected["method"], more["variants"], more["ablate"], budget)
+    data, dirs = dict(composed.data), composed.config_dirs
+    methods, budget = expanded(data, dirs)
+    tasks = chosen("task", data, dirs)
+    data = {key: value for key, value in data.items() if key not in ("variants", "ablate")}
     data |= {"name": composed.name, "overrides": list(composed.overrides), "config_dirs": list(dirs)}
-    data |= {"task": selected["task"], "method": methods, "budget": budget}
+    data |= {"task": tasks, "method": methods, "budget": budget}
     folder = run_dir(composed)
     data["run_dir"] = str(folder)
     cfg = _typed(data)
@@ -168,7 +164,7 @@ def validate(composed: Composed) -> RunConfig:
 
 def resolved_yaml(cfg: RunConfig) -> str:
     """The configuration as YAML, for the run folder; `from_yaml` reads it back."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(cfg)), sort_keys=False, allow_unicode=True, width=110)
+    return as_yaml(cfg)
 
 
 def from_yaml(text: str) -> RunConfig:
@@ -217,17 +213,27 @@ def _import_plugins(names: object) -> None:
             raise UserError(f"plugins: cannot import {name!r}: {error}") from None
 
 
-def _selected(group: str, data: Mapping[str, Any], config_dirs: Sequence[str]) -> dict[str, Any]:
+def expanded(
+    data: Mapping[str, Any], config_dirs: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Entries of the chosen methods, variants and ablations, by label, and the budget; plugins are imported."""
+    _import_plugins(data.get("plugins"))
+    budget = dict(_mapping("budget", data.get("budget")))
+    more = {key: _mapping(key, data.get(key)) for key in ("variants", "ablate")}
+    return _expand(chosen("method", data, config_dirs), more["variants"], more["ablate"], budget), budget
+
+
+def chosen(group: str, data: Mapping[str, Any], config_dirs: Sequence[str]) -> dict[str, Any]:
     """The entries of the chosen names, without what an experiment says of names that were then not chosen."""
     mark = {"task": "family", "method": "method"}[group]
-    chosen: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for label, value in _mapping(group, data.get(group)).items():
         entry = _mapping(f"{group}.{label}", value)
         if mark in entry:
-            chosen[label] = dict(entry)
+            found[label] = dict(entry)
         elif label not in (known := options(group, config_dirs)):
             raise unknown(f"{group}.{label}", label, known, group)
-    return chosen
+    return found
 
 
 def _expand(
@@ -297,10 +303,3 @@ def _with(entry: Any, setting: dict[str, Any]) -> Any:
             part = part.setdefault(name, {})
         part[last] = value
     return entry
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, for YAML."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -2,13 +2,13 @@
 
 import os
 import platform
-import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from kvbench.cpuinfo import features, processor
 from kvbench.kernels.build import cache_dir, compiler
 from kvbench.models import embedded
 
@@ -16,6 +16,7 @@ from kvbench.models import embedded
 EXTRAS = {
     "flash": "model.attention=flash_attention_2, on CUDA",
     "claude": "the Agentic-RAG workload and calls to the Claude API",
+    "serving": "measurements on vLLM servers",
     "test": "make test",
 }
 # installed with --no-deps, so that no extra names them
@@ -37,6 +38,7 @@ def report() -> str:
         ("cpu", cpu()),
         ("cuda", cuda()),
         ("compiler", cxx()),
+        ("kernels", kernels()),
         ("cache", f"{cache_dir()} ({size_of(cache_dir()) / 1e6:.0f} MB; $KVBENCH_CACHE moves it)"),
         ("model", f"{embedded.NAME}: {embedded_state()}"),
     ]
@@ -84,14 +86,8 @@ def satisfied(requirement: Requirement) -> bool:
 
 def cpu() -> str:
     """Model, cores and the instruction sets that the CPU kernels make use of."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = set((re.search(r"^flags\s*:\s*(.+)$", text, re.MULTILINE) or ["", ""])[1].split())
-    has = ", ".join(f"{feature} {'yes' if feature in flags else 'no'}" for feature in CPU_FEATURES)
-    return f"{name[1] if name else platform.machine()}, {os.cpu_count()} cores; {has}"
+    has = ", ".join(f"{feature} {'yes' if feature in features() else 'no'}" for feature in CPU_FEATURES)
+    return f"{processor()}, {os.cpu_count()} cores; {has}"
 
 
 def cuda() -> str:
@@ -119,6 +115,24 @@ def cxx() -> str:
         return "none: CPU kernels fall back to torch; install g++ or clang++, or set $CXX"
     done = subprocess.run([path, "--version"], capture_output=True, text=True)
     return f"{path}, {(done.stdout.splitlines() or ['it does not run: CPU kernels fall back to torch'])[0]}"
+
+
+def kernels() -> str:
+    """The forms of the kernels that run on each device, for heads of 128 channels; compiles them on first use."""
+    if version_of("torch") is None:
+        return "unknown, torch is not installed"
+    import torch
+
+    from kvbench.kernels.chosen import forms_for
+
+    devices = [torch.device("cpu")] + [torch.device("cuda", n) for n in range(torch.cuda.device_count())]
+    lines = []
+    for device in devices:
+        by_form: dict[str, list[str]] = {}
+        for operation, form in forms_for(device, torch.bfloat16, 4, 128).items():
+            by_form.setdefault(form, []).append(operation)
+        lines.append(f"{device}: " + "; ".join(f"{form} {', '.join(ops)}" for form, ops in by_form.items()))
+    return " | ".join(lines)
 
 
 def embedded_state() -> str:

@@ -50,6 +50,8 @@ def cache(
         budget = Budget(tokens=tokens, ratio=None if ratio is None else str(ratio))
     if "boundaries" in built.needs:
         raise UserError(f"method: {method} needs the text of the prompt, which a cache does not see")
+    if "answer" in built.needs:
+        raise UserError(f"method: {method} needs the answer that is yet to come, which a cache does not see")
     before = model.config._attn_implementation
     if before != NAME:
         model.set_attn_implementation(register_attention())

@@ -45,6 +45,11 @@ def run_efficiency(cfg: RunConfig, progress: Any) -> None:
     loaded = load_model(cfg.model, register_attention())
     renderer = make_renderer(cfg, loaded)
     groups = [g for g in make_plan(cfg, loaded, renderer, kernel_form(loaded)) if g.index == 0]
+    told = {c.label for g in groups for c in g.cells if "answer" in c.method.needs}
+    if told:
+        raise UserError(
+            f"method: {', '.join(sorted(told))} needs to be told the answer; no server can do that"
+        )
     where = {"device": provenance.device_name(loaded.device), "steps": cfg.efficiency.steps}
     work = [
         (g, [(c, b, _cell_id(c, b, where)) for c in g.cells for b in cfg.efficiency.batch]) for g in groups

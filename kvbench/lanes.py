@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from kvbench.kernels import sparse_decode
 from kvbench.kernels.rope import rotate
-from kvbench.kernels.sparse_decode import cpu, portable
+from kvbench.kernels.sparse_decode import cpu
 from kvbench.methods.base import Kept, LayerRule, LayerSnapshot, Native, Resolved, Stored
 from kvbench.stored import BaseLane, StoredLane, attend_many, distinct
 
@@ -144,8 +145,9 @@ class BlockLayer(CacheLayerMixin):
         self.rows, self.group, self.heads, self.room = rows, group, heads, room
         self.k_tail = like.new_zeros(rows, heads, room, dim)
         self.v_tail = like.new_zeros(rows, heads, room, dim)
-        self.compiled = like.device.type == "cpu" and cpu.available(group, dim)
-        self.table = _job_table(self) if self.compiled else None
+        # the compiled form takes all lanes in one call
+        compiled = sparse_decode.form(like.device, like.dtype, group, dim) == "compiled"
+        self.table = _job_table(self) if compiled else None
         self.filled = 0
         self.tail = torch.zeros(1, dtype=torch.long, device=like.device)
         self.selecting = True
@@ -184,12 +186,12 @@ class BlockLayer(CacheLayerMixin):
         chosen = [self._choose(lane, q_RHGD, scaling) for lane in self.lanes]
         out = torch.empty_like(q_RHGD)
         lse = q_RHGD.new_empty(q_RHGD.shape[:3], dtype=torch.float32) if self.combines else None
-        if self.compiled:
-            out, lse = self._compiled(q_RHGD, chosen, scaling)
+        if self.table is not None:
+            out, lse = self._together(q_RHGD, chosen, self.table.copy(), scaling)
         for lane, index in zip(self.lanes, chosen, strict=True):
             at = lane.rows, lane.heads
-            if not self.compiled or (index is not None and index.dim() == 4):
-                out[at], part = self._portable(lane, q_RHGD, index, scaling)
+            if self.table is None or _per_query_head(index):
+                out[at], part = self._alone(lane, q_RHGD, index, scaling)
                 if lse is not None:
                     lse[at] = part
             if lse is not None and index is not None and lane.selection.combines:
@@ -220,36 +222,32 @@ class BlockLayer(CacheLayerMixin):
         appended = sum(range(first + 1, first + steps + 1))
         return int(self.slots_selected[row]) + steps * kept + heads * appended
 
-    def _compiled(
-        self, q_RHGD: Tensor, chosen: list[Tensor | None], scaling: float
+    def _together(
+        self, q_RHGD: Tensor, chosen: list[Tensor | None], table: np.ndarray, scaling: float
     ) -> tuple[Tensor, Tensor | None]:
-        assert self.table is not None
-        table = self.table.copy().reshape(9, self.rows, self.heads)
-        table[cpu.FIELDS.index("tail")] = self.filled
+        """All lanes in one call, but for those with a list of slots per query head, whose output is zero."""
+        fields = dict(zip(cpu.FIELDS, table, strict=True))
+        fields["tail"][:] = self.filled
         for lane in self.stored:
-            table[cpu.FIELDS.index("tail"), lane.rows, lane.heads] = 0
+            fields["tail"][lane.rows, lane.heads] = 0
         alive = []
         for lane, index in zip(self.lanes, chosen, strict=True):
-            if index is None:
-                continue
-            index = index.contiguous()
-            alive.append(index)
-            rows, heads = index.shape[:2]
-            steps = np.arange(rows * heads, dtype=np.int64).reshape(rows, heads) * index.stride(1) * 4
-            table[cpu.FIELDS.index("index"), lane.rows, lane.heads] = index.data_ptr() + steps
-            # a list per query head is left to the portable form
-            table[cpu.FIELDS.index("indexed"), lane.rows, lane.heads] = (
-                index.shape[2] if index.dim() == 3 else 0
-            )
+            at = lane.rows, lane.heads
+            if _per_query_head(index):
+                fields["prefix"][at] = fields["tail"][at] = 0
+            elif index is not None:
+                alive.append(index.contiguous())
+                fields["index"][at] = cpu.addresses(alive[-1], len(index))
+                fields["indexed"][at] = index.shape[2]
         q_JGD = q_RHGD.float().view(self.rows * self.heads, self.group, -1)
-        out, lse = cpu.sparse_decode(q_JGD, table.reshape(9, -1), scaling, self.k_tail.dtype, self.combines)
+        out, lse = cpu.decode_jobs(q_JGD, table, scaling, self.k_tail.dtype, self.combines)
         out = out.view(q_RHGD.shape).to(q_RHGD.dtype)
         return out, lse.view(q_RHGD.shape[:3]) if lse is not None else None
 
-    def _portable(
+    def _alone(
         self, lane: Lane, q_RHGD: Tensor, index: Tensor | None, scaling: float
     ) -> tuple[Tensor, Tensor]:
-        return portable.sparse_decode(
+        return sparse_decode.sparse_decode(
             q_RHGD[lane.rows, lane.heads],
             lane.k_BHKD,
             lane.v_BHKD,
@@ -320,25 +318,24 @@ class BlockCache(Cache):
             layer.selecting = selecting
 
 
+def _per_query_head(index: Tensor | None) -> bool:
+    """Whether each query head has a list of slots of its own."""
+    return index is not None and index.dim() == 4
+
+
 def _job_table(layer: BlockLayer) -> np.ndarray:
-    """Addresses and lengths for the compiled form `[9, rows * heads]`; steps fill in the rest."""
-    fields = {name: n for n, name in enumerate(cpu.FIELDS)}
-    table = np.zeros((9, layer.rows, layer.heads), dtype=np.int64)
-    element = layer.k_tail.element_size()
+    """Addresses and lengths for the compiled form `[9, rows, heads]`; steps fill in the rest."""
+    table = cpu.new_table(layer.rows, layer.heads)
+    fields = dict(zip(cpu.FIELDS, table, strict=True))
     for name, tail in (("k_tail", layer.k_tail), ("v_tail", layer.v_tail)):
-        order = np.arange(layer.rows * layer.heads, dtype=np.int64).reshape(layer.rows, layer.heads)
-        table[fields[name]] = tail.data_ptr() + order * tail.stride(1) * element
+        fields[name][:] = cpu.addresses(tail, layer.rows)
     for lane in layer.lanes:
-        count = lane.rows.stop - lane.rows.start
+        at, count = (lane.rows, lane.heads), lane.rows.stop - lane.rows.start
         for name, kept in (("k_prefix", lane.k_BHKD), ("v_prefix", lane.v_BHKD)):
-            row = np.arange(count)[:, None] * (kept.stride(0) if kept.shape[0] > 1 else 0)
-            head = np.arange(kept.shape[1])[None, :] * kept.stride(1)
-            table[fields[name], lane.rows, lane.heads] = kept.data_ptr() + (row + head) * element
             assert kept.stride(2) == kept.shape[3] and kept.stride(3) == 1
-        table[fields["prefix"], lane.rows, lane.heads] = lane.kept
+            fields[name][at] = cpu.addresses(kept, count)
+        fields["prefix"][at] = lane.kept
         if lane.mask_HGK is not None:
-            bits = lane.mask_HGK.contiguous()
-            lane.mask_HGK = bits
-            head = np.arange(bits.shape[0]) * bits.stride(0)
-            table[fields["mask"], lane.rows, lane.heads] = bits.data_ptr() + head[None, :]
-    return table.reshape(9, -1)
+            lane.mask_HGK = lane.mask_HGK.contiguous()
+            fields["mask"][at] = cpu.addresses(lane.mask_HGK[None], count)
+    return table

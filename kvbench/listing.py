@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rich.console import Console
 from rich.table import Table
@@ -12,7 +15,7 @@ from kvbench.compose import file, options
 
 
 def show(what: str, config_dirs: Sequence[str], console: Console | None = None) -> None:
-    """Print the methods, tasks, models or experiments that there are."""
+    """Print the methods, tasks, models, experiments, devices or model shapes that there are."""
     console = console or Console(highlight=False)
     header, rows = _methods() if what == "methods" else _group(what.removesuffix("s"), config_dirs)
     if not console.is_terminal:
@@ -51,3 +54,69 @@ def _comment(text: str) -> str:
 
 def _first_sentence(cls: type) -> str:
     return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
+_FAMILIES = {
+    "eviction": "Evictions: what is kept after prefill",
+    "selection": "Selections: what a decode step reads",
+    "method": "Both under one budget rule",
+    "format": "Formats: how keys and values are stored",
+}
+
+
+_PREFACE = (
+    "Written from the code by `make docs` (`kvbench ls methods --markdown`). T tokens of the prompt, M new tokens, D "
+    "channels of a head, G query heads per KV head; bytes are per layer and KV head, after compression. Any eviction "
+    "goes with any selection and any format, but for those that evict while decoding, which int2, int4 and int8 refuse."
+)
+
+
+def methods_page() -> str:
+    """The methods of kvbench as a page of Markdown; `docs/methods.md` is this."""
+    from kvbench.methods import registry
+
+    # not those of plugins and notebooks
+    shipped = {n: cls for n, cls in registry().items() if cls.__module__.startswith("kvbench.")}
+    lines = ["# Methods", "", _wrap(_PREFACE)]
+    for family, title in _FAMILIES.items():
+        lines += ["", f"## {title}"]
+        for name in sorted(n for n, cls in shipped.items() if cls.family == family):
+            lines += ["", f"### {name}", "", *_entry(shipped[name])]
+    return "\n".join(lines) + "\n"
+
+
+def _entry(cls: Any) -> Iterator[str]:
+    paragraphs = (inspect.getdoc(cls) or "").split("\n\n")
+    for paragraph in paragraphs:
+        yield from (_wrap(" ".join(paragraph.split())), "")
+    parameters = ", ".join(_parameters(cls))
+    facts = {
+        "Parameters": parameters,
+        "Budget": cls.budget_meaning,
+        "Bytes": _code(cls.bytes_formula),
+        "Paper and code": cls.differs,
+        "Source": "" if cls.source == "-" else cls.source,
+    }
+    yield from (_wrap(f"- {title}: {text}", "  ") for title, text in facts.items() if text)
+
+
+def _wrap(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _parameters(cls: Any) -> Iterator[str]:
+    """`name=default`, and what else is allowed where that is a choice."""
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if field.name in ("eviction", "selection", "format"):
+            continue
+        default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+        others = [str(c) for c in get_args(hints[field.name]) if c != field.default]
+        choice = get_origin(hints[field.name]) is Literal and others
+        yield f"`{field.name}={default}`" + (f" (or {', '.join(others)})" if choice else "")
+
+
+def _code(formula: str) -> str:
+    """The expression as code, the remark behind it as text."""
+    expression, mark, remark = formula.partition(";")
+    return f"`{expression}`{mark}{remark}" if "*" in expression else formula

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from kvbench import methods, tasks
 from kvbench.config import RunConfig
+from kvbench.errors import UserError
 from kvbench.methods import Budget, Method
 from kvbench.methods.dense import Dense
 from kvbench.models.load import LoadedModel
+from kvbench.store import digest
 from kvbench.tasks import Renderer, Sample, Task
 
 #: raised when the engine would give other numbers for the same configuration
@@ -116,6 +116,11 @@ def _groups(
 ) -> Iterator[Group]:  # fmt: skip
     task, length, seed, index, sample, prompt_hash = part
     for protocol in cfg.protocol:
+        if sample.earlier and protocol == "query_agnostic":
+            raise UserError(
+                f"protocol: query_agnostic is not for task {task.label}: in a conversation only the first "
+                "question is seen; allowed: query_aware"
+            )
         setting = {
             **engine,
             "task": task.identity(),
@@ -137,9 +142,3 @@ def _method_key(method: Method, budget: Budget | None) -> dict[str, Any]:
         "versions": method.versions(),
         "budget": budget.label() if budget is not None else None,
     }
-
-
-def digest(payload: dict[str, Any]) -> str:
-    """16 hex digits that stand for a payload."""
-    text = json.dumps(payload, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

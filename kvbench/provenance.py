@@ -9,17 +9,20 @@ import resource
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from kvbench import __version__
+from kvbench.cpuinfo import processor
+
+if TYPE_CHECKING:
+    import torch
 
 
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions of what can change a number."""
-    found = {"kvbench": __version__, "python": platform.python_version(), "torch": torch.__version__}
-    for package in ("transformers", "triton", "flash-attn"):
+    found = {"kvbench": __version__, "python": platform.python_version()}
+    for package in ("torch", "transformers", "triton", "flash-attn"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -47,14 +50,18 @@ def commit() -> str | None:
 
 def device_name(device: torch.device) -> str:
     """Name of the device as tables show it, with the number of threads of a CPU."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU {_processor()}, {torch.get_num_threads()} threads"
+    return f"CPU {processor()}, {torch.get_num_threads()} threads"
 
 
 def reset_peak(device: torch.device) -> None:
     """Start measuring peak memory anew, where that is possible (CUDA, Linux)."""
     if device.type == "cuda":
+        import torch
+
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError):
@@ -64,6 +71,8 @@ def reset_peak(device: torch.device) -> None:
 def peak_bytes(device: torch.device) -> int:
     """Peak memory since `reset_peak`: of the allocator on CUDA, of the process (weights included) elsewhere."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
     try:
         status = Path("/proc/self/status").read_text()
@@ -71,14 +80,3 @@ def peak_bytes(device: torch.device) -> int:
     except (OSError, ValueError, IndexError):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if platform.system() == "Darwin" else peak * 1024
-
-
-@functools.cache
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -4,6 +4,7 @@ A line of `cells-<worker>.jsonl` is one finished cell. Workers never touch each 
 of them can share a folder, and a killed worker loses at most the line that it was writing.
 """
 
+import hashlib
 import json
 import os
 import secrets
@@ -115,6 +116,12 @@ class Store:
         for problem in problems:
             warnings.warn(problem, stacklevel=3)
         return records
+
+
+def digest(payload: Mapping[str, Any]) -> str:
+    """16 hex digits that stand for a payload: the id of a cell."""
+    text = json.dumps(payload, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _read_lines(path: Path, problems: list[str]) -> Iterator[Record]:

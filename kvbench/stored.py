@@ -1,8 +1,7 @@
 """Lanes with a storage of their own: lossy formats, and evictions that go on while decoding.
 
 A plain lane refers to what prefill left and to the block's tail; such a lane stores every token of its rows
-itself. Its attention runs in the torch form in any case, on a copy in the model's dtype that is made at each
-step.
+itself. Its attention runs on a copy in the model's dtype that is made at each step, or reads fp8 codes.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from kvbench.formats.tokenwise import Rolling
 from kvbench.kernels.rope import rotate
-from kvbench.kernels.sparse_decode import portable
+from kvbench.kernels.sparse_decode import FP8, sparse_decode
 from kvbench.methods.base import Eviction, ReadAll, Selection, Stored
 
 
@@ -89,7 +88,7 @@ class StoredLane(BaseLane):
 
     def attend(self, q_RHGD: Tensor, scaling: float, selecting: bool) -> Tensor:
         """Output `[R, H, G, D]` of one step."""
-        k, v, k_tail, v_tail, appended = self.store.read()
+        (k, v, k_tail, v_tail, appended), fp8 = self._stored()
         mask, rows = self.mask_HGK, q_RHGD.shape[0]
         if not k.shape[2] or (mask is not None and mask.shape[2] > k.shape[2]):
             # kept tokens reach into the tail, which members do not, and a list of slots needs a prefix
@@ -101,7 +100,7 @@ class StoredLane(BaseLane):
                 self.state = self.selection.prepare(k, v, rows, 0)
             length = appended + k.shape[2]
             index = self.selection.select(q_RHGD, k, k_tail, length, self.state, self.read, scaling)
-        out, lse = portable.sparse_decode(q_RHGD, k, v, k_tail, v_tail, appended, scaling, index, mask)
+        out, lse = sparse_decode(q_RHGD, k, v, k_tail, v_tail, appended, scaling, index, mask, fp8)
         if index is not None and self.selection.combines:
             out = self.selection.combine(out, lse, self.state)
         if selecting:  # the question of a query-agnostic prompt is not a decode step
@@ -109,6 +108,14 @@ class StoredLane(BaseLane):
         if self.eviction is not None:
             self._step(self._probabilities(q_RHGD.unsqueeze(3), k, scaling, index))
         return out
+
+    def _stored(self) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], FP8 | None]:
+        """Keys, values, those of the tail and how many: fp8 codes where only the attention reads them, or numbers."""
+        if self.eviction is None and not self.selection.reads_keys:
+            codes = self.store.codes()
+            if codes is not None:
+                return codes
+        return self.store.read(), None
 
     def attend_many(self, q_RHGND: Tensor, scaling: float) -> Tensor:
         """Output `[R, H, G, N, D]` of the N newest tokens at once, which read everything that is stored."""
@@ -148,7 +155,8 @@ class StoredLane(BaseLane):
     def _probabilities(self, q_RHGND: Tensor, k_RHCD: Tensor, scaling: float, index: Tensor | None) -> Tensor:
         """Attention of the N newest tokens to every slot `[R, H, G, N, C]`, fp32."""
         group, count, slots = q_RHGND.shape[2], q_RHGND.shape[3], k_RHCD.shape[2]
-        logits = (q_RHGND.flatten(2, 3) @ k_RHCD.transpose(-1, -2)).float() * scaling
+        # in fp32: products in bf16 tie
+        logits = q_RHGND.flatten(2, 3).float() @ k_RHCD.float().transpose(-1, -2) * scaling
         logits = logits.unflatten(2, (group, count))
         seen = torch.ones(count, slots, dtype=torch.bool, device=k_RHCD.device).tril(slots - count)
         if index is not None:

@@ -18,8 +18,8 @@ from kvbench.methods import Budget, Kept, LayerSnapshot, Method, Shape, build
 def keep(
     method: str, q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, *, tokens: int | None = None,
     ratio: float | str | None = None, layer: int = 0, num_layers: int = 1,
-    rope: tuple[Tensor, Tensor] | None = None, boundaries_BT: Tensor | None = None, max_new_tokens: int = 0,
-    **params: Any,
+    rope: tuple[Tensor, Tensor] | None = None, boundaries_BT: Tensor | None = None,
+    answer: tuple[Tensor, Tensor] | None = None, max_new_tokens: int = 0, **params: Any,
 ) -> list[list[Tensor]]:  # fmt: skip
     """The prompt tokens that a method keeps in one layer after prefill.
 
@@ -36,6 +36,8 @@ def keep(
             R <= D channels are rotated. Beyond P they go on as they are.
         boundaries_BT: 2 after whose token a sentence ends, 1 where a clause does, else 0, for boundary-aware
             chunks.
+        answer: post-RoPE queries `[B, Q, N, D]` and keys `[B, H, N, D]` of the N tokens after the prompt, for
+            the static oracle.
         max_new_tokens: M, for budget rules that depend on it.
         **params: parameters of the method.
 
@@ -65,6 +67,8 @@ def keep(
         raise UserError(f"rope: {method} needs it")
     if "boundaries" in eviction.needs and boundaries_BT is None:
         raise UserError(f"boundaries_BT: {method} needs them")
+    if "answer" in eviction.needs and answer is None:
+        raise UserError(f"answer: {method} needs it")
     out = []
     for row in range(batch):
         snapshot = LayerSnapshot(k_BHTD[row], v_BHTD[row], q_BQTD[row], layer, num_layers, dim**-0.5)
@@ -72,6 +76,9 @@ def keep(
             snapshot.attention_sum_QT = attention_sum(q_BQTD[row], k_BHTD[row], snapshot.scaling)
         snapshot.rope = None if rope is None else _turns(*rope)
         snapshot.boundaries_T = None if boundaries_BT is None else boundaries_BT[row]
+        if answer is not None:
+            keys = torch.cat([k_BHTD[row], answer[1][row]], dim=1)
+            snapshot.answer_sum_QT = attention_sum(answer[0][row], keys, snapshot.scaling)[:, :length]
         kept = Kept([torch.arange(length, device=k_BHTD.device)] * heads)
         if count is not None:
             kept = eviction.keep(snapshot, eviction.scores(snapshot), count, [], resolved.ratio)

@@ -8,6 +8,8 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import yaml
+
 from kvbench.errors import UserError
 
 T = TypeVar("T")
@@ -85,6 +87,24 @@ def convert(hint: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return build(hint, value, key)  # type: ignore[arg-type]
     return _plain(hint, value, key)
+
+
+def as_yaml(cfg: object, **more: object) -> str:
+    """A configuration as YAML that `build` reads back.
+
+    Args:
+        cfg: a dataclass.
+        more: keys to add, or to give another value.
+    """
+    data = dataclasses.asdict(cfg) | more  # type: ignore[call-overload]
+    return yaml.safe_dump(_lists(data), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as lists."""
+    if isinstance(value, Mapping):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _first(args: tuple[Any, ...], value: Any, key: str) -> Any:

@@ -23,7 +23,7 @@ length: [1024]
 samples: 1
 max_new_tokens: 4
 """
-COMMANDS = ("run", "ls", "status", "report", "compare", "explain", "doctor")
+COMMANDS = ("run", "ls", "new", "status", "report", "compare", "explain", "doctor")
 
 
 @pytest.fixture
@@ -76,6 +76,16 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["report", "nowhere"], "run: nowhere is not a run folder"),
         (["compare", "nowhere", "there"], "run: nowhere is not a run folder"),
         (["explain", "nowhere", "abc"], "run: nowhere is not a run folder"),
+        (["ls", "tasks", "--markdown"], "--markdown: there is no page of tasks, only of methods"),
+        (["new", "task", "mine"], "invalid choice: 'task' (choose from 'method')"),
+        (["new", "method"], "required: NAME"),
+        (["new", "method", "Mine"], "name: 'Mine' is no name of a method; give small letters"),
+        (["new", "method", "my-own"], "name: 'my-own' is no name of a method; give small letters"),
+        (["new", "method", "lambda"], "name: 'lambda' is no name of a method; give small letters"),
+        (["new", "method", "../up"], "name: '../up' is no name of a method; give small letters"),
+        (["new", "method", "snapkv"], "name: there is a method 'snapkv' already"),
+        (["new", "method", "registry"], "name: 'registry' is the name of a Python module already"),
+        (["new", "method", "json"], "name: 'json' is the name of a Python module already"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

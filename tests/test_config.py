@@ -58,7 +58,7 @@ def yaml_of(group: str, name: str) -> dict:
 
 @pytest.mark.parametrize("name", options("experiment"))
 def test_every_experiment_composes(name: str) -> None:
-    needs = {"jsonl": ["task.path=questions.jsonl"]}
+    needs = {key: ["task.path=questions.jsonl"] for key in ("jsonl", "rocketkv_longbench", "chunkkv_gsm8k")}
     composed = config.compose([f"experiment={name}", *needs.get(name, [])])
     if composed.data["kind"] in ("accuracy", "efficiency", "bench"):
         cfg = config.validate(composed)

@@ -5,14 +5,16 @@ import importlib.metadata
 import pytest
 
 from kvbench import __version__, doctor
+from kvbench.kernels.forms import using
+from kvbench.kernels.sparse_decode import cpu
 from kvbench.models import embedded
 
 
 def test_report_has_every_fact():
     lines = doctor.report().splitlines()
     heads = [line.split()[0] for line in lines]
-    assert heads[:7] == ["kvbench", "versions", "cpu", "cuda", "compiler", "cache", "model"]
-    assert set(heads[7:]) <= {"missing"}
+    assert heads[:8] == ["kvbench", "versions", "cpu", "cuda", "compiler", "kernels", "cache", "model"]
+    assert set(heads[8:]) <= {"missing"}
     assert __version__ in lines[0]
     assert "transformers 5" in lines[1]
 
@@ -48,6 +50,14 @@ def test_version_of_does_not_import():
 def test_no_compiler(monkeypatch):
     monkeypatch.setattr(doctor, "compiler", lambda: None)
     assert "g++" in doctor.cxx()
+
+
+def test_forms_of_the_kernels():
+    with using("portable"):
+        told = doctor.kernels()
+    assert told.startswith("cpu: portable sparse_decode, ") and "hsa_scores" in told
+    if cpu.available():
+        assert doctor.kernels().startswith("cpu: compiled sparse_decode, window_scores, hsa_scores, top_k;")
 
 
 def test_embedded_states(monkeypatch, private_cache, tmp_path):

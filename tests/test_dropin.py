@@ -141,6 +141,8 @@ def test_the_model_is_switched_and_says_so(model):
 
 def test_mistakes_are_told_in_one_line(model):
     ids = [prompt(60)]
+    with pytest.raises(UserError, match="static_oracle needs the answer that is yet to come"):
+        kvbench.cache(model, "static_oracle", tokens=40, max_new_tokens=10)
     with pytest.raises(UserError, match="needs budget"):
         generate(model, make(model, {"method": "snapkv"}, None), ids)
     with pytest.raises(UserError, match="max_new_tokens: the cache was made for 10"):

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvbench.compress import Seat, build_blocks
 from kvbench.efficiency import Step
-from kvbench.kernels.sparse_decode import cpu
+from kvbench.kernels.forms import using
 from kvbench.methods import Budget, Shape, build
 from kvbench.models.attention import register_attention
 from kvbench.models.load import ModelConfig, load_model
@@ -68,6 +68,13 @@ def model(tiny_model_dir):
     return load_model(cfg, register_attention()).model
 
 
+@pytest.fixture
+def portable():
+    """The torch forms, whose steps a recording sees."""
+    with using("portable"):
+        yield
+
+
 def make_step(model, entry, rows=2):
     snapshot = prefill(model, PROMPT[:-1], 64, needs=frozenset({"attention_sum", "rope"}))
     cell = build(entry).resolve(Shape(len(PROMPT) - 1, 16, 3, 16), Budget(tokens=48))
@@ -79,8 +86,7 @@ def make_step(model, entry, rows=2):
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: "-".join(map(str, e.values())))
 @torch.inference_mode()
-def test_a_recorded_step_replays_like_running_it(model, monkeypatch, entry):
-    monkeypatch.setattr(cpu, "available", lambda *_: False)
+def test_a_recorded_step_replays_like_running_it(model, portable, entry):
     eager, recorded = make_step(model, entry), make_step(model, entry)
     for step in (eager, recorded):
         step.eager()

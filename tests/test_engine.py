@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from kvbench.compress import AuditError, audit, seat
 from kvbench.decode import DecodeOptions, decode_cells
+from kvbench.kernels.forms import using
 from kvbench.kernels.sparse_decode import cpu
 from kvbench.kernels.window_scores import pool
 from kvbench.lanes import BlockLayer
@@ -179,13 +180,13 @@ def test_a_used_snapshot_equals_a_fresh_one_bit_for_bit(llama):
     assert torch.equal(torch.stack(again.seen), torch.stack(fresh.seen))
 
 
-def test_portable_and_compiled_kernels_give_the_same_tokens(llama, monkeypatch):
+def test_portable_and_compiled_kernels_give_the_same_tokens(llama):
     if not cpu.available():
         pytest.skip("no C++ compiler")
     cells = [resolve(llama, *entry) for entry in ENTRIES]
     compiled = run(llama, cells, kl=True, rows=32)
-    monkeypatch.setattr(cpu, "available", lambda *_: False)
-    portable = run(llama, cells, kl=True, rows=32)
+    with using("portable"):
+        portable = run(llama, cells, kl=True, rows=32)
     for a, b in zip(compiled.cells, portable.cells, strict=True):
         assert a.ids == b.ids and a.kl == pytest.approx(b.kl, abs=1e-4)
         assert a.read == b.read and a.resident == b.resident
@@ -227,7 +228,9 @@ def test_question_after_the_compressed_context_reads_all_that_was_kept(llama):
     oracle = resolve(llama, {"method": "topk_oracle"}, 10**6)
     everything = run(llama, [oracle], question=question).cells[0].ids
     assert everything == dense
-    cell = resolve(llama, {"method": "streaming_llm", "positions": "original"}, 100, compressed=len(PROMPT) - 21)
+    cell = resolve(
+        llama, {"method": "streaming_llm", "positions": "original"}, 100, compressed=len(PROMPT) - 21
+    )
     cut = run(llama, [cell], question=question)
     assert cut.cells[0].kept == 100
     slot = 2 * 2 * 16 * 4 * 4  # K and V, KV heads, channels, bytes, layers

@@ -1,5 +1,6 @@
 """What is installed: the wheel's content, the pins, and that every place says the same version."""
 
+import ast
 import os
 import re
 import shutil
@@ -7,11 +8,13 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import kvbench
 
@@ -104,6 +107,48 @@ def test_pins():
     assert str(pinned["triton"].specifier) == "==3.7.1"
     assert str(pinned["triton"].marker) == 'sys_platform == "linux"'
     assert all(re.fullmatch(r"==[0-9.]+", str(r.specifier)) for r in pinned.values())
+
+
+# what a folder may import beyond the core: the extras that install it
+EXTRAS = {
+    "kvbench/promptcache": {"claude"},
+    "kvbench/serving": {"serving", "claude"},
+    "kvbench/models": {"flash"},
+    # the GPU builds of torch bring triton
+    "kernels": {"flash", "test"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of what a file imports, the standard library and kvbench apart."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"kvbench"}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_what_is_imported_is_declared(folder):
+    """Of every import one of the distributions that hold it is in the core, or in an extra of its folder."""
+    holders = packages_distributions()
+    extras = PROJECT["optional-dependencies"]
+    undeclared = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        place = path.relative_to(ROOT).as_posix()
+        chosen = [
+            extras.get(name, []) for key, names in EXTRAS.items() if place.startswith(key) for name in names
+        ]
+        declared = {
+            canonicalize_name(Requirement(line).name) for line in sum(chosen, PROJECT["dependencies"])
+        }
+        for name in imported(path):
+            # what is not installed is taken to be called as it is imported
+            if declared.isdisjoint(map(canonicalize_name, holders.get(name, [name]))):
+                undeclared.add((place, name))
+    assert not undeclared
 
 
 def test_bounds_allow_what_is_pinned():

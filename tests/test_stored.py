@@ -8,8 +8,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from kvbench.compress import Seat, build_blocks
 from kvbench.decode import DecodeOptions, decode_cells
 from kvbench.errors import UserError
+from kvbench.kernels.forms import using
 from kvbench.kernels.rope import rotate
-from kvbench.kernels.sparse_decode import cpu
 from kvbench.methods import Budget, Shape, build
 from kvbench.models.attention import register_attention
 from kvbench.models.boundaries import boundaries
@@ -247,7 +247,7 @@ def test_the_question_is_stored_in_the_format_and_is_no_step(model, count):
     assert result.cells[0].ids == result.dense.ids
 
 
-def test_stepping_rows_do_not_depend_on_neighbours_or_kernels(model, snapshot, monkeypatch):
+def test_stepping_rows_do_not_depend_on_neighbours_or_kernels(model, snapshot):
     entries = [*STEPPING, {"method": "snapkv", "window": 8}, {"method": "h2o", "format": "fp8_e4m3"}]
     cells = [resolve(entry, 40) for entry in entries]
     together = run(model, snapshot, cells, kl=True)
@@ -256,8 +256,8 @@ def test_stepping_rows_do_not_depend_on_neighbours_or_kernels(model, snapshot, m
         alone = run(model, snapshot, [cell], kl=True).cells[0]
         assert alone.ids == expected.ids and alone.kl == pytest.approx(expected.kl, abs=1e-4)
         assert (alone.read, alone.resident) == (expected.read, expected.resident)
-    monkeypatch.setattr(cpu, "available", lambda *_: False)
-    portable = run(model, snapshot, cells, kl=True)
+    with using("portable"):
+        portable = run(model, snapshot, cells, kl=True)
     assert [c.ids for c in portable.cells] == [c.ids for c in together.cells]
 
 

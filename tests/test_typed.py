@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
+import yaml
 
 from kvbench.errors import UserError
-from kvbench.typed import build
+from kvbench.typed import as_yaml, build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,3 +82,11 @@ def test_mistakes_name_the_key(data: Any, message: str) -> None:
     with pytest.raises(UserError) as error:
         build(Whole, given, "top")
     assert str(error.value).startswith(message)
+
+
+def test_a_configuration_as_yaml_is_read_back() -> None:
+    whole = Whole(name="a", sizes=(1, 2), part=Part(size=3), more={"x": (1, "y")})
+    data = yaml.safe_load(as_yaml(whole, name="b", extra=1))
+    assert data.pop("extra") == 1
+    assert data["more"] == {"x": [1, "y"]}
+    assert build(Whole, {**data, "name": "a"}) == Whole(**{**vars(whole), "more": {"x": [1, "y"]}})

@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
 from kvbench.errors import UserError
 from kvbench.formats.tokenwise import Codec, Rolling, Split
+from kvbench.kernels.sparse_decode import FP8
 from kvbench.kernels.top_k import top_k
 from kvbench.methods.budget import Budget, LayerRule, Shape
 from kvbench.methods.snapshot import Kept, LayerSnapshot
@@ -26,6 +27,8 @@ class Component:
     name: ClassVar[str] = ""
     family: ClassVar[str] = ""
     source: ClassVar[str] = ""
+    #: where paper, official code and this one differ, as far as the description does not say
+    differs: ClassVar[str] = ""
     budget_meaning: ClassVar[str] = ""
     #: bytes per layer and KV head after compression: an expression, and perhaps a remark behind a semicolon
     bytes_formula: ClassVar[str] = ""
@@ -79,13 +82,18 @@ class Eviction(Component):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What else the snapshot must hold: "attention_sum", "queries", "rope", "boundaries"."""
+        """What else the snapshot must hold: "attention_sum", "queries", "rope", "boundaries", "answer"."""
         return frozenset()
 
     @property
     def steps(self) -> bool:
         """Whether `step` holds the cache at its budget while decoding; a method may switch it off."""
         return type(self).step is not Eviction.step
+
+    @property
+    def meets_budget(self) -> bool:
+        """Whether exactly the budget is kept, however the scores fall; otherwise it is the most."""
+        return not self.ragged
 
     @property
     def reindexes(self) -> bool:
@@ -134,6 +142,8 @@ class Selection(Component):
     """
 
     family = "selection"
+    #: whether `select` looks at the keys that it is given, and not at its own data only
+    reads_keys: ClassVar[bool] = True
 
     def resolve(self, read: int, shape: Shape) -> tuple[Selection, list[int | None]]:
         """Final parameters, and the tokens to read per layer (None: all) for a budget of `read`."""
@@ -194,12 +204,21 @@ class Selection(Component):
         """Bytes that scoring reads at one step for one row, all KV heads of the layer together."""
         return 0
 
+    def slots(self, tokens: int, length: int) -> int:
+        """Slots that `select` gives for one list, of `length` filled ones."""
+        return min(tokens, length)
+
+    def append_bytes(self, head_dim: int, element: int) -> tuple[int, int]:
+        """Bytes that `append` reads and writes per KV head."""
+        return 0, 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReadAll(Selection):
     """No selection: every kept token is read."""
 
     name = "all"
+    reads_keys: ClassVar[bool] = False
 
 
 class Stored(Protocol):
@@ -226,6 +245,10 @@ class Stored(Protocol):
             Keys and values of a prefix `[B, H, P, D]`, those of a tail with room for M tokens `[R, H, M, D]`,
             and how many tokens are in the tail, a 0-dim integer tensor.
         """
+        ...
+
+    def codes(self) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], FP8] | None:
+        """The same as fp8 codes, and what they stand for; None where something else is stored."""
         ...
 
     def bytes(self) -> tuple[int, int]:
@@ -330,6 +353,11 @@ class Method(Component):
     def needs(self) -> frozenset[str]:
         """What else the snapshot must hold, see `Eviction.needs`."""
         return self.parts()[0].needs
+
+    @property
+    def on_turn(self) -> Literal["keep", "filter"]:
+        """What a later turn of a conversation finds: what the first one kept, or all tokens, filtered anew."""
+        return "keep"
 
     def own_params(self) -> dict[str, Any]:
         """The parameters without those of the format."""

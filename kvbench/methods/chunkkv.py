@@ -44,6 +44,11 @@ class ChunkKV(Eviction):
     unequal length are ranked by their mean.
     """
 
+    differs = (
+        "The paper's own evaluation code is not public; its code link is kvpress, whose press has chunks "
+        "of 20, means in place of sums, SnapKV's pooled scores, int(chunks * fraction) whole chunks, and "
+        "no index reuse. It may drop parts of its window."
+    )
     source = (
         "Liu et al. 2025, arXiv 2502.00299, Algorithms 1 and 2; chunk 10 is the paper's, 20 kvpress'; "
         "boundary-aware chunks are kvbench's own"
@@ -76,6 +81,10 @@ class ChunkKV(Eviction):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset() if self.chunks == "fixed" else frozenset({"boundaries"})
+
+    @property
+    def meets_budget(self) -> bool:
+        return self.mode == "paper"
 
     def layer_tokens(self, tokens: int, shape: Shape, ratio: str | None = None) -> list[int]:
         if self.mode == "kvpress" and shape.compressed >= self.chunk:

@@ -24,6 +24,7 @@ class EntropyGatedChunkKV(Eviction):
     left then goes to the best of the other tokens. One choice per layer, the budget met exactly.
     """
 
+    differs = "kvpress' own; there is no paper. There it is chosen from the first row of a batch alone."
     source = (
         "kvpress 0.5.5, EntropyGatedChunkKVPress around its SnapKV; chunk 10, spiky 4, window 64, kernel 5"
     )

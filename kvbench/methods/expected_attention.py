@@ -20,6 +20,10 @@ class ExpectedAttention(Eviction):
     `(mean over the group of softmax(mu . k / sqrt(D) + k' Sigma k / (2 D)) + epsilon) * norm(v)`.
     """
 
+    differs = (
+        "kvpress registers it as AdaKV over it with epsilon 0.01: `adakv` with scorer=expected_attention "
+        "and mode=kvpress."
+    )
     source = (
         "Devoto et al. 2025, arXiv 2510.00636; as kvpress 0.5.5, whose registry entry is AdaKV over it with "
         "epsilon 0.01"

@@ -23,6 +23,11 @@ class H2O(Eviction):
     steps add to the sums and evict, so that the cache never holds more than the budget.
     """
 
+    differs = (
+        "The official code simulates eviction by masks, with shares of the prompt's length (heavy 10 %, "
+        "recent 10 %) in place of a budget; KVCache-Factory's H2O has no decode-time update. Shares of a "
+        "budget are the same rule at another scale."
+    )
     source = "Zhang et al. 2023, arXiv 2306.14048, Algorithm 1; the official example gives 10 % of T to each"
     budget_meaning = "tokens held per KV head, recent ones included, also while decoding"
     bytes_formula = "2 * keep * D * element + 4 * keep; the sums are kept too"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from kvbench.kernels.hsa_scores import hsa_scores
+from kvbench.kernels.hsa_scores import hsa_scores, hsa_select
 from kvbench.kernels.page_bounds import page_bounds, update_page_bounds
+from kvbench.kernels.top_k import select_tokens
 from kvbench.methods.base import Selection, Shape
 from kvbench.methods.registry import register
 from kvbench.methods.rocket_budget import split_traffic
@@ -25,12 +26,19 @@ class HSA(Selection):
     from it (0) or are given. Nothing is pinned unless `pin_recent` tokens are, on top of the budget.
     """
 
+    differs = (
+        "The paper's Algorithm 1 has no temperature, takes the maximum where the group's query sums to "
+        "0, and shows whole pages; both official codes divide by SparQ's temperature, take the minimum "
+        "there, and choose tokens, so that one page is cut. As the code."
+    )
     source = "Behnam et al. 2025, arXiv 2502.14051v3, Algorithm 1; official temperature and rounding"
     budget_meaning = "traffic per step in tokens: half for scoring, half attended"
     bytes_formula = (
         "2 * T * D * element + (T + M if page == 1 else 2 * ceil((T + M) / page)) * D * element; "
         "bounds of pages, for pages of one a copy of K"
     )
+
+    reads_keys: ClassVar[bool] = False
 
     page: int = 0
     channels: int = 0
@@ -68,27 +76,23 @@ class HSA(Selection):
         self, q_RHGD: Tensor, k_BHKD: Tensor, k_tail_RHMD: Tensor, length: Tensor, state: Any, tokens: int,
         scaling: float,
     ) -> Tensor:  # fmt: skip
+        if not self.pin_recent:
+            return hsa_select(q_RHGD, state, self.channels, self.page, length, tokens)
+        # the pinned tokens take part in the softmax, not in the choice
         scores_RHP = hsa_scores(q_RHGD, state, self.channels, self.page, length)
-        ranked = scores_RHP.sort(dim=-1, descending=True, stable=True).indices
-        slots_RHN = (ranked[..., None] * self.page + torch.arange(self.page, device=ranked.device)).flatten(
-            -2
-        )
-        pinned = length - self.pin_recent
-        wanted = tokens - self.pin_recent
-        # pages that may give less than all their tokens: the last one, and those of the pinned tokens
-        short = 1 + (-(-self.pin_recent // self.page) + 1 if self.pin_recent else 0)
-        slots_RHN = slots_RHN[..., : (-(-wanted // self.page) + short) * self.page]
-        valid = slots_RHN < pinned
-        place = torch.where(valid, valid.cumsum(-1) - 1, wanted).clamp(max=wanted)
-        out = slots_RHN.new_full((*slots_RHN.shape[:-1], wanted + 1), -1)
-        out = out.scatter(-1, place, torch.where(valid, slots_RHN, -1))[..., :wanted]
-        if self.pin_recent:
-            recent = pinned + torch.arange(self.pin_recent, device=out.device)
-            out = torch.cat([out, recent.clamp(min=-1).expand(*out.shape[:-1], -1)], dim=-1)
-        return out.int()
+        older = (length - self.pin_recent).clamp(min=0)
+        chosen = select_tokens(scores_RHP, tokens - self.pin_recent, self.page, older)
+        recent = length - self.pin_recent + torch.arange(self.pin_recent, device=chosen.device)
+        recent = recent.clamp(min=-1).int().expand(*chosen.shape[:-1], -1)
+        return torch.cat([chosen, recent], dim=-1)
 
     def resident_bytes(self, state: Any) -> int:
         return state[0].numel() * state.element_size()
 
     def score_bytes(self, state: Any, length: int, element: int) -> int:
         return state.shape[1] * -(-length // self.page) * self.channels * element
+
+    def append_bytes(self, head_dim: int, element: int) -> tuple[int, int]:
+        if self.page == 1:
+            return 0, head_dim * element
+        return 2 * head_dim * element, 2 * head_dim * element

@@ -14,6 +14,7 @@ from kvbench.methods.registry import register
 class KeyDiff(Eviction):
     """Keeps the tokens whose keys point away from the mean direction of all keys of the head."""
 
+    differs = "The paper evicts block by block during prefill; here and in kvpress once, after it."
     source = "Park et al. 2025, arXiv 2504.15364, section 3"
     budget_meaning = "tokens kept per KV head"
 

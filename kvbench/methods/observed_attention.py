@@ -14,6 +14,10 @@ from kvbench.methods.registry import register
 class ObservedAttention(Eviction):
     """Keeps the tokens of highest attention, averaged over the queries that see them and over the group."""
 
+    differs = (
+        "kvpress' reading of H2O: a mean over the queries that see a token in place of a sum, no recent "
+        "window, no update while decoding."
+    )
     source = "kvpress 0.5.5, ObservedAttentionPress; after H2O, Zhang et al. 2023, arXiv 2306.14048"
     budget_meaning = "tokens kept per KV head"
 

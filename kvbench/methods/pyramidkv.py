@@ -22,6 +22,12 @@ class PyramidKV(SnapKV):
     result.
     """
 
+    differs = (
+        "The paper's budgets are an arithmetic sequence; the code rounds its steps down, gives every "
+        "layer the same below twice the budget, and evicts nothing from prompts below the budget. "
+        "kvpress counts the window within a layer's budget and falls back to SnapKV for budgets below "
+        "beta * window (1280 tokens at its defaults)."
+    )
     source = (
         "Cai et al. 2024, arXiv 2406.02069, section 4; official beta 20, window 8, kernel 7, max pooling, "
         "heads query_head"

@@ -1,13 +1,14 @@
 """Quest: pages chosen by an upper bound of their attention."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from kvbench.kernels.page_bounds import page_bounds, update_page_bounds
 from kvbench.kernels.quest_scores import quest_scores
+from kvbench.kernels.top_k import select_tokens
 from kvbench.methods.base import Selection, Shape
 from kvbench.methods.registry import register
 
@@ -22,9 +23,16 @@ class Quest(Selection):
     bounds over the group. The first `dense_layers` layers read everything.
     """
 
+    differs = (
+        "The official CUDA path reads the newest page on top of the budget, its evaluation path does not "
+        "force it. The paper is per query head; RocketKV's baseline is made group-wise, as the default "
+        "here."
+    )
     source = "Tang et al. 2024, arXiv 2406.10774, section 3; page 16, at least 3 pages, 2 dense layers are official"
     budget_meaning = "tokens attended per step: max(3, budget // page) pages"
     bytes_formula = "2 * T * D * element + 2 * ceil((T + M) / page) * D * element"
+
+    reads_keys: ClassVar[bool] = False
 
     heads: Literal["kv_head", "query_head"] = "kv_head"
     page: int = 16
@@ -53,10 +61,10 @@ class Quest(Selection):
         scores = quest_scores(q_RHGD, low, high)
         if self.heads == "kv_head":
             scores = scores.sum(2)
-        page = torch.arange(scores.shape[-1], device=scores.device)
         newest = (length - 1) // self.page
-        scores = scores.masked_fill(page > newest, -torch.inf).masked_fill(page == newest, torch.inf)
-        chosen = scores.sort(dim=-1, descending=True, stable=True).indices[..., : tokens // self.page]
+        pages = torch.arange(scores.shape[-1], device=scores.device)
+        scores = scores.masked_fill(pages == newest, torch.inf)
+        chosen = select_tokens(scores, tokens // self.page, 1, newest + 1)
         slots = (chosen[..., None] * self.page + torch.arange(self.page, device=chosen.device)).flatten(-2)
         return torch.where(slots < length, slots, -1).int()
 
@@ -66,3 +74,10 @@ class Quest(Selection):
     def score_bytes(self, state: Any, length: int, element: int) -> int:
         _, heads, _, dim = state[0].shape
         return 2 * heads * -(-length // self.page) * dim * element
+
+    def slots(self, tokens: int, length: int) -> int:
+        # the newest page is always among those chosen, and is seldom full
+        return min(length, tokens - -length % self.page)
+
+    def append_bytes(self, head_dim: int, element: int) -> tuple[int, int]:
+        return 2 * head_dim * element, 2 * head_dim * element

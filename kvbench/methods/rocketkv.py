@@ -18,9 +18,16 @@ class RocketKV(Method):
 
     `split` is the share of the compression that the first stage takes, adaptive or static. `floor_2m` is the accuracy
     code's floor of 2 M tokens for the first stage, which the paper does not have. The first `dense_layers` layers are
-    left alone (2 for LongChat in the paper).
+    left alone (2 for LongChat in the paper). In a conversation it keeps what the first turn left; the official code
+    applies SnapKV to that again at every turn.
     """
 
+    differs = (
+        "The accuracy code floors the first stage at 2 M tokens (`floor_2m`), which the paper and the "
+        "speed code do not. Budgets of the prompt and more take the dense path here; the official code "
+        "still halves them. The speed code drops the last prompt token and misplaces the first appended "
+        "ones; not copied."
+    )
     source = "Behnam et al. 2025, arXiv 2502.14051v3, sections 3.3-3.6; window 32 and kernel 63 are official"
     budget_meaning = (
         "traffic t per step in tokens: t / 2 for scoring, t / 2 attended; the cache keeps S / c^split"

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 from kvbench.methods.base import Budget, Resolved, Shape
 from kvbench.methods.registry import register
@@ -14,8 +15,11 @@ class RocketKVMT(RocketKV):
     """RocketKV that keeps all tokens of all turns; the last queries of each turn filter what it reads.
 
     Within a turn, and so in a task of one, it generates what RocketKV does and reads as much: hybrid sparse
-    attention runs on a copy of the filtered tokens, as in the official code. What it saves is traffic; its
-    storage is larger than dense. The official window of the multi-turn runs is 128.
+    attention runs on a copy of the filtered tokens, as in the official code. In a conversation each turn
+    attends densely to everything before it, and then filters all of it; sizes follow from the length of the
+    first turn, as in the official code. What it saves is traffic; its storage is larger than dense. The
+    official window of the multi-turn runs is 128. The official code takes a turn of one token for a decode
+    step and does not filter; here every turn filters.
     """
 
     source = "Behnam et al. 2025, arXiv 2502.14051v3, section 3.5; window 128 is official for SCBench"
@@ -25,6 +29,10 @@ class RocketKVMT(RocketKV):
     )
 
     window: int = 128
+
+    @property
+    def on_turn(self) -> Literal["keep", "filter"]:
+        return "filter"
 
     def resolve(self, shape: Shape, budget: Budget | None) -> Resolved:
         return dataclasses.replace(super().resolve(shape, budget), retains=True)

@@ -35,7 +35,8 @@ class PrefixSnapKV(SnapKV):
             snapshot.heads, -1, snapshot.k_HTD.shape[2]
         )
         for head in range(snapshot.heads):
-            logits = (q_HRD[head] @ snapshot.k_HTD[head, :early].T).float() * snapshot.scaling
+            # products in the model's dtype would tie
+            logits = q_HRD[head].float() @ snapshot.k_HTD[head, :early].float().T * snapshot.scaling
             scores[head] = logits.softmax(-1).sum(0)
         return pool(scores, self.kernel, self.pool)
 
@@ -51,6 +52,10 @@ class RocketKVTensorRT(Method):
     one of which may be partial.
     """
 
+    differs = (
+        "Softmax without the window's keys, no temperature, no adaptive split, no choice of channels: "
+        "what the paper has, this has not."
+    )
     source = (
         "TensorRT-LLM, tensorrt_llm/_torch/attention_backend/sparse/rocket, its defaults; not the paper's"
     )

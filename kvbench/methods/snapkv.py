@@ -25,6 +25,13 @@ class SnapKV(Eviction):
     kvpress keeps any of them.
     """
 
+    differs = (
+        "The paper and its code pool per query head and expand K and V to query heads, so that a GQA "
+        "cache is G times larger; here K and V stay per KV head, and the default shares one set per KV "
+        "head. The code scores in the model's dtype after an fp32 softmax; here scores are fp32. Class "
+        "defaults of the code (window 64, kernel 5, average) differ from its LongBench setting, which is "
+        "the default here."
+    )
     source = (
         "Li et al. 2024, arXiv 2404.14469, section 3; official LongBench setting window 32, kernel 7, max "
         "pooling, heads query_head"
@@ -64,7 +71,8 @@ class SnapKV(Eviction):
             return Kept([window[len(window) - tokens :]] * snapshot.heads)
         chosen = self.choose(scores, tokens - len(window), len(window))
         if self.heads == "query_head":
-            return _union(chosen, window, snapshot.heads)
+            everyone = chosen.new_ones(len(chosen), len(window))
+            return Kept.per_query_head(torch.cat([chosen, everyone], dim=1), snapshot.heads)
         return Kept([torch.cat([row.nonzero()[:, 0], window]) for row in chosen])
 
     def choose(self, scores: Tensor, tokens: int, window: int) -> Tensor:
@@ -79,13 +87,3 @@ class SnapKV(Eviction):
             bool, shaped as `scores`.
         """
         return top_k_mask(scores, tokens)
-
-
-def _union(chosen_QT: Tensor, window: Tensor, heads: int) -> Kept:
-    positions, members = [], []
-    for chosen_GT in chosen_QT.unflatten(0, (heads, -1)):
-        union = chosen_GT.any(0).nonzero()[:, 0]
-        everyone = torch.ones(chosen_GT.shape[0], len(window), dtype=torch.bool, device=window.device)
-        positions.append(torch.cat([union, window]))
-        members.append(torch.cat([chosen_GT[:, union], everyone], dim=1))
-    return Kept(positions, members)

@@ -27,6 +27,8 @@ class LayerSnapshot:
             where a method needs "attention_sum".
         rope: (cos, sin), each `[N, D]` fp32, of a rotation by N positions (differences may be negative), for
             `kvbench.kernels.rope.rotate`; where a method needs "rope".
+        answer_sum_QT: softmax attention that each key gets from the decode steps of dense's own answer, summed,
+            fp32; where a method needs "answer".
         boundaries_T: int8, 2 after whose token a sentence ends, 1 where a clause does, else 0; where a method
             needs "boundaries".
     """
@@ -39,6 +41,7 @@ class LayerSnapshot:
     scaling: float = 1.0
     attention_sum_QT: Tensor | None = None
     rope: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    answer_sum_QT: Tensor | None = None
     boundaries_T: Tensor | None = None
     _windows: dict[int, Tensor] = dataclasses.field(default_factory=dict)
 
@@ -87,3 +90,13 @@ class Kept:
     def uniform(cls, positions_HK: Tensor) -> Kept:
         """The same number of tokens for every KV head."""
         return cls(list(positions_HK.unbind(0)))
+
+    @classmethod
+    def per_query_head(cls, chosen_QT: Tensor, heads: int) -> Kept:
+        """A set per query head: kept is their union per KV head, with who reads what."""
+        positions, members = [], []
+        for chosen_GT in chosen_QT.unflatten(0, (heads, -1)):
+            union = chosen_GT.any(0).nonzero()[:, 0]
+            positions.append(union)
+            members.append(chosen_GT[:, union])
+        return cls(positions, members)

@@ -1,11 +1,12 @@
 """SparQ: the query's largest channels choose the tokens, the mean value stands for the others."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from kvbench.kernels.hsa_scores import channel_logits
 from kvbench.kernels.top_k import top_k
 from kvbench.methods.base import Selection
 from kvbench.methods.registry import register
@@ -47,6 +48,8 @@ class SparQ(Selection):
         "2 * T * D * element + (T + M) * D * element + 4 * D; a second copy of K, with reallocate a sum of V"
     )
 
+    reads_keys: ClassVar[bool] = False
+
     channels: int = 16
     recent: int = 16
     reallocate: bool = True
@@ -65,7 +68,10 @@ class SparQ(Selection):
         self, q_RHGD: Tensor, k_BHKD: Tensor, k_tail_RHMD: Tensor, length: Tensor, state: Any, tokens: int,
         scaling: float,
     ) -> Tensor:  # fmt: skip
-        logits_RHGT = self._estimate(q_RHGD.float(), state.keys_RHDT, scaling)
+        dim = q_RHGD.shape[-1]
+        logits_RHGT = channel_logits(q_RHGD, state.keys_RHDT, min(self.channels, dim), length)
+        # the logits are those of the usual factor on the logits
+        logits_RHGT = logits_RHGT * (scaling * dim**0.5)
         slot = torch.arange(logits_RHGT.shape[-1], device=logits_RHGT.device)
         logits_RHGT = logits_RHGT.masked_fill(slot >= length, -torch.inf)
         recent = (slot >= length - min(self.recent + 1, tokens)) & (slot < length)
@@ -95,13 +101,6 @@ class SparQ(Selection):
         _, heads, dim, _ = state.keys_RHDT.shape
         return heads * (min(self.channels, dim) * length * element + (4 * dim if self.reallocate else 0))
 
-    def _estimate(self, q_RHGD: Tensor, keys_RHDT: Tensor, scaling: float) -> Tensor:
-        """Logits `[R, H, G, T]` from the chosen channels, at the temperature of their share of |q|."""
-        rows, heads, group, dim = q_RHGD.shape
-        channels = min(self.channels, dim)
-        chosen_RHC = q_RHGD.abs().sum(2).topk(channels, dim=-1).indices
-        first = torch.arange(rows * heads, device=q_RHGD.device).view(rows, heads, 1) * dim
-        keys = keys_RHDT.reshape(rows * heads * dim, -1).index_select(0, (chosen_RHC + first).flatten())
-        q_RHGC = q_RHGD.gather(-1, chosen_RHC[:, :, None].expand(-1, -1, group, -1))
-        share = q_RHGC.abs().sum(-1, keepdim=True) / q_RHGD.abs().sum(-1, keepdim=True)
-        return q_RHGC @ keys.view(rows, heads, channels, -1).float() * scaling / share.sqrt()
+    def append_bytes(self, head_dim: int, element: int) -> tuple[int, int]:
+        sums = 4 * head_dim if self.reallocate else 0
+        return sums, sums + head_dim * element

@@ -21,6 +21,10 @@ class TopKOracle(Selection):
     head by itself (RocketKV's Exact-TopK), which may touch up to G times as many tokens.
     """
 
+    differs = (
+        "RocketKV's paper gives its oracle a budget per group, its code ranks per query head, which may "
+        "touch G times as many tokens."
+    )
     source = "exact; RocketKV's Exact-TopK baseline is heads=query_head"
     budget_meaning = "tokens attended per step (per query head for heads=query_head)"
     bytes_formula = "2 * T * D * element"
@@ -31,8 +35,10 @@ class TopKOracle(Selection):
         self, q_RHGD: Tensor, k_BHKD: Tensor, k_tail_RHMD: Tensor, length: Tensor, state: Any, tokens: int,
         scaling: float,
     ) -> Tensor:  # fmt: skip
-        tail = q_RHGD @ k_tail_RHMD.transpose(-1, -2)
-        logits = torch.cat([prefix_product(q_RHGD, k_BHKD.transpose(-1, -2)), tail], dim=-1).float() * scaling
+        # in fp32: products in bf16 tie
+        q = q_RHGD.float()
+        tail = q @ k_tail_RHMD.float().transpose(-1, -2)
+        logits = torch.cat([prefix_product(q, k_BHKD.float().transpose(-1, -2)), tail], dim=-1) * scaling
         slot = torch.arange(logits.shape[-1], device=logits.device)
         logits = logits.masked_fill(slot >= length, -torch.inf)
         scores = logits.softmax(-1).sum(2) if self.heads == "kv_head" else logits

@@ -20,6 +20,7 @@ class TOVA(Eviction):
     decode step; `mode=kvpress` always keeps the last token and evicts at prefill only.
     """
 
+    differs = "kvpress evicts at prefill only and always keeps the last token."
     source = "Oren et al. 2024, arXiv 2401.06104, section 3"
     budget_meaning = "tokens held per KV head, also while decoding (kvpress: kept of the prompt)"
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from kvbench import typed
 from kvbench.tasks.base import Family, Task, register, registered
-from kvbench.tasks.prompt import Prompt, Renderer, Sample
+from kvbench.tasks.prompt import Prompt, Renderer, Sample, Turn
 
-__all__ = ["Family", "Prompt", "Renderer", "Sample", "Task", "build", "register", "registry"]
+__all__ = ["Family", "Prompt", "Renderer", "Sample", "Task", "Turn", "build", "register", "registry"]
 
 
 def registry() -> dict[str, type[Family]]:

@@ -4,11 +4,12 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from kvbench.errors import UserError
 from kvbench.tasks.prompt import Renderer, Sample
 
+F = TypeVar("F", bound="Family")
 _FAMILIES: dict[str, type["Family"]] = {}
 
 
@@ -121,13 +122,13 @@ class Task:
         return self.config.score(output, sample)
 
 
-def register(name: str) -> Callable[[type[Family]], type[Family]]:
+def register(name: str) -> Callable[[type[F]], type[F]]:
     """Class decorator that makes a family known by `name`.
 
     A class of the same name replaces the earlier one, so that a notebook cell can be run again.
     """
 
-    def add(cls: type[Family]) -> type[Family]:
+    def add(cls: type[F]) -> type[F]:
         cls.family = name
         _FAMILIES[name] = cls
         return cls

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from kvbench.errors import UserError
 from kvbench.tasks.base import Family, register
-from kvbench.tasks.prompt import Renderer, Sample
+from kvbench.tasks.prompt import Renderer, Sample, Turn
 from kvbench.tasks.scorers import scorers
 
 Scorer = Literal["substring_all", "substring_any", "exact", "f1", "rouge_l", "regex"]
@@ -23,6 +23,9 @@ class Jsonl(Family):
     A line may also have `answer_prefix`, `max_new_tokens` and `id`. The message is the context, an empty
     line, the question. Prompts have the length that they have; `length` is the most that is allowed, answer
     included, 0 for as much as the model can take.
+
+    A line `{"context": ..., "turns": [{"question": ..., "answers": [...]}, ...]}` is a conversation, every turn
+    of it a sample; in earlier turns stands the first of their answers.
 
     Attributes:
         path: the file.
@@ -50,20 +53,31 @@ class Jsonl(Family):
         return self.scorer
 
     def available(self) -> int:
-        return len(self._records())
+        return len(self._questions())
 
     def sample(self, index: int, seed: int, length: int, renderer: Renderer) -> Sample:
-        line, record = self._records()[index]
+        line, record, number = self._questions()[index]
+        asked = [self._ask(record, turn) for turn in record.get("turns", [record])]
+        earlier = tuple(Turn(one.question, one.answer_prefix, one.gold[0]) for one in asked[:-1])
         meta = {"line": line} | ({"id": record["id"]} if "id" in record else {})
-        answers = record["answers"]
-        sample = Sample(
-            context=record["context"],
-            question="\n\n" + record["question"],
-            answer_prefix=record.get("answer_prefix", ""),
-            gold=(answers,) if isinstance(answers, str) else tuple(answers),
-            max_new_tokens=record.get("max_new_tokens", self.max_new_tokens),
-            meta=meta,
+        last = self._fitted(replace(asked[-1], earlier=earlier, meta=meta), length, renderer)
+        turn = {"turn": number} if "turns" in record else {}
+        return replace(
+            asked[number], context=last.context, earlier=earlier[:number], meta={**last.meta, **turn}
         )
+
+    def _ask(self, record: dict[str, Any], turn: dict[str, Any]) -> Sample:
+        answers = turn["answers"]
+        return Sample(
+            context=record["context"],
+            question="\n\n" + turn["question"],
+            answer_prefix=turn.get("answer_prefix", ""),
+            gold=(answers,) if isinstance(answers, str) else tuple(answers),
+            max_new_tokens=turn.get("max_new_tokens", self.max_new_tokens),
+        )
+
+    def _fitted(self, sample: Sample, length: int, renderer: Renderer) -> Sample:
+        """The sample, or one with a context that fits; of a conversation the last turn is the longest."""
         limit = length or renderer.limit
         if limit is None:
             return sample
@@ -73,8 +87,8 @@ class Jsonl(Family):
             return sample
         if self.truncate == "error":
             raise UserError(
-                f"path: {self.path} line {line} has {tokens} tokens and {sample.max_new_tokens} for the "
-                f"answer, {limit} are allowed; shorten it or use truncate=middle"
+                f"path: {self.path} line {sample.meta['line']} has {tokens} tokens and {sample.max_new_tokens} for "
+                f"the answer, {limit} are allowed; shorten it or use truncate=middle"
             )
         return self._cut(sample, tokens, room, renderer)
 
@@ -96,6 +110,14 @@ class Jsonl(Family):
             cut = replace(sample, context=context, meta={**sample.meta, "cut_tokens": len(offsets) - keep})
             tokens = renderer.count(cut)
         return cut
+
+    def _questions(self) -> list[tuple[int, dict[str, Any], int]]:
+        """(line, record, number of the turn) of every question."""
+        return [
+            (line, record, number)
+            for line, record in self._records()
+            for number in range(len(record.get("turns", "1")))
+        ]
 
     def _records(self) -> list[tuple[int, dict[str, Any]]]:
         assert self.path is not None
@@ -132,16 +154,33 @@ def _fault(record: Any, scorer: Scorer) -> str | None:
     """What is wrong with a line, or None."""
     if not isinstance(record, dict):
         return "not an object {context, question, answers}"
-    for key in ("context", "question", "answers"):
+    for key in ("context",) if "turns" in record else ("context", "question", "answers"):
         if key not in record:
             return f"{key} is missing"
-    for key in ("context", "question", "answer_prefix"):
-        if not isinstance(record.get(key, ""), str):
+    if not isinstance(record["context"], str):
+        return "context must be text"
+    if "turns" not in record:
+        return _fault_of_turn(record, scorer)
+    if scorer == "regex":
+        return "turns need answers that can stand in a conversation, not patterns (scorer=regex)"
+    if not isinstance(record["turns"], list) or not record["turns"]:
+        return "turns must be a list of {question, answers}, at least one"
+    for number, turn in enumerate(record["turns"], start=1):
+        if not isinstance(turn, dict) or "question" not in turn or "answers" not in turn:
+            return f"turn {number}: not an object {{question, answers}}"
+        if fault := _fault_of_turn(turn, scorer):
+            return f"turn {number}: {fault}"
+    return None
+
+
+def _fault_of_turn(turn: dict[str, Any], scorer: Scorer) -> str | None:
+    for key in ("question", "answer_prefix"):
+        if not isinstance(turn.get(key, ""), str):
             return f"{key} must be text"
-    answers = [record["answers"]] if isinstance(record["answers"], str) else record["answers"]
+    answers = [turn["answers"]] if isinstance(turn["answers"], str) else turn["answers"]
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a for a in answers):
         return "answers must be a list of texts, at least one, none of them empty"
-    limit = record.get("max_new_tokens", 1)
+    limit = turn.get("max_new_tokens", 1)
     if type(limit) is not int or limit < 1:
         return "max_new_tokens must be a positive whole number"
     if scorer == "regex":

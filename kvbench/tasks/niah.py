@@ -14,6 +14,27 @@ from kvbench.tasks.wording import Part
 from kvbench.tasks.words import WordKind, draw_new
 
 
+@dataclass(frozen=True)
+class Puzzle:
+    """What is hidden, and where.
+
+    Attributes:
+        index: of the sample.
+        seed: of the samples.
+        hidden: values by key.
+        asked: keys that are asked for.
+        needles: sentences, in the order in which they are hidden.
+        filler: the haystack.
+    """
+
+    index: int
+    seed: int
+    hidden: dict[str, list[str]]
+    asked: list[str]
+    needles: list[str]
+    filler: hay.Haystack
+
+
 @register("niah")
 @dataclass(frozen=True, kw_only=True)
 class Niah(Ruler):
@@ -55,28 +76,35 @@ class Niah(Ruler):
         return "niah_one" if self.queries * self.values == 1 else "niah_many"
 
     def sample(self, index: int, seed: int, length: int, renderer: Renderer) -> Sample:
+        puzzle = self.puzzle(index, seed, self.queries)
+        return fit(
+            lambda units: self.question(puzzle, puzzle.asked, units), renderer, length, len(puzzle.needles)
+        )
+
+    def puzzle(self, index: int, seed: int, asked: int) -> Puzzle:
+        """Draws keys, values, filler, and the keys that are asked for."""
         rng = stream("niah", seed, index)
         used: set[str] = set()
         hidden: dict[str, list[str]] = {}
         for _ in range(self.keys):
             key = draw_new(rng, self.key_type, used)
             hidden[key] = [draw_new(rng, self.value_type, used) for _ in range(self.values)]
-        asked = rng.sample(list(hidden), self.queries)
-        gold = tuple(value for key in asked for value in hidden[key])
+        keys = rng.sample(list(hidden), asked)
         needles = [self._needle(key, value) for key, values in hidden.items() for value in values]
         rng.shuffle(needles)
-        filler = self._filler(rng, used)
+        return Puzzle(index, seed, hidden, keys, needles, self._filler(rng, used))
+
+    def question(self, puzzle: Puzzle, asked: list[str], units: int) -> Sample:
+        """Asks for the values of some keys, in a haystack of so many units."""
+        places = stream("niah places", puzzle.seed, puzzle.index)
+        context = puzzle.filler.hide(puzzle.needles, units, places)
+        gold = tuple(value for key in asked for value in puzzle.hidden[key])
         fill = {
             "one": self.value_type.removesuffix("s"),
             "many": self.value_type,
             "query": ", and ".join(filter(None, (", ".join(asked[:-1]), asked[-1]))),
         }
-
-        def build(units: int) -> Sample:
-            context = filler.hide(needles, units, stream("niah places", seed, index))
-            return self.ask(context, gold, {"haystack": filler.kind}, **fill)
-
-        return fit(build, renderer, length, smallest=len(needles))
+        return self.ask(context, gold, {"haystack": puzzle.filler.kind}, **fill)
 
     def _needle(self, key: str, value: str) -> str:
         return self.sentences.needle.format(many=self.value_type, key=key, value=value)

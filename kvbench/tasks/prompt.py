@@ -17,6 +17,16 @@ if TYPE_CHECKING:
 
 # some templates write today's date, others open a thinking block: both would change the prompt unasked
 TEMPLATE_ARGUMENTS = {"date_string": "26 Jul 2024", "enable_thinking": False}
+_ANSWER = "An answer."
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question of a conversation, and the answer that it got; used as in `Sample`."""
+
+    question: str
+    answer_prefix: str
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,8 @@ class Sample:
     """One question with everything that is needed to ask it and to score the answer.
 
     The user's message is `context + question`, the answer starts with `answer_prefix`; all three are used
-    verbatim, so line breaks and spaces between them are part of them.
+    verbatim, so line breaks and spaces between them are part of them. In a conversation the context stands in
+    the first message; the answers of earlier turns are given, so that every method is asked the same.
 
     Attributes:
         context: what a query-agnostic method may compress, the task's instructions in front included.
@@ -33,6 +44,7 @@ class Sample:
         gold: the expected answers.
         max_new_tokens: tokens to generate.
         meta: facts for tables and plots (depth, haystack ...).
+        earlier: the turns before this question.
     """
 
     context: str
@@ -41,6 +53,7 @@ class Sample:
     gold: tuple[str, ...]
     max_new_tokens: int
     meta: Mapping[str, Any] = field(default_factory=dict)
+    earlier: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,13 +64,16 @@ class Prompt:
         ids: token ids, [T].
         context_end: number of leading tokens that lie wholly inside the template's head and the context.
         text: what was tokenised.
-        hash: SHA-256 of the ids, of context_end and of the gold answers.
+        hash: SHA-256 of the ids, of context_end and of the gold answers, and of first_end if there is one.
+        first_end: in a later turn of a conversation the number of leading tokens that the first turn's prompt
+            had, else None.
     """
 
     ids: list[int]
     context_end: int
     text: str
     hash: str
+    first_end: int | None = None
 
 
 class Renderer:
@@ -105,14 +121,23 @@ class Renderer:
         return {"chat_template": digest, "system": self.system, **TEMPLATE_ARGUMENTS}
 
     def render(self, sample: Sample) -> Prompt:
-        """Renders the sample and finds where its context ends."""
-        text, context_end_char = self._text(sample)
+        """Renders the sample and finds where its context, and a conversation's first prompt, end.
+
+        Raises:
+            UserError: the chat template cannot go on with a conversation.
+        """
+        text, context_end_char, first_end_char = self._text(sample)
         encoded = self._encode(text)
         ids = encoded["input_ids"]
-        ends = (end for _, end in encoded["offset_mapping"])
-        context_end = next((i for i, end in enumerate(ends) if end > context_end_char), len(ids))
-        key = json.dumps([ids, context_end, list(sample.gold)])
-        return Prompt(ids, context_end, text, hashlib.sha256(key.encode()).hexdigest())
+        ends = [end for _, end in encoded["offset_mapping"]]
+        context_end, first_end = (
+            next((i for i, end in enumerate(ends) if end > char), len(ids))
+            for char in (context_end_char, first_end_char)
+        )
+        later = [first_end] if sample.earlier else []
+        key = json.dumps([ids, context_end, list(sample.gold), *later])
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        return Prompt(ids, context_end, text, digest, first_end if later else None)
 
     def count(self, sample: Sample) -> int:
         """Number of tokens of the sample's prompt."""
@@ -129,11 +154,21 @@ class Renderer:
             text, add_special_tokens=not self.chat_template, return_offsets_mapping=True, verbose=False
         )
 
-    def _text(self, sample: Sample) -> tuple[str, int]:
-        """The text to tokenise and the number of its characters that belong to head and context."""
-        message = sample.context + sample.question
+    def _text(self, sample: Sample) -> tuple[str, int, int]:
+        """The text to tokenise, and how many characters are of head and context, and of the first prompt."""
+        turns = (*sample.earlier, sample)
+        text, context_end = self._opening(sample.context, turns[0].question)
+        text += turns[0].answer_prefix
+        first_end = len(text)
+        for done, following in zip(sample.earlier, turns[1:], strict=True):
+            text += f" {done.answer}{self._next_turn(following.question)}{following.answer_prefix}"
+        return text, context_end, first_end
+
+    def _opening(self, context: str, question: str) -> tuple[str, int]:
+        """The text up to the answer prefix, and the number of its characters of head and context."""
+        message = context + question
         if not self.chat_template:
-            return message + sample.answer_prefix, len(sample.context)
+            return message, len(context)
         text = self._chat(message)
         # some templates strip the message
         body = message.strip()
@@ -141,8 +176,16 @@ class Renderer:
         if start < 0 or not body:
             raise UserError("model.chat_template: the template rewrites the message, allowed: false")
         stripped = len(message) - len(message.lstrip())
-        context_end = min(max(len(sample.context) - stripped, 0), len(body))
-        return text + sample.answer_prefix, start + context_end
+        return text, start + min(max(len(context) - stripped, 0), len(body))
+
+    def _next_turn(self, question: str) -> str:
+        """What stands between an answer and the next one: its end, the question, the next answer's head."""
+        if not self.chat_template:
+            return question
+        earlier, turn = self._second_turn({"role": "user", "content": question.strip()})
+        if turn is None:
+            raise UserError("model.chat_template: the template rewrites earlier turns, allowed: false")
+        return earlier[earlier.rindex(_ANSWER) + len(_ANSWER) :] + turn
 
     def _chat(self, message: str) -> str:
         user = {"role": "user", "content": message}
@@ -154,14 +197,18 @@ class Renderer:
     def _without_system(self, user: dict[str, str]) -> str:
         """The user's turn as a later turn of a conversation, where no template writes a system turn."""
         plain = self._apply([user], generate=True)
-        before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        earlier = self._apply(before, generate=False)
-        both = self._apply([*before, user], generate=True)
-        if not both.startswith(earlier):
+        _, turn = self._second_turn(user)
+        if turn is None:
             return plain
-        turn = both.removeprefix(earlier)
         bos = str(self.tokenizer.bos_token or "")
         return bos + turn if plain.startswith(bos) and not turn.startswith(bos) else turn
+
+    def _second_turn(self, user: dict[str, str]) -> tuple[str, str | None]:
+        """A first turn, and what the user's adds to it; None where the template does not just add."""
+        before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
+        earlier = self._apply(before, generate=False)
+        both = self._apply([*before, user], generate=True)
+        return earlier, both.removeprefix(earlier) if both.startswith(earlier) else None
 
     def _apply(self, messages: list[dict[str, str]], generate: bool) -> str:
         try:

@@ -18,7 +18,7 @@ def layer_of(shape, length):
     """The last of four layers of a prompt, with everything that a method may need."""
     q, k, v, rope, boundaries = tensors(shape, length)
     layer = LayerSnapshot(k[0], v[0], q[0], LAYERS - 1, LAYERS, DIM**-0.5)
-    layer.attention_sum_QT = attention_sum(q[0], k[0], layer.scaling)
+    layer.attention_sum_QT = layer.answer_sum_QT = attention_sum(q[0], k[0], layer.scaling)
     layer.rope, layer.boundaries_T = _turns(*rope), boundaries[0]
     return layer
 

@@ -5,6 +5,7 @@ import torch
 from support.cases import EVICTIONS, name_of
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from kvbench.answer import watch_answer
 from kvbench.decode import DecodeOptions, decode_cells
 from kvbench.methods import Budget, Shape, build
 from kvbench.models.attention import register_attention
@@ -35,6 +36,7 @@ def snapshot(model):
     found = prefill(model, PROMPT[:-1], 64, needs=NEEDS)
     for layer in found.layers:
         layer.boundaries_T = torch.tensor([2 * (n % 23 == 7) + (n % 23 == 15) for n in range(LENGTH)])
+    watch_answer(model, found, [], PROMPT[-1], DecodeOptions(NEW))
     return found
 
 

@@ -51,7 +51,7 @@ def test_hsa_reads_the_tokens_that_the_token_form_ranks_first(page, channels):
     step = Step(HSA(page=page, channels=channels))
     for row, heads in enumerate(step.chosen(20)):
         for head, slots in enumerate(heads):
-            scores = hsa_naive.hsa_scores(step.q[row, head], step.keys(row, head), page, channels)
+            scores = hsa_naive.of_keys(step.q[row, head], step.keys(row, head), page, channels)
             assert len(slots) == 20
             others = [s for s in range(step.length) if s not in slots]
             # equal up to the tie inside the page that is cut
@@ -65,7 +65,7 @@ def test_hsa_page_probabilities_equal_the_token_form():
     pages = hsa_scores(step.q, step.state, 7, 3, torch.tensor(step.length))
     for row in range(2):
         for head in range(2):
-            tokens = hsa_naive.hsa_scores(step.q[row, head], step.keys(row, head), 3, 7)
+            tokens = hsa_naive.of_keys(step.q[row, head], step.keys(row, head), 3, 7)
             assert torch.allclose(
                 pages[row, head].repeat_interleave(3)[: step.length].double(), tokens, atol=1e-6
             )

@@ -98,6 +98,25 @@ def test_bf16_window_scores_are_all_distinct():
     assert len(scores[0, :-32].unique()) > 500
 
 
+def test_tensorrts_snapkv_is_scored_in_fp32():
+    q, k, v = (x[0].bfloat16() for x in draw(600, dim=64))
+    eviction = build({"method": "rocketkv_trtllm", "kernel": 1}).parts()[0]
+    halves, exact = (
+        eviction.scores(LayerSnapshot(x, v, y, 0, 1, 0.125)) for x, y in ((k, q), (k.float(), q.float()))
+    )
+    assert torch.equal(halves, exact) and len(halves[0].unique()) > 500
+    equal = LayerSnapshot(*(torch.ones(1, 50, 4) for _ in range(3)))
+    kept = build({"method": "rocketkv_trtllm", "window": 2}).parts()[0]
+    assert lists(kept.keep(equal, kept.scores(equal), 6, []).positions) == [[0, 1, 2, 3, 48, 49]]
+
+
+def test_the_oracle_ranks_bf16_in_fp32():
+    q, k, v = (x.bfloat16() for x in draw(600, dim=64))
+    read = kvbench.select("topk_oracle", q[:, :, -1], k, v, tokens=100)
+    exact = kvbench.select("topk_oracle", *(x.float() for x in (q[:, :, -1], k, v)), tokens=100)
+    assert lists(read[0]) == lists(exact[0])
+
+
 @pytest.mark.parametrize("method", ["snapkv", "knorm", "tova", "keydiff"])
 def test_ties_go_to_the_earlier_token(method):
     q, k, v = (torch.ones(1, n, 50, 4) for n in (2, 2, 2))

@@ -31,6 +31,7 @@ SETTINGS = [
     ("tova", {"mode": "kvpress"}),
     ("quest", {"heads": "query_head"}),
     ("topk_oracle", {"heads": "query_head"}),
+    ("static_oracle", {"heads": "query_head"}),
     ("hsa", {"page": 3, "channels": 4}),
     ("rocketkv", {"split": 0.5}),
 ]  # fmt: skip
@@ -62,11 +63,18 @@ def tensors(shape, length):
     return q, k, v, (angles.cos(), angles.sin()), torch.where(ends < 3, ends, 0).to(torch.int8)
 
 
+def answer(tensors):
+    """Queries and keys of an answer of five tokens to each of the two prompts."""
+    q, k, *_ = tensors
+    draw = torch.Generator().manual_seed(q.shape[2] + 1)
+    return tuple(torch.randn(2, x.shape[1], 5, DIM, generator=draw) for x in (q, k))
+
+
 def keep(name, params, tensors, tokens, rows):
     q, k, v, rope, ends = tensors
     return kvbench.keep(
         name, q[rows], k[rows], v[rows], tokens=tokens, num_layers=LAYERS, rope=rope,
-        boundaries_BT=ends[rows], max_new_tokens=NEW, **params,
+        boundaries_BT=ends[rows], answer=tuple(x[rows] for x in answer(tensors)), max_new_tokens=NEW, **params,
     )  # fmt: skip
 
 

