@@ -199,9 +199,11 @@ def table(rows: Sequence[Record], label: str) -> Table:
                 line.append(f"{row[name]:,.0f}" if whole and row[name] is not None else "")
             body.append(line)
     first = rows[0]
+    grades = "held to yes" if first["grades"] == "yes" else "left to the model"
     caption = (
         f"{first['model']}, vLLM {first['vllm']} on {first['device']}, {label}. "
-        f"{len(first['turns'])} questions per layout, grades {'held to yes' if first['grades'] == 'yes' else 'left to the model'}. server: the whole layout by vLLM's own counters."
+        f"{len(first['turns'])} questions per layout, grades {grades}. "
+        "server: the whole layout by vLLM's own counters."
     )
     return Table(f"Prefix cache by step: {label}, {first['device']}", caption, header, body)
 
