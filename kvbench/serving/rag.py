@@ -82,7 +82,8 @@ class Turn:
 class Relevant(prompts.Grade):
     """The grade that lets every layout take the same path."""
 
-    binary_score: Literal["yes"] = "yes"
+    # grades are read only
+    binary_score: Literal["yes"] = "yes"  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class Watch(BaseCallbackHandler):
