@@ -62,7 +62,7 @@ def test_hits_times_and_tables(tmp_path, capsys):
             # the request that fills the cache is not counted
             assert (row["hits"], row["queries"]) == (sum(row["cached"]), 4 * row["prompt_tokens"])
         for row in by_way["shared"]:
-            assert row["cached"][0] == 0
+            assert 0 in row["cached"]
             if row["concurrency"] == 1:
                 assert row["cached"][1:] == [row["predicted"]] * 3
         # a fresh prefix per setting, so that none finds what another has left
@@ -131,7 +131,8 @@ def test_another_run_on_the_same_server_starts_cold(tmp_path, capsys):
             assert run(capsys, fake, tmp_path / folder)[0] == 0
             found = rows(tmp_path / folder)
             assert all(row["cached"] == [0] * 4 for row in found if row["way"] == "own")
-            assert all(row["cached"][0] == 0 for row in found if row["way"] == "shared")
+            # of requests sent at once, any may be the first that is served
+            assert all(0 in row["cached"] for row in found if row["way"] == "shared")
 
 
 def test_a_server_that_does_not_report_hits_is_read_by_its_counters(tmp_path, capsys):
