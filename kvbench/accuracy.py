@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -14,12 +13,12 @@ from kvbench.answer import watch_answer
 from kvbench.config import RunConfig, resolved_yaml
 from kvbench.decode import Decoded, DecodeOptions, decode_cells
 from kvbench.decode import Group as DecodedGroup
-from kvbench.kernels.chosen import forms_for, label
 from kvbench.methods import Resolved, Shape
 from kvbench.models.attention import register_attention
 from kvbench.models.load import LoadedModel, load_model
 from kvbench.models.prefill import Snapshot, prefill_for
 from kvbench.plan import Cell, Group, make_plan
+from kvbench.records import group_fields, kernel_form, method_fields
 from kvbench.repeat import Repeat
 from kvbench.store import Record, Store
 from kvbench.tasks import Prompt, Renderer
@@ -59,14 +58,6 @@ def make_renderer(cfg: RunConfig, loaded: LoadedModel) -> Renderer:
     """Makes prompts for the model, no longer than its positions."""
     limit = loaded.model.config.get_text_config().max_position_embeddings
     return Renderer(loaded.tokenizer, cfg.model.chat_template, cfg.model.system, limit)
-
-
-def kernel_form(loaded: LoadedModel) -> str:
-    """Which forms of the kernels run: `compiled`, `triton` or `portable`, and which operations differ from that."""
-    config = loaded.model.config.get_text_config()
-    group = config.num_attention_heads // config.num_key_value_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return label(forms_for(loaded.device, loaded.dtype, group, dim))
 
 
 def split_prompt(prompt: Prompt, protocol: str, first_token: str) -> tuple[list[int], list[int], int]:
@@ -158,42 +149,14 @@ def _shared_fields(
 ) -> Record:
     """Fields that are equal for all cells of a prompt; `prefill_s` is the prompt's, other times are shared out."""
     return {
-        "model": loaded.name,
-        "model_fingerprint": loaded.fingerprint,
-        "task": group.task.label,
-        "task_family": group.task.family,
-        "task_version": group.task.version,
-        "wording": group.task.wording,
-        "length": group.length,
-        "sample": group.index,
-        "sample_hash": prompt.hash,
-        "prompt_tokens": len(prompt.ids),
+        **group_fields(cfg, loaded, group, prompt, snapshot),
         "compressed_tokens": snapshot.length,
-        "protocol": group.protocol,
-        "max_new_tokens": group.sample.max_new_tokens,
-        "seed": group.seed,
-        "metric": group.task.metric,
         "gold": list(group.sample.gold),
         "meta": dict(group.sample.meta),
-        "prefill_s": snapshot.seconds,
         "compress_s": result.compress_seconds / cells,
         "decode_ms_per_token": 1000 * result.decode_seconds / max(1, result.steps) / cells,
         "timing": "amortised",
         "peak_bytes": provenance.peak_bytes(loaded.device),
-        **common_fields(cfg, loaded),
-    }
-
-
-def common_fields(cfg: RunConfig, loaded: LoadedModel) -> Record:
-    """Provenance of a record: where, with what and when it was made."""
-    return {
-        "device": provenance.device_name(loaded.device),
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "attention": cfg.model.attention,
-        "kernels": kernel_form(loaded),
-        "versions": provenance.versions(),
-        "commit": provenance.commit(),
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -211,16 +174,6 @@ def _cell_fields(cfg: RunConfig, cell: Cell, resolved: Resolved, out: Decoded) -
         "kl_to_dense": 0.0 if resolved.dense and cfg.kl else out.kl,
         "kl_tokens": len(out.ids) if resolved.dense and cfg.kl else out.kl_tokens,
         "agree_top1": 1.0 if resolved.dense and cfg.kl else out.agree,
-    }
-
-
-def method_fields(cell: Cell, resolved: Resolved) -> Record:
-    """Names and parameters of a cell's method, and what its budget came to."""
-    return {
-        **cell.method.describe(),
-        "budget_requested": cell.budget.label() if cell.budget is not None else "",
-        "budget_covers_prompt": resolved.covers_prompt and cell.budget is not None,
-        "notes": list(resolved.notes),
     }
 
 

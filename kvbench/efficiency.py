@@ -12,14 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvbench import provenance
-from kvbench.accuracy import (
-    common_fields,
-    kernel_form,
-    make_renderer,
-    method_fields,
-    split_prompt,
-    write_plan,
-)
+from kvbench.accuracy import make_renderer, split_prompt, write_plan
 from kvbench.compress import Seat, build_blocks
 from kvbench.config import RunConfig, resolved_yaml
 from kvbench.decode import measure_resident, read_bytes
@@ -30,7 +23,9 @@ from kvbench.models.attention import register_attention
 from kvbench.models.load import LoadedModel, load_model
 from kvbench.models.prefill import Snapshot, prefill_for
 from kvbench.plan import Cell, Group, digest, make_plan
+from kvbench.records import group_fields, kernel_form, method_fields
 from kvbench.store import Record, Store
+from kvbench.tasks import Prompt
 
 
 def run_efficiency(cfg: RunConfig, progress: Any) -> None:
@@ -79,9 +74,7 @@ def run_efficiency(cfg: RunConfig, progress: Any) -> None:
                     )  # fmt: skip
                 shown.stage(f"{cell.label} {cell.budget.label() if cell.budget else ''} batch {batch}")
                 timed = _measure(cfg, loaded.model, snapshot, last, _resolve(group, snapshot, cell), batch)
-                store.append(
-                    {**_fields(cfg, loaded, group, len(prompt.ids), snapshot, cell), "cell": name, **timed}
-                )
+                store.append({**_fields(cfg, loaded, group, prompt, snapshot, cell), "cell": name, **timed})
                 shown.cells_done(1)
 
 
@@ -96,31 +89,16 @@ def _resolve(group: Group, snapshot: Snapshot, cell: Cell) -> Resolved:
 
 
 def _fields(
-    cfg: RunConfig, loaded: LoadedModel, group: Group, prompt_tokens: int, snapshot: Snapshot, cell: Cell
+    cfg: RunConfig, loaded: LoadedModel, group: Group, prompt: Prompt, snapshot: Snapshot, cell: Cell
 ) -> Record:
     return {
-        "model": loaded.name,
-        "model_fingerprint": loaded.fingerprint,
-        "task": group.task.label,
-        "task_family": group.task.family,
-        "task_version": group.task.version,
-        "wording": group.task.wording,
-        "length": group.length,
-        "sample": group.index,
-        "sample_hash": group.prompt_hash,
-        "prompt_tokens": prompt_tokens,
-        "protocol": group.protocol,
+        **group_fields(cfg, loaded, group, prompt, snapshot),
         "method": cell.label,
         **method_fields(cell, _resolve(group, snapshot, cell)),
-        "max_new_tokens": group.sample.max_new_tokens,
-        "seed": group.seed,
-        "metric": group.task.metric,
         "score": None,
         "kl_to_dense": None,
         "output_ids": None,
-        "prefill_s": snapshot.seconds,
         "timing": "isolated",
-        **common_fields(cfg, loaded),
     }
 
 

@@ -19,6 +19,7 @@ from kvbench.promptcache.model import Request, Usage
 from kvbench.promptcache.placements import Placement, as_sent, named, none
 from kvbench.promptcache.planner import plan
 from kvbench.promptcache.prices import PriceBook
+from kvbench.promptcache.rag.sizes import Sizes
 from kvbench.promptcache.replay import GAPS
 from kvbench.promptcache.simulate import Simulator, Trace, simulate_range
 from kvbench.promptcache.switches import Switches
@@ -39,17 +40,6 @@ WORK = {
     "append_only": "the same steps in one growing conversation, so that every request repeats the history",
 }
 EXTRA = "the Agentic-RAG workload needs the extra: pip install 'kvbench[claude]'"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SizesConfig:
-    """Sizes of a prompt's parts; see `rag.graphs.Sizes`. The defaults are those of the article's table."""
-
-    system: int = 2_000
-    tool: int = 1_000
-    passage: int = 8_000
-    overlap: int = 100
-    passages: int = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +70,8 @@ class RagConfig:
     conversations: int = 1
     gap: float = 60.0
     service: float = 2.0
-    sizes: SizesConfig = field(default_factory=SizesConfig)
+    # those of the article's table
+    sizes: Sizes = field(default_factory=lambda: Sizes(system=2_000, tool=1_000, passage=8_000))
     placements: tuple[str, ...] = ("none", "tools_system", "automatic", "explicit_four", "stable_1h_tail_5m")
     live: bool = False
     counts: str | None = None
@@ -141,7 +132,6 @@ def runner_of(cfg: RagConfig, prices: PriceBook) -> Runner:
         UserError: the extra is not installed, the model is unknown, or a live run has no key.
     """
     try:
-        from kvbench.promptcache.rag.graphs import Sizes
         from kvbench.promptcache.rag.workload import Runner, Workload
     except ModuleNotFoundError as error:
         raise UserError(f"{EXTRA} ({error.name} is missing)") from None
@@ -151,7 +141,7 @@ def runner_of(cfg: RagConfig, prices: PriceBook) -> Runner:
         conversations=cfg.conversations,
         gap=cfg.gap,
         service=cfg.service,
-        sizes=Sizes(**vars(cfg.sizes)),
+        sizes=cfg.sizes,
         seed=cfg.seed,
     )
     folder = Path(cfg.run_dir) / "traces"

@@ -19,11 +19,13 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_openai import ChatOpenAI
 from langgraph.errors import GraphRecursionError
 from openai import OpenAIError
+from pydantic import SecretStr
 
 from kvbench.errors import UserError
 from kvbench.promptcache.rag import prompts
 from kvbench.promptcache.rag.corpus import questions
-from kvbench.promptcache.rag.graphs import AppendOnly, Conversation, Separate, Sizes, search_tool
+from kvbench.promptcache.rag.graphs import AppendOnly, Conversation, Separate, search_tool
+from kvbench.promptcache.rag.sizes import Sizes
 from kvbench.serving.errors import ServingError
 
 Grades = Literal["yes", "model"]
@@ -83,7 +85,7 @@ class Relevant(prompts.Grade):
     """The grade that lets every layout take the same path."""
 
     # grades are read only
-    binary_score: Literal["yes"] = "yes"  # pyright: ignore[reportIncompatibleVariableOverride]
+    binary_score: Literal["yes"]  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class Watch(BaseCallbackHandler):
@@ -172,7 +174,7 @@ def chat_model(base_url: str, model: str, *, salt: str, max_tokens: int, timeout
     return ChatOpenAI(
         base_url=f"{base_url}/v1",
         model=model,
-        api_key="none",  # type: ignore[arg-type]
+        api_key=SecretStr("none"),
         temperature=0.0,
         max_completion_tokens=max_tokens,
         # a repeated request would find its own prefix

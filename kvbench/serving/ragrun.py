@@ -14,6 +14,7 @@ import pandas as pd
 
 from kvbench.errors import UserError
 from kvbench.models.load import ModelConfig
+from kvbench.promptcache.rag.sizes import Sizes
 from kvbench.report import style
 from kvbench.report.plots import save
 from kvbench.report.tables import Table
@@ -44,17 +45,6 @@ GUIDE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class SizesConfig:
-    """Sizes of a prompt's parts; see `kvbench.promptcache.rag.graphs.Sizes`."""
-
-    system: int = 300
-    tool: int = 150
-    passage: int = 500
-    overlap: int = 100
-    passages: int = 5
-
-
-@dataclass(frozen=True, kw_only=True)
 class RagRunConfig:
     """What is asked of which servers.
 
@@ -81,7 +71,7 @@ class RagRunConfig:
     conversations: int = 1
     grades: rag.Grades = "yes"
     max_tokens: int = 128
-    sizes: SizesConfig = field(default_factory=SizesConfig)
+    sizes: Sizes = field(default_factory=lambda: Sizes(system=300, tool=150))
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -101,16 +91,15 @@ def run(cfg: RagRunConfig, chosen: Sequence[Setup], campaign: Campaign) -> list[
         chosen: the servers, with their models.
         campaign: where rows go.
     """
-    sizes = rag.Sizes(**vars(cfg.sizes))
     workload = rag.Workload(
         turns=cfg.turns,
         conversations=cfg.conversations,
         grades=cfg.grades,
-        sizes=sizes,
+        sizes=cfg.sizes,
         max_tokens=cfg.max_tokens,
         seed=cfg.seed,
     )
-    retriever = rag.Retriever(sizes)
+    retriever = rag.Retriever(cfg.sizes)
 
     def jobs(setup: Setup) -> Iterator[Job]:
         for layout in cfg.layouts:

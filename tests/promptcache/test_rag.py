@@ -18,8 +18,8 @@ from kvbench.promptcache.planner import plan  # noqa: E402
 from kvbench.promptcache.prices import PriceBook  # noqa: E402
 from kvbench.promptcache.rag.corpus import documents, questions  # noqa: E402
 from kvbench.promptcache.rag.embedding import MiniLM  # noqa: E402
-from kvbench.promptcache.rag.graphs import Sizes  # noqa: E402
 from kvbench.promptcache.rag.salt import Salter  # noqa: E402
+from kvbench.promptcache.rag.sizes import Sizes  # noqa: E402
 from kvbench.promptcache.rag.workload import LAYOUTS, Runner, Workload  # noqa: E402
 from kvbench.promptcache.ragcost import agreement  # noqa: E402
 from kvbench.promptcache.recorder import Recorder  # noqa: E402

@@ -11,7 +11,7 @@ from support.fake_vllm import FakeVllm  # noqa: E402
 
 from kvbench.errors import UserError  # noqa: E402
 from kvbench.promptcache.rag.corpus import questions  # noqa: E402
-from kvbench.promptcache.rag.graphs import Sizes  # noqa: E402
+from kvbench.promptcache.rag.sizes import Sizes  # noqa: E402
 from kvbench.serving import rag  # noqa: E402
 from kvbench.store import Store  # noqa: E402
 

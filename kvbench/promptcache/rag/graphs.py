@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from langchain_core.documents import Document
@@ -19,27 +18,9 @@ from langgraph.prebuilt import ToolNode, tools_condition
 from kvbench.promptcache.rag import prompts
 from kvbench.promptcache.rag.corpus import documents
 from kvbench.promptcache.rag.embedding import MiniLM
+from kvbench.promptcache.rag.sizes import Sizes
 
 LIMIT = 60  # steps of a graph within one turn; a question is rewritten at most once by the script
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """Sizes of the parts of a prompt; the defaults are those of the article's code.
-
-    Attributes:
-        system: tokens that the system prompt is filled up to, 0 to leave it short.
-        tool: tokens that the tool's description is filled up to.
-        passage: characters per passage.
-        overlap: characters that neighbouring passages share.
-        passages: passages per search.
-    """
-
-    system: int = 0
-    tool: int = 0
-    passage: int = 500
-    overlap: int = 100
-    passages: int = 5
 
 
 Replies = Runnable[LanguageModelInput, AIMessage]

@@ -22,9 +22,10 @@ from kvbench.promptcache.prices import PriceBook
 from kvbench.promptcache.rag import prompts
 from kvbench.promptcache.rag.claude import Agent, ContextInSystem
 from kvbench.promptcache.rag.corpus import questions
-from kvbench.promptcache.rag.graphs import AppendOnly, Conversation, Separate, Sizes, search_tool
+from kvbench.promptcache.rag.graphs import AppendOnly, Conversation, Separate, search_tool
 from kvbench.promptcache.rag.placer import Placer
 from kvbench.promptcache.rag.salt import Salter
+from kvbench.promptcache.rag.sizes import Sizes
 from kvbench.promptcache.recorder import Recorder
 from kvbench.promptcache.server import Engine, LoopbackServer
 from kvbench.promptcache.switches import Switches
