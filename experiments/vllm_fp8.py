@@ -37,10 +37,8 @@ def main(composed: Composed, progress: Any) -> str:
 
 def _on_model(setup: Setup, cfg: Fp8Config, folder: Path, make: Renderer) -> Setup:
     """A started server serves the experiment's model, with scales where it asks for them."""
-    if setup.serving.base_url or setup.serving.model:
-        return setup
-    if not setup.scales:
-        return with_model(setup, str(folder))
+    if not setup.scales or setup.serving.base_url or setup.serving.model:
+        return with_model(setup, folder)
     key = {"model": fingerprint(folder), "task": cfg.task, **dataclasses.asdict(cfg.calibration)}
     target = cache_dir() / "models" / f"{cfg.model.name}-kv-scales-{digest(key)}"
     if not target.is_dir():
@@ -51,4 +49,4 @@ def _on_model(setup: Setup, cfg: Fp8Config, folder: Path, make: Renderer) -> Set
         prompts: list[Asked] = list(samples)
         scales = kv_scales.calibrate(load_model(cfg.model).model, (item.prompt.ids for item in prompts))
         kv_scales.write(folder, target, scales)
-    return with_model(setup, str(target))
+    return with_model(setup, target)

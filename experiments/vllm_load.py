@@ -24,8 +24,7 @@ def main(composed: Composed, progress: Any) -> str:
     data = own(composed, LoadRunConfig) | {"task": chosen("task", composed.data, composed.config_dirs)}
     cfg = build(LoadRunConfig, data)
     folder, run_dir = locate(cfg.model), Path(cfg.run_dir)
-    servers = setups(cfg.serving, cfg.setups)
-    servers = [s if s.serving.base_url or s.serving.model else with_model(s, str(folder)) for s in servers]
+    servers = [with_model(setup, folder) for setup in setups(cfg.serving, cfg.setups)]
     positions = min(server.serving.max_model_len for server in servers)
     make = asked.renderer(cfg.model, positions)
     questions = list(asked.ask(cfg.task, cfg.seeds, cfg.limit, make))

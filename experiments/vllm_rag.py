@@ -22,8 +22,7 @@ def main(composed: Composed, progress: Any) -> str:
         raise UserError(f"{EXTRA} ({error.name} is missing)") from None
     cfg = build(ragrun.RagRunConfig, own(composed, ragrun.RagRunConfig))
     folder, run_dir = locate(cfg.model), Path(cfg.run_dir)
-    servers = setups(cfg.serving, cfg.setups)
-    servers = [s if s.serving.base_url or s.serving.model else with_model(s, str(folder)) for s in servers]
+    servers = [with_model(setup, folder) for setup in setups(cfg.serving, cfg.setups)]
     campaign = Campaign(run_dir, ragrun.VERSION, cfg.model.name, folder, fingerprint(folder), progress)
     rows = ragrun.run(cfg, servers, campaign)
     path = ragrun.write(run_dir, rows, [server.label for server in servers])

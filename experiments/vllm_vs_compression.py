@@ -10,8 +10,7 @@ from kvbench.models.fingerprint import fingerprint
 from kvbench.models.load import locate
 from kvbench.serving import asked, versus, versus_report
 from kvbench.serving.campaign import Campaign
-from kvbench.serving.setups import setups, with_model
-from kvbench.serving.versus import ServersConfig
+from kvbench.serving.setups import ServersConfig, setups, with_model
 from kvbench.store import Store
 from kvbench.typed import build
 
@@ -24,7 +23,7 @@ def main(composed: Composed, progress: Any) -> str:
     if cfg.protocol != ("query_aware",):
         raise UserError("protocol: vLLM is given whole prompts, allowed: [query_aware]")
     folder, target = locate(cfg.model), run_dir(composed)
-    chosen = [s if s.serving.base_url or s.serving.model else with_model(s, str(folder)) for s in chosen]
+    chosen = [with_model(setup, folder) for setup in chosen]
     make = asked.renderer(cfg.model, min(server.serving.max_model_len for server in chosen))
     questions = list(asked.ask(cfg.task, cfg.seeds, cfg.limit, make))
     for server in chosen:

@@ -11,7 +11,25 @@ from typing import Any
 from kvbench import tasks
 from kvbench.models.load import ModelConfig, check_folder, locate
 from kvbench.serving.arrivals import Session, of_prompts
+from kvbench.serving.setups import ServersConfig
 from kvbench.tasks import Prompt, Renderer, Sample, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedConfig(ServersConfig):
+    """The keys of an experiment that asks servers the samples of tasks.
+
+    Attributes:
+        model: the model, whose tokenizer makes the prompts; a server that is started serves it.
+        task: per label the entry for `kvbench.tasks.build`.
+        seeds: of the task samples.
+        limit: most samples per task, length and seed.
+    """
+
+    model: ModelConfig
+    task: dict[str, Any]
+    seeds: tuple[int, ...] = (0,)
+    limit: int | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,23 @@ from kvbench.store import Record, Store, digest
 
 
 @dataclass(frozen=True)
+class Ready:
+    """What a job is given.
+
+    Attributes:
+        server: a ready one that nobody else uses.
+        driver: of the server.
+        cell: the row's id.
+        stage: shows how far the job is.
+    """
+
+    server: Server
+    driver: Driver
+    cell: str
+    stage: Callable[[str], None]
+
+
+@dataclass(frozen=True)
 class Job:
     """One row to measure on a ready server.
 
@@ -28,14 +45,14 @@ class Job:
         name: for progress.
         key: everything but model and server that can change the number.
         fields: what the row says of it.
-        do: measures; gets the server, a driver of it and the row's id, and returns the row's numbers.
+        do: measures, and returns the row's numbers.
     """
 
     row: str
     name: str
     key: Mapping[str, Any]
     fields: Mapping[str, Any]
-    do: Callable[[Server, Driver, str], Awaitable[Mapping[str, Any]]]
+    do: Callable[[Ready], Awaitable[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -93,11 +110,15 @@ class Campaign:
         done = self.store.done()
         pending = [setup for setup in chosen if not done.issuperset(wanted[setup.label])]
         refused: list[Record] = []
-        with self.progress(sum(len(wanted[s.label]) for s in pending), len(pending)) as shown:
+        todos = {
+            setup.label: {cell: job for cell, job in wanted[setup.label].items() if cell not in done}
+            for setup in pending
+        }
+        total = sum(map(len, todos.values()))
+        with self.progress(total, total + len(pending)) as shown:
             for setup in pending:
-                shown.start_prompt(setup.label)
-                todo = {cell: job for cell, job in wanted[setup.label].items() if cell not in done}
-                shown.cells_done(len(wanted[setup.label]) - len(todo))
+                todo = todos[setup.label]
+                shown.start_prompt(f"{setup.label}: start")
                 with ExitStack() as stack:
                     try:
                         log = self.run_dir / "logs" / f"{setup.label}.log"
@@ -113,10 +134,10 @@ class Campaign:
         return [row for row in self.store.scan()[0] if row["cell"] in asked] + refused
 
     def _named(self, setup: Setup, jobs: Iterable[Job]) -> dict[str, Job]:
-        async def facts(server: Server, driver: Driver, cell: str) -> Mapping[str, Any]:
+        async def facts(ready: Ready) -> Mapping[str, Any]:
             numbers = numbers_per_token(self.folder)
-            bits = cache_bits(server, numbers)
-            return {**server.facts, "numbers_per_token": numbers, "cache_bits": bits}
+            bits = cache_bits(ready.server, numbers)
+            return {**ready.server.facts, "numbers_per_token": numbers, "cache_bits": bits}
 
         every = [Job("setup", "facts", {}, {}, facts), *jobs]
         return {self.cell(setup, job.row, job.key): job for job in every}
@@ -130,8 +151,8 @@ class Campaign:
                 # the first request takes longer than all others; its prefix stays out of their reach
                 await driver.complete(warm.prompt.ids, max_tokens=2, salt="warm-up", ignore_eos=True)
             for cell, job in todo.items():
-                shown.stage(job.name)
-                numbers = await job.do(server, driver, cell)
+                shown.start_prompt(f"{setup.label}: {job.name}")
+                numbers = await job.do(Ready(server, driver, cell, shown.stage))
                 self.store.append(
                     {**numbers, **job.fields, **self._fixed(setup, server), "cell": cell, "row": job.row}
                 )

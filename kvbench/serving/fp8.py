@@ -6,15 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from kvbench.errors import UserError
-from kvbench.models.load import ModelConfig
 from kvbench.serving import measure
-from kvbench.serving.asked import Asked, sessions
-from kvbench.serving.campaign import Campaign, Job
-from kvbench.serving.driver import Driver
-from kvbench.serving.launcher import Server
+from kvbench.serving.asked import Asked, AskedConfig, sessions
+from kvbench.serving.campaign import Campaign, Job, Ready
 from kvbench.serving.measure import LoadConfig
 from kvbench.serving.setups import Setup
 from kvbench.store import Record
@@ -36,29 +32,15 @@ class CalibrationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fp8Config:
-    """What is compared.
+class Fp8Config(AskedConfig):
+    """What is compared; the first of `setups` is the unquantised reference.
 
     Attributes:
-        run_dir: where the results go.
-        serving: keys of `ServingConfig` for all servers.
-        setups: per label the keys that differ, and `scales`; the first is the unquantised reference.
-        model: the model, whose tokenizer makes the prompts; a server that is started serves it.
-        task: per label the entry for `kvbench.tasks.build`.
-        seeds: of the task samples.
-        limit: most samples per task, length and seed.
         top: log probabilities per token that are compared; vLLM serves 20 unless told otherwise.
         load: how the same prompts arrive for the latency under load.
         calibration: of setups with `scales`.
     """
 
-    run_dir: str
-    serving: dict[str, Any]
-    setups: dict[str, Any]
-    model: ModelConfig
-    task: dict[str, Any]
-    seeds: tuple[int, ...] = (0,)
-    limit: int | None = None
     top: int = 20
     load: LoadConfig = field(default_factory=LoadConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
@@ -109,31 +91,30 @@ def run(cfg: Fp8Config, chosen: Sequence[Setup], asked: Sequence[Asked], campaig
     return campaign.run(chosen, jobs, asked[0])
 
 
-async def _reference(
-    campaign: Campaign, top: int, item: Asked, server: Server, driver: Driver, cell: str
-) -> Record:
+async def _reference(campaign: Campaign, top: int, item: Asked, ready: Ready) -> Record:
     """A cold answer of the reference, whose distributions are kept for the others."""
-    given, row = await measure.answer(driver, item, salt=cell)
+    given, row = await measure.answer(ready.driver, item, salt=ready.cell)
     if given.token_ids is None:
-        raise UserError(f"serving: vLLM {server.facts['vllm']} gives no token ids, a newer one is needed")
-    found = await measure.scored(driver, item, given.token_ids, top, salt=f"{cell} scored")
-    measure.save(_kept(campaign, cell), found)
+        version = ready.server.facts["vllm"]
+        raise UserError(f"serving: vLLM {version} gives no token ids, a newer one is needed")
+    found = await measure.scored(ready.driver, item, given.token_ids, top, salt=f"{ready.cell} scored")
+    measure.save(_kept(campaign, ready.cell), found)
     return {**row, **measure.distance(found, found, len(item.prompt.ids))}
 
 
-async def _compared(
-    campaign: Campaign, top: int, item: Asked, reference: str, server: Server, driver: Driver, cell: str
-) -> Record:
+async def _compared(campaign: Campaign, top: int, item: Asked, reference: str, ready: Ready) -> Record:
     """A cold answer, and the distance from the reference over the reference's own answer."""
-    given, row = await measure.answer(driver, item, salt=cell)
+    given, row = await measure.answer(ready.driver, item, salt=ready.cell)
     ids = next(row["output_ids"] for row in campaign.store.scan()[0] if row["cell"] == reference)
-    found = await measure.scored(driver, item, ids, top, salt=f"{cell} scored")
+    found = await measure.scored(ready.driver, item, ids, top, salt=f"{ready.cell} scored")
     row |= measure.distance(measure.read(_kept(campaign, reference)), found, len(item.prompt.ids))
     return {**row, "same_tokens": _same(ids, given.token_ids or ()), "reference_tokens": len(ids)}
 
 
-async def _load(cfg: LoadConfig, asked: Sequence[Asked], server: Server, driver: Driver, cell: str) -> Record:
-    _, row = await measure.under_load(server, sessions(asked, cfg.gap), cfg, cell)
+async def _load(cfg: LoadConfig, asked: Sequence[Asked], ready: Ready) -> Record:
+    _, row = await measure.under_load(
+        ready.server, sessions(asked, cfg.gap), cfg, ready.cell, stage=ready.stage
+    )
     return row
 
 

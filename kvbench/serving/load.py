@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kvbench.errors import UserError
 from kvbench.serving.arrivals import Session, Turn
@@ -71,7 +70,7 @@ async def run(
     send: Callable[[Turn], Awaitable[Answer]],
     *,
     most: int,
-    shown: Any = None,
+    stage: Callable[[str], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Outcome]:
     """Sends a load and waits for all of it.
@@ -83,7 +82,7 @@ async def run(
         sessions: what to send, each with its arrival.
         send: sends one turn and returns when its streamed answer is whole; its driver should have no patience.
         most: requests under way at once; the others wait, and their waiting counts.
-        shown: an entered `kvbench.progress.Progress`, with turns as cells and sessions as prompts.
+        stage: is told how many turns are done, as `17 of 32 turns`.
         clock: monotonic seconds.
 
     Returns:
@@ -95,7 +94,14 @@ async def run(
     if most < 1:
         raise UserError(f"most: {most} is not allowed, give a positive whole number of requests")
     room = asyncio.Semaphore(most)
-    start = clock()
+    total = sum(len(session.turns) for session in sessions)
+    done, start = 0, clock()
+
+    def told(turns: int) -> None:
+        nonlocal done
+        done += turns
+        if stage is not None:
+            stage(f"{done} of {total} turns")
 
     async def one(session: Session) -> list[Outcome]:
         found: list[Outcome] = []
@@ -104,17 +110,13 @@ async def run(
             due += turn.gap
             await asyncio.sleep(max(0.0, start + due - clock()))
             async with room:
-                if shown is not None and not number:
-                    shown.start_prompt(session.name)
                 found.append(await _sent(session.name, number, turn, due))
-            if shown is not None:
-                shown.cells_done(1)
+            told(1)
             if not found[-1].ok:
                 rest = range(number + 1, len(session.turns))
                 error = "not sent: the turn before it failed"
                 found += [Outcome(session.name, n, due, due, error=error) for n in rest]
-                if shown is not None:
-                    shown.cells_done(len(rest))
+                told(len(rest))
                 break
             due = clock() - start
         return found

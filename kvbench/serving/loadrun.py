@@ -11,16 +11,13 @@ from typing import Any
 import matplotlib as mpl
 
 from kvbench.errors import UserError
-from kvbench.models.load import ModelConfig
 from kvbench.report import style
 from kvbench.report.plots import save
 from kvbench.report.tables import Table
 from kvbench.serving import measure
 from kvbench.serving.arrivals import Session
-from kvbench.serving.asked import Asked
-from kvbench.serving.campaign import Campaign, Job, of_kind
-from kvbench.serving.driver import Driver
-from kvbench.serving.launcher import Server
+from kvbench.serving.asked import Asked, AskedConfig
+from kvbench.serving.campaign import Campaign, Job, Ready, of_kind
 from kvbench.serving.measure import LoadConfig
 from kvbench.serving.setups import Setup
 from kvbench.serving.shown import bold_note, milliseconds, number
@@ -57,29 +54,15 @@ class TraceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadRunConfig:
+class LoadRunConfig(AskedConfig):
     """What arrives where.
 
     Attributes:
-        run_dir: where the results go.
-        serving: keys of `ServingConfig` for all servers.
-        setups: per label the keys that differ.
-        model: the model, whose tokenizer makes the prompts.
-        task: per label the entry for `kvbench.tasks.build`.
-        seeds: of the task samples.
-        limit: most samples per task, length and seed.
         trace: a recorded trace instead of tasks.
         rates: sessions per second, each a load of its own; null = all at once, or as recorded.
         load: everything else of a load; its rate is that of `rates`.
     """
 
-    run_dir: str
-    serving: dict[str, Any]
-    setups: dict[str, Any]
-    model: ModelConfig
-    task: dict[str, Any]
-    seeds: tuple[int, ...] = (0,)
-    limit: int | None = None
     trace: TraceConfig = field(default_factory=TraceConfig)
     rates: tuple[float | None, ...] = (0.1,)
     load: LoadConfig = field(default_factory=LoadConfig)
@@ -121,10 +104,8 @@ def run(
     return campaign.run(chosen, jobs, warm)
 
 
-async def _load(
-    cfg: LoadConfig, sessions: Sequence[Session], server: Server, driver: Driver, cell: str
-) -> Record:
-    _, row = await measure.under_load(server, sessions, cfg, cell)
+async def _load(cfg: LoadConfig, sessions: Sequence[Session], ready: Ready) -> Record:
+    _, row = await measure.under_load(ready.server, sessions, cfg, ready.cell, stage=ready.stage)
     return row
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,11 @@ def read(path: Path) -> list[dict[str, float]]:
 
 
 async def under_load(
-    server: Server, sessions: Sequence[Session], cfg: LoadConfig, salt: str, shown: Any = None
+    server: Server,
+    sessions: Sequence[Session],
+    cfg: LoadConfig,
+    salt: str,
+    stage: Callable[[str], None] | None = None,
 ) -> tuple[list[load.Outcome], dict[str, Any]]:
     """Sends sessions as they arrive; every answer has its full length.
 
@@ -131,7 +135,7 @@ async def under_load(
         sessions: what arrives; arrivals that they have already are kept where `cfg.rate` is null.
         cfg: how.
         salt: keeps the load's cached prefixes apart from earlier ones.
-        shown: progress, with turns as cells.
+        stage: is told how many turns are done.
 
     Returns:
         Every turn, and a row's fields: the client's view, and the server's own counters beside it.
@@ -143,7 +147,7 @@ async def under_load(
             return await driver.complete(turn.prompt, max_tokens=turn.max_tokens, salt=salt, ignore_eos=True)
 
         before = await driver.metrics()
-        outcomes = await load.run(arriving, send, most=cfg.most, shown=shown)
+        outcomes = await load.run(arriving, send, most=cfg.most, stage=stage)
         counted = latency.by_server(Delta(before, await driver.metrics()))
     errors = sorted({outcome.error for outcome in outcomes if outcome.error})
     return outcomes, {**latency.summary(outcomes, cfg.ttft_limit), **counted, "errors": errors}

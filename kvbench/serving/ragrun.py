@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -19,12 +18,10 @@ from kvbench.report import style
 from kvbench.report.plots import save
 from kvbench.report.tables import Table
 from kvbench.serving import latency, rag
-from kvbench.serving.campaign import Campaign, Job, of_kind
-from kvbench.serving.driver import Driver
+from kvbench.serving.campaign import Campaign, Job, Ready, of_kind
 from kvbench.serving.errors import ServingError
-from kvbench.serving.launcher import Server
 from kvbench.serving.metrics import Delta
-from kvbench.serving.setups import Setup
+from kvbench.serving.setups import ServersConfig, Setup
 from kvbench.serving.shown import bold_note
 from kvbench.store import Record
 
@@ -45,13 +42,10 @@ GUIDE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class RagRunConfig:
+class RagRunConfig(ServersConfig):
     """What is asked of which servers.
 
     Attributes:
-        run_dir: where the results go.
-        serving: keys of `ServingConfig` for all servers.
-        setups: per label the keys that differ.
         model: what a started server serves.
         layouts: prompt layouts, of `rag.LAYOUTS`.
         turns: questions per conversation.
@@ -62,9 +56,6 @@ class RagRunConfig:
         seed: of the questions.
     """
 
-    run_dir: str
-    serving: dict[str, Any]
-    setups: dict[str, Any]
     model: ModelConfig
     layouts: tuple[str, ...] = rag.LAYOUTS
     turns: int = 4
@@ -109,13 +100,12 @@ def run(cfg: RagRunConfig, chosen: Sequence[Setup], campaign: Campaign) -> list[
     return campaign.run(chosen, jobs, None)
 
 
-async def _layout(
-    layout: str, workload: rag.Workload, retriever: rag.Retriever, server: Server, driver: Driver, cell: str
-) -> Record:
+async def _layout(layout: str, workload: rag.Workload, retriever: rag.Retriever, ready: Ready) -> Record:
+    server, driver = ready.server, ready.driver
     chat = rag.chat_model(
         server.url,
         await driver.model(),
-        salt=cell,
+        salt=ready.cell,
         max_tokens=workload.max_tokens,
         timeout=server.cfg.timeout,
     )

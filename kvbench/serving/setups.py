@@ -6,6 +6,7 @@ import asyncio
 import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from kvbench.errors import UserError
@@ -19,6 +20,21 @@ from kvbench.typed import build
 CPU_FP8 = "functional check only (truncating CPU kernel)"
 # settings that cannot change a number
 _PLACES = ("base_url", "api_key_env", "served_model", "timeout", "model", "python", "start_timeout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServersConfig:
+    """The keys that every experiment on several servers has.
+
+    Attributes:
+        run_dir: where the results go.
+        serving: keys of `ServingConfig` for all servers.
+        setups: per label the keys that differ, and `scales`.
+    """
+
+    run_dir: str
+    serving: dict[str, Any]
+    setups: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -89,9 +105,11 @@ def setups(serving: Mapping[str, Any], entries: Mapping[str, Any]) -> list[Setup
     return found
 
 
-def with_model(setup: Setup, folder: str | None) -> Setup:
-    """The setup on another checkpoint."""
-    return replace(setup, serving=replace(setup.serving, model=folder))
+def with_model(setup: Setup, folder: Path) -> Setup:
+    """The setup on an experiment's checkpoint, unless it has one of its own or runs already."""
+    if setup.serving.base_url or setup.serving.model:
+        return setup
+    return replace(setup, serving=replace(setup.serving, model=str(folder)))
 
 
 def device(server: Server) -> str:

@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from kvbench.serving import measure
 from kvbench.serving.asked import Asked
-from kvbench.serving.campaign import Campaign, Job
-from kvbench.serving.driver import Driver
-from kvbench.serving.launcher import Server
+from kvbench.serving.campaign import Campaign, Job, Ready
 from kvbench.serving.setups import Setup
 from kvbench.store import Record
 
 VERSION = "vllm_vs_compression 1"  # raised when the same setting would give other numbers
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServersConfig:
-    """The keys of the experiment that are vLLM's; everything else is an accuracy run's.
-
-    Attributes:
-        run_dir: where the results go.
-        serving: keys of `ServingConfig` for all servers.
-        setups: per label the keys that differ; the first is vLLM's dense. Prefix caching is measured on it.
-    """
-
-    run_dir: str
-    serving: dict[str, Any]
-    setups: dict[str, Any]
 
 
 def run(chosen: Sequence[Setup], asked: Sequence[Asked], campaign: Campaign) -> list[Record]:
@@ -56,9 +37,9 @@ def run(chosen: Sequence[Setup], asked: Sequence[Asked], campaign: Campaign) -> 
     return campaign.run(chosen, jobs, asked[0])
 
 
-async def _twice(item: Asked, server: Server, driver: Driver, cell: str) -> Record:
-    _, cold = await measure.answer(driver, item, salt=cell)
-    _, warm = await measure.answer(driver, item, salt=cell)
+async def _twice(item: Asked, ready: Ready) -> Record:
+    _, cold = await measure.answer(ready.driver, item, salt=ready.cell)
+    _, warm = await measure.answer(ready.driver, item, salt=ready.cell)
     names = ("score", "ttft_s", "per_token_s", "cached_tokens")
     return {
         **cold,

@@ -47,7 +47,8 @@ def experiment(
 
         class Mine(Shown):
             def start_prompt(self, name: str) -> None:
-                started.append(name)
+                if name.endswith(": start"):
+                    started.append(name.removesuffix(": start"))
 
         fixed = [f"experiment={name}", f"serving.python={python}", f"model.path={model}", "model.name=tiny"]
         return experiments.run(compose([*fixed, *overrides]), Mine), started

@@ -36,19 +36,6 @@ class Server:
         )  # fmt: skip
 
 
-class Shown:
-    cells = 0
-
-    def __init__(self):
-        self.started = []
-
-    def start_prompt(self, name):
-        self.started.append(name)
-
-    def cells_done(self, n):
-        self.cells += n
-
-
 def sessions(count, turns=1, at=0.0, gap=0.0):
     return [
         Session(f"s{i}", tuple(Turn((i, j), 4, gap if j else 0.0) for j in range(turns)), at * i)
@@ -56,18 +43,18 @@ def sessions(count, turns=1, at=0.0, gap=0.0):
     ]
 
 
-def sent(loads, server, most=8, shown=None):
-    return asyncio.run(load.run(loads, server.send, most=most, shown=shown))
+def sent(loads, server, most=8, stage=None):
+    return asyncio.run(load.run(loads, server.send, most=most, stage=stage))
 
 
 def test_turns_of_a_session_follow_each_other_and_sessions_run_together():
-    server, shown = Server(), Shown()
-    found = sent(sessions(3, turns=2), server, shown=shown)
+    server, told = Server(), []
+    found = sent(sessions(3, turns=2), server, stage=told.append)
     assert [(o.session, o.turn) for o in found] == [(f"s{i}", j) for i in range(3) for j in range(2)]
     assert server.most == 3
     assert server.prompts.index((0, 1)) > server.prompts.index((2, 0))
     assert all(b.due >= a.last for a, b in zip(found[::2], found[1::2], strict=True))
-    assert shown.cells == 6 and sorted(shown.started) == ["s0", "s1", "s2"]
+    assert told == [f"{n} of 6 turns" for n in range(1, 7)]
 
 
 def test_the_bound_holds_and_waiting_for_a_place_counts():
@@ -88,12 +75,12 @@ def test_a_session_arrives_when_it_is_due_and_a_gap_is_kept():
 
 
 def test_a_failed_turn_ends_its_session_and_is_no_latency():
-    shown = Shown()
-    found = sent(sessions(2, turns=3), Server(fails={(0, 1)}), shown=shown)
+    told = []
+    found = sent(sessions(2, turns=3), Server(fails={(0, 1)}), stage=told.append)
     assert [o.ok for o in found] == [True, False, False, True, True, True]
     assert found[1].error == "CutOff: the answer broke off"
     assert found[2].error == "not sent: the turn before it failed"
-    assert shown.cells == 6
+    assert told[-1] == "6 of 6 turns"
     numbers = latency.summary(found, 10.0)
     assert (numbers["requests"], numbers["failed"], numbers["good"]) == (6, 2, 4)
     assert numbers["good_share"] == pytest.approx(4 / 6)
