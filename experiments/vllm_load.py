@@ -36,8 +36,8 @@ def main(composed: Composed, progress: Any) -> str:
     else:
         sessions, source = asked.sessions(questions, cfg.load.gap), ", ".join(cfg.task)
     campaign = Campaign(run_dir, loadrun.VERSION, cfg.model.name, folder, fingerprint(folder), progress)
-    rows = loadrun.run(cfg, servers, sessions, questions[0] if questions else None, campaign)
-    path = loadrun.write(run_dir, rows, [server.label for server in servers], source, bool(cfg.trace.path))
+    rows = loadrun.run(cfg, servers, sessions, source, questions[0] if questions else None, campaign)
+    path = loadrun.write(run_dir, rows, [server.label for server in servers])
     return f"{path.read_text(encoding='utf-8')}\nwritten to {path.parent}"
 
 

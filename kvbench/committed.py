@@ -6,7 +6,8 @@ only model; conf/claims/ and the summaries give the claims' tables; all of them 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,6 +19,9 @@ from kvbench.experiments import run
 from kvbench.progress import Progress
 from kvbench.report import plots, readme, style, tables
 from kvbench.report.summary import COLUMNS, pooled
+from kvbench.serving import fp8_report, loadrun, prefix_report, ragrun, versus_report
+from kvbench.serving.config import ServingConfig
+from kvbench.store import Record
 
 RESULTS = Path("results")
 QUICKSTART, CLAIMS = "quickstart", "claims"
@@ -30,6 +34,19 @@ SLOW = {
         "experiment=two_layer", "hosted_model=llama31_70b", "device=b200", "weight_element=1"
     ],
 }  # fmt: skip
+
+POOL = ServingConfig.kv_cache_mib << 20
+# measured on servers: the rows of the run's cells*.jsonl, and what writes table and figures from them
+SERVED = {
+    "vllm/prefix_caching": lambda folder, rows, _: prefix_report.write(folder, rows["cells"]),
+    "vllm/fp8": lambda folder, rows, order: fp8_report.write(folder, rows["cells"], order),
+    "vllm/load": lambda folder, rows, order: loadrun.write(folder, rows["cells"], order),
+    "vllm/load_rag": lambda folder, rows, order: loadrun.write(folder, rows["cells"], order),
+    "vllm/rag": lambda folder, rows, order: ragrun.write(folder, rows["cells"], order),
+    "vllm/compression": lambda folder, rows, order: versus_report.write(
+        folder, rows["accuracy"], rows["efficiency"], rows["cells"], order, POOL
+    ),
+}
 
 
 def files(root: Path, modelled: Mapping[str, Sequence[str]] = QUICK | SLOW) -> dict[Path, bytes]:
@@ -47,6 +64,8 @@ def files(root: Path, modelled: Mapping[str, Sequence[str]] = QUICK | SLOW) -> d
             found |= _figures(folder, summary)
     for name, overrides in modelled.items():
         found |= _modelled(root / RESULTS / name, overrides)
+    for name, write in SERVED.items():
+        found |= _served(root / RESULTS / name, write)
     results = evaluate(evidence.load(root / RESULTS))
     found[root / RESULTS / "claims.csv"] = table.frame(results).to_csv(index=False).encode()
     found[root / RESULTS / "claims.md"] = table.full(results).encode()
@@ -97,6 +116,23 @@ def _modelled(folder: Path, overrides: Sequence[str]) -> dict[Path, bytes]:
         return {}
     with TemporaryDirectory() as scratch:
         run(compose([*overrides, f"run_dir={scratch}"]), Progress)
+        return {path: (Path(scratch) / path.relative_to(folder)).read_bytes() for path in there}
+
+
+def _served(
+    folder: Path, write: Callable[[Path, Mapping[str, list[Record]], list[str]], object]
+) -> dict[Path, bytes]:
+    """The files that are in the folder beside the rows, from its rows."""
+    rows = {
+        path.stem: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for path in sorted(folder.glob("*.jsonl"))
+    }
+    order = list(dict.fromkeys(row["setup"] for row in rows.get("cells", []) if "setup" in row))
+    there = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".jsonl")
+    if not there:
+        return {}
+    with TemporaryDirectory() as scratch:
+        write(Path(scratch), rows, order)
         return {path: (Path(scratch) / path.relative_to(folder)).read_bytes() for path in there}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -167,6 +168,7 @@ class Campaign:
             "device": device(server),
             "note": note(server, setup),
             "vllm": server.facts["vllm"],
+            "load_average": os.getloadavg()[0],
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
 

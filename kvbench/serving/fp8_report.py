@@ -12,6 +12,7 @@ from kvbench import stats
 from kvbench.report import style
 from kvbench.report.plots import save
 from kvbench.report.tables import Table
+from kvbench.serving.about import about
 from kvbench.serving.campaign import capacity, of_kind
 from kvbench.serving.closeness import KL_MEANING
 from kvbench.serving.shown import bold_note, figure_of, milliseconds, number, scaled
@@ -45,6 +46,7 @@ def write(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
     """
     reference = order[0]
     parts = ["# vLLM: FP8 KV cache", "", *bold_note(row["note"] for row in rows if row.get("note"))]
+    parts += about(of_kind(rows, "setup"), [row for row in rows if "refused" not in row])
     devices = dict.fromkeys(row["device"] for row in rows if "refused" not in row)
     for device in devices:
         own = [row for row in rows if row.get("device") == device]

@@ -15,6 +15,7 @@ from kvbench.report import style
 from kvbench.report.plots import save
 from kvbench.report.tables import Table
 from kvbench.serving import measure
+from kvbench.serving.about import about
 from kvbench.serving.arrivals import Session
 from kvbench.serving.asked import Asked, AskedConfig
 from kvbench.serving.campaign import Campaign, Job, Ready, of_kind
@@ -32,7 +33,8 @@ GUIDE = (
     "sent again, and the rest of its session is not sent: both count as failed, and as not good.",
     "good: whole answers whose first token came within the limit, of all turns. goodput: those per second.",
     "cached: prompt tokens that the client was told were in the prefix cache, of all; hits: the same from the server's "
-    "counters. server: vLLM's own histograms of the same requests; its clock starts when a request has arrived.",
+    "counters. server: vLLM's own histograms of the same requests, interpolated inside their buckets, which are "
+    "seconds wide where times are long; its clock starts when a request has arrived.",
 )
 
 
@@ -80,6 +82,7 @@ def run(
     cfg: LoadRunConfig,
     chosen: Sequence[Setup],
     sessions: Sequence[Session],
+    source: str,
     warm: Asked | None,
     campaign: Campaign,
 ) -> list[Record]:
@@ -89,6 +92,7 @@ def run(
         cfg: the configuration.
         chosen: the servers, with their models.
         sessions: what arrives.
+        source: where they are from, for captions.
         warm: see `Campaign.run`.
         campaign: where rows go.
     """
@@ -98,7 +102,8 @@ def run(
         for rate in cfg.rates:
             load = replace(cfg.load, rate=rate)
             key = {"load": asdict(load), "sessions": content}
-            fields = {"rate": rate, "sessions": len(sessions), "most": load.most}
+            fields = {"rate": rate, "sessions": len(sessions), "most": load.most, "source": source}
+            fields["recorded"] = cfg.trace.path is not None
             yield Job("load", f"rate {rate}", key, fields, partial(_load, load, sessions))
 
     return campaign.run(chosen, jobs, warm)
@@ -109,27 +114,26 @@ async def _load(cfg: LoadConfig, sessions: Sequence[Session], ready: Ready) -> R
     return row
 
 
-def write(folder: Path, rows: Sequence[Record], order: Sequence[str], source: str, recorded: bool) -> Path:
+def write(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
     """Writes table.md and the figures: one per kind of device.
 
     Args:
         folder: the run's.
         rows: of `run`.
         order: labels of the setups.
-        source: what arrived, for captions.
-        recorded: whether it has times of its own.
 
     Returns:
         The Markdown file.
     """
     loads = of_kind(rows, "load")
     parts = ["# vLLM under load", "", *bold_note(row["note"] for row in loads if row["note"])]
+    parts += about(of_kind(rows, "setup"), loads)
     for device in dict.fromkeys(row["device"] for row in loads):
         own = [row for label in order for row in loads if (row["setup"], row["device"]) == (label, device)]
         own.sort(key=lambda row: (order.index(row["setup"]), row["rate"] is None, row["rate"] or 0))
-        parts.append(table(own, device, source, recorded).markdown())
+        parts.append(table(own, device).markdown())
         if any(row["rate"] is not None for row in own):
-            save(_figure(own, device, source), folder / "figures", f"load.{device.replace(' ', '-')}")
+            save(_figure(own, device), folder / "figures", f"load.{device.replace(' ', '-')}")
     refused = [f"- {row['setup']}: {row['refused']}" for row in rows if "refused" in row]
     parts += ["### Refused by vLLM", "", *refused, ""] if refused else []
     parts += ["## How to read", "", *(f"- {line}" for line in GUIDE), ""]
@@ -138,7 +142,7 @@ def write(folder: Path, rows: Sequence[Record], order: Sequence[str], source: st
     return path
 
 
-def table(rows: Sequence[Record], device: str, source: str, recorded: bool) -> Table:
+def table(rows: Sequence[Record], device: str) -> Table:
     """One line per setup and rate; rows of one device."""
     header = [
         "setup",
@@ -165,7 +169,9 @@ def table(rows: Sequence[Record], device: str, source: str, recorded: bool) -> T
     ]
     body = []
     for row in rows:
-        rate = ("as recorded" if recorded else "at once") if row["rate"] is None else f"{row['rate']:g}"
+        rate = (
+            ("as recorded" if row["recorded"] else "at once") if row["rate"] is None else f"{row['rate']:g}"
+        )
         line = [row["setup"], rate, str(row["requests"]), str(row["failed"]), f"{row['good_share']:.0%}"]
         line.append(number(row["goodput_per_s"], ".3f"))
         line += [milliseconds(row[f"ttft_p{p}_s"]) for p in (50, 90, 99)]
@@ -177,13 +183,13 @@ def table(rows: Sequence[Record], device: str, source: str, recorded: bool) -> T
         body.append([*line, number(row["server_preemptions"], ".0f"), row["note"]])
     first = rows[0]
     caption = (
-        f"{first['model']}, vLLM {first['vllm']} on {device}; {first['sessions']} sessions of {source}; at most "
-        f"{first['most']} requests at once; first token within {first['ttft_limit_s']:g} s. Milliseconds."
+        f"{first['model']}, vLLM {first['vllm']} on {device}; {first['sessions']} sessions of {first['source']}; at "
+        f"most {first['most']} requests at once; first token within {first['ttft_limit_s']:g} s. Milliseconds."
     )
     return Table(f"Load: {device}", caption, header, body)
 
 
-def _figure(rows: Sequence[Record], device: str, source: str) -> style.Figure:
+def _figure(rows: Sequence[Record], device: str) -> style.Figure:
     with mpl.rc_context(style.SETTINGS):
         figure, (ttft, good) = style.panels(2)
         looks = style.styles(row["setup"] for row in rows)
@@ -208,7 +214,9 @@ def _figure(rows: Sequence[Record], device: str, source: str) -> style.Figure:
         ttft.set_ylim(0)
         drawn = {label: look for label, look in looks.items() if any(row["setup"] == label for row in rows)}
         notes = sorted({row["note"] for row in rows if row["note"]})
-        text = f"{rows[0]['model']}, vLLM {rows[0]['vllm']} on {device}; {source}. {' '.join(notes)}"
+        text = (
+            f"{rows[0]['model']}, vLLM {rows[0]['vllm']} on {device}; {rows[0]['source']}. {' '.join(notes)}"
+        )
         style.legend(figure, style.method_handles(drawn), text)
         return figure
 

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from kvbench.report import style
 from kvbench.report.plots import save
 from kvbench.report.tables import Table
+from kvbench.serving.about import about
 from kvbench.serving.prefix import WAYS, Way, predicted
 from kvbench.store import Record
 
@@ -39,7 +40,11 @@ def write(folder: Path, rows: Sequence[Record]) -> Path:
     facts = next(row for row in rows if row["row"] == "server")
     settings = by_setting([row for row in rows if row["row"] == "grid"])
     grain = sorted((row for row in rows if row["row"] == "grain"), key=lambda row: row["prefix"])
-    parts = ["# vLLM: automatic prefix caching", "", *about(facts, rows), ""]
+    parts = [
+        "# vLLM: automatic prefix caching",
+        "",
+        *about([facts], [row for row in rows if row is not facts]),
+    ]
     parts += [grid(settings).markdown()] if settings else []
     parts += [grains(grain).markdown()] if grain else []
     parts += ["## How to read", "", *(f"- {line}" for line in GUIDE), ""]
@@ -52,29 +57,6 @@ def write(folder: Path, rows: Sequence[Record]) -> Path:
     path = folder / "table.md"
     path.write_text("\n".join(parts), encoding="utf-8")
     return path
-
-
-def about(facts: Record, rows: Sequence[Record]) -> list[str]:
-    """What it was measured on and when."""
-    capacity = facts["capacity"]
-    days = sorted({row["time"][:10] for row in rows})
-    loads = [row["load_average"] for row in rows if "load_average" in row]
-    lines = [
-        f"Measured {' to '.join(dict.fromkeys((days[0], days[-1])))}: {facts['model']} on vLLM {facts['vllm']}"
-        f" ({facts.get('package', 'a running server')}), device {facts['device']}"
-        f"{': ' + facts['hardware'] if facts.get('hardware') else ''}.",
-        f"KV cache: {capacity['tokens']:,} tokens in blocks of {capacity['block_size']}, dtype {capacity['dtype']}.",
-    ]
-    if facts.get("versions"):
-        versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-        lines += [f"Versions: {versions}. Attention: {facts['backend']}."]
-        lines += [f"Flags: `{facts['flags']}`"]
-        lines += [f"Threads: {facts['variables'].get('OMP_NUM_THREADS', '-')}."]
-    lines.append(
-        f"Load average of the client's machine while measuring: {min(loads):.1f} to {max(loads):.1f}. Times on a busy "
-        "machine scatter; hits do not."
-    )
-    return [f"- {line}" for line in lines]
 
 
 def by_setting(rows: Sequence[Record]) -> dict[Key, dict[Way, Record]]:

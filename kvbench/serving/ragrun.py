@@ -18,6 +18,7 @@ from kvbench.report import style
 from kvbench.report.plots import save
 from kvbench.report.tables import Table
 from kvbench.serving import latency, rag
+from kvbench.serving.about import about
 from kvbench.serving.campaign import Campaign, Job, Ready, of_kind
 from kvbench.serving.errors import ServingError
 from kvbench.serving.metrics import Delta
@@ -145,6 +146,7 @@ def write(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
         "# Agentic RAG on a self-hosted model",
         "",
         *bold_note(row["note"] for row in runs if row["note"]),
+        *about(of_kind(rows, "setup"), runs),
     ]
     for label in order:
         own = sorted(
@@ -204,11 +206,14 @@ def _figure(rows: Sequence[Record], label: str) -> style.Figure:
         for place, found in enumerate(parts):
             whole = found[-1]
             cached = whole["cached_tokens"] or 0
-            tokens.barh(place, whole["prompt_tokens"] - cached, color=style.COLOURS[1])
-            tokens.barh(place, cached, left=whole["prompt_tokens"] - cached, color=style.COLOURS[2])
+            computed = whole["prompt_tokens"] - cached
+            tokens.barh(place, computed, color=style.COLOURS[place])
+            tokens.barh(place, cached, left=computed, color=style.COLOURS[place], alpha=0.3)
+            tokens.text(computed / 2, place, f"{computed:,}", ha="center", va="center", color="white")
+            tokens.text(computed + cached / 2, place, f"{cached:,}", ha="center", va="center")
         tokens.set_yticks(range(len(layouts)), layouts)
         tokens.invert_yaxis()
-        tokens.set_title("prompt tokens: computed, found in the cache")
+        tokens.set_title("prompt tokens: computed, cached (pale)")
         tokens.grid(visible=False, axis="y")
         nodes = list(dict.fromkeys(part["node"] for found in parts for part in found))
         width = 0.8 / len(layouts)

@@ -14,6 +14,7 @@ from kvbench.errors import UserError
 from kvbench.report import style
 from kvbench.report.plots import save
 from kvbench.report.tables import Table
+from kvbench.serving.about import about
 from kvbench.serving.campaign import capacity, of_kind
 from kvbench.serving.setups import CPU_FP8
 from kvbench.serving.shown import bold_note, figure_of, milliseconds, number, scaled
@@ -95,6 +96,7 @@ def write(
     places = dict.fromkeys([*sorted(kinds), *(row["device"] for row in answers)])
     lengths = sorted({row["length"] for row in accuracy})
     parts = ["# vLLM and compression", "", *bold_note(row["note"] for row in answers if row["note"])]
+    parts += about(of_kind(served, "setup"), answers)
     for place in places:
         for length in lengths:
             ours = [row for row in accuracy if row["length"] == length and _place(row) == place]
@@ -219,11 +221,10 @@ def table(
     versions = ", ".join(dict.fromkeys(f"vLLM {row['vllm']}" for row in theirs))
     devices = ", ".join(dict.fromkeys(row["device"] for row in ours))
     dtypes = ", ".join(dict.fromkeys(row["dtype"] for row in ours))
-    flags = ", ".join(dict.fromkeys(str(row["flags"]) for row in theirs if row.get("flags")))
     some = (ours or theirs)[0]
     caption = (
         f"{some['model']}, {length} tokens, n = {len(next(iter(lines)).scores)} prompts. kvbench: {dtypes or '-'} on "
-        f"{devices or '-'}. {versions or 'no vLLM'} on {place}{f' ({flags})' if flags else ''}. "
+        f"{devices or '-'}. {versions or 'no vLLM'} on {place}. "
         f"Scores: mean [95 % interval: {stats.MEAN_INTERVAL}]."
     )
     return Table(f"{some['model']}, {length} tokens, {place}", caption, header, body)

@@ -75,10 +75,11 @@ def test_unknown_numbers_are_dashes():
     row = {
         "setup": "a", "rate": None, "requests": 1, "failed": 1, "good_share": 0.0, "goodput_per_s": 0.0,
         "output_tokens_per_s": 0.0, "cached_tokens": None, "prompt_tokens": 0, "note": "", "model": "m", "vllm": "v",
-        "sessions": 1, "most": 1, "ttft_limit_s": 1.0,
+        "sessions": 1, "most": 1, "ttft_limit_s": 1.0, "source": "x",
+        "recorded": False,
     }  # fmt: skip
     row |= {f"{name}_p{p}_s": None for name in ("ttft", "per_token") for p in (50, 90, 99)}
     row |= {f"server_{name}": None for name in ("prefix_hits", "prefix_queries", "preemptions")}
     row |= {f"server_{name}_s": None for name in ("ttft_p50", "ttft_p90", "per_token_p50")}
-    (line,) = loadrun.table([row], "cpu", "x", recorded=False).rows
+    (line,) = loadrun.table([row], "cpu").rows
     assert line == ["a", "at once", "1", "1", "0%", "0.000", *"-----", "0.0", *"------", ""]
