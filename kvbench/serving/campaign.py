@@ -109,16 +109,16 @@ class Campaign:
             setup.check()
         wanted = {setup.label: self._named(setup, jobs(setup)) for setup in chosen}
         done = self.store.done()
-        pending = [setup for setup in chosen if not done.issuperset(wanted[setup.label])]
-        refused: list[Record] = []
-        todos = {
-            setup.label: {cell: job for cell, job in wanted[setup.label].items() if cell not in done}
-            for setup in pending
+        missing = {
+            label: {cell: job for cell, job in own.items() if cell not in done}
+            for label, own in wanted.items()
         }
-        total = sum(map(len, todos.values()))
+        pending = [setup for setup in chosen if missing[setup.label]]
+        refused: list[Record] = []
+        total = sum(map(len, missing.values()))
         with self.progress(total, total + len(pending)) as shown:
             for setup in pending:
-                todo = todos[setup.label]
+                own = missing[setup.label]
                 shown.start_prompt(f"{setup.label}: start")
                 with ExitStack() as stack:
                     try:
@@ -128,9 +128,9 @@ class Campaign:
                         if setup is chosen[0]:
                             raise
                         refused.append({"row": "setup", "setup": setup.label, "refused": str(error)})
-                        shown.cells_done(len(todo))
+                        shown.cells_done(len(own))
                         continue
-                    asyncio.run(self._measure(setup, server, todo, warm, shown))
+                    asyncio.run(self._measure(setup, server, own, warm, shown))
         asked = {cell for own in wanted.values() for cell in own}
         return [row for row in self.store.scan()[0] if row["cell"] in asked] + refused
 
@@ -144,14 +144,14 @@ class Campaign:
         return {self.cell(setup, job.row, job.key): job for job in every}
 
     async def _measure(
-        self, setup: Setup, server: Server, todo: Mapping[str, Job], warm: Asked | None, shown: Any
+        self, setup: Setup, server: Server, jobs: Mapping[str, Job], warm: Asked | None, shown: Any
     ) -> None:
         async with server.driver() as driver:
             if warm is not None:
                 shown.stage("warm-up")
                 # the first request takes longer than all others; its prefix stays out of their reach
                 await driver.complete(warm.prompt.ids, max_tokens=2, salt="warm-up", ignore_eos=True)
-            for cell, job in todo.items():
+            for cell, job in jobs.items():
                 shown.start_prompt(f"{setup.label}: {job.name}")
                 numbers = await job.do(Ready(server, driver, cell, shown.stage))
                 self.store.append(
