@@ -77,7 +77,7 @@ def quality(rows: Sequence[Record], labels: Sequence[str], reference: str, devic
         own = [row for row in rows if row["setup"] == label]
         answers = of_kind(own, "answer")
         bits = next((row["cache_bits"] for row in of_kind(own, "setup")), None)
-        line = [label, own[0]["kv_cache_dtype"], "calibrated" if own[0]["scales"] else "1"]
+        line = [label, own[0]["kv_cache_dtype"], _scales(own[0])]
         line += [number(bits, ".1f"), number(tokens.get(label), ",d")]
         line.append(_ratio(tokens.get(label), tokens.get(reference)))
         for part, column in (("prompt", "kl"), ("answer", "kl"), ("prompt", "covered")):
@@ -150,6 +150,12 @@ def _figure(rows: Sequence[Record], labels: Sequence[str], device: str) -> style
     text = f"{rows[0]['model']}, vLLM {rows[0]['vllm']} on {device}. {'FP8: ' + notes[0] if notes else ''}"
     with mpl.rc_context(style.SETTINGS):
         return figure_of(panels, text)
+
+
+def _scales(row: Record) -> str:
+    if row["scales"]:
+        return "calibrated"
+    return "1" if row["kv_cache_dtype"].startswith("fp8") else "-"
 
 
 def _ratio(value: int | None, of: int | None) -> str:
