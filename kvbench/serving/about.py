@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvbench.store import Record
+from kvbench.words import counted
 
 
 def about(servers: Sequence[Record], rows: Sequence[Record]) -> list[str]:
@@ -39,8 +40,8 @@ def _machine(facts: Record) -> str:
         return f"{text}."
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     threads = facts["variables"].get("OMP_NUM_THREADS")
-    counted = f", {threads} thread{'' if threads == '1' else 's'}" if threads else ""
-    return f"{text}{counted}; {versions}; attention {facts['backend']}."
+    used = f", {counted(int(threads), 'thread')}" if threads else ""
+    return f"{text}{used}; {versions}; attention {facts['backend']}."
 
 
 def _cache(capacity: Mapping[str, Any] | None) -> list[str]:

@@ -105,7 +105,7 @@ def write(
             theirs = [row for row in theirs if row["row"] == "setup" or row["length"] == length]
             if ours and of_kind(theirs, "answer"):
                 _check_prompts(ours, of_kind(theirs, "answer"))
-            lines = [*compressed(ours, timed, pool), *vllm(theirs, order)]
+            lines = [*compressed(ours, timed, pool), *vllm(theirs, order, ours)]
             if not lines:
                 continue
             parts.append(table(lines, ours, theirs, place, length, pool).markdown())
@@ -151,9 +151,10 @@ def compressed(rows: Sequence[Record], isolated: Sequence[Record], pool: int) ->
     return sorted(found, key=lambda line: line.label != "dense")
 
 
-def vllm(rows: Sequence[Record], order: Sequence[str]) -> list[Line]:
-    """Lines of the servers, and of prefix caching on the first of them; one length."""
+def vllm(rows: Sequence[Record], order: Sequence[str], ours: Sequence[Record]) -> list[Line]:
+    """Lines of the servers, and of prefix caching on the first of them, whose answers are compared; one length."""
     found = []
+    dense = {row["sample_hash"]: row["output"] for row in ours if row["method"] == "dense"}
     for label in order:
         own = [row for row in of_kind(rows, "answer") if row["setup"] == label]
         facts = next((row for row in of_kind(rows, "setup") if row["setup"] == label), None)
@@ -167,6 +168,10 @@ def vllm(rows: Sequence[Record], order: Sequence[str]) -> list[Line]:
             if warm and label != order[0]:
                 continue
             part = "warm_" if warm else ""
+            note = _warm_note(own) if warm else own[0]["note"]
+            if label == order[0] and not warm and dense:
+                same = sum(row["output"] == dense[row["sample_hash"]] for row in own)
+                note = "; ".join(filter(None, [note, f"{same} of {len(own)} answers are dense's of kvbench"]))
             found.append(
                 Line(
                     label=name,
@@ -178,7 +183,7 @@ def vllm(rows: Sequence[Record], order: Sequence[str]) -> list[Line]:
                     read=read,
                     ttft=_median(row[f"{part}ttft_s"] for row in own),
                     step=_median(row[f"{part}per_token_s"] for row in own),
-                    note=_warm_note(own) if warm else own[0]["note"],
+                    note=note,
                 )
             )
     return found

@@ -57,6 +57,22 @@ def test_warm_answers_are_those_of_the_first_server_and_say_what_was_found(ran):
     assert "of tokens found, answers as cold" in lines(text)["vLLM prefix caching"][-1]
 
 
+def test_the_first_server_is_compared_with_dense_text_for_text(ran):
+    text, folder = ran
+    dense = {
+        row["sample_hash"]: row["output"]
+        for row in Store(folder / "accuracy").scan()[0]
+        if row["method"] == "dense"
+    }
+    served = [row for row in Store(folder).scan()[0] if row["row"] == "answer" and row["setup"] == "auto"]
+    same = sum(row["output"] == dense[row["sample_hash"]] for row in served)
+    # the fake server knows no model
+    assert same < 2 and lines(text)["vLLM auto"][-1] == f"{same} of 2 answers are dense's of kvbench"
+    accuracy = [{**row, "method": "dense"} for row in served]
+    (line, _) = versus_report.vllm(Store(folder).scan()[0], ["auto"], accuracy)
+    assert line.note == "2 of 2 answers are dense's of kvbench"
+
+
 def test_fp8_on_a_cpu_is_marked(ran):
     text, _ = ran
     assert lines(text)["vLLM fp8_e4m3"][-1] == CPU_FP8
