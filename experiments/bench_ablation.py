@@ -1,6 +1,7 @@
-"""What a whole ablation costs beside dense alone; nothing is kept."""
+"""What a whole ablation costs beside dense alone; of its cells nothing is kept."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -8,6 +9,7 @@ from kvbench.compose import Composed
 from kvbench.config import RunConfig, validate
 from kvbench.errors import UserError
 from kvbench.store import Store
+from kvbench.words import counted
 
 REPEATS = 3
 
@@ -20,6 +22,7 @@ class Stages:
     prefill: float
     compress: float
     decode: float
+    device: str
 
     @property
     def total(self) -> float:
@@ -27,7 +30,7 @@ class Stages:
 
 
 def main(composed: Composed, progress: Any) -> str:
-    """Time dense alone, all cells, and all cells with KL, in turn; returns the ratios of the medians."""
+    """Time dense alone, all cells, and all cells with KL, in turn; writes and returns the ratios of the medians."""
     cfg = validate(composed)
     settings = {
         # alone it needs no rows for others: the fastest dense there is
@@ -41,7 +44,9 @@ def main(composed: Composed, progress: Any) -> str:
     for _ in range(REPEATS):
         for name, setting in settings.items():
             measured[name].append(measure(setting, progress))
-    return summary({name: _median(runs) for name, runs in measured.items()})
+    stages = {name: _median(runs) for name, runs in measured.items()}
+    write(Path(cfg.run_dir), cfg.model.name, stages)
+    return f"{summary(stages)}\nwritten to {cfg.run_dir}"
 
 
 def measure(cfg: RunConfig, progress: Any) -> Stages:
@@ -61,13 +66,41 @@ def measure(cfg: RunConfig, progress: Any) -> Stages:
         prefill=rows[0]["prefill_s"],
         compress=sum(row["compress_s"] for row in rows),
         decode=sum(row["decode_ms_per_token"] for row in rows) * steps / 1000,
+        device=rows[0]["device"],
     )
+
+
+def write(folder: Path, model: str, stages: dict[str, Stages]) -> None:
+    """Write table.md and stages.csv."""
+    import pandas as pd
+
+    from kvbench.report.tables import Table, number
+
+    dense = stages["dense"].total
+    rows = [
+        {"run": name, **asdict(run), "total": run.total, "of_dense": run.total / dense}
+        for name, run in stages.items()
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(folder / "stages.csv", index=False, float_format="%.6g")
+    caption = (
+        f"{model} on {stages['dense'].device}: seconds of a run on one prompt, the middle of {REPEATS}. Loading the "
+        "model and making the prompt are not in them."
+    )
+    header = ["run", "cells", "prefill s", "compress s", "decode s", "total s", "of dense"]
+    lines = [
+        [row["run"], str(row["cells"])]
+        + [number(row[name], ".2f") for name in ("prefill", "compress", "decode", "total", "of_dense")]
+        for row in rows
+    ]
+    text = Table("What an ablation costs beside dense alone", caption, header, lines).markdown()
+    (folder / "table.md").write_text(text, encoding="utf-8")
 
 
 def summary(stages: dict[str, Stages]) -> str:
     """Times by stage, and the ratios to dense."""
     lines = [
-        f"{name:<17} {run.cells:>3} cells  {run.total:6.2f} s = prefill {run.prefill:.2f}"
+        f"{name:<17} {counted(run.cells, 'cell'):>9}  {run.total:6.2f} s = prefill {run.prefill:.2f}"
         f" + compress {run.compress:.2f} + decode {run.decode:.2f}"
         for name, run in stages.items()
     ]

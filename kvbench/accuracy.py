@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -194,5 +193,4 @@ def write_plan(store: Store, cells: Sequence[tuple[str, str, str]]) -> None:
         "cells": [name for _, _, name in cells],
         "totals": [{"task": task, "method": method, "cells": n} for (task, method), n in count.items()],
     }
-    store.run_dir.mkdir(parents=True, exist_ok=True)
-    (store.run_dir / "plan.json").write_text(json.dumps(plan))
+    store.write_plan(plan)

@@ -12,6 +12,29 @@ from typing import Any, NoReturn
 from kvbench import __version__
 from kvbench.errors import UserError
 
+_FIRST = """\
+first steps:
+  kvbench doctor                        is everything there?
+  kvbench ls experiments                what can be run
+  kvbench run experiment=quickstart     a table and figures in results/runs/quickstart
+"""
+_SETTINGS = """\
+settings that most experiments share (conf/config.yaml says all of them):
+  method=[snapkv,rocketkv]    which methods: kvbench ls methods
+  method.snapkv.window=64     a parameter of a method: docs/methods.md
+  task=[ruler_niah_single_2]  which tasks: kvbench ls tasks
+  task.length=[1024,2048]     a setting of every task that has it
+  budget.tokens=[128,256]     tokens per layer and KV head; budget.ratio=[0.1]: shares of the prompt
+  model=llama31_8b            which model: kvbench ls models; model.path=FOLDER: your own
+  limit=2                     so many samples per task and length
+  run_dir=FOLDER              instead of results/runs/NAME
+quote what your shell would read: 'method=[snapkv]'
+"""
+
+
+class _AsWritten(argparse.RawDescriptionHelpFormatter):
+    """Examples stay in their lines."""
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -52,16 +75,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     question = "How small can the KV cache of a model be, and what does it cost?"
-    parser = _Parser(prog="kvbench", description=question)
+    parser = _Parser(prog="kvbench", description=question, epilog=_FIRST, formatter_class=_AsWritten)
     parser.add_argument("--version", action="version", version=f"kvbench {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, handler: Any, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text)
+    def add(name: str, handler: Any, text: str, more: str | None = None) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=text, description=text, epilog=more, formatter_class=_AsWritten
+        )
         command.set_defaults(handler=handler)
         return command
 
-    run = add("run", _run, "run an experiment; the same command again resumes it")
+    run = add("run", _run, "run an experiment; the same command again resumes it", _SETTINGS)
     run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=NAME, settings to change")
     listing = add("ls", _ls, "list what there is")
     listing.add_argument("what", choices=("methods", "tasks", "models", "experiments", "hardware", "shapes"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
@@ -18,7 +19,7 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -30,6 +31,8 @@ RUNS = Path("results/runs")
 _ADVICE = "not of the form key=value, as experiment=quickstart; quote values that hold blanks, commas or ="
 # keys under which a user may add names of his own without Hydra's `+`
 _OPEN = ("variants", "ablate", "setups", "measured")
+# configuration groups of which one option is chosen, and of which several can be
+_ONE, _SEVERAL = ("experiment", "model", "budget", "serving"), ("task", "method")
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,19 @@ class Composed:
 
 
 def run_dir(composed: Composed) -> Path:
-    """The folder of the run: the user's, else one per experiment, so that the same command resumes."""
-    return Path(composed.data.get("run_dir") or RUNS / composed.name)
+    """The folder of the run: the user's, else one per experiment, so that the same command resumes.
+
+    Raises:
+        UserError: it is no folder that can be written.
+    """
+    given = composed.data.get("run_dir")
+    if given is not None and (not isinstance(given, str) or not given):
+        raise UserError(f"run_dir: {given!r} is not the path of a folder")
+    folder = Path(given or RUNS / composed.name)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(f"run_dir: cannot write in {there}")
+    return folder
 
 
 def own(composed: Composed, cls: type) -> dict[str, Any]:
@@ -121,11 +135,28 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
             item = OverridesParser.create().parse_override(text)
         except HydraException:
             raise UserError(f"{text}: {_ADVICE}") from None
+        key = item.key_or_group
+        if not key:
+            raise UserError(f"{text}: {_ADVICE}")
         if item.is_sweep_override():
-            key = item.key_or_group
             raise UserError(f"{key}: several values are written as a list: {key}=[a,b]")
+        if key in (*_ONE, *_SEVERAL) and not item.is_delete():
+            _check_choice(key, item.value())
         parsed.append(item)
     return parsed
+
+
+def _check_choice(group: str, value: Any) -> None:
+    """Hydra would speak of config groups, or merge a set of keys."""
+    names = value if isinstance(value, list) and group in _SEVERAL else [value]
+    for name in names:
+        if not isinstance(name, str | QuotedString):
+            form = f"{group}=[NAME,NAME]" if group in _SEVERAL else f"{group}=NAME"
+            form += " or budget.tokens=[...]" if group == "budget" else ""
+            given = "null" if name is None else name
+            raise UserError(
+                f"{group}: {given} is not a name, give {form}; known: {', '.join(options(group))}"
+            )
 
 
 def _lines(item: Override) -> list[str]:

@@ -7,6 +7,7 @@ import importlib
 import itertools
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -77,6 +78,8 @@ class EfficiencyConfig:
     steps: int = 20
 
     def __post_init__(self) -> None:
+        if not self.batch:
+            raise UserError("batch: empty, give efficiency.batch=[...]")
         _check_each("batch", self.batch, lambda n: n > 0, "give positive whole numbers")
         _check_each("warmup", (self.warmup,), lambda n: n >= 0, "give 0 or more")
         _check_each("steps", (self.steps,), lambda n: n > 0, "give a positive whole number")
@@ -153,13 +156,8 @@ def validate(composed: Composed) -> RunConfig:
     data = {key: value for key, value in data.items() if key not in ("variants", "ablate")}
     data |= {"name": composed.name, "overrides": list(composed.overrides), "config_dirs": list(dirs)}
     data |= {"task": tasks, "method": methods, "budget": budget}
-    folder = run_dir(composed)
-    data["run_dir"] = str(folder)
-    cfg = _typed(data)
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise UserError(f"run_dir: cannot write in {there}")
-    return cfg
+    data["run_dir"] = str(run_dir(composed))
+    return _typed(data)
 
 
 def resolved_yaml(cfg: RunConfig) -> str:
@@ -207,10 +205,20 @@ def _import_plugins(names: object) -> None:
         # as `python -m` does, so that a module beside the user's files is found
         sys.path.insert(0, os.getcwd())
     for name in names:
+        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+            raise UserError(f"plugins: {name!r} is not the name of a Python module")
         try:
             importlib.import_module(name)
         except ImportError as error:
             raise UserError(f"plugins: cannot import {name!r}: {error}") from None
+        except Exception as error:
+            # whatever a module of the user's own does when it is imported
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = "" if isinstance(error, SyntaxError) else f" ({place.filename}, line {place.lineno})"
+            text = " ".join(str(error).split())
+            raise UserError(
+                f"plugins: cannot import {name!r}: {type(error).__name__}: {text}{where}"
+            ) from error
 
 
 def expanded(
@@ -246,22 +254,32 @@ def _expand(
     for label in variants:
         if label in chosen:
             raise UserError(f"variants.{label}: {label} is the name of a chosen method; give it another name")
+        # the command that repeats a cell names dense as a variant
+        if label == "dense" and variants[label] != {"method": "dense"}:
+            raise UserError(
+                "variants.dense: dense is what every method is compared with; give it another name"
+            )
     entries = chosen | {label: _mapping(f"variants.{label}", entry) for label, entry in variants.items()}
     products: dict[str, dict[str, list[Any]]] = {}
     for key, values in _leaves(ablate):
         label, _, name = key.removeprefix("method.").partition(".")
-        if not isinstance(values, list) or not values:
+        if not isinstance(values, list):
             raise UserError(f"ablate.{key}: {values!r} is not a list of values")
+        if not values:
+            raise UserError(f"ablate.{key}: empty, give one or more values")
+        if not name and (label == "budget" or label in entries):
+            known = "tokens" if label == "budget" else "PARAMETER"
+            raise UserError(f"ablate.{key}: give one of its keys, ablate.{label}.{known}=[...]")
         if label == "budget":
             budget[name] = values
-        elif label not in entries or not name:
+        elif label not in entries:
             raise unknown(f"ablate.{key}", label, entries, "chosen method or variant")
         else:
             products.setdefault(label, {})[name] = values
     expanded: dict[str, Any] = {}
     for label, entry in entries.items():
         for setting in _product(products.get(label, {})):
-            expanded[_label(label, setting)] = _with(entry, setting)
+            expanded[_label(label, setting)] = _with(entry, setting, f"ablate.{label}")
     return expanded
 
 
@@ -291,7 +309,7 @@ def _label(label: str, setting: dict[str, Any]) -> str:
     return f"{label}[{text}]" if text else label
 
 
-def _with(entry: Any, setting: dict[str, Any]) -> Any:
+def _with(entry: Any, setting: dict[str, Any], where: str) -> Any:
     """A copy of the entry with dotted settings in it."""
     entry = copy.deepcopy(entry)
     for key, value in setting.items():
@@ -301,5 +319,7 @@ def _with(entry: Any, setting: dict[str, Any]) -> Any:
             if isinstance(part.get(name), str):
                 part[name] = {"name": part[name]}
             part = part.setdefault(name, {})
+            if not isinstance(part, dict):
+                raise UserError(f"{where}.{key}: {name} is {part!r} and has no keys")
         part[last] = value
     return entry

@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 from kvbench.cpuinfo import features, processor
 from kvbench.kernels.build import cache_dir, compiler
 from kvbench.models import embedded
+from kvbench.words import counted
 
 # what each extra of pyproject.toml is for
 EXTRAS = {
@@ -87,7 +88,7 @@ def satisfied(requirement: Requirement) -> bool:
 def cpu() -> str:
     """Model, cores and the instruction sets that the CPU kernels make use of."""
     has = ", ".join(f"{feature} {'yes' if feature in features() else 'no'}" for feature in CPU_FEATURES)
-    return f"{processor()}, {os.cpu_count()} cores; {has}"
+    return f"{processor()}, {counted(os.cpu_count() or 1, 'core')}; {has}"
 
 
 def cuda() -> str:

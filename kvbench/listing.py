@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -17,7 +18,7 @@ from kvbench.compose import file, options
 def show(what: str, config_dirs: Sequence[str], console: Console | None = None) -> None:
     """Print the methods, tasks, models, experiments, devices or model shapes that there are."""
     console = console or Console(highlight=False)
-    header, rows = _methods() if what == "methods" else _group(what.removesuffix("s"), config_dirs)
+    header, rows = _methods(config_dirs) if what == "methods" else _group(what.removesuffix("s"), config_dirs)
     if not console.is_terminal:
         for row in [header, *rows]:
             console.file.write("\t".join(row) + "\n")
@@ -29,14 +30,21 @@ def show(what: str, config_dirs: Sequence[str], console: Console | None = None) 
     console.print(table)
 
 
-def _methods() -> tuple[list[str], list[list[str]]]:
+def _methods(config_dirs: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """The names that `method=[...]` takes: the methods, and settings of them under a name of their own."""
     from kvbench.methods import registry
 
     header = ["name", "family", "description", "budget", "bytes per layer and KV head", "source"]
-    rows = [
-        [name, cls.family, _first_sentence(cls), cls.budget_meaning, cls.bytes_formula, cls.source]
-        for name, cls in registry().items()
-    ]
+    rows = []
+    for name in options("method", config_dirs):
+        text = file("method", name, config_dirs).read_text(encoding="utf-8")
+        # one of a plugin's is not known here
+        cls = registry().get((yaml.safe_load(text) or {}).get("method", ""))
+        if cls is None:
+            rows.append([name, "", _comment(text), "", "", ""])
+        else:
+            described = _first_sentence(cls) if name == cls.name else _comment(text)
+            rows.append([name, cls.family, described, cls.budget_meaning, cls.bytes_formula, cls.source])
     return header, sorted(rows, key=lambda row: (row[1], row[0]))
 
 
@@ -53,7 +61,9 @@ def _comment(text: str) -> str:
 
 
 def _first_sentence(cls: type) -> str:
-    return (inspect.getdoc(cls) or "").partition("\n")[0]
+    paragraph = (inspect.getdoc(cls) or "").partition("\n\n")[0]
+    sentence = " ".join(paragraph.split()).partition(". ")[0]
+    return sentence if sentence.endswith(".") else f"{sentence}."
 
 
 _FAMILIES = {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from kvbench import __version__
 from kvbench.cpuinfo import processor
+from kvbench.words import counted
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,7 @@ def device_name(device: torch.device) -> str:
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU {processor()}, {torch.get_num_threads()} threads"
+    return f"CPU {processor()}, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def reset_peak(device: torch.device) -> None:

@@ -11,6 +11,7 @@ import secrets
 import socket
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ class Store:
         return self.run_dir / f"cells-{self.worker}.jsonl"
 
     @property
+    def plan_path(self) -> Path:
+        """What the run of the last command will hold when it is done."""
+        return self.run_dir / "plan.json"
+
+    @property
     def config_path(self) -> Path:
         """The resolved configuration of the last command that wrote here."""
         return self.run_dir / "config.yaml"
@@ -56,8 +62,7 @@ class Store:
             TypeError: a value is not plain JSON (a tensor, a numpy scalar).
         """
         lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records]
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a+b") as file:
+        with self._writing(), open(self.path, "a+b") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # a torn line of a killed predecessor of the same name
@@ -93,10 +98,26 @@ class Store:
 
     def write_config(self, text: str) -> None:
         """Writes the resolved configuration (YAML) in one step."""
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        draft = self.config_path.with_suffix(f".{self.worker}.tmp")
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(self.config_path)
+        self._replace(self.config_path, text)
+
+    def write_plan(self, plan: Mapping[str, Any]) -> None:
+        """Writes what the run will hold when it is done, in one step."""
+        self._replace(self.plan_path, json.dumps(plan))
+
+    def _replace(self, path: Path, text: str) -> None:
+        with self._writing():
+            draft = path.with_suffix(f".{self.worker}.tmp")
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(path)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Makes the folder; a full disk and the like are the user's to mend."""
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            yield
+        except OSError as error:
+            raise UserError(f"run_dir: cannot write in {self.run_dir}: {error.strerror}") from None
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration; empty when none was written.
@@ -141,4 +162,4 @@ def _parse(line: bytes) -> Record | None:
         record = json.loads(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and "cell" in record else None
+    return record if isinstance(record, dict) and isinstance(record.get("cell"), str) else None

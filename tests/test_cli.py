@@ -120,6 +120,11 @@ def test_light_commands_do_not_import_torch(argv: list[str]) -> None:
     ("what", "line"),
     [
         ("methods", "rocketkv\tmethod\tTwo stages: "),
+        ("methods", "adakv_expected_attention\teviction\tAdaKV over expected attention "),
+        (
+            "methods",
+            "fp16\tformat\tfloat16 for all tokens, appended ones too, saturating at 65504; read as the model's",
+        ),
         ("models", "smollm2_135m\tSmolLM2-135M-Instruct "),
         ("experiments", "tiny\t"),
         ("tasks", "needle\ta needle"),

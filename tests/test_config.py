@@ -235,6 +235,20 @@ def test_plugins_register_methods(load, tmp_path: Path, monkeypatch: pytest.Monk
         sys.modules["kvbench.methods.registry"]._CLASSES.pop("own_sinks", None)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1/0", r"ZeroDivisionError: division by zero \(.*/broken_plugin.py, line 1\)$"),
+        ("def (", r"SyntaxError: [^\n]*\(broken_plugin.py, line 1\)$"),
+    ],
+)
+def test_a_broken_plugin_is_one_line(load, tmp_path, monkeypatch, text: str, message: str) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_plugin.py").write_text(text)
+    with pytest.raises(UserError, match="^plugins: cannot import 'broken_plugin': " + message):
+        load("plugins=[broken_plugin]")
+
+
 # --- what the user may get wrong
 
 MISTAKES = {
@@ -245,6 +259,12 @@ MISTAKES = {
     "task=[needel]": "task: there is no task 'needel' (did you mean needle?); known: ",
     "model=lama31_8b": "model: there is no model 'lama31_8b' (did you mean llama31_8b?); known: llama31_8b, ",
     "model=/a/folder": "model: '/a/folder' looks like a folder; give it as model.path=/a/folder",
+    "budget=64": "budget: 64 is not a name, give budget=NAME or budget.tokens=[...]; known: none, ratio, ",
+    "budget=[64]": "budget: [64] is not a name, give budget=NAME or budget.tokens=[...]; known: none, ",
+    "model=null": "model: null is not a name, give model=NAME; known: llama31_8b, ",
+    "method=3": "method: 3 is not a name, give method=[NAME,NAME]; known: adakv, ",
+    "method={}": "method: {} is not a name, give method=[NAME,NAME]; known: adakv, ",
+    "experiment=null": "experiment: null is not a name, give experiment=NAME; known: ",
     "budget=tokns": "budget: there is no budget 'tokns' (did you mean tokens?)",
     # keys that do not exist
     "experment=quickstart": "experment: there is no key 'experment' (did you mean experiment?); known: ",
@@ -270,6 +290,8 @@ MISTAKES = {
     "budget.ratio=[1.01]": "budget.ratio: 1.01 is not allowed, give fractions above 0 and up to 1",
     "budget.ratio=half": "budget.ratio: 'half' is not a number",
     "budget=none": "budget: snapkv needs one, give budget.tokens=[...] or budget.ratio=[...]",
+    "run_dir=3": "run_dir: 3 is not the path of a folder",
+    "run_dir=''": "run_dir: '' is not the path of a folder",
     "run_dir=/etc/passwd/run": "run_dir: cannot write in /etc/passwd",
     "budget.ratio=[nan]": "budget.ratio: nan is not allowed, give fractions above 0 and up to 1",
     "limit=0": "limit: 0 is not allowed, give a positive whole number or null",
@@ -286,12 +308,21 @@ MISTAKES = {
     "decode.block_rows=0": "decode.block_rows: 0 is not allowed",
     "decode.first_token=late": "decode.first_token: there is no choice 'late'; known: compressed, dense",
     "efficiency.batch=[0]": "efficiency.batch: 0 is not allowed",
+    "efficiency.batch=[]": "efficiency.batch: empty, give efficiency.batch=[...]",
     "efficiency.steps=0": "efficiency.steps: 0 is not allowed",
     "efficiency.warmup=-1": "efficiency.warmup: -1 is not allowed",
     "method.snapkv.window=wide": "method.snapkv.window: 'wide' is not a whole number",
     "method.snapkv.mode=papr": "method.snapkv.mode: there is no choice 'papr' (did you mean paper?); known: ",
+    "method.snapkv.window=0": "method.snapkv.window: 0 is not allowed, give 1 or more",
+    "method.snapkv.kernel=4": "method.snapkv.kernel: 4 is not allowed, give an odd number",
+    "method=[quest] | method.quest.page=0": "method.quest.page: 0 is not allowed, give 1 or more",
+    "method=[hsa] | method.hsa.pin_recent=-1": "method.hsa.pin_recent: -1 is not allowed, give 0 or more",
+    "method=[chunkkv] | method.chunkkv.chunk=0": "method.chunkkv.chunk: 0 is not allowed, give 1 or more",
+    "method=[adakv] | method.adakv.window=-1": "method.adakv.window: -1 is not allowed, give 1 or more",
+    "method=[rocketkv_mt] | method.rocketkv_mt.window=0": "method.rocketkv_mt.window: 0 is not allowed, give 1 ",
     "method.snapkv=3": "method.snapkv: 3 is not a set of keys",
     "task.needle=3": "task.needle: 3 is not a set of keys",
+    "task.length=[512,512]": "task.needle.length: [512, 512] is not allowed, give each only once",
     "task.length=[-5]": "task.needle.length: ",
     "method=[] | variants={}": "method: empty, give method=[...]",
     "method=[rocketkv] | method.rocketkv.split=2": "method.rocketkv.split: 2.0 is neither adaptive nor in ",
@@ -303,10 +334,17 @@ MISTAKES = {
     "variants.a={method: snapv}": "method.a.method: there is no method 'snapv' (did you mean snapkv?)",
     "variants.snapkv={method: snapkv}": "variants.snapkv: snapkv is the name of a chosen method",
     "variants.a={method: snapkv, kernel: 63}": "method.a: the same as wide, leave one of them out",
+    "variants.a={method: [snapkv]}": "method.a.method: there is no method ['snapkv']",
+    "variants.a={eviction: {name: [snapkv]}}": "method.a.eviction.name: there is no eviction ['snapkv']",
+    "method=[snapkv] | variants={dense: {method: quest}}": "variants.dense: dense is what every method is ",
     "variants.a={window: 3}": "method.a: give method: NAME",
     "ablate.snapv.kernel=[3]": "ablate.snapv.kernel: there is no chosen method or variant 'snapv' (",
     "ablate.snapkv.kernel=3": "ablate.snapkv.kernel: 3 is not a list of values",
     "ablate.snapkv.kernl=[3]": "method.snapkv[kernl=3].kernl: there is no key 'kernl' (did you mean kernel?)",
+    "ablate.snapkv.kernel=[]": "ablate.snapkv.kernel: empty, give one or more values",
+    "ablate.snapkv.kernel.x=[3]": "ablate.snapkv.kernel.x: kernel is 7 and has no keys",
+    "ablate.snapkv=[3]": "ablate.snapkv: give one of its keys, ablate.snapkv.PARAMETER=[...]",
+    "ablate.budget=[3]": "ablate.budget: give one of its keys, ablate.budget.tokens=[...]",
     "ablate.snapkv.kernel=[x]": "method.snapkv[kernel=x].kernel: 'x' is not a whole number",
     # form
     "limit": "limit: not of the form key=value",
@@ -314,6 +352,9 @@ MISTAKES = {
     "limit=1,2": "limit: several values are written as a list: limit=[a,b]",
     "model.path=a=b": "model.path=a=b: not of the form key=value",
     "budget.tokens.x=3": "config: ",
+    "=3": "=3: not of the form key=value",
+    "plugins=[3]": "plugins: 3 is not the name of a Python module",
+    "plugins=[.x]": "plugins: '.x' is not the name of a Python module",
     "plugins=[no.such.module]": "plugins: cannot import 'no.such.module'",
 }
 

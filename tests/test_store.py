@@ -60,7 +60,7 @@ def test_kill_at_any_byte_of_a_line(tmp_path, cut):
     )
 
 
-@pytest.mark.parametrize("line", ["not json", "[1]", '{"score": 1}', '{"cell": "x"'])
+@pytest.mark.parametrize("line", ["not json", "[1]", '{"score": 1}', '{"cell": "x"', '{"cell": ["x"]}'])
 def test_corrupted_line_in_the_middle(tmp_path, line):
     (tmp_path / "cells-w.jsonl").write_text(f'{{"cell": "a"}}\n{line}\n{{"cell": "b"}}\n')
     with pytest.warns(UserWarning, match=r"cells-w\.jsonl: corrupted line 2 "):
@@ -77,6 +77,18 @@ def test_unreadable_file_is_a_user_error(tmp_path):
     (tmp_path / "cells-w.jsonl").mkdir()
     with pytest.raises(UserError, match=r"^run: cannot read [^\n]+$"):
         Store(tmp_path).read()
+
+
+def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    store = Store(tmp_path / "file" / "run")
+    for write in (
+        lambda: store.append({"cell": "a"}),
+        lambda: store.write_config("a: 1"),
+        lambda: store.write_plan({}),
+    ):
+        with pytest.raises(UserError, match=r"^run_dir: cannot write in [^\n]+/run: Not a directory$"):
+            write()
 
 
 def test_a_tensor_is_refused_before_anything_is_written(tmp_path):

@@ -50,6 +50,7 @@ class AdaKV(SnapKV):
     alpha: float = 0.2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise UserError(f"alpha: {self.alpha} is not in [0, 1]")
         if self.scorer != "snapkv" and self.heads != "kv_head":

@@ -33,6 +33,17 @@ class Component:
     #: bytes per layer and KV head after compression: an expression, and perhaps a remark behind a semicolon
     bytes_formula: ClassVar[str] = ""
     version: ClassVar[int] = 1
+    #: whole-number parameters that are above 0; the others are 0 or more
+    positive: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in self.params().items():
+            least = int(name in self.positive)
+            if type(value) is int and value < least:
+                raise UserError(f"{name}: {value} is not allowed, give {least} or more")
+            # pooling with an even one has no middle
+            if name == "kernel" and value % 2 == 0:
+                raise UserError(f"{name}: {value} is not allowed, give an odd number")
 
     def params(self) -> dict[str, Any]:
         """The parameters by name."""

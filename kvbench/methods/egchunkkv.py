@@ -30,6 +30,8 @@ class EntropyGatedChunkKV(Eviction):
     )
     budget_meaning = "tokens kept per KV head"
 
+    positive = ("window", "chunk", "kernel")
+
     scorer: Literal["snapkv", "knorm", "keydiff"] = "snapkv"
     window: int = 64
     chunk: int = 10
@@ -37,6 +39,7 @@ class EntropyGatedChunkKV(Eviction):
     kernel: int = 5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.spiky < self.chunk:
             raise UserError(f"spiky: {self.spiky} is not in [1, chunk)")
 

@@ -30,6 +30,8 @@ class ExpectedAttention(Eviction):
     )
     budget_meaning = "tokens kept per KV head, sinks included"
 
+    positive = ("future",)
+
     sinks: int = 4
     future: int = 512
     epsilon: float = 0.0

@@ -35,6 +35,7 @@ class H2O(Eviction):
     recent: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.recent <= 1:
             raise UserError(f"recent: {self.recent} is not in [0, 1]")
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from decimal import Decimal
 
-from kvbench.errors import UserError
 from kvbench.methods.base import Shape
 from kvbench.methods.registry import register
 from kvbench.methods.snapkv import SnapKV
@@ -34,12 +33,10 @@ class PyramidKV(SnapKV):
     )
     budget_meaning = "mean over layers of the tokens kept per KV head, window included"
 
+    positive = (*SnapKV.positive, "beta")
+
     window: int = 8
     beta: int = 20
-
-    def __post_init__(self) -> None:
-        if self.beta < 1:
-            raise UserError(f"beta: {self.beta} is not above 0")
 
     def layer_tokens(self, tokens: int, shape: Shape, ratio: str | None = None) -> list[int]:
         if self.mode == "kvpress":

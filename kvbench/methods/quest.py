@@ -34,6 +34,8 @@ class Quest(Selection):
 
     reads_keys: ClassVar[bool] = False
 
+    positive = ("page",)
+
     heads: Literal["kv_head", "query_head"] = "kv_head"
     page: int = 16
     dense_layers: int = 2

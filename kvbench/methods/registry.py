@@ -69,7 +69,7 @@ def build(entry: Mapping[str, Any], key: str = "method") -> Method:
     name = entry.pop("method", None)
     base: Component = Composite()
     if name is not None:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise unknown(f"{key}.method", name, known, "method")
         cls = known[name]
         base = build_dataclass(cls, entry, key)
@@ -97,6 +97,6 @@ def _part(role: str, value: object, key: str, known: Mapping[str, type[Component
     value = dict(value)
     name = value.pop("name")
     fitting = {n: cls for n, cls in known.items() if cls.family == role}
-    if name not in fitting:
+    if not isinstance(name, str) or name not in fitting:
         raise unknown(f"{key}.name", name, fitting, role)
     return build_dataclass(fitting[name], value, key)

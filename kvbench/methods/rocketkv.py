@@ -37,6 +37,8 @@ class RocketKV(Method):
         "keep = C1 - M"
     )
 
+    positive = ("window", "kernel")
+
     window: int = 32
     kernel: int = 63
     split: Literal["adaptive"] | float = "adaptive"
@@ -45,6 +47,7 @@ class RocketKV(Method):
     dense_layers: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.split != "adaptive" and not 0 <= float(self.split) <= 1:
             raise UserError(f"split: {self.split} is neither adaptive nor in [0, 1]")
 

@@ -50,6 +50,8 @@ class SparQ(Selection):
 
     reads_keys: ClassVar[bool] = False
 
+    positive = ("channels",)
+
     channels: int = 16
     recent: int = 16
     reallocate: bool = True

@@ -14,6 +14,7 @@ from kvbench.promptcache.prices import PriceBook
 from kvbench.promptcache.simulate import simulate
 from kvbench.promptcache.switches import Switches
 from kvbench.promptcache.traces.claude_code import Choices, ClaudeCodeTrace
+from kvbench.words import counted
 
 PLACEMENTS = ("none", "automatic", "explicit_four", "stable_1h_tail_5m")
 
@@ -41,7 +42,7 @@ class Speed:
     def __str__(self) -> str:
         """One line for people."""
         return (
-            f"blocks={self.blocks}: {self.requests} requests x {self.placements} placements, "
+            f"blocks={self.blocks}: {counted(self.requests, 'request')} x {counted(self.placements, 'placement')}, "
             f"loading included: {self.per_second:,.0f} requests/s "
             f"({self.per_second * self.placements:,.0f} placement-requests/s) of processor time, "
             f"{self.wall_per_second:,.0f} requests/s by the clock, peak {self.peak_mib:.1f} MiB"

@@ -25,6 +25,7 @@ from kvbench.promptcache.simulate import Simulator, Trace, simulate_range
 from kvbench.promptcache.switches import Switches
 from kvbench.promptcache.tokens import best_counter
 from kvbench.promptcache.traces.recorded import RecordedTrace
+from kvbench.words import counted
 
 if TYPE_CHECKING:
     from kvbench.promptcache.rag.workload import Runner
@@ -222,7 +223,8 @@ def write(cfg: RagConfig, rows: Sequence[RagRow]) -> Path:
     costs.to_csv(folder / "costs.csv", index=False)
     parts = [
         "# Agentic RAG: cost by layout and placement\n",
-        f"{cfg.claude_model}, {cfg.conversations} conversation(s) of {cfg.turns} turns, {cfg.gap:g} s apart, "
+        f"{cfg.claude_model}, {counted(cfg.conversations, 'conversation')} of {counted(cfg.turns, 'turn')}, "
+        f"{cfg.gap:g} s apart, "
         + (
             "real API.\n"
             if cfg.live

@@ -23,6 +23,7 @@ from kvbench.promptcache.traces.claude_code import Choices, ClaudeCodeTrace
 from kvbench.promptcache.traces.open import FileTrace, Format, open_trace
 from kvbench.promptcache.traces.recorded import RecordedTrace
 from kvbench.promptcache.traces.synthetic import Synthetic, SyntheticTrace
+from kvbench.words import counted
 
 # seconds: dense enough to show where a cliff is, and both sides of each lifetime
 GAPS = tuple(
@@ -187,9 +188,9 @@ def write(cfg: ReplayConfig, results: Replayed) -> Path:
 
 def _generated(spec: Synthetic) -> str:
     return (
-        f"{spec.sessions} conversation(s) of {spec.turns} turns, {spec.gap:g} s apart: {spec.tools} tokens of tools, "
-        f"{spec.system} of system prompt; {spec.context} retrieved, {spec.question} asked and {spec.answer} answered "
-        "per turn. Generated, not traffic."
+        f"{counted(spec.sessions, 'conversation')} of {counted(spec.turns, 'turn')}, {spec.gap:g} s apart: "
+        f"{spec.tools} tokens of tools, {spec.system} of system prompt; {spec.context} retrieved, {spec.question} "
+        f"asked and {spec.answer} answered per turn. Generated, not traffic."
     )
 
 
@@ -232,7 +233,9 @@ def _problems(trace: Trace) -> list[str]:
 def _notes(trace: Trace) -> list[str]:
     if isinstance(trace, RecordedTrace) and trace.rejected:
         name, message = trace.rejected[0]
-        return [f"{len(trace.rejected)} requests were rejected by the API, the first is {name}: {message}"]
+        return [
+            f"Rejected by the API: {counted(len(trace.rejected), 'request')}, the first is {name}: {message}"
+        ]
     if not isinstance(trace, ClaudeCodeTrace):
         return []
     return [

@@ -198,7 +198,11 @@ def ttl_of(control: Json) -> int:
 
 
 def text_of(item: Json) -> str:
-    """What of a block is tokenised: its text, or its JSON without markers."""
+    """What of a block is tokenised: its text, or its JSON without markers.
+
+    A `tool_reference` (in a tool result) counts as its own JSON, like every block without a text, and not as the
+    definition that it names: how it is charged is not documented.
+    """
     if item.get("type") == "text" and set(item) <= {"type", "text", "cache_control"}:
         return str(item["text"])
     if item.get("type") == "tool_result" and isinstance(item.get("content"), str):

@@ -9,6 +9,7 @@ from matplotlib.colors import Normalize
 
 from kvbench.report import style
 from kvbench.report.tables import configurations
+from kvbench.words import counted
 
 _COLUMNS = 4  # without budgets to fill a row
 
@@ -52,7 +53,7 @@ def needle(cells: pd.DataFrame) -> style.Figure:
     figure.supylabel("needle depth (% of the context)", fontsize=9)
     figure.supxlabel(
         f"length (tokens)\n{style.subject(cells)}, {cells['task_label'].iloc[0]},\n"
-        f"{len(cells) / squares:.3g} samples per square",
+        f"{counted(len(cells) / squares, 'sample', '.3g')} per square",
         fontsize=9,
     )
     figure.colorbar(colours, ax=figure.axes, label="score", shrink=0.6, aspect=30)

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from kvbench.report.summary import METHOD, SAMPLE, SETTING, TASK, TIMING, joined
+from kvbench.words import counted
 
 # columns whose values should be one; a mixture of times is expected
 _UNIFORM = {
@@ -51,7 +52,7 @@ def _incomplete(cells: pd.DataFrame, plan: dict[str, Any]) -> Iterator[str]:
     planned = set(plan.get("cells", ()))
     missing = len(planned - set(cells["cell"]))
     if missing:
-        yield f"incomplete run: {missing:,} of {len(planned):,} planned cells are missing"
+        yield f"incomplete run: {missing:,} of {counted(len(planned), 'planned cell')} missing"
 
 
 def _mixed(cells: pd.DataFrame) -> Iterator[str]:
@@ -67,12 +68,12 @@ def _pairing(cells: pd.DataFrame) -> Iterator[str]:
     scored = cells[cells["score"].notna()]
     alone = scored["dense_score"].isna().sum()
     if alone:
-        yield f"{alone:,} scored cells have no dense cell on the same sample and are in no comparison"
+        yield f"{counted(alone, 'scored cell')} without a dense cell on the same sample, in no comparison"
     twice = scored.duplicated([*SETTING, *TASK, *METHOD, *TIMING, *SAMPLE]).sum()
     if twice:
         yield (
-            f"{twice:,} cells repeat a sample of the same row: settings that no column shows "
-            "(chat template, first token, kernels) changed between the commands that filled this folder"
+            f"{counted(twice, 'repeated cell')}, of a row and sample that has one already: settings that no column "
+            "shows (chat template, first token, kernels) changed between the commands that filled this folder"
         )
 
 

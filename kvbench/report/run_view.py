@@ -13,7 +13,7 @@ import pandas as pd
 from kvbench.errors import UserError
 from kvbench.report import plots, provenance, summary, tables
 from kvbench.report.style import Figure
-from kvbench.store import Store
+from kvbench.store import Record, Store
 
 RUNS = Path("results/runs")
 
@@ -47,7 +47,10 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.resolve().name
-        self.records, self.problems = Store(path).scan()
+        rows, self.problems = Store(path).scan()
+        self.records = [row for row in rows if "method" in row]
+        # what an experiment with other rows has stored (vLLM servers), of which no summary can be made
+        self._others = [row for row in rows if "method" not in row]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -65,14 +68,33 @@ class Run:
             raise UserError(f"run: cannot read {self.path / 'plan.json'}: {type(error).__name__}") from None
 
     def cells(self) -> pd.DataFrame:
-        """One row per finished cell, columns as recorded.
+        """One row per finished cell: columns as recorded, and `budget_tokens`, see `summary.budget_tokens`.
 
         Raises:
-            UserError: there is none yet.
+            UserError: there is none.
         """
-        if not self.records:
+        if self._others and not self.records:
+            return pd.DataFrame(self._others)
+        cells = pd.DataFrame(self.cells_of_methods())
+        return cells.assign(budget_tokens=summary.budget_tokens(cells))
+
+    def cells_of_methods(self) -> list[Record]:
+        """Records of which summary, figures and the report are made.
+
+        Raises:
+            UserError: there is none; says where the results of an experiment without them are.
+        """
+        if self.records:
+            return self.records
+        files = self.files()
+        if not files:
             raise UserError(f"run: {self.path} has no finished cell yet")
-        return pd.DataFrame(self.records)
+        names = [name.removesuffix(".csv") for name in files if name != "table.md"]
+        frames = f" and .frame({names[0]!r})" if names else ""
+        raise UserError(
+            f"run: {self.path} has no cells of methods; its results are in {', '.join(files)} "
+            f"(in Python: .table(){frames})"
+        )
 
     def summary(self) -> pd.DataFrame:
         """Summary rows, the content of summary.csv."""
@@ -80,10 +102,15 @@ class Run:
 
     def table(self) -> str:
         """The content of table.md; of an experiment without cells, what it wrote there."""
-        written = self.path / "table.md"
-        if not self.records and written.is_file():
-            return written.read_text(encoding="utf-8")
+        if not self.records and "table.md" in self.files():
+            return (self.path / "table.md").read_text(encoding="utf-8")
         return tables.markdown(self._summary, f"Run {self.name}", self.notes())
+
+    def files(self) -> list[str]:
+        """Names of the table and the CSV files in the run's folder."""
+        return sorted(
+            path.name for path in self.path.glob("*") if path.name == "table.md" or path.suffix == ".csv"
+        )
 
     def frame(self, name: str) -> pd.DataFrame:
         """A CSV file of the run's folder, as "costs" of claude_replay.
@@ -134,7 +161,7 @@ class Run:
     @cached_property
     def prepared(self) -> pd.DataFrame:
         """Cells with labels and dense's values beside them, see `summary.prepare`."""
-        return summary.prepare(self.cells())
+        return summary.prepare(pd.DataFrame(self.cells_of_methods()))
 
     @cached_property
     def _summary(self) -> pd.DataFrame:

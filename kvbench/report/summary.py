@@ -86,6 +86,8 @@ def prepare(cells: pd.DataFrame) -> pd.DataFrame:
     needed = [*ROW, *SAMPLE, *_NUMBERS, *_OTHERS]
     cells = cells.reindex(columns=[*cells.columns, *(name for name in needed if name not in cells)])
     cells = cells.sort_values("cell", ignore_index=True)  # whatever the order of the files
+    # as device_name said it once; one device is not two
+    cells["device"] = cells["device"].replace(r"\b1 threads$", "1 thread", regex=True)
     cells["meta"] = [meta if isinstance(meta, dict) else {} for meta in cells["meta"]]
     cells[_NUMBERS] = cells[_NUMBERS].apply(pd.to_numeric)
     # a task of the user's own sentences has none; an empty column would be of another type in a merge
@@ -141,6 +143,24 @@ def budget_key(budget: str) -> tuple[bool, float, str]:
     """Sort key of a requested budget, `256`, `0.1x` or `256,keep=512`: none, then tokens, then ratios."""
     amount = budget.split(",")[0]
     return amount.endswith("x"), float(amount.rstrip("x") or -1), budget
+
+
+def budget_tokens(cells: pd.DataFrame) -> pd.Series:
+    """A number per cell to plot budgets by: the tokens asked for, else the mean of the tokens that the row kept.
+
+    What is kept stands for the budget of dense and of formats, which have none, and of a ratio. It is nominal: methods
+    at the same number neither keep nor read as much, see `kept_tokens` and `bytes_read_per_step`.
+
+    Args:
+        cells: as recorded.
+    """
+    row = [
+        name
+        for name in ("task", "length", "protocol", "method", "budget_requested", "batch")
+        if name in cells
+    ]
+    kept = cells.groupby(row, dropna=False)["kept_tokens"].transform("mean")
+    return pd.to_numeric(cells["budget_requested"].str.split(",").str[0], errors="coerce").fillna(kept)
 
 
 def _rows(cells: pd.DataFrame, key: list[str]) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from kvbench import stats
 from kvbench.report.summary import ALL_SEEDS, SETTING, TABLE, budget_key, joined, pooled
+from kvbench.words import counted
 
 MB = 1e6
 WORSE, BETTER = "▼", "▲"
@@ -100,11 +101,11 @@ def _scores(group: pd.DataFrame) -> Table:
         for task in tasks:
             row += _cells(config[config["task_label"] == task], _score, width=2)[:width]
         rows.append(row)
-    family = int(group["p_holm"].notna().sum())
+    family = counted(int(group["p_holm"].notna().sum()), "comparison")
     caption = (
         f"{_setting(group)}. {_samples(group)}. Mean score [95 % interval: {stats.MEAN_INTERVAL}]. "
         f"{WORSE} worse, {BETTER} better than dense on the same samples, p below {stats.ALPHA} after Holm's "
-        f"correction over the {family} comparisons of this table; without a mark none is detectable after it."
+        f"correction over the {family} of this table; without a mark none is detectable after it."
     )
     return Table(f"Scores: {_name(group)}", caption, header, rows)
 
@@ -227,8 +228,9 @@ def _setting(rows: pd.DataFrame) -> str:
 def _samples(rows: pd.DataFrame) -> str:
     counts = sorted(rows["n"].unique())
     seeds = " (seeds pooled by sample)" if (rows["seed"] == ALL_SEEDS).any() else ""
-    n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}, see summary.csv"
-    return f"{n} samples per score{seeds}"
+    if len(counts) > 1:
+        return f"n = {counts[0]} to {counts[-1]} samples per score{seeds}, see summary.csv"
+    return f"n = {counted(counts[0], 'sample')} per score{seeds}"
 
 
 def _name(rows: pd.DataFrame, columns: tuple[str, ...] = ("model", "protocol", "length")) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 
 from kvbench.errors import UserError
 from kvbench.report.run_view import load
+from kvbench.report.tables import number
+from kvbench.words import counted
 
 _PAIRING = ("model", "dtype", "task", "length", "protocol", "timing", "seed", "sample", "sample_hash")
 
@@ -18,11 +20,14 @@ def status(run: str | Path) -> str:
     """
     view = load(run)
     plan = view.plan
+    if not view.records and not plan and view.files():
+        return f"{view.path}: no cells of methods; results are in {', '.join(view.files())}"
     planned = set(plan.get("cells", ()))
     records = [record for record in view.records if not plan or record["cell"] in planned]
     done = Counter((record["task"], record["method"]) for record in records)
     totals = {(entry["task"], entry["method"]): entry["cells"] for entry in plan.get("totals", ())}
-    lines = [f"{view.path}: {len(records)}" + (f" of {len(planned)} cells done" if plan else " cells done")]
+    done_of = f"{len(records)} of {counted(len(planned), 'cell')}" if plan else counted(len(records), "cell")
+    lines = [f"{view.path}: {done_of} done"]
     names = sorted(done | totals)
     width = max((len(f"{task} {method}") for task, method in names), default=0)
     for task, method in names:
@@ -42,9 +47,10 @@ def explain(run: str | Path, cell: str) -> str:
         UserError: no such run; no or several such cells.
     """
     view = load(run)
-    found = [record for record in view.records if record["cell"].startswith(cell)]
+    records = view.cells_of_methods()
+    found = [record for record in records if record["cell"].startswith(cell)]
     if len(found) != 1:
-        some = ", ".join(record["cell"] for record in (found or view.records)[:5])
+        some = ", ".join(record["cell"] for record in (found or records)[:5])
         raise UserError(f"cell: {len(found)} cells begin with {cell!r}, give one id such as {some}")
     record = found[0]
     width = max(map(len, record))
@@ -56,7 +62,7 @@ def explain(run: str | Path, cell: str) -> str:
     ]
     dense = [
         other
-        for other in view.records
+        for other in records
         if other["method"] == "dense" and all(other.get(key) == record.get(key) for key in _PAIRING)
     ]
     if dense and record["method"] != "dense":
@@ -77,4 +83,6 @@ def _plain(value: Any) -> str:
         return ", ".join(map(_plain, value)) or "-"
     if isinstance(value, str):
         return repr(value) if "\n" in value or value != value.strip() else value
+    if isinstance(value, float):
+        return number(value, ".4g")
     return "-" if value is None else str(value)

@@ -6,6 +6,7 @@ import pandas as pd
 from kvbench import stats
 from kvbench.report import style
 from kvbench.report.summary import budget_key
+from kvbench.words import counted
 
 _SHIFT = 0.15  # methods of equal score would hide each other
 
@@ -50,8 +51,9 @@ def by_turn(cells: pd.DataFrame) -> style.Figure:
         axes.set_title(f"{tokens}budget {budget or '-'}")
     samples = int(cells.groupby(["label", "budget_requested", "length", "turn"]).size().max())
     note = (
-        f"{style.subject(cells)}, {cells['task_label'].iloc[0]}, {samples} conversations. Bars: 95 % intervals over "
-        "conversations. Earlier turns hold the gold answers. Methods are moved sideways to be seen."
+        f"{style.subject(cells)}, {cells['task_label'].iloc[0]}, {counted(samples, 'conversation')}. "
+        "Bars: 95 % intervals over conversations. Earlier turns hold the gold answers. "
+        "Methods are moved sideways to be seen."
     )
     style.legend(figure, style.method_handles(looks), note)
     return figure

@@ -28,6 +28,8 @@ class Ruler(Family):
         super().__post_init__()
         if not self.length or min(self.length) < 1:
             raise UserError(f"length: {list(self.length)} is not allowed, give positive numbers of tokens")
+        if len(set(self.length)) < len(self.length):
+            raise UserError(f"length: {list(self.length)} is not allowed, give each only once")
 
     @property
     def metric(self) -> str:

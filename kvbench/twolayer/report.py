@@ -16,6 +16,7 @@ from kvbench.twolayer.breakeven import BreakEven, break_even
 from kvbench.twolayer.compare import Answers, Cell, Comparison, cheapest_way
 from kvbench.twolayer.config import LAYERS, TwoLayerConfig
 from kvbench.typed import as_yaml
+from kvbench.words import counted
 
 if TYPE_CHECKING:
     from kvbench.twolayer.hosted import Served
@@ -118,10 +119,11 @@ def _sessions(cfg: TwoLayerConfig, found: Comparison) -> str:
     source = (
         f"trace {Path(cfg.trace).name}"
         if cfg.trace
-        else f"generated, layout {cfg.layout}, {cfg.turns} turns each"
+        else f"generated, layout {cfg.layout}, {counted(cfg.turns, 'turn')} each"
     )
     return (
-        f"{count} recorded sessions ({source}); per session {len(turns) / count:.0f} requests, "
+        f"{counted(count, 'recorded session')} ({source}); per session "
+        f"{counted(len(turns) / count, 'request', '.0f')}, "
         f"{sum(turn.prompt for turn in turns) / count:,.0f} prompt tokens (longest prompt "
         f"{max(turn.prompt for turn in turns):,}), {sum(turn.output for turn in turns) / count:,.0f} generated. "
         f"Tokens counted by: {', '.join(found.sources)}.\n"

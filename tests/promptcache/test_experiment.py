@@ -8,6 +8,8 @@ import sys
 import pandas as pd
 import pytest
 
+import kvbench
+
 pytest.importorskip("hydra")
 
 from kvbench.cli import main
@@ -93,7 +95,7 @@ def test_benchmark(tmp_path, capsys):
     code, text, _ = run(capsys, "experiment=bench_prompt_cache", "sessions=2", f"run_dir={tmp_path}")
     assert code == 0
     assert text.count("loading included") == 2
-    assert [row["requests"] for row in json.loads((tmp_path / "bench.json").read_text())] == [6, 6]
+    assert kvbench.load(tmp_path).frame("bench")["requests"].tolist() == [6, 6]
 
 
 def test_rag_cost_through_the_command_line(tmp_path, capsys):

@@ -337,7 +337,7 @@ def test_a_recorded_trace_can_be_replayed_as_an_experiment(server, recorder, clo
     costs = results.costs.set_index("placement")["cost_usd"]
     assert costs["planner"] <= costs["as_sent"] < costs["none"]
     assert results.diagnosis.findings == []
-    assert "1 requests were rejected by the API" in results.notes[-1]
+    assert "Rejected by the API: 1 request, " in results.notes[-1]
     assert write(cfg, results).exists()
 
 

@@ -45,6 +45,41 @@ def test_an_experiment_without_cells_has_its_table_and_files(tmp_path):
     assert run.frame("costs")["usd"].tolist() == [0.5]
     with pytest.raises(UserError, match=r"^name: no file moves.csv in [^\n]+, but costs$"):
         run.frame("moves")
+    message = (
+        r"has no cells of methods; its results are in costs.csv, table.md \(in Python: .table\(\) and .frame"
+    )
+    for ask in (run.cells, run.summary, lambda: run.plot("score_vs_read"), lambda: write(tmp_path)):
+        with pytest.raises(UserError, match=message):
+            ask()
+    assert status(tmp_path) == f"{tmp_path}: no cells of methods; results are in costs.csv, table.md"
+    with pytest.raises(UserError, match="has no cells of methods"):
+        explain(tmp_path, "abc")
+
+
+def test_rows_of_other_experiments_are_cells_without_a_summary(tmp_path):
+    (tmp_path / "table.md").write_text("# A server\n")
+    Store(tmp_path).extend([{"cell": "a", "row": "setup"}, {"cell": "b", "row": "load", "ttft_s": 0.5}])
+    run = load(tmp_path)
+    assert run.cells()["row"].tolist() == ["setup", "load"] and run.table() == "# A server\n"
+    with pytest.raises(UserError, match="has no cells of methods"):
+        run.summary()
+
+
+def test_cells_have_a_budget_to_plot_by(accuracy, tmp_path):
+    records = [
+        r for r in accuracy(tasks=("vt",), samples=2, budgets=(64, 256)) if r["method"] in ("dense", "snapkv")
+    ]
+    for record in records:
+        if record["budget_requested"] == "256":
+            record |= {"budget_requested": "0.1x", "kept_tokens": 200 + record["sample"]}
+        elif record["budget_requested"] == "64":
+            record["budget_requested"] = "64,keep=512"
+        else:
+            record["kept_tokens"] = 2000
+    Store(tmp_path).extend(records)
+    found = load(tmp_path).cells().groupby("budget_requested")["budget_tokens"].agg(["min", "max"])
+    assert found.loc["64,keep=512"].tolist() == [64, 64]
+    assert found.loc["0.1x"].tolist() == [200.5, 200.5] and found.loc[""].tolist() == [2000, 2000]
 
 
 def test_a_notebook_shows_the_table(run_dir):
@@ -90,12 +125,15 @@ def test_status(run_dir, accuracy, tmp_path):
     text = status(tmp_path)
     assert "30 of 44 cells done" in text
     assert "vt dense          2/2" in text and "vt topk_oracle    3/6" in text
-    assert load(tmp_path).notes()[0] == "incomplete run: 14 of 44 planned cells are missing"
+    assert load(tmp_path).notes()[0] == "incomplete run: 14 of 44 planned cells missing"
 
 
-def test_explain(run_dir):
-    record = next(r for r in load(run_dir).records if r["method"] == "snapkv")
-    text = explain(run_dir, record["cell"][:12])
+def test_explain(run_dir, tmp_path):
+    records = load(run_dir).records
+    record = next(r for r in records if r["method"] == "snapkv")
+    numbers = {"kl_to_dense": 0.12340000000000001, "prefill_s": 1234.5678}
+    Store(tmp_path).extend([r | numbers if r is record else r for r in records])
+    text = explain(tmp_path, record["cell"][:12])
     for part in (
         record["cell"],
         repr(record["output"]),
@@ -104,6 +142,8 @@ def test_explain(run_dir):
         "dense on the same sample",
     ):
         assert part in text
+    assert re.search(r"kl_to_dense +0\.1234$", text, re.MULTILINE)
+    assert re.search(r"prefill_s +1,235$", text, re.MULTILINE)
     with pytest.raises(UserError, match=r"^cell: 0 cells begin with 'zz', give one id such as [0-9a-f]{16}"):
         explain(run_dir, "zz")
     with pytest.raises(UserError, match=r"^cell: \d+ cells begin with ''"):
@@ -124,8 +164,8 @@ def test_notes_say_what_is_mixed(accuracy, tmp_path):
         "mixed devices: cpu + cuda:0",
         "mixed versions of the code: abc1234 + fff",
         "mixed versions of torch: 2.13.0, 2.14",
-        "21 scored cells have no dense cell",
-        "1 cells repeat a sample",
+        "21 scored cells without a dense cell",
+        "1 repeated cell, of a row and sample",
         "cells-w.jsonl: torn last line 45 ignored",
     ):
         assert any(text in note for note in notes), (text, notes)
