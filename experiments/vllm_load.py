@@ -29,10 +29,7 @@ def main(composed: Composed, progress: Any) -> str:
     make = asked.renderer(cfg.model, positions)
     questions = list(asked.ask(cfg.task, cfg.seeds, cfg.limit, make))
     if cfg.trace.path:
-        sessions, source = (
-            _recorded(cfg, cfg.trace.path, make, positions),
-            f"the trace {Path(cfg.trace.path).name}",
-        )
+        sessions, source = _recorded(cfg, cfg.trace.path, make, positions)
     else:
         sessions, source = asked.sessions(questions, cfg.load.gap), ", ".join(cfg.task)
     campaign = Campaign(run_dir, loadrun.VERSION, cfg.model.name, folder, fingerprint(folder), progress)
@@ -41,12 +38,13 @@ def main(composed: Composed, progress: Any) -> str:
     return f"{path.read_text(encoding='utf-8')}\nwritten to {path.parent}"
 
 
-def _recorded(cfg: LoadRunConfig, path: str, make: Renderer, positions: int) -> list[Session]:
+def _recorded(cfg: LoadRunConfig, path: str, make: Renderer, positions: int) -> tuple[list[Session], str]:
+    """The sessions of a trace, and what captions say of them."""
     special = set(make.tokenizer.added_tokens_decoder)
     words = [token for token in range(len(make.tokenizer)) if token not in special]
-    requests = open_trace(path, PriceBook.load()).requests(Switches())
+    requests = list(open_trace(path, PriceBook.load()).requests(Switches()))
     trace = cfg.trace
-    return of_trace(
+    sessions = of_trace(
         requests,
         words,
         shrink=trace.shrink,
@@ -54,3 +52,6 @@ def _recorded(cfg: LoadRunConfig, path: str, make: Renderer, positions: int) -> 
         most_tokens=positions,
         most_output=trace.max_output,
     )
+    left = len(requests) - sum(len(session.turns) for session in sessions)
+    cut = f" ({left} of its {len(requests)} requests left out: beyond the server's context)" if left else ""
+    return sessions, f"the trace {Path(path).name}{cut}"

@@ -41,7 +41,8 @@ SERVED = {
     "vllm/prefix_caching": lambda folder, rows, _: prefix_report.write(folder, rows["cells"]),
     "vllm/fp8": lambda folder, rows, order: fp8_report.write(folder, rows["cells"], order),
     "vllm/load": lambda folder, rows, order: loadrun.write(folder, rows["cells"], order),
-    "vllm/load_rag": lambda folder, rows, order: loadrun.write(folder, rows["cells"], order),
+    "vllm/load_rag_article": lambda folder, rows, order: loadrun.write(folder, rows["cells"], order),
+    "vllm/load_rag_append_only": lambda folder, rows, order: loadrun.write(folder, rows["cells"], order),
     "vllm/rag": lambda folder, rows, order: ragrun.write(folder, rows["cells"], order),
     "vllm/compression": lambda folder, rows, order: versus_report.write(
         folder, rows["accuracy"], rows["efficiency"], rows["cells"], order, POOL

@@ -36,8 +36,12 @@ def test_every_rate_on_every_server_starts_cold(experiment, tmp_path):
 
 
 def test_a_recorded_trace_arrives_as_recorded(experiment, tmp_path):
+    """Its third request, a session of its own, is longer than the server's context."""
     shared = {"tier": "system", "kind": "text", "type": "text", "hash": "a1", "tokens": 64}
-    own = [{**shared, "tier": "messages", "message": 0, "hash": f"b{i}", "tokens": 20} for i in range(2)]
+    own = [
+        {**shared, "tier": "messages", "message": 0, "hash": f"b{i}", "tokens": tokens}
+        for i, tokens in enumerate((20, 20, 5000))
+    ]
     lines = [
         {
             "id": f"r{i}",
@@ -46,7 +50,7 @@ def test_a_recorded_trace_arrives_as_recorded(experiment, tmp_path):
             "model": "claude-sonnet-4-6",
             "blocks": [shared, own[i]],
         }
-        for i in range(2)
+        for i in range(3)
     ]
     trace = tmp_path / "trace.jsonl"
     trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -61,7 +65,10 @@ def test_a_recorded_trace_arrives_as_recorded(experiment, tmp_path):
     (row,) = loads(tmp_path / "run").values()
     assert (row["requests"], row["prompt_tokens"], row["cached_tokens"]) == (2, 168, 64)
     assert row["seconds"] >= 0.1
-    assert "as recorded" in text and "2 sessions of the trace trace.jsonl" in text
+    assert (
+        "as recorded" in text
+        and "2 sessions of the trace trace.jsonl (1 of its 3 requests left out: beyond" in text
+    )
 
 
 def test_tasks_or_a_trace(experiment):
