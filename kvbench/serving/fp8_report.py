@@ -12,10 +12,10 @@ from kvbench import stats
 from kvbench.report import style
 from kvbench.report.plots import save
 from kvbench.report.tables import Table
-from kvbench.serving.about import about
+from kvbench.serving import page
 from kvbench.serving.campaign import capacity, of_kind
 from kvbench.serving.closeness import KL_MEANING
-from kvbench.serving.shown import bold_note, figure_of, milliseconds, number, scaled
+from kvbench.serving.shown import figure_of, milliseconds, number, scaled
 from kvbench.store import Record
 
 GUIDE = (
@@ -45,24 +45,14 @@ def write(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
         The Markdown file.
     """
     reference = order[0]
-    parts = ["# vLLM: FP8 KV cache", "", *bold_note(row["note"] for row in rows if row.get("note"))]
-    parts += about(of_kind(rows, "setup"), [row for row in rows if "refused" not in row])
+    tables = []
     devices = dict.fromkeys(row["device"] for row in rows if "refused" not in row)
     for device in devices:
         own = [row for row in rows if row.get("device") == device]
         labels = [label for label in order if any(row["setup"] == label for row in own)]
-        parts += [
-            quality(own, labels, reference, device).markdown(),
-            latencies(own, labels, device).markdown(),
-        ]
+        tables += [quality(own, labels, reference, device), latencies(own, labels, device)]
         save(_figure(own, labels, device), folder / "figures", f"fp8.{device.replace(' ', '-')}")
-    refused = [row for row in rows if "refused" in row]
-    if refused:
-        parts += ["### Refused by vLLM", "", *(f"- {row['setup']}: {row['refused']}" for row in refused), ""]
-    parts += ["## How to read", "", *(f"- {line}" for line in GUIDE), ""]
-    path = folder / "table.md"
-    path.write_text("\n".join(parts), encoding="utf-8")
-    return path
+    return page.write(folder, "vLLM: FP8 KV cache", rows, tables, GUIDE)
 
 
 def quality(rows: Sequence[Record], labels: Sequence[str], reference: str, device: str) -> Table:

@@ -14,14 +14,13 @@ from kvbench.errors import UserError
 from kvbench.report import style
 from kvbench.report.plots import save
 from kvbench.report.tables import Table
-from kvbench.serving import measure
-from kvbench.serving.about import about
+from kvbench.serving import measure, page
 from kvbench.serving.arrivals import Session
 from kvbench.serving.asked import Asked, AskedConfig
 from kvbench.serving.campaign import Campaign, Job, Ready, of_kind
 from kvbench.serving.measure import LoadConfig
 from kvbench.serving.setups import Setup
-from kvbench.serving.shown import bold_note, milliseconds, number
+from kvbench.serving.shown import milliseconds, number
 from kvbench.store import Record, digest
 
 VERSION = "vllm_load 1"  # raised when the same setting would give other numbers
@@ -126,20 +125,14 @@ def write(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
         The Markdown file.
     """
     loads = of_kind(rows, "load")
-    parts = ["# vLLM under load", "", *bold_note(row["note"] for row in loads if row["note"])]
-    parts += about(of_kind(rows, "setup"), loads)
+    tables = []
     for device in dict.fromkeys(row["device"] for row in loads):
         own = [row for label in order for row in loads if (row["setup"], row["device"]) == (label, device)]
         own.sort(key=lambda row: (order.index(row["setup"]), row["rate"] is None, row["rate"] or 0))
-        parts.append(table(own, device).markdown())
+        tables.append(table(own, device))
         if any(row["rate"] is not None for row in own):
             save(_figure(own, device), folder / "figures", f"load.{device.replace(' ', '-')}")
-    refused = [f"- {row['setup']}: {row['refused']}" for row in rows if "refused" in row]
-    parts += ["### Refused by vLLM", "", *refused, ""] if refused else []
-    parts += ["## How to read", "", *(f"- {line}" for line in GUIDE), ""]
-    path = folder / "table.md"
-    path.write_text("\n".join(parts), encoding="utf-8")
-    return path
+    return page.write(folder, "vLLM under load", rows, tables, GUIDE)
 
 
 def table(rows: Sequence[Record], device: str) -> Table:

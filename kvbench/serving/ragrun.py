@@ -17,13 +17,11 @@ from kvbench.promptcache.rag.sizes import Sizes
 from kvbench.report import style
 from kvbench.report.plots import save
 from kvbench.report.tables import Table
-from kvbench.serving import latency, rag
-from kvbench.serving.about import about
+from kvbench.serving import latency, page, rag
 from kvbench.serving.campaign import Campaign, Job, Ready, of_kind
 from kvbench.serving.errors import ServingError
 from kvbench.serving.metrics import Delta
 from kvbench.serving.setups import ServersConfig, Setup
-from kvbench.serving.shown import bold_note
 from kvbench.store import Record
 
 VERSION = "vllm_rag 1"  # raised when the same setting would give other numbers
@@ -142,25 +140,15 @@ def write(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
     steps = [{"setup": row["setup"], **step} for row in runs for step in row["steps"]]
     folder.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(steps).to_csv(folder / "steps.csv", index=False)
-    parts = [
-        "# Agentic RAG on a self-hosted model",
-        "",
-        *bold_note(row["note"] for row in runs if row["note"]),
-        *about(of_kind(rows, "setup"), runs),
-    ]
+    parts: list[Table | str] = []
     for label in order:
         own = sorted(
             (row for row in runs if row["setup"] == label), key=lambda row: rag.LAYOUTS.index(row["layout"])
         )
         if own:
-            parts += [table(own, label).markdown(), *_problems(own)]
+            parts += [table(own, label), *_problems(own)]
             save(_figure(own, label), folder / "figures", f"rag.{label}")
-    refused = [f"- {row['setup']}: {row['refused']}" for row in rows if "refused" in row]
-    parts += ["### Refused by vLLM", "", *refused, ""] if refused else []
-    parts += ["## How to read", "", *(f"- {line}" for line in GUIDE), ""]
-    path = folder / "table.md"
-    path.write_text("\n".join(parts), encoding="utf-8")
-    return path
+    return page.write(folder, "Agentic RAG on a self-hosted model", rows, parts, GUIDE)
 
 
 def table(rows: Sequence[Record], label: str) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from kvbench.report import style
 
@@ -22,12 +22,6 @@ def milliseconds(seconds: float | None) -> str:
 def scaled(value: float | None, factor: float) -> float | None:
     """A value in another unit; what is not known stays so."""
     return None if value is None else factor * value
-
-
-def bold_note(notes: Iterable[str]) -> list[str]:
-    """What weakens the numbers, before the tables."""
-    found = list(dict.fromkeys(notes))
-    return [*(f"- **{note}**" for note in found), ""] if found else []
 
 
 def figure_of(panels: Mapping[str, Mapping[str, Sequence[float | None]]], note: str) -> style.Figure:

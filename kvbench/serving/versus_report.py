@@ -14,10 +14,10 @@ from kvbench.errors import UserError
 from kvbench.report import style
 from kvbench.report.plots import save
 from kvbench.report.tables import Table
-from kvbench.serving.about import about
+from kvbench.serving import page
 from kvbench.serving.campaign import capacity, of_kind
 from kvbench.serving.setups import CPU_FP8
-from kvbench.serving.shown import bold_note, figure_of, milliseconds, number, scaled
+from kvbench.serving.shown import figure_of, milliseconds, number, scaled
 from kvbench.store import Record
 
 GUIDE = (
@@ -95,8 +95,7 @@ def write(
     kinds = {"cuda" if "CPU" not in row["device"] else "cpu" for row in accuracy}
     places = dict.fromkeys([*sorted(kinds), *(row["device"] for row in answers)])
     lengths = sorted({row["length"] for row in accuracy})
-    parts = ["# vLLM and compression", "", *bold_note(row["note"] for row in answers if row["note"])]
-    parts += about(of_kind(served, "setup"), answers)
+    tables = []
     for place in places:
         for length in lengths:
             ours = [row for row in accuracy if row["length"] == length and _place(row) == place]
@@ -108,18 +107,13 @@ def write(
             lines = [*compressed(ours, timed, pool), *vllm(theirs, order, ours)]
             if not lines:
                 continue
-            parts.append(table(lines, ours, theirs, place, length, pool).markdown())
+            tables.append(table(lines, ours, theirs, place, length, pool))
             save(
                 _figure(lines, place, length, pool),
                 folder / "figures",
                 f"versus.{place.replace(' ', '-')}.{length}",
             )
-    refused = [f"- {row['setup']}: {row['refused']}" for row in served if "refused" in row]
-    parts += ["### Refused by vLLM", "", *refused, ""] if refused else []
-    parts += ["## How to read", "", *(f"- {line}" for line in GUIDE), ""]
-    path = folder / "table.md"
-    path.write_text("\n".join(parts), encoding="utf-8")
-    return path
+    return page.write(folder, "vLLM and compression", served, tables, GUIDE)
 
 
 def compressed(rows: Sequence[Record], isolated: Sequence[Record], pool: int) -> list[Line]:
