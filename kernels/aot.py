@@ -1,6 +1,6 @@
 """Compiles every Triton kernel for GPUs that need not be there, and tells what it takes of them.
 
-    python -m kvbench.kernels.aot --targets sm_80,sm_90,sm_100 --csv FILE [--check results/kernels/aot.csv]
+    python -m kvbench.kernels.aot --targets sm_80,sm_90,sm_100,gfx942 --csv FILE [--check results/kernels/aot.csv]
 
 Tables of different Triton versions are not compared: the versions come with different assemblers.
 """
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kvbench.kernels.hsa_scores import triton_form as hsa
 from kvbench.kernels.page_bounds import triton_form as bounds
+from kvbench.kernels.pool import triton_form as pooling
 from kvbench.kernels.quantise_kv import triton_form as quantise
 from kvbench.kernels.quest_scores import triton_form as quest
 from kvbench.kernels.sparse_decode import FP8
@@ -70,6 +71,9 @@ def cases() -> Iterator[tuple[str, str, Callable[[], object]]]:
     scores = torch.empty(HEADS, LENGTH)
     yield "pages of 3", "fp32", lambda: selection.select_tokens(scores, 512, 3, count)
     yield "slots", "fp32", lambda: selection.top_k(scores, 512)
+    for kind in ("max", "avg"):
+        yield f"{kind} of 63", "fp32", lambda kind=kind: pooling.pool(scores, 63, kind, GROUP)
+    yield "chunks of 10", "fp32", lambda: pooling.chunk_sums(scores, 10, 0)
 
 
 def _formats(name: str, k: Tensor) -> Iterator[tuple[str, str, Callable[[], object]]]:
@@ -143,7 +147,7 @@ def _name(row: pd.Series) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kvbench.kernels.aot", description=__doc__)
-    parser.add_argument("--targets", default="sm_80,sm_90,sm_100", help=f"of {', '.join(CHIPS)}")
+    parser.add_argument("--targets", default=",".join(CHIPS), help=f"of {', '.join(CHIPS)}")
     parser.add_argument("--dtypes", default=",".join(DTYPES), help=f"of {', '.join(DTYPES)}")
     parser.add_argument("--csv", type=Path, help="file to write the table to")
     parser.add_argument("--check", type=Path, help="table that nothing may be worse than")

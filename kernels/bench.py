@@ -1,6 +1,7 @@
 """Times every operation on the device there is, after checking its numbers.
 
-    python -m kvbench.kernels.bench [--lengths 4096,32768] [--budgets 256,1024] [--dtype bf16] [--csv FILE]
+    python -m kvbench.kernels.bench [--lengths 4096,32768] [--budgets 256,1024] [--dtype bf16] [--limit SECONDS]
+        [--csv FILE]
 
 Shapes are those of one layer of Llama-3.1-8B at batch 1. The cache is cold before every call. `ratio_to_dense` is the
 time of the best dense form that comes with torch (or flash-attn, on a GPU that has it) over the row's time. Scaled
@@ -10,12 +11,15 @@ dot-product attention is given the group as query rows: `enable_gqa` alone would
 import argparse
 import datetime
 import importlib.util
+import math
 import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +31,8 @@ from kvbench.kernels.hsa_decode import hsa_decode
 from kvbench.kernels.hsa_scores import hsa_scores, hsa_select
 from kvbench.kernels.hsa_scores import naive as hsa_naive
 from kvbench.kernels.page_bounds import page_bounds
+from kvbench.kernels.pool import chunk_sums, pool
+from kvbench.kernels.pool import portable as pool_reference
 from kvbench.kernels.quest_scores import quest_scores
 from kvbench.kernels.sparse_decode import form, sparse_decode
 from kvbench.kernels.sparse_decode import naive as decode_naive
@@ -36,6 +42,8 @@ from kvbench.kernels.window_scores import naive as window_naive
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 HEADS, GROUP, DIM, WINDOW = 8, 4, 128, 32
 PAGE = 16
+# SnapKV's pooling as RocketKV sets it, and ChunkKV's chunk
+POOL, CHUNK = 63, 10
 # RocketKV's second stage for some prompts and budgets: slots after the first stage, page, channels, tokens attended.
 # RocketKV, arXiv 2502.14051v3, section 3.6, for a head dimension of 128
 ROCKETKV = {
@@ -108,16 +116,17 @@ class Inputs:
             return sparse_decode(self.q, k, v, self.k_tail, self.v_tail, self.tail, self.scaling, index)[0]
 
 
-def cases(x: Inputs, budgets: list[int]) -> Iterator[Case]:
-    """Everything that is timed at one length."""
-    yield from _dense(x)
+def parts(length: int, budgets: list[int]) -> Iterator[tuple[str, str, Callable[[Inputs], Iterator[Case]]]]:
+    """Everything that is timed at one length: operation, budget, and what gives the cases."""
+    yield "dense decode", "", _dense
     for tokens in budgets:
-        if tokens < x.length:
-            yield from _selected(x, tokens, 1, f"{tokens} tokens")
-            yield from _selected(x, tokens, PAGE, f"{tokens // PAGE} pages of {PAGE}")
-        if (x.length, tokens) in ROCKETKV:
-            yield from _rocketkv(x, tokens)
-    yield from _scores(x)
+        if tokens < length:
+            pages = tokens // PAGE
+            yield "selected decode", f"{tokens} tokens", partial(_selected, tokens=tokens, run=1)
+            yield "selected decode", f"{pages} pages of {PAGE}", partial(_selected, tokens=tokens, run=PAGE)
+        if (length, tokens) in ROCKETKV:
+            yield "rocketkv step", f"t = {tokens}", partial(_rocketkv, traffic=tokens)
+    yield "scores of a prompt", "", _scores
 
 
 def _attention_error(x: Inputs, out: Tensor, k: Tensor, v: Tensor, index: Tensor | None) -> float:
@@ -151,8 +160,9 @@ def _dense(x: Inputs) -> Iterator[Case]:
         )  # fmt: skip
 
 
-def _selected(x: Inputs, tokens: int, run: int, budget: str) -> Iterator[Case]:
+def _selected(x: Inputs, tokens: int, run: int) -> Iterator[Case]:
     index = x.slots(tokens, run)
+    budget = f"{tokens} tokens" if run == 1 else f"{tokens // run} pages of {run}"
     for name in x.forms():
 
         def call(name=name) -> Tensor:
@@ -218,9 +228,12 @@ def _scores(x: Inputs) -> Iterator[Case]:
     low, high = page_bounds(x.k, PAGE, pages)
     half = x.kv_bytes(x.length) // 2
     expected = window_naive.window_scores(x.window_q[:GROUP].cpu(), x.k[0, :1].cpu(), x.scaling)
+    scores = torch.rand(HEADS * GROUP, x.length, generator=x.generator, device=x.device)
+    pooled = pool_reference.pool(scores.double(), POOL, "max", GROUP)
     calls: list[tuple[str, str, int, Callable[[], object]]] = [
         ("page_bounds", f"pages of {PAGE}", half, lambda: page_bounds(x.k, PAGE, pages)),
         ("quest_scores", f"pages of {PAGE}", 2 * half // PAGE, lambda: quest_scores(x.q, low, high)),
+        ("chunk_sums", f"chunks of {CHUNK}", scores.numel() * 4, lambda: chunk_sums(scores, CHUNK)),
     ]
     for name in x.forms():
 
@@ -232,7 +245,16 @@ def _scores(x: Inputs) -> Iterator[Case]:
             "window_scores", name, f"window {WINDOW}", 2 * half, score,
             lambda score=score: _error(score()[:GROUP].cpu(), expected),
         )  # fmt: skip
-        # neither has a compiled form
+
+        def pooling(name=name) -> Tensor:
+            with forms.using(name):
+                return pool(scores, POOL, "max", GROUP)
+
+        yield Case(
+            "pool", name, f"max of {POOL}, groups of {GROUP}", scores.numel() * 4, pooling,
+            lambda pooling=pooling: _error(pooling(), pooled),
+        )  # fmt: skip
+        # these have no compiled form
         if name == "compiled":
             continue
         for operation, budget, size, call in calls:
@@ -283,39 +305,54 @@ class Clock:
 
 
 @torch.inference_mode()
-def run(lengths: list[int], budgets: list[int], dtype: str, repeats: int) -> pd.DataFrame:
-    """One row per case.
+def run(
+    lengths: list[int], budgets: list[int], dtype: str, repeats: int, limit: float = math.inf
+) -> Iterator[dict[str, Any]]:
+    """One row per case, as soon as it is timed, and one for each part that the time limit leaves out.
+
+    Args:
+        lengths: tokens in the cache, the most important first.
+        budgets: tokens read.
+        dtype: of keys and values.
+        repeats: calls that are timed.
+        limit: seconds after which nothing further is begun; the dense forms of the first length always are.
 
     Raises:
         RuntimeError: a form gives wrong numbers.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    clock, rows = Clock(device, repeats), []
+    device, begun = torch.device("cuda" if torch.cuda.is_available() else "cpu"), time.monotonic()
+    clock = Clock(device, repeats)
     # sums of a few thousand products, rounded as torch does
     tolerance = 4 * torch.finfo(DTYPES[dtype]).eps if dtype != "fp32" else 1e-4
+    about = {
+        "device": _device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
+    }  # fmt: skip
     for length in lengths:
-        inputs, dense = Inputs(length, DTYPES[dtype], device), []
-        # just before, because a shared machine's limit drifts
-        limit = clock.read_bandwidth()
-        for case in cases(inputs, budgets):
-            if case.error is not None and not (error := case.error()) <= tolerance:
-                raise RuntimeError(f"{case.operation}, {case.form}, {length} tokens: error {error:.1e}")
-            p20, median, p80 = clock.milliseconds(case.call)
-            if case.dense:
-                dense.append((median, case.form))
-            best, baseline = min(dense)
-            rows.append(
-                {
+        inputs, bandwidth, dense = None, 0.0, []
+        for operation, budget, make in parts(length, budgets):
+            if time.monotonic() - begun > limit and (dense or length != lengths[0]):
+                left = {"operation": operation, "length": length, "budget": budget, "dtype": dtype}
+                yield left | about | {"note": f"left out: time limit of {limit:g} s"}
+                continue
+            if inputs is None:
+                inputs = Inputs(length, DTYPES[dtype], device)
+                # just before, because a shared machine's limit drifts
+                bandwidth = clock.read_bandwidth()
+            for case in make(inputs):
+                if case.error is not None and not (error := case.error()) <= tolerance:
+                    raise RuntimeError(f"{case.operation}, {case.form}, {length} tokens: error {error:.1e}")
+                p20, median, p80 = clock.milliseconds(case.call)
+                if case.dense:
+                    dense.append((median, case.form))
+                best, baseline = min(dense)
+                yield {
                     "operation": case.operation, "form": case.form, "length": length, "budget": case.budget,
                     "dtype": dtype, "median_ms": median, "p20_ms": p20, "p80_ms": p80, "bytes": case.bytes,
-                    "gb_per_s": case.bytes / median / 1e6, "percent_of_read": case.bytes / median / 1e4 / limit,
-                    "ratio_to_dense": best / median, "dense_baseline": baseline, "read_gb_per_s": limit,
-                }
-            )  # fmt: skip
-    return pd.DataFrame(rows).assign(
-        device=_device_name(device), threads=torch.get_num_threads(), torch=torch.__version__,
-        date=datetime.date.today().isoformat(),
-    )  # fmt: skip
+                    "gb_per_s": case.bytes / median / 1e6,
+                    "percent_of_read": case.bytes / median / 1e4 / bandwidth,
+                    "ratio_to_dense": best / median, "dense_baseline": baseline, "read_gb_per_s": bandwidth,
+                } | about  # fmt: skip
 
 
 def _device_name(device: torch.device) -> str:
@@ -334,21 +371,34 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--budgets", default="256,1024")
     parser.add_argument("--dtype", default="bf16", choices=DTYPES)
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which nothing is begun")
     parser.add_argument("--csv", type=Path, help="file to write the table to")
     options = parser.parse_args(arguments)
     lengths, budgets = ([int(n) for n in text.split(",")] for text in (options.lengths, options.budgets))
+    rows: list[dict[str, Any]] = []
     try:
-        frame = run(lengths, budgets, options.dtype, options.repeats)
+        for row in run(lengths, budgets, options.dtype, options.repeats, options.limit):
+            rows.append(row)
     except RuntimeError as problem:
         sys.exit(str(problem))
+    finally:
+        # what was timed is kept, whatever ends the run
+        if rows:
+            _tell(pd.DataFrame(rows), options.csv)
+
+
+def _tell(frame: pd.DataFrame, csv: Path | None) -> None:
+    if csv:
+        csv.parent.mkdir(parents=True, exist_ok=True)
+        frame.to_csv(csv, index=False, float_format="%.6g")
     shown = ["operation", "form", "length", "budget", "median_ms", "p20_ms", "p80_ms", "percent_of_read"]
     print(
         f"{frame['device'][0]}, {frame['threads'][0]} threads, reads {frame['read_gb_per_s'].max():.1f} GB/s"
     )
-    print(frame[[*shown, "ratio_to_dense"]].round(3).to_string(index=False))
-    if options.csv:
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(options.csv, index=False, float_format="%.6g")
+    timed = frame[frame["median_ms"].notna()]
+    print(timed[[*shown, "ratio_to_dense"]].round(3).to_string(index=False))
+    for _, row in frame[frame["median_ms"].isna()].iterrows():
+        print(f"{row['note']}: {row['operation']} {row['budget']}".rstrip() + f", {row['length']} tokens")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from kvbench.kernels import (
     attention_sum,
     hsa_scores,
     page_bounds,
+    pool,
     quantise_kv,
     quest_scores,
     sparse_decode,
@@ -14,7 +15,7 @@ from kvbench.kernels import (
 )
 
 #: operations that have a compiled form
-COMPILED = ("sparse_decode", "window_scores", "hsa_scores", "top_k")
+COMPILED = ("sparse_decode", "window_scores", "pool", "hsa_scores", "top_k")
 
 
 def forms_for(device: torch.device, dtype: torch.dtype, group: int, head_dim: int) -> dict[str, str]:
@@ -28,6 +29,7 @@ def forms_for(device: torch.device, dtype: torch.dtype, group: int, head_dim: in
     """
     rules = {
         "window_scores": window_scores.form,
+        "pool": pool.form,
         "hsa_scores": hsa_scores.form,
         "top_k": top_k.form,
         "page_bounds": page_bounds.form,

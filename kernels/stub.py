@@ -19,30 +19,57 @@ from triton.backends.driver import DriverBase
 
 @dataclass(frozen=True)
 class Chip:
-    """What one multiprocessor holds.
+    """What one multiprocessor (AMD: compute unit) holds.
 
-    Source: CUDA C++ programming guide, technical specifications per compute capability.
+    Sources: CUDA C++ programming guide, technical specifications per compute capability, where the system takes
+    1 KiB of shared memory per block; AMD Instinct MI300 instruction set architecture, and ROCm's hardware
+    specifications: four SIMDs of 512 registers for each of 64 lanes and 8 wavefronts, 64 KiB of LDS.
     """
 
-    arch: int
+    target: GPUTarget
     shared_per_block: int
     shared: int
     registers: int = 65536
     warps: int = 64
     blocks: int = 32
+    register_unit: int = 256
+    taken_per_block: int = 1024
 
     def resident(self, registers: int, shared: int, warps: int) -> int:
-        """Blocks of a kernel on one multiprocessor; registers are given out in units of 256 per warp."""
-        by_registers = self.registers // (-(-registers * 32 // 256) * 256) // warps
-        # the system takes 1 KiB of shared memory per block
-        by_shared = self.shared // (-(-(shared + 1024) // 128) * 128)
+        """Blocks of a kernel on one multiprocessor; registers are given out in units per warp."""
+        unit = self.register_unit
+        by_registers = self.registers // (-(-registers * self.target.warp_size // unit) * unit) // warps
+        by_shared = self.shared // max(128, -(-(shared + self.taken_per_block) // 128) * 128)
         return min(by_registers, by_shared, self.warps // warps, self.blocks)
 
 
 CHIPS = {
-    "sm_80": Chip(80, 163 << 10, 164 << 10),
-    "sm_90": Chip(90, 227 << 10, 228 << 10),
-    "sm_100": Chip(100, 227 << 10, 228 << 10),
+    "sm_80": Chip(GPUTarget("cuda", 80, 32), 163 << 10, 164 << 10),
+    "sm_90": Chip(GPUTarget("cuda", 90, 32), 227 << 10, 228 << 10),
+    "sm_100": Chip(GPUTarget("cuda", 100, 32), 227 << 10, 228 << 10),
+    "gfx942": Chip(
+        GPUTarget("hip", "gfx942", 64), 64 << 10, 64 << 10, registers=4 * 512 * 64, warps=32,
+        register_unit=8 * 64, taken_per_block=0,
+    ),
+}  # fmt: skip
+
+# instructions to count, by column of the table
+NVIDIA = {
+    "spills": r"LDL|STL",
+    "mma": r"HMMA|HGMMA|UTCHMMA",
+    "loads": r"LDG",
+    "loads_16_bytes": r"LDG\S*\.128|LDGSTS\S*\.128",
+    "stores": r"STG",
+    "exponentials": r"MUFU\.EX2",
+    "barriers": r"BAR",
+}
+AMD = {
+    "mma": r"v_s?mfma",
+    "loads": r"(buffer|global)_load",
+    "loads_16_bytes": r"(buffer|global)_load_dwordx4",
+    "stores": r"(buffer|global)_store",
+    "exponentials": r"v_exp_f32",
+    "barriers": r"s_barrier",
 }
 
 # every stub needs a device number of its own: a kernel keeps what it compiled per device
@@ -54,7 +81,8 @@ class _Utils:
         self.chip = chip
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": self.chip.shared_per_block, "multiprocessor_count": 132, "warpSize": 32}
+        warp = self.chip.target.warp_size
+        return {"max_shared_mem": self.chip.shared_per_block, "multiprocessor_count": 132, "warpSize": warp}
 
     def load_binary(self, *args: Any) -> tuple[int, int, int, int, int]:
         return 1, 1, 0, 0, 1024  # module, function, registers, spills, threads
@@ -84,7 +112,7 @@ class _Driver(DriverBase):
         return 0
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.chip.arch, 32)
+        return self.chip.target
 
     def get_active_torch_device(self) -> torch.device:
         return torch.device("cpu")
@@ -126,8 +154,12 @@ def compiling_for(chip: Chip) -> Iterator[list]:
     driver.set_active(_Driver(chip))
     # the limit of shared memory is remembered for the first device
     compiler.max_shared_mem.cache_clear()
+    hip = "stub" if chip.target.backend == "hip" else None
     try:
-        with mock.patch.object(compiler.CompiledKernel, "_init_handles", init_handles):
+        with (
+            mock.patch.object(compiler.CompiledKernel, "_init_handles", init_handles),
+            mock.patch.object(torch.version, "hip", hip),
+        ):
             yield compiled
     finally:
         for kernel in compiled:
@@ -139,38 +171,51 @@ def compiling_for(chip: Chip) -> Iterator[list]:
 def resources(kernel: Any, chip: Chip) -> dict[str, Any]:
     """Registers, spills, shared bytes, resident blocks, occupancy and the instruction mix of a compiled kernel.
 
-    `spills` counts instructions that move registers to and from local memory.
+    `spills` counts instructions that move registers to and from local memory, on AMD registers kept there.
     """
     metadata = kernel.metadata
+    read = _amd if chip.target.backend == "hip" else _nvidia
+    registers, spills, operations, patterns = read(kernel)
+    blocks = chip.resident(registers, metadata.shared, metadata.num_warps)
+    counts = {
+        name: sum(bool(re.match(pattern, operation)) for operation in operations)
+        for name, pattern in patterns.items()
+    }
+    return {
+        "registers": registers,
+        "spills": counts.pop("spills", spills),
+        "shared_bytes": metadata.shared,
+        "blocks_per_sm": blocks,
+        "occupancy": round(blocks * metadata.num_warps / chip.warps, 4),
+        "instructions": len(operations),
+        **counts,
+    }
+
+
+def _nvidia(kernel: Any) -> tuple[int, int, list[str], dict[str, str]]:
+    """Registers of a thread, spilled ones where the compiler counts them, instructions, and what to look for."""
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
         usage = _output(tools / "cuobjdump", "--dump-resource-usage", file.name)
         assembly = _output(tools / "nvdisasm", "-c", file.name)
-    found = re.search(r"REG:(\d+)", usage)
-    assert found is not None, usage
-    registers = int(found[1])
     operations = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]*)", assembly, re.M)
+    return _number(r"REG:(\d+)", usage), 0, operations, NVIDIA
 
-    def count(pattern: str) -> int:
-        return sum(bool(re.match(pattern, operation)) for operation in operations)
 
-    blocks = chip.resident(registers, metadata.shared, metadata.num_warps)
-    return {
-        "registers": registers,
-        "spills": count(r"LDL|STL"),
-        "shared_bytes": metadata.shared,
-        "blocks_per_sm": blocks,
-        "occupancy": round(blocks * metadata.num_warps / chip.warps, 4),
-        "instructions": len(operations),
-        "mma": count(r"HMMA|HGMMA|UTCHMMA"),
-        "loads": count(r"LDG"),
-        "loads_16_bytes": count(r"LDG\S*\.128|LDGSTS\S*\.128"),
-        "stores": count(r"STG"),
-        "exponentials": count(r"MUFU\.EX2"),
-        "barriers": count(r"BAR"),
-    }
+def _amd(kernel: Any) -> tuple[int, int, list[str], dict[str, str]]:
+    """As `_nvidia`, of the compiler's assembly and what it says there; scalars spill to lanes of registers only."""
+    assembly = kernel.asm["amdgcn"]
+    spills = _number(r"\.vgpr_spill_count:\s+(\d+)", assembly)
+    operations = re.findall(r"^\t([a-z]\w+)", assembly, re.M)
+    return _number(r"\.vgpr_count:\s+(\d+)", assembly), spills, operations, AMD
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    assert found is not None, text
+    return int(found[1])
 
 
 def _output(*command: Any) -> str:

@@ -57,7 +57,9 @@ def test_forms_of_the_kernels():
         told = doctor.kernels()
     assert told.startswith("cpu: portable sparse_decode, ") and "hsa_scores" in told
     if cpu.available():
-        assert doctor.kernels().startswith("cpu: compiled sparse_decode, window_scores, hsa_scores, top_k;")
+        assert doctor.kernels().startswith(
+            "cpu: compiled sparse_decode, window_scores, pool, hsa_scores, top_k;"
+        )
 
 
 def test_embedded_states(monkeypatch, private_cache, tmp_path):

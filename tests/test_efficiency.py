@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from support.recording import Graph
 
 from kvbench.compress import Seat, build_blocks
 from kvbench.efficiency import Step
@@ -29,37 +29,6 @@ ENTRIES = [
     {"method": "tova", "format": "fp8_e5m2"},
     {"method": "streaming_llm", "positions": "reindexed"},
 ]
-
-
-class Graph(TorchDispatchMode):
-    """Records the operations of one step and repeats them on the same memory, as a CUDA graph does.
-
-    Python does not run again in a replay, so that whatever a step reads from Python instead of from a tensor keeps
-    the value it had while recording. Reading a number from the device ends the recording with an error.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert "_local_scalar_dense" not in str(func), "a step waits for the device"
-        out = func(*args, **(kwargs or {}))
-        self.calls.append((func, args, kwargs or {}, out))
-        return out
-
-    def replay(self):
-        for func, args, kwargs, out in self.calls:
-            again = func(*args, **kwargs)
-            for old, new in zip(_tensors(out), _tensors(again), strict=True):
-                if old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
-
-
-def _tensors(value):
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [t for item in value for t in _tensors(item)] if isinstance(value, tuple | list) else []
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from kvbench.compress import AuditError, audit, seat
 from kvbench.decode import DecodeOptions, decode_cells
 from kvbench.kernels.forms import using
+from kvbench.kernels.pool import pool
 from kvbench.kernels.sparse_decode import cpu
-from kvbench.kernels.window_scores import pool
 from kvbench.lanes import BlockLayer
 from kvbench.methods import Budget, Kept, Shape, build
 from kvbench.models.attention import register_attention

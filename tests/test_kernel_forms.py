@@ -134,6 +134,6 @@ def test_records_name_the_forms():
     where = torch.device("cpu")
     assert label(forms_for(where, torch.bfloat16, 4, 128)) == "compiled"
     odd = label(forms_for(where, torch.bfloat16, 4, 48))
-    assert odd == "portable, window_scores compiled, hsa_scores compiled, top_k compiled"
+    assert odd == "portable, window_scores compiled, pool compiled, hsa_scores compiled, top_k compiled"
     with forms.using("portable"):
         assert label(forms_for(where, torch.bfloat16, 4, 128)) == "portable"

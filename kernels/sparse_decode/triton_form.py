@@ -31,6 +31,19 @@ def fp8_number(x, CODE: tl.constexpr):
 
 
 @triton.jit
+def slot_numbers(Prefix, Late, early, at, d, mask):
+    """Numbers at `at + d` of the prefix, or of the tail where a slot is not early."""
+    if tl.target_info.is_hip():
+        # the AMD compiler takes no choice between two pointers to less than 2 GB (TritonAMDGPUCanonicalizePointers)
+        prefix = tl.load(Prefix + at + d, mask=mask & early, other=0)
+        late = tl.load(Late + at + d, mask=mask & (early == 0), other=0)
+        x = tl.where(early, prefix, late)
+    else:
+        x = tl.load(tl.where(early, Prefix + at, Late + at) + d, mask=mask, other=0)
+    return x
+
+
+@triton.jit
 def sparse_decode_pieces(
     Q, K, V, K_tail, V_tail, Tail, Used, Index, Mask, K_scale, V_scale, Out, Lse, kept, listed, scaling,
     k_scale_head, v_scale_head,
@@ -79,8 +92,9 @@ def sparse_decode_pieces(
         if Used is not None:
             valid = valid & ((slot < tl.load(Used + row * HEADS + head)) | (slot >= kept))
         at = tl.where(early, slot, slot - kept).to(tl.int64) * D
-        k_at = tl.where(early, k_prefix + at, k_late + at)
-        k = tl.load(k_at[None, :] + d[:, None], mask=valid[None, :] & in_dim[:, None], other=0)
+        k = slot_numbers(
+            k_prefix, k_late, early[None, :], at[None, :], d[:, None], valid[None, :] & in_dim[:, None]
+        )
         logits = tl.dot(q, fp8_number(k, CODE).to(q.dtype), input_precision=PRECISION)
         seen = valid[None, :]
         if Mask is not None:
@@ -96,8 +110,9 @@ def sparse_decode_pieces(
         # scaled after the subtraction, which is exact for the logits that matter
         weights = tl.exp2((logits - base[:, None]) * log2_scale)
         rescale = tl.exp2((peak - base) * log2_scale)
-        v_at = tl.where(early, v_prefix + at, v_late + at)
-        v = tl.load(v_at[:, None] + d[None, :], mask=valid[:, None] & in_dim[None, :], other=0)
+        v = slot_numbers(
+            v_prefix, v_late, early[:, None], at[:, None], d[None, :], valid[:, None] & in_dim[None, :]
+        )
         mass = mass * rescale + tl.sum(weights, 1)
         partial = tl.dot(
             weights.to(q.dtype),
@@ -196,7 +211,7 @@ def sparse_decode(
         *_row_and_head(k_BHKD), *_row_and_head(v_BHKD), *_row_and_head(k_tail_RHMD), *_row_and_head(v_tail_RHMD),
         HEADS=heads, SHARE=share, G=group // share, GP=max(16, triton.next_power_of_2(group // share)),
         D=dim, DP=padded, BLOCK=BLOCK[k_BHKD.element_size()], SPLITS=parts, CODE=CODES[fp8.code if fp8 else None],
-        PRECISION=dot_precision(q.dtype), num_warps=4, num_stages=2,
+        PRECISION=dot_precision(q.dtype), num_warps=4, num_stages=1 if torch.version.hip else 2,
     )  # fmt: skip
     if parts > 1:
         sparse_decode_merge[(rows * heads * group,)](

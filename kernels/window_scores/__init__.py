@@ -25,21 +25,3 @@ def window_scores(q_QWD: Tensor, k_HTD: Tensor, scaling: float) -> Tensor:
     """
     module = forms.load(__name__, form(k_HTD.device, k_HTD.dtype))
     return module.window_scores(q_QWD, k_HTD, scaling).float()
-
-
-def pool(scores: Tensor, kernel: int, kind: str) -> Tensor:
-    """One-dimensional pooling along the last dimension with stride 1 and the same length.
-
-    Args:
-        scores: `[..., T]`.
-        kernel: odd width; 1 leaves the scores alone.
-        kind: "max", or "avg" (zeros beyond the ends are counted, as in the official SnapKV).
-
-    Returns:
-        `[..., T]`.
-    """
-    if kernel == 1 or scores.shape[-1] == 0:
-        return scores
-    flat = scores.reshape(-1, 1, scores.shape[-1])
-    function = torch.nn.functional.max_pool1d if kind == "max" else torch.nn.functional.avg_pool1d
-    return function(flat, kernel, stride=1, padding=kernel // 2).view(scores.shape)

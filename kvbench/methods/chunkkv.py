@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kvbench.errors import UserError
+from kvbench.kernels.pool import chunk_sums, pool
 from kvbench.kernels.top_k import top_k, top_k_mask
-from kvbench.kernels.window_scores import pool
 from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Shape
 from kvbench.methods.keydiff import KeyDiff
 from kvbench.methods.knorm import KNorm
@@ -57,6 +57,8 @@ class ChunkKV(Eviction):
         "tokens kept per KV head, window included (kvpress: whole chunks, rounded down, at least one)"
     )
 
+    positive = ("window", "chunk", "n_reuse", "kernel")
+
     mode: Literal["paper", "kvpress"] = "paper"
     heads: Literal["layer", "kv_head"] = "layer"
     scorer: Literal["snapkv", "knorm", "keydiff"] = "snapkv"
@@ -68,13 +70,11 @@ class ChunkKV(Eviction):
     kernel: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mode == "paper" and self.scorer != "snapkv":
             raise UserError(f"scorer: {self.scorer} needs mode=kvpress; the paper's is snapkv")
         if self.mode == "kvpress" and self.heads != "layer":
             raise UserError("heads: kv_head needs mode=paper; kvpress chooses per layer")
-        for name in ("chunk", "n_reuse"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: {getattr(self, name)} is not above 0")
         if not 0 <= self.offset < self.chunk:
             raise UserError(f"offset: {self.offset} is not in [0, chunk)")
 
@@ -102,14 +102,17 @@ class ChunkKV(Eviction):
             if self.heads == "layer":
                 scores_HT = scores_HT.sum(0, keepdim=True)
             scores_HT = pool(scores_HT, self.kernel, "max")
+        if self.chunks == "fixed":
+            position = torch.arange(scores_HT.shape[1], device=scores_HT.device)
+            of_T = (position + -self.offset % self.chunk) // self.chunk
+            scores_HC = chunk_sums(scores_HT, self.chunk, self.offset)
+            return Chunks(of_T, scores_HC if self.mode == "paper" else scores_HC / of_T.bincount())
         of_T, place_T = self._cut(snapshot, scores_HT.shape[1])
         sizes = of_T.bincount()
         # a row per chunk, so that the sums have one order on every device
         rows_HX = scores_HT.new_zeros(len(scores_HT), len(sizes) * self.chunk)
         rows_HX[:, of_T * self.chunk + place_T] = scores_HT
-        scores_HC = rows_HX.view(len(scores_HT), len(sizes), self.chunk).sum(-1)
-        equal = self.mode == "paper" and self.chunks == "fixed"
-        return Chunks(of_T, scores_HC if equal else scores_HC / sizes)
+        return Chunks(of_T, rows_HX.view(len(scores_HT), len(sizes), self.chunk).sum(-1) / sizes)
 
     def keep(
         self,
@@ -131,15 +134,12 @@ class ChunkKV(Eviction):
         return Kept([torch.cat([row, tail]) for row in rows] * (snapshot.heads // len(rows)))
 
     def _cut(self, snapshot: LayerSnapshot, length: int) -> tuple[Tensor, Tensor]:
-        """The chunk of each of the first `length` tokens, and its place in it, below `chunk`."""
+        """The chunk of each of the first `length` tokens by the text's boundaries, and its place, below `chunk`."""
         position = torch.arange(length, device=snapshot.k_HTD.device)
         begins = position == 0
-        if self.chunks == "fixed":
-            begins |= position == self.offset
-        else:
-            assert snapshot.boundaries_T is not None
-            ends = snapshot.boundaries_T >= (2 if self.chunks == "sentence" else 1)
-            begins[1:] |= ends[: max(0, length - 1)]
+        assert snapshot.boundaries_T is not None
+        ends = snapshot.boundaries_T >= (2 if self.chunks == "sentence" else 1)
+        begins[1:] |= ends[: max(0, length - 1)]
         begun = torch.where(begins, position, 0).cummax(0).values if length else position
         place = (position - begun) % self.chunk
         return (place == 0).cumsum(0) - 1, place

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbench.kernels.window_scores import pool
+from kvbench.kernels.pool import pool
 from kvbench.methods.base import (
     Budget,
     Eviction,
@@ -61,6 +61,8 @@ class RocketKVTensorRT(Method):
     )
     budget_meaning = "none: sizes are fixed"
     bytes_formula = "2 * keep * D * element + 2 * ceil((keep + M) / page) * D * element; keep = prompt_budget"
+
+    positive = ("window", "kernel", "prompt_budget", "page", "pages")
 
     window: int = 32
     kernel: int = 63

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from kvbench.kernels.pool import pool
 from kvbench.kernels.top_k import top_k_mask
-from kvbench.kernels.window_scores import pool
 from kvbench.methods.base import Eviction, Kept, LayerSnapshot
 from kvbench.methods.registry import register
 
@@ -41,6 +41,8 @@ class SnapKV(Eviction):
         "2 * keep * D * element; heads=query_head: keep is the union, and G * keep say who reads it"
     )
 
+    positive = ("window", "kernel")
+
     mode: Literal["paper", "kvpress"] = "paper"
     heads: Literal["kv_head", "query_head"] = "kv_head"
     window: int = 32
@@ -55,7 +57,7 @@ class SnapKV(Eviction):
             return pool(raw_QT, self.kernel, self.pool)
         if self.mode == "kvpress":
             return pool(raw_QT, self.kernel, self.pool).unflatten(0, (snapshot.heads, -1)).mean(1)
-        return pool(raw_QT.unflatten(0, (snapshot.heads, -1)).sum(1), self.kernel, self.pool)
+        return pool(raw_QT, self.kernel, self.pool, group=len(raw_QT) // snapshot.heads)
 
     def keep(
         self,

@@ -151,6 +151,26 @@ def test_no_access_out_of_bounds_and_no_race(selected):
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs the interpreter")
+@pytest.mark.parametrize("selected", [False, True])
+def test_the_loads_for_amd_give_the_same_numbers_and_bytes(monkeypatch, selected):
+    import triton.language as tl
+
+    args = layout(kept=129, room=3, rows=1)
+    index = torch.randint(132, (1, 2, 140), generator=torch.Generator().manual_seed(0)).int()
+    named = dict(zip(("k", "v", "k_tail", "v_tail"), args[1:], strict=True))
+
+    def decode():
+        with watched(**named) as traffic:
+            out, _ = run(*args, torch.tensor(3), 0.125, index if selected else None)
+        return out, {name: traffic.loaded[name] for name in named}
+
+    expected, loaded = decode()
+    monkeypatch.setattr(tl.target_info, "is_hip", lambda: True)
+    out, loaded_too = decode()
+    assert torch.equal(out, expected) and loaded_too == loaded and all(loaded.values())
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs the interpreter")
 def test_the_watch_sees_an_access_out_of_bounds():
     from kvbench.kernels.top_k import triton_form
 

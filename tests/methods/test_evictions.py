@@ -4,8 +4,9 @@ import pytest
 import torch
 from support.golden import snapshot
 
+from kvbench.kernels.pool import pool
 from kvbench.kernels.top_k import top_k, top_k_mask
-from kvbench.kernels.window_scores import naive, pool, window_scores
+from kvbench.kernels.window_scores import naive, window_scores
 from kvbench.methods import Budget, LayerSnapshot, Shape, build
 from kvbench.methods.adakv import AdaKV
 from kvbench.methods.chunkkv import ChunkKV
