@@ -28,6 +28,14 @@ inline Vec load(const FP16* p) {
   return __builtin_convertvector(half, Vec);
 }
 
+// the numbers of 32 channels: the even channels and the odd ones
+inline void load_pair(const BF16* p, Vec& even, Vec& odd) {
+  BitVec bits;
+  std::memcpy(&bits, p, sizeof bits);
+  even = (Vec)(bits << 16);
+  odd = (Vec)(bits & 0xffff0000u);
+}
+
 inline float number(float x) { return x; }
 inline float number(BF16 x) {
   const uint32_t bits = (uint32_t)x.bits << 16;
@@ -36,6 +44,15 @@ inline float number(BF16 x) {
   return value;
 }
 inline float number(FP16 x) { return (float)x.value; }
+
+// to the nearest, the even one of equals; NaN stays NaN
+inline void put(float x, float* to) { *to = x; }
+inline void put(float x, FP16* to) { to->value = (_Float16)x; }
+inline void put(float x, BF16* to) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  to->bits = x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
 
 // 2^x for x <= 0 to about 1e-7 relative; the Taylor series about the nearest whole number
 inline Vec exp2_nonpositive(Vec x) {

@@ -1,6 +1,5 @@
 """The compiled CPU form."""
 
-import ctypes
 from pathlib import Path
 
 import torch
@@ -9,10 +8,12 @@ from torch import Tensor
 from kvbench.kernels import build
 from kvbench.kernels.dtypes import CODES
 
+SOURCE = Path(__file__).with_name("hsa.cpp")
+
 
 def available() -> bool:
     """Whether a compiler with OpenMP was found."""
-    return build.load(Path(__file__).with_name("hsa.cpp")) is not None
+    return build.load(SOURCE) is not None
 
 
 def hsa_scores(q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, length: Tensor) -> Tensor:
@@ -20,16 +21,12 @@ def hsa_scores(q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, le
 
     Among equal channel sums the earlier channel is chosen. `bounds_RHEP` must be contiguous.
     """
-    library = build.load(Path(__file__).with_name("hsa.cpp"))
-    assert library is not None and bounds_RHEP.is_contiguous()
+    assert bounds_RHEP.is_contiguous()
     rows, heads, group, dim = q_RHGD.shape
     edges, pages = bounds_RHEP.shape[2:]
     q, out = q_RHGD.float().contiguous(), torch.empty(rows, heads, pages)
     sizes = (rows * heads, group, dim, edges, pages, channels, page, int(length))
-    code = library.kvbench_hsa_scores(
-        *(ctypes.c_void_p(x.data_ptr()) for x in (q, bounds_RHEP, out)),
-        *map(ctypes.c_int64, sizes),
-        ctypes.c_int(CODES[bounds_RHEP.dtype]),
-    )
+    call = build.function(SOURCE, "kvbench_hsa_scores", "pppnnnnnnnni")
+    code = call(q.data_ptr(), bounds_RHEP.data_ptr(), out.data_ptr(), *sizes, CODES[bounds_RHEP.dtype])
     assert code == 0, f"hsa_scores: code {code}"
     return out

@@ -24,14 +24,14 @@ FIELDS: tuple[str, ...] = (
     "mask",
 )
 
-
+SOURCE = Path(__file__).with_name("decode.cpp")
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
 
 
 def available(group: int = 1, head_dim: int = 128) -> bool:
     """Whether the form can be used: the shape is compiled in, and a compiler with OpenMP was found."""
     fits = group <= MAX_GROUP and head_dim in HEAD_DIMS
-    return fits and build.load(Path(__file__).with_name("decode.cpp")) is not None
+    return fits and build.load(SOURCE) is not None
 
 
 def new_table(rows: int, heads: int) -> np.ndarray:
@@ -62,23 +62,16 @@ def decode_jobs(
     Returns:
         Output `[J, G, D]` fp32 and lse `[J, G]` fp32 (or None). A job without slots gives zeros and -inf.
     """
-    library = build.load(Path(__file__).with_name("decode.cpp"))
-    assert library is not None and q_JGD.is_contiguous() and q_JGD.dtype == torch.float32
+    assert q_JGD.is_contiguous() and q_JGD.dtype == torch.float32
     assert table.dtype == np.int64 and table.flags.c_contiguous
     jobs, group, dim = q_JGD.shape
     out = torch.empty_like(q_JGD)
     lse = torch.empty(jobs, group) if with_lse else None
-    code = library.kvbench_sparse_decode(
-        ctypes.c_void_p(q_JGD.data_ptr()),
-        ctypes.c_void_p(out.data_ptr()),
-        ctypes.c_void_p(lse.data_ptr() if lse is not None else 0),
-        ctypes.c_void_p(table.ctypes.data),
-        ctypes.c_int64(jobs),
-        ctypes.c_int64(group),
-        ctypes.c_int64(dim),
-        ctypes.c_float(scaling),
-        ctypes.c_int(CODES[dtype]),
-    )
+    call = build.function(SOURCE, "kvbench_sparse_decode", "ppppnnnfi")
+    code = call(
+        q_JGD.data_ptr(), out.data_ptr(), lse.data_ptr() if lse is not None else 0, table.ctypes.data,
+        jobs, group, dim, scaling, CODES[dtype],
+    )  # fmt: skip
     assert code == 0, f"sparse_decode: code {code}"
     return out, lse
 
@@ -92,22 +85,34 @@ def sparse_decode(
     With an index per query head each query head is a job of its own.
     """
     rows, heads, group, dim = q_RHGD.shape
-    k, v, k_tail, v_tail = (rows_of(x) for x in (k_BHKD, v_BHKD, k_tail_RHMD, v_tail_RHMD))
-    share = group if index_RHN is not None and index_RHN.dim() == 4 else 1
-    table = np.zeros((len(FIELDS), rows, heads, share), dtype=np.int64)
-    fields = dict(zip(FIELDS, table, strict=True))
-    for name, x in (("k_prefix", k), ("v_prefix", v), ("k_tail", k_tail), ("v_tail", v_tail)):
-        fields[name][:] = addresses(x, rows)[..., None]
-    fields["prefix"][:], fields["tail"][:] = k.shape[2], int(tail)
-    index = mask = None
+    q = q_RHGD.contiguous()
+    stored = [rows_of(x) for x in (k_BHKD, v_BHKD, k_tail_RHMD, v_tail_RHMD)]
+    share, indexed, index, mask = 1, 0, None, None
     if index_RHN is not None:
-        index = index_RHN.int().reshape(rows, heads * share, index_RHN.shape[-1]).contiguous()
-        fields["index"][:] = addresses(index, rows).reshape(rows, heads, share)
-        fields["indexed"][:] = index.shape[2]
+        if not index_RHN.shape[-1]:
+            # an empty tensor has no address, which would stand for every slot
+            index_RHN = index_RHN.new_full((*index_RHN.shape[:-1], 1), -1)
+        share, indexed = (group if index_RHN.dim() == 4 else 1), index_RHN.shape[-1]
+        index = index_RHN.int().reshape(rows, heads * share, indexed).contiguous()
     if mask_HGK is not None:
-        mask = mask_HGK.reshape(1, heads * share, group // share * k.shape[2]).contiguous()
-        fields["mask"][:] = addresses(mask, rows).reshape(rows, heads, share)
-    q_JGD = q_RHGD.float().contiguous().view(rows * heads * share, group // share, dim)
-    out, lse = decode_jobs(q_JGD, table.reshape(len(FIELDS), -1), scaling, k.dtype, with_lse=True)
-    assert lse is not None
-    return out.view(q_RHGD.shape).to(q_RHGD.dtype), lse.view(q_RHGD.shape[:3])
+        mask = mask_HGK.reshape(1, heads * share, -1).contiguous()
+    layout = (rows, heads, share, group // share, dim, k_BHKD.shape[2], int(tail), indexed)
+    places = [number for x in (*stored, index, mask) for number in _where(x)]
+    out, lse = torch.empty_like(q), torch.empty(rows, heads, group)
+    fields = (ctypes.c_int64 * (len(layout) + len(places)))(*layout, *places)
+    call = build.function(SOURCE, "kvbench_sparse_decode_rows", "ppppfii")
+    code = call(
+        q.data_ptr(), out.data_ptr(), lse.data_ptr(), ctypes.addressof(fields), scaling,
+        CODES[q.dtype], CODES[k_BHKD.dtype],
+    )  # fmt: skip
+    assert code == 0, f"sparse_decode: code {code}"
+    return out, lse
+
+
+def _where(x_BHX: Tensor | None) -> tuple[int, int, int]:
+    """Address, and bytes from row to row and from head to head; B = 1 when the rows share it."""
+    if x_BHX is None:
+        return 0, 0, 0
+    size = x_BHX.element_size()
+    row = x_BHX.stride(0) * size if x_BHX.shape[0] > 1 else 0
+    return x_BHX.data_ptr(), row, x_BHX.stride(1) * size

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <type_traits>
 #include <vector>
 #ifdef __AVX512BF16__
@@ -128,11 +129,23 @@ inline void dot_keys(const Block<T>& block, const Block<T>& next, const BF16* q,
 }
 #endif
 
-// adds the block's weighted values for N query heads; a value is loaded once for all of them, and as many channels are
-// taken at a time as leave their sums in registers. Fetches the rest of the next block.
+// whether sums hold 32 channels as the even ones followed by the odd ones: bf16 numbers come apart that way with half
+// of the instructions
+template <typename T, int C>
+constexpr bool PAIRED = std::is_same_v<T, BF16> && C % 2 == 0;
+
+// where a sum of T values holds a channel
+template <typename T, int C>
+inline int64_t place(int64_t d) {
+  return PAIRED<T, C> ? d / 32 * 32 + d % 2 * LANES + d % 32 / 2 : d;
+}
+
+// adds the block's weighted values for N query heads; a value is loaded once for all of them, and whole rows are taken
+// at a time where their sums fit the registers: the processor fetches such a stream ahead by itself. Fetches the rest of
+// the next block.
 template <typename T, int C, int N>
 inline void add_values(const Block<T>& block, const Block<T>& next, const float (*weights)[BLOCK], float* partial) {
-  constexpr int STEP = C % 4 == 0 && N > 2 ? 4 : C % 5 == 0 ? 5 : C > 8 ? 8 : C;
+  constexpr int STEP = std::min(C, 8);
   for (int low = 0; low < C; low += STEP) {
     Vec sum[N][STEP];
     for (int g = 0; g < N; g++) for (int c = 0; c < STEP; c++) sum[g][c] = load(partial + (g * C + low + c) * LANES);
@@ -142,9 +155,21 @@ inline void add_values(const Block<T>& block, const Block<T>& next, const float 
         prefetch<T, C>(next.values[j], 0, 1);
       }
       if (j < next.n && low + STEP >= C) prefetch<T, C>(next.values[j], 1, 4);
-      for (int c = 0; c < STEP; c++) {
-        const Vec v = load(block.values[j] + (low + c) * LANES);
-        for (int g = 0; g < N; g++) sum[g][c] += weights[g][j] * v;
+      const T* v = block.values[j] + low * LANES;
+      if constexpr (PAIRED<T, C>) {
+        for (int c = 0; c < STEP; c += 2) {
+          Vec even, odd;
+          load_pair(v + c * LANES, even, odd);
+          for (int g = 0; g < N; g++) {
+            sum[g][c] += weights[g][j] * even;
+            sum[g][c + 1] += weights[g][j] * odd;
+          }
+        }
+      } else {
+        for (int c = 0; c < STEP; c++) {
+          const Vec x = load(v + c * LANES);
+          for (int g = 0; g < N; g++) sum[g][c] += weights[g][j] * x;
+        }
       }
     }
     for (int g = 0; g < N; g++)
@@ -235,7 +260,8 @@ void attend(const Call& call, const Piece& piece, const Q* q, float* partial, fl
     for (g = 0; g < G; g++)
       weigh(block, mask ? mask + g * prefix : nullptr, prefix, log2_scale, scores[g], peak[g], total[g], partial + g * D, D);
     g = 0;
-    for (; g + 4 <= G; g += 4) add_values<T, C, 4>(block, next, scores + g, partial + g * D);
+    constexpr int N = C > 4 ? 2 : 4;
+    for (; g + N <= G; g += N) add_values<T, C, N>(block, next, scores + g, partial + g * D);
     for (; g < G; g++) add_values<T, C, 1>(block, next, scores + g, partial + g * D);
   }
 }
@@ -252,7 +278,8 @@ void run(const Call& call, const Q* q) {
   }
   first[call.jobs] = (int64_t)pieces.size();
   const int64_t n = (int64_t)pieces.size();
-  std::vector<float> partial(n * G * D), peak(n * G), total(n * G);
+  // not a vector, which would be filled with zeros first
+  const std::unique_ptr<float[]> partial(new float[n * G * D]), peak(new float[n * G]), total(new float[n * G]);
 
   #pragma omp parallel for schedule(dynamic, 4)
   for (int64_t i = 0; i < n; i++) {
@@ -269,7 +296,7 @@ void run(const Call& call, const Q* q) {
         const float weight = exp2f(peak[i * G + g] - top);
         sum += weight * total[i * G + g];
         const float* p = &partial[(i * G + g) * D];
-        for (int64_t d = 0; d < D; d++) out[d] += weight * p[d];
+        for (int64_t d = 0; d < D; d++) out[d] += weight * p[place<T, C>(d)];
       }
       if (sum > 0.f) for (int64_t d = 0; d < D; d++) out[d] /= sum;
       if (call.lse) call.lse[job * G + g] = sum > 0.f ? (top + std::log2(sum)) * 0.6931471805599453f : -INFINITY;
@@ -324,5 +351,53 @@ extern "C" int kvbench_sparse_decode(
   if (dtype == 0) return run_for<float>(call);
   if (dtype == 1) return run_for<BF16>(call);
   if (dtype == 2) return run_for<FP16>(call);
+  return 3;
+}
+
+namespace {
+
+// rows that share one layout: a table of their jobs
+struct Rows {
+  int64_t rows, heads, share, group, dim, prefix, tail, indexed;
+  // address, bytes from row to row and from head to head; address 0: none
+  struct Where { int64_t address, row, head; } k_prefix, v_prefix, k_tail, v_tail, index, mask;
+
+  // `share` jobs of each KV head have lists and masks of their own, and share the rest
+  std::vector<int64_t> table() const {
+    const int64_t jobs = rows * heads * share;
+    std::vector<int64_t> table(9 * jobs);
+    for (int64_t job = 0; job < jobs; job++) {
+      const int64_t row = job / (heads * share), own = job % (heads * share), head = own / share;
+      auto at = [&](const Where& x, int64_t n) { return x.address ? x.address + row * x.row + n * x.head : 0; };
+      const int64_t fields[9] = {at(k_prefix, head), at(v_prefix, head), prefix,  at(k_tail, head), at(v_tail, head),
+                                 tail,               at(index, own),     indexed, at(mask, own)};
+      for (int i = 0; i < 9; i++) table[i * jobs + job] = fields[i];
+    }
+    return table;
+  }
+};
+
+template <typename Q>
+int run_rows(const Q* q, Q* out, float* lse, const Rows& rows, float scaling, int dtype) {
+  const int64_t jobs = rows.rows * rows.heads * rows.share, n = jobs * rows.group * rows.dim;
+  std::vector<float> wide(n), sums(n);
+  for (int64_t i = 0; i < n; i++) wide[i] = number(q[i]);
+  const int code = kvbench_sparse_decode(
+      wide.data(), sums.data(), lse, rows.table().data(), jobs, rows.group, rows.dim, scaling, dtype);
+  for (int64_t i = 0; i < n; i++) put(sums[i], out + i);
+  return code;
+}
+
+}  // namespace
+
+// q and out are of q_dtype; `rows` as the struct Rows
+extern "C" int kvbench_sparse_decode_rows(
+    const void* q, void* out, float* lse, const int64_t* rows, float scaling, int q_dtype, int dtype) {
+  Rows of;
+  static_assert(sizeof of == 26 * sizeof(int64_t));
+  std::memcpy(&of, rows, sizeof of);
+  if (q_dtype == 0) return run_rows((const float*)q, (float*)out, lse, of, scaling, dtype);
+  if (q_dtype == 1) return run_rows((const BF16*)q, (BF16*)out, lse, of, scaling, dtype);
+  if (q_dtype == 2) return run_rows((const FP16*)q, (FP16*)out, lse, of, scaling, dtype);
   return 3;
 }

@@ -1,6 +1,5 @@
 """The compiled CPU form."""
 
-import ctypes
 from pathlib import Path
 
 import torch
@@ -8,10 +7,12 @@ from torch import Tensor
 
 from kvbench.kernels import build
 
+SOURCE = Path(__file__).with_name("select.cpp")
+
 
 def available() -> bool:
     """Whether a compiler with OpenMP was found."""
-    return build.load(Path(__file__).with_name("select.cpp")) is not None
+    return build.load(SOURCE) is not None
 
 
 def select_tokens(scores_XP: Tensor, tokens: int, page: int, length: Tensor) -> Tensor:
@@ -26,16 +27,11 @@ def top_k(scores: Tensor, k: int) -> Tensor:
 
 
 def _select(scores_XP: Tensor, tokens: int, page: int, length: int) -> Tensor:
-    library = build.load(Path(__file__).with_name("select.cpp"))
-    assert library is not None
     scores = scores_XP.float().contiguous()
     pages = scores.shape[-1]
     out = torch.empty(*scores.shape[:-1], max(0, tokens), dtype=torch.int32)
     if not out.numel():
         return out
-    library.kvbench_select_tokens(
-        ctypes.c_void_p(scores.data_ptr()),
-        ctypes.c_void_p(out.data_ptr()),
-        *map(ctypes.c_int64, (scores.numel() // pages, pages, page, length, tokens)),
-    )
+    call = build.function(SOURCE, "kvbench_select_tokens", "ppnnnnn")
+    call(scores.data_ptr(), out.data_ptr(), scores.numel() // pages, pages, page, length, tokens)
     return out

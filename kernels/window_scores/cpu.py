@@ -1,6 +1,5 @@
 """The compiled CPU form."""
 
-import ctypes
 import math
 from pathlib import Path
 
@@ -10,13 +9,14 @@ from torch import Tensor
 from kvbench.kernels import build
 from kvbench.kernels.dtypes import CODES, rows_of
 
+SOURCE = Path(__file__).with_name("windows.cpp")
 #: queries in a vector, and queries that the C++ takes at a time
 LANES, ROWS = 16, 32
 
 
 def available() -> bool:
     """Whether a compiler with OpenMP was found."""
-    return build.load(Path(__file__).with_name("windows.cpp")) is not None
+    return build.load(SOURCE) is not None
 
 
 def window_scores(q_QWD: Tensor, k_HTD: Tensor, scaling: float) -> Tensor:
@@ -24,8 +24,6 @@ def window_scores(q_QWD: Tensor, k_HTD: Tensor, scaling: float) -> Tensor:
 
     The logits are computed twice, 64 keys at a time, and never stored.
     """
-    library = build.load(Path(__file__).with_name("windows.cpp"))
-    assert library is not None
     k_HTD = rows_of(k_HTD)
     heads, length, dim = k_HTD.shape
     queries, window, _ = q_QWD.shape
@@ -40,10 +38,7 @@ def window_scores(q_QWD: Tensor, k_HTD: Tensor, scaling: float) -> Tensor:
     blocks = q_HRD.view(heads, rows // ROWS, ROWS, dim).transpose(2, 3).contiguous()
     out = torch.empty(queries, length)
     sizes = (heads, group, window, padded, rows, dim, length, k_HTD.stride(0))
-    code = library.kvbench_window_scores(
-        *(ctypes.c_void_p(x.data_ptr()) for x in (blocks, k_HTD, out)),
-        *map(ctypes.c_int64, sizes),
-        ctypes.c_int(CODES[k_HTD.dtype]),
-    )
+    call = build.function(SOURCE, "kvbench_window_scores", "pppnnnnnnnni")
+    code = call(blocks.data_ptr(), k_HTD.data_ptr(), out.data_ptr(), *sizes, CODES[k_HTD.dtype])
     assert code == 0, f"window_scores: code {code}"
     return out

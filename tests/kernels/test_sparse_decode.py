@@ -102,6 +102,27 @@ def test_lengths(form, kept):
     check(Case(rows=1, kept=kept), form)
 
 
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_queries_give_the_rounded_output_of_32_bit_ones(dtype):
+    case = Case(dtype=dtype, dim=128, group=4)
+    case.q = case.q.to(dtype).float()
+    exact, exact_lse = case.run("compiled")
+    case.q = case.q.to(dtype)
+    out, lse = case.run("compiled")
+    assert out.dtype == dtype and torch.equal(out, exact.to(dtype)) and torch.equal(lse, exact_lse)
+    case.v[0, 0, 7, 5] = torch.nan
+    out, _ = case.run("compiled")
+    assert out[:, 0, :, 5].isnan().all() and out.isnan().sum() == out[:, 0, :, 5].numel()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(2, 2, 0), (2, 2, 3, 0)])
+def test_an_empty_list_reads_nothing(form, shape):
+    out, lse = Case().run(form, torch.zeros(shape, dtype=torch.int32))
+    assert not out.any() and torch.isneginf(lse).all()
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_no_prefix_and_no_tail(form):
     check(Case(kept=0), form)
@@ -173,12 +194,14 @@ def test_without_avx512(march, monkeypatch, private_cache):
     flags = [f"-march={march}" if flag.startswith("-march") else flag for flag in build.FLAGS]
     monkeypatch.setattr(build, "FLAGS", flags)
     build.load.cache_clear()
+    build.function.cache_clear()
     try:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             for dim in (64, 80, 128):
                 check(Case(dtype=dtype, dim=dim, group=4), "compiled")
     finally:
         build.load.cache_clear()
+        build.function.cache_clear()
 
 
 @pytest.mark.parametrize("form", FORMS)
