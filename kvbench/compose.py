@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
@@ -56,9 +56,12 @@ def run_dir(composed: Composed) -> Path:
         raise UserError(f"run_dir: {given!r} is not the path of a folder")
     folder = Path(given or RUNS / composed.name)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise UserError(f"run_dir: cannot write in {there}")
-    return folder
+    try:
+        # tried, because file systems as /proc claim that root can write
+        with TemporaryFile(dir=there):
+            return folder
+    except OSError as problem:
+        raise UserError(f"run_dir: cannot write in {there}") from problem
 
 
 def own(composed: Composed, cls: type) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from kvbench import config, methods, tasks
+from kvbench.cli import main
 from kvbench.compose import options
 from kvbench.config import RunConfig
 from kvbench.errors import UserError
@@ -419,3 +420,10 @@ def test_a_broken_config_of_a_run(text: str) -> None:
     with pytest.raises(UserError) as error:
         config.from_yaml(text)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_file_system_without_new_files_is_no_folder_for_a_run(capsys):
+    # root may write there, says os.access
+    assert main(["run", "experiment=roofline", "run_dir=/proc/run"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "kvbench: error: run_dir: cannot write in /proc"

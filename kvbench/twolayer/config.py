@@ -89,6 +89,9 @@ class TwoLayerConfig(RagConfig):
             raise UserError(f"batch: {self.batch} is not allowed, give 1 or more")
         if self.usd_per_hour is not None and self.usd_per_hour <= 0:
             raise UserError(f"usd_per_hour: {self.usd_per_hour} is not allowed, give a number above 0")
+        for name in ("rents", "utilisations", "outputs"):
+            if not getattr(self, name):
+                raise UserError(f"{name}: empty, give at least one number")
         for name in ("usable", "utilisation"):
             _share(name, getattr(self, name))
         for value in self.utilisations:

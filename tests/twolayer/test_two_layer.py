@@ -185,6 +185,8 @@ def test_a_model_that_does_not_fit_says_so(trace, tmp_path, capsys):
         (["utilisations=[0.5,1.5]"], "utilisations: 1.5 is not in (0, 1]"),
         (["usd_per_hour=-1"], "usd_per_hour: -1.0 is not allowed"),
         (["rents=[0]"], "rents: 0.0 is not allowed"),
+        (["rents=[]"], "rents: empty, give at least one number"),
+        (["outputs=[]"], "outputs: empty, give at least one number"),
         (["batch=0"], "batch: 0 is not allowed"),
         (["placements=[automatic]"], "placements: none is missing"),
         (["placements=[none,automatc]"], "placement=automatc"),
