@@ -95,7 +95,7 @@ def sparse_decode(
         share, indexed = (group if index_RHN.dim() == 4 else 1), index_RHN.shape[-1]
         index = index_RHN.int().reshape(rows, heads * share, indexed).contiguous()
     if mask_HGK is not None:
-        mask = mask_HGK.reshape(1, heads * share, -1).contiguous()
+        mask = mask_HGK.reshape(1, heads * share, group // share * k_BHKD.shape[2]).contiguous()
     layout = (rows, heads, share, group // share, dim, k_BHKD.shape[2], int(tail), indexed)
     places = [number for x in (*stored, index, mask) for number in _where(x)]
     out, lse = torch.empty_like(q), torch.empty(rows, heads, group)

@@ -126,6 +126,7 @@ def test_an_empty_list_reads_nothing(form, shape):
 @pytest.mark.parametrize("form", FORMS)
 def test_no_prefix_and_no_tail(form):
     check(Case(kept=0), form)
+    check(Case(kept=0), form, mask=torch.zeros(2, 3, 0, dtype=torch.bool))
     case = Case(kept=0, tail=0)
     out, lse = case.run(form)
     assert not out.any() and torch.isneginf(lse).all()
