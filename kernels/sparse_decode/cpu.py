@@ -24,6 +24,9 @@ FIELDS: tuple[str, ...] = (
     "mask",
 )
 
+#: length of a list of slots that there is not
+EVERY_SLOT = -1
+
 SOURCE = Path(__file__).with_name("decode.cpp")
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
 
@@ -35,8 +38,10 @@ def available(group: int = 1, head_dim: int = 128) -> bool:
 
 
 def new_table(rows: int, heads: int) -> np.ndarray:
-    """An empty job table for the rows and KV heads of a layer: int64 `[9, rows, heads]`."""
-    return np.zeros((len(FIELDS), rows, heads), dtype=np.int64)
+    """A job table for the rows and KV heads of a layer, nothing stored and no lists: int64 `[9, rows, heads]`."""
+    table = np.zeros((len(FIELDS), rows, heads), dtype=np.int64)
+    table[FIELDS.index("indexed")] = EVERY_SLOT
+    return table
 
 
 def addresses(x_BHX: Tensor, rows: int) -> np.ndarray:
@@ -53,8 +58,9 @@ def decode_jobs(
     Args:
         q_JGD: queries `[J, G, D]` fp32, contiguous.
         table: int64 `[9, J]` or `[9, rows, heads]`, the fields named by `FIELDS`: addresses and lengths of prefix and
-            tail, address and length of an int32 slot list (0: read every slot; negative entries are skipped),
-            address of a uint8 mask `[G, prefix]` (0: none). The caller keeps what it points to alive.
+            tail, address and length of an int32 slot list (length `EVERY_SLOT`: there is none, every slot is read;
+            negative entries are skipped), address of a uint8 mask `[G, prefix]` (0: none). The caller keeps what it
+            points to alive.
         scaling: factor on the logits.
         dtype: element type of keys and values: float32, bfloat16 or float16.
         with_lse: also return the natural-log sum of exponentials.
@@ -87,11 +93,8 @@ def sparse_decode(
     rows, heads, group, dim = q_RHGD.shape
     q = q_RHGD.contiguous()
     stored = [rows_of(x) for x in (k_BHKD, v_BHKD, k_tail_RHMD, v_tail_RHMD)]
-    share, indexed, index, mask = 1, 0, None, None
+    share, indexed, index, mask = 1, EVERY_SLOT, None, None
     if index_RHN is not None:
-        if not index_RHN.shape[-1]:
-            # an empty tensor has no address, which would stand for every slot
-            index_RHN = index_RHN.new_full((*index_RHN.shape[:-1], 1), -1)
         share, indexed = (group if index_RHN.dim() == 4 else 1), index_RHN.shape[-1]
         index = index_RHN.int().reshape(rows, heads * share, indexed).contiguous()
     if mask_HGK is not None:

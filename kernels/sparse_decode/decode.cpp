@@ -51,8 +51,8 @@ struct Call {
   const int64_t* k_tail;     // [jobs] addresses of [tail, D]
   const int64_t* v_tail;
   const int64_t* tail;       // [jobs] slots in the tail
-  const int64_t* index;      // [jobs] addresses of int32 slot lists, 0: every slot; negative entries are skipped
-  const int64_t* indexed;    // [jobs] length of the list
+  const int64_t* index;      // [jobs] addresses of int32 slot lists, 0: none; negative entries are skipped
+  const int64_t* indexed;    // [jobs] length of the list, negative: no list, every slot is read
   const int64_t* mask;       // [jobs] addresses of uint8 [G, prefix], 0: no mask
   int64_t jobs, group, dim;
   float scaling;
@@ -273,7 +273,7 @@ void run(const Call& call, const Q* q) {
   std::vector<int64_t> first(call.jobs + 1);
   for (int64_t job = 0; job < call.jobs; job++) {
     first[job] = (int64_t)pieces.size();
-    const int64_t slots = call.index[job] ? call.indexed[job] : call.prefix[job] + call.tail[job];
+    const int64_t slots = call.indexed[job] >= 0 ? call.indexed[job] : call.prefix[job] + call.tail[job];
     for (int64_t low = 0; low < slots; low += SPLIT) pieces.push_back({job, low, std::min(slots, low + SPLIT), slots});
   }
   first[call.jobs] = (int64_t)pieces.size();

@@ -123,6 +123,22 @@ def test_an_empty_list_reads_nothing(form, shape):
     assert not out.any() and torch.isneginf(lse).all()
 
 
+@needs_compiler
+def test_a_jobs_empty_list_reads_nothing_and_no_list_reads_everything():
+    case = Case(rows=1, tail=0)
+    table = cpu.new_table(1, 2)
+    fields = dict(zip(cpu.FIELDS, table, strict=True))
+    for name, stored in (("k_prefix", case.k), ("v_prefix", case.v)):
+        fields[name][:] = cpu.addresses(stored, 1)
+    fields["prefix"][:] = 331
+    empty = torch.zeros(1, 2, 0, dtype=torch.int32)
+    fields["index"][0, 0], fields["indexed"][0, 0] = cpu.addresses(empty, 1)[0, 0], 0
+    out, lse = cpu.decode_jobs(case.q[0], table, case.scaling, torch.float32, with_lse=True)
+    expected, _ = case.expected()
+    torch.testing.assert_close(out[1].double(), expected[0, 1], rtol=1e-5, atol=1e-5)
+    assert not out[0].any() and torch.isneginf(lse[0]).all()
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_no_prefix_and_no_tail(form):
     check(Case(kept=0), form)
