@@ -70,7 +70,7 @@ def build(entry: Mapping[str, Any], key: str = "method") -> Method:
     base: Component = Composite()
     if name is not None:
         if not isinstance(name, str) or name not in known:
-            raise unknown(f"{key}.method", name, known, "method")
+            raise unknown(f"{key}.method", name, sorted(known), "method")
         cls = known[name]
         base = build_dataclass(cls, entry, key)
     elif entry or not roles:
@@ -98,5 +98,5 @@ def _part(role: str, value: object, key: str, known: Mapping[str, type[Component
     name = value.pop("name")
     fitting = {n: cls for n, cls in known.items() if cls.family == role}
     if not isinstance(name, str) or name not in fitting:
-        raise unknown(f"{key}.name", name, fitting, role)
+        raise unknown(f"{key}.name", name, sorted(fitting), role)
     return build_dataclass(fitting[name], value, key)
