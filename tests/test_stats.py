@@ -1,3 +1,4 @@
+import collections
 import itertools
 import math
 
@@ -48,14 +49,36 @@ def test_sign_flip_exact_equals_enumeration():
     assert stats.sign_flip(np.append(d, [0.0, np.nan])) == expected
 
 
-def test_sign_flip_drawn_is_near_scipy_and_repeatable():
-    d = np.random.default_rng(1).normal(0.35, 1, size=30)
+@pytest.mark.parametrize("n", [20, 30, 31, 60])
+def test_sign_flip_of_parts_found_is_exact_at_every_number_of_samples(n):
+    quarters = np.random.default_rng(n).integers(-4, 3, size=n)
+    chances = {0: 1}
+    for q in map(abs, quarters.tolist()):
+        moved = collections.Counter()
+        for total, count in chances.items():
+            moved[total + q] += count
+            moved[total - q] += count
+        chances = moved
+    reached = sum(count for total, count in chances.items() if abs(total) >= abs(quarters.sum()))
+    assert stats.sign_flip(quarters / 4) == pytest.approx(reached / 2**n, rel=1e-12)
+
+
+def test_sign_flip_goes_below_what_draws_could_show():
+    assert stats.sign_flip([0.5] * 20) == 2 * 0.5**20
+    assert stats.sign_flip([0.5, 0.25] * 30) == 2 * 0.5**60
+
+
+@pytest.mark.parametrize(("n", "mean"), [(31, 0.35), (80, 0.3), (300, -0.1)])
+def test_sign_flip_of_many_uneven_differences_is_near_scipy(n, mean):
+    d = np.random.default_rng(n).normal(mean, 1, size=n)
     expected = scipy.stats.permutation_test(
-        (d,), np.sum, permutation_type="samples", n_resamples=50_000, rng=0
+        (d,), np.sum, permutation_type="samples", n_resamples=50_000, rng=0, batch=10_000
     )
-    assert stats.sign_flip(d) == pytest.approx(expected.pvalue, abs=0.01)
-    assert stats.sign_flip(d) == stats.sign_flip(d)
-    assert stats.sign_flip([0.5] * 40) == 1 / (1 + stats.DRAWS)
+    assert stats.sign_flip(d) == pytest.approx(expected.pvalue, abs=0.005)
+
+
+def test_sign_flip_of_differences_that_cancel_on_the_grid_is_one():
+    assert stats.sign_flip([1.0, -1.0] * 20 + [0.0004]) == 1.0
 
 
 def test_p_value_chooses_the_test():
