@@ -58,7 +58,7 @@ class StoredLane(BaseLane):
         kept: prompt tokens kept per KV head.
         like: an empty tensor of the model's dtype on its device.
         eviction: what drops tokens from a rolling store after each step, or None.
-        rope: the angles by which keys turn to close a gap, or None when they stay at their positions.
+        rope: the angles by which leading keys turn to close a gap, or None when they stay at their positions.
     """
 
     store: Stored
@@ -69,6 +69,8 @@ class StoredLane(BaseLane):
 
     def __post_init__(self) -> None:
         self.filled = self.like.new_full((1,), self.kept, dtype=torch.long)
+        # tokens dropped behind the leading ones; these are stored as they were, or rounding would add up
+        self.gap = self.like.new_zeros(1, dtype=torch.long)
         # per row: bytes read so far, and those of them that are as many in any dtype of the model
         self.bytes_read = self.like.new_zeros(2, self.rows.stop - self.rows.start, dtype=torch.float64)
 
@@ -115,11 +117,19 @@ class StoredLane(BaseLane):
             codes = self.store.codes()
             if codes is not None:
                 return codes
-        return self.store.read(), None
+        return self._read(), None
+
+    def _read(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        k, *others = self.store.read()
+        if self.rope is not None:
+            assert self.eviction is not None and isinstance(self.store, Rolling)
+            leading = min(self.eviction.leading, self.store.hold)
+            k = torch.cat([rotate(k[:, :, :leading], *self.rope(self.gap)), k[:, :, leading:]], dim=2)
+        return k, *others
 
     def attend_many(self, q_RHGND: Tensor, scaling: float) -> Tensor:
         """Output `[R, H, G, N, D]` of the N newest tokens at once, which read everything that is stored."""
-        k, v, mask = self._joined(len(q_RHGND), *self.store.read()[:4])
+        k, v, mask = self._joined(len(q_RHGND), *self._read()[:4])
         out = attend_many(q_RHGND, k, v, mask, scaling)
         if self.eviction is not None:
             self._step(self._probabilities(q_RHGND, k, scaling, None))
@@ -172,12 +182,8 @@ class StoredLane(BaseLane):
         gone_RHE = self.eviction.step(probs_RHGNC, self.store.carried_RHC, drop)
         if drop:
             assert gone_RHE is not None
-            self.store.drop(gone_RHE, self._turn if self.rope is not None else None)
-
-    def _turn(self, k_RHCD: Tensor, behind_RHC: Tensor) -> Tensor:
-        assert self.rope is not None
-        cos, sin = (x.view(*behind_RHC.shape, -1) for x in self.rope(behind_RHC.flatten()))
-        return rotate(k_RHCD, cos, sin)
+            self.store.drop(gone_RHE)
+            self.gap += drop
 
 
 def attend_many(

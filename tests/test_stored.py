@@ -195,6 +195,24 @@ def test_reindexed_streaming_equals_positions_inside_the_cache(model, eager, sna
     assert run(model, snapshot, [cell]).cells[0].ids == reference.decode(choose, position=40)
 
 
+@pytest.mark.parametrize("format", ["native", "fp16", "fp8_e4m3"])
+def test_rounding_of_reindexed_sinks_does_not_add_up(model, snapshot, format):
+    entry = {"method": "streaming_llm", "positions": "reindexed", "format": {"name": format}}
+    cell = resolve(entry, 40, new=600)
+    (cache,) = build_blocks(snapshot, [cell], [Seat(0, slice(0, 1))], 1, 1, 600, with_dense=False)
+    lane = cache.block_layers[0].stored[0]
+    if format == "native":
+        lane.store.slots[:2] = [x.bfloat16() for x in lane.store.slots[:2]]
+    start = lane._read()[0][:, :, :5].clone().float()
+    q, new = torch.randn(1, HEADS, GROUP, DIM).to(start.dtype), torch.randn(1, HEADS, 1, DIM)
+    for _ in range(500):
+        lane.append(new.to(lane.store.slots[0].dtype) if format == "native" else new, new)
+        lane.attend(q.to(lane.store.read()[0].dtype), 0.25, selecting=True)
+    turned = rotate(start[:, :, :4], *rope_of(model)(torch.tensor([500])))
+    error = (lane._read()[0][:, :, :4].float() - turned).norm() / turned.norm()
+    assert error < {"native": 2**-8, "fp16": 1e-6, "fp8_e4m3": 1e-6}[format]
+
+
 @pytest.mark.parametrize("entry", STEPPING, ids=lambda e: e["method"])
 def test_memory_stays_constant_while_decoding(model, snapshot, entry):
     cell = resolve(entry, 40)

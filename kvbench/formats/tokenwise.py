@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -143,14 +142,8 @@ class Rolling:
     def codes(self) -> None:
         """None: evictions while decoding read keys as numbers."""
 
-    def drop(self, gone_RHE: Tensor, turn: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
-        """Gives up E slots of every row and KV head.
-
-        Args:
-            gone_RHE: the slots.
-            turn: applied to the keys that stay, with the number of slots dropped behind each, `[R, H, C -
-                E]`.
-        """
+    def drop(self, gone_RHE: Tensor) -> None:
+        """Gives up E slots of every row and KV head."""
         rows, heads, dropped = gone_RHE.shape
         gone = torch.zeros(rows, heads, self.count, dtype=torch.bool, device=gone_RHE.device)
         gone.scatter_(2, gone_RHE, True)
@@ -158,9 +151,6 @@ class Rolling:
         stay_RHC = gone.int().sort(dim=-1, stable=True).indices[..., : self.count]
         for n, x in enumerate(self.slots):
             moved = x.gather(2, stay_RHC[..., None].expand(-1, -1, -1, x.shape[3]))
-            if n == 0 and turn is not None:
-                behind_RHC = dropped - gone.cumsum(-1).gather(2, stay_RHC)
-                moved = self.codecs[0].encode(turn(self.codecs[0].decode(moved), behind_RHC))
             if x.shape[2] > self.hold + 1:
                 self.slots[n] = self._with_room(moved)
             else:

@@ -108,11 +108,17 @@ class Eviction(Component):
 
     @property
     def reindexes(self) -> bool:
-        """Whether kept keys are rotated to consecutive positions that end with the prompt, after `step` too.
+        """Whether kept keys are rotated to consecutive positions that end with the prompt.
 
-        Needs "rope". Distances to the query are then those inside the cache, as in StreamingLLM's paper.
+        Needs "rope". Distances to the query are then those inside the cache, as in StreamingLLM's paper. After
+        `step` the first `leading` keys are rotated further, by all that was dropped: it drops right behind them.
         """
         return False
+
+    @property
+    def leading(self) -> int:
+        """Slots in front of what `step` drops, where keys are rotated to consecutive positions."""
+        return 0
 
     def carry(self, snapshot: LayerSnapshot, scores: Any, kept: Kept) -> list[Tensor] | None:
         """A number per kept token that `step` shall find again (H2O's sums), per KV head fp32 `[K_h]`."""

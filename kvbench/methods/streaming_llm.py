@@ -28,6 +28,7 @@ class StreamingLLM(Eviction):
         "tokens held per KV head, sinks included, also while decoding (original: kept of the prompt)"
     )
 
+    version = 2
     sinks: int = 4
     positions: Literal["reindexed", "original"] = "reindexed"
 
@@ -38,6 +39,10 @@ class StreamingLLM(Eviction):
     @property
     def reindexes(self) -> bool:
         return self.positions == "reindexed"
+
+    @property
+    def leading(self) -> int:
+        return self.sinks
 
     @property
     def steps(self) -> bool:
@@ -58,5 +63,5 @@ class StreamingLLM(Eviction):
 
     def step(self, probs_RHGNC: Tensor, carried_RHC: Tensor | None, drop: int) -> Tensor:
         rows, heads, *_, slots = probs_RHGNC.shape
-        first = min(self.sinks, slots - drop)
+        first = min(self.leading, slots - drop)
         return torch.arange(first, first + drop, device=probs_RHGNC.device).expand(rows, heads, -1)
