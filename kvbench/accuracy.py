@@ -15,7 +15,7 @@ from kvbench.decode import Group as DecodedGroup
 from kvbench.methods import Resolved, Shape
 from kvbench.models.attention import register_attention
 from kvbench.models.load import LoadedModel, load_model
-from kvbench.models.prefill import Snapshot, prefill_for
+from kvbench.models.prefill import Snapshot, prefill_for, sliding_window
 from kvbench.plan import Cell, Group, make_plan
 from kvbench.records import group_fields, kernel_form, method_fields
 from kvbench.repeat import Repeat
@@ -54,8 +54,10 @@ def run_accuracy(cfg: RunConfig, progress: Any) -> None:
 
 
 def make_renderer(cfg: RunConfig, loaded: LoadedModel) -> Renderer:
-    """Makes prompts for the model, no longer than its positions."""
+    """Makes prompts for the model, no longer, with the answer, than its positions and its sliding window."""
     limit = loaded.model.config.get_text_config().max_position_embeddings
+    if (sliding := sliding_window(loaded.model)) is not None:
+        limit = min(limit, sliding)
     return Renderer(loaded.tokenizer, cfg.model.chat_template, cfg.model.system, limit)
 
 
@@ -101,7 +103,10 @@ def _run_part(
     cfg: RunConfig, loaded: LoadedModel, group: Group, prompt: Prompt, first_turn: int | None,
     cells: Sequence[Cell], shown: Any,
 ) -> list[Record]:  # fmt: skip
-    """Cells that compress the same tokens; in a later turn, budgets are those of the first turn's length."""
+    """Cells that compress the same tokens; in a later turn, budgets are those of the first turn's length.
+
+    A budget that covers the first turn is that of the conversation so far, which it may not cover.
+    """
     provenance.reset_peak(loaded.device)
     compressed, question, last = split_prompt(prompt, group.protocol, cfg.decode.first_token)
     shown.stage("prefill")
@@ -126,6 +131,12 @@ def _run_part(
     room = group.sample.max_new_tokens + (len(question) if first_turn is None else 0)
     shape = Shape(first_turn or snapshot.length, room, layer.num_layers, layer.k_HTD.shape[-1])
     resolved = [cell.method.resolve(shape, cell.budget) for cell in cells]
+    if first_turn is not None:
+        whole = replace(shape, compressed=snapshot.length, max_new_tokens=room + len(question))
+        resolved = [
+            cell.method.resolve(whole, cell.budget) if r.covers_prompt else r
+            for cell, r in zip(cells, resolved, strict=True)
+        ]
     own = [r for r in resolved if not r.dense]
     result = decode_cells(loaded.model, snapshot, question, last, own, options_)
     rows = iter(result.cells)

@@ -142,7 +142,7 @@ def _carried(
 
 
 def audit(kept: Kept, layer: LayerSnapshot, tokens: int, eviction: Eviction) -> None:
-    """Check what an eviction kept: heads, order, range, and that no more than the budget was kept.
+    """Check what an eviction kept: heads, order, range, and that no more than the budget's rule allows was kept.
 
     Raises:
         AuditError: naming the method and the layer.
@@ -157,8 +157,9 @@ def audit(kept: Kept, layer: LayerSnapshot, tokens: int, eviction: Eviction) -> 
             raise AuditError(f"{where}, head {head}: kept positions are empty or outside the prompt")
         if bool((positions[1:] <= positions[:-1]).any()):
             raise AuditError(f"{where}, head {head}: kept positions are not ascending and unique")
-    if kept.members is None and not eviction.ragged and any(len(p) > tokens for p in kept.positions):
-        raise AuditError(f"{where}: more than {tokens} tokens kept")
+    most = tokens + eviction.excess
+    if kept.members is None and not eviction.ragged and any(len(p) > most for p in kept.positions):
+        raise AuditError(f"{where}: more than {most} tokens kept")
 
 
 def _padding(layer: LayerSnapshot, lanes: list[Lane | StoredLane], block_rows: int, room: int) -> list[Lane]:

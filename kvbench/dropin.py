@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -16,6 +17,7 @@ from kvbench.errors import UserError
 from kvbench.lanes import BlockCache, BlockLayer, Lane
 from kvbench.methods import Budget, Method, Shape, build
 from kvbench.models.attention import NAME, register_attention
+from kvbench.models.load import FAMILIES
 from kvbench.models.prefill import PrefillLayer, check_window, rope_of
 from kvbench.stored import StoredLane
 
@@ -52,6 +54,11 @@ def cache(
         raise UserError(f"method: {method} needs the text of the prompt, which a cache does not see")
     if "answer" in built.needs:
         raise UserError(f"method: {method} needs the answer that is yet to come, which a cache does not see")
+    config = model.config.get_text_config()
+    if "rope" in built.needs and config.model_type not in FAMILIES:
+        raise UserError(f"method: {method} turns keys, which is known for {', '.join(FAMILIES)} only")
+    if getattr(config, "attention_chunk_size", None) is not None:
+        raise UserError("model: attends within chunks of the text, which kvbench does not")
     before = model.config._attn_implementation
     if before != NAME:
         model.set_attn_implementation(register_attention())
@@ -100,7 +107,7 @@ class DropInCache(Cache):
 
     def see(self, length: int, rows: int, padding_BT: Tensor | None) -> None:
         """Takes note of where each row of the prompt starts."""
-        check_window(self.model, length)
+        check_window(self.model, length + self.room)
         self.starts = [0] * rows
         if padding_BT is not None:
             real = padding_BT.bool()
@@ -134,6 +141,21 @@ class DropInCache(Cache):
 
     def crop(self, tokens_to_remove: Any = None, **kwargs: Any) -> None:
         raise UserError("past_key_values: a kvbench cache cannot give tokens back")
+
+    def reset(self) -> None:
+        raise UserError("past_key_values: a kvbench cache serves one prompt; make a new one")
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        raise UserError("past_key_values: the rows of a kvbench cache are those of its prompt")
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        raise UserError("past_key_values: the rows of a kvbench cache are those of its prompt")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DropInCache:
+        memo[id(self.model)] = self.model
+        copied = memo[id(self)] = self.__class__.__new__(self.__class__)
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
 
 class DropInLayer(CacheLayerMixin):

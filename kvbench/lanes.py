@@ -77,6 +77,7 @@ def make_lanes(
         if cell.eviction.reindexes and kept is not None:
             k_HKD = _closed_up(snapshot, k_HKD, torch.stack(kept.positions[part]))
         k, v = (x[None] if share else x[None].repeat(count, 1, 1, 1) for x in (k_HKD, v_HKD))
+        assert mask is None or rule.read is None, "a selection chooses among what all query heads may read"
         state = cell.selection.prepare(k, v, count, room) if rule.read is not None else None
         retained = (
             _whole(snapshot, cell, part, 1 if share else count) if cell.retains and kept is not None else None
@@ -154,6 +155,12 @@ class BlockLayer(CacheLayerMixin):
         # per row, KV heads together: K/V slots read so far by selection, and the bytes that scoring read
         self.slots_selected = torch.zeros(rows, dtype=torch.long, device=like.device)
         self.score_bytes = [0] * rows
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.table is not None:
+            # a copy's tensors are elsewhere
+            self.table = _job_table(self)
 
     # what transformers passes on to the attention function, see models/attention.py
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> Any:

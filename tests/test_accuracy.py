@@ -13,8 +13,10 @@ import pandas as pd
 import pytest
 
 from kvbench import report
-from kvbench.accuracy import run_accuracy, split_prompt
+from kvbench.accuracy import make_renderer, run_accuracy, split_prompt
 from kvbench.config import load
+from kvbench.models.attention import register_attention
+from kvbench.models.load import load_model
 from kvbench.progress import Progress
 from kvbench.tasks import Prompt
 
@@ -182,3 +184,13 @@ def test_the_command_of_a_record_runs_its_cell_again(undisturbed, monkeypatch, t
     run_accuracy(cfg, Progress)
     again = cells(cfg.run_dir).set_index("cell")
     assert again.loc[row["cell"], "output_ids"] == row["output_ids"]
+
+
+def test_prompt_and_answer_stay_within_the_sliding_window(config, tmp_path):
+    cfg = config(tmp_path)
+    loaded = load_model(cfg.model, register_attention())
+    assert make_renderer(cfg, loaded).limit == 4096
+    loaded.model.config.sliding_window = 1000
+    assert make_renderer(cfg, loaded).limit == 1000
+    loaded.model.config.use_sliding_window = False
+    assert make_renderer(cfg, loaded).limit == 4096

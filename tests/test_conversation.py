@@ -134,6 +134,23 @@ def test_covered_budgets_are_dense_in_every_turn(config, tmp_path):
         assert turn["output"].nunique() == 1 and len(turn) == 7
 
 
+def test_a_budget_that_covers_the_first_turn_only_is_kept_in_later_ones(frame, config, tmp_path):
+    first = turns(frame, "snapkv")[0]["compressed_tokens"]
+    more = [f"budget.tokens=[{first + 8}]", "method=[h2o,quest,rocketkv,rocketkv_mt,snapkv]", "kl=false"]
+    run_accuracy(config(tmp_path, *more), Progress)
+    rows = report.load(tmp_path).cells()
+    slot = 2 * 2 * 16 * 4 * 3
+    for method in ("h2o", "quest", "rocketkv_mt"):
+        assert [row["budget_covers_prompt"] for row in turns(rows, method)] == [True, False, False, False]
+    later = {method: turns(rows, method)[1:] for method in ("h2o", "quest", "rocketkv_mt", "snapkv")}
+    sums = (first + 8) * 2 * 4 * 3
+    assert {row["bytes_resident_end"] for row in later["h2o"]} == {(first + 8) * slot + sums}
+    for row, kept in zip(later["quest"], later["snapkv"], strict=True):
+        assert row["bytes_read_per_step"] < kept["bytes_read_per_step"]
+    # an eviction after the first turn has nothing to evict there: it goes on as dense
+    assert all(row["budget_covers_prompt"] for row in later["snapkv"])
+
+
 def test_first_token_from_prefill_in_the_first_turn(config, tmp_path):
     more = ["decode.first_token=dense", "limit=2", "method=[dense,snapkv,rocketkv,rocketkv_mt]", "kl=false"]
     run_accuracy(config(tmp_path, *more), Progress)

@@ -1,10 +1,11 @@
 """The cache for `model.generate` against the engine, for one prompt and for padded batches."""
 
+import copy
 import warnings
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import kvbench
 from kvbench.decode import DecodeOptions, decode_cells
@@ -157,3 +158,72 @@ def test_mistakes_are_told_in_one_line(model):
         generate(model, make(model, {"method": "snapkv"}, 30), ids, mask)
     with pytest.raises(UserError, match="num_beams"):
         generate(model, make(model, {"method": "snapkv"}, 30), ids, num_beams=2)
+    used = make(model, {"method": "snapkv"}, 30)
+    with pytest.raises(UserError, match="make a new one"):
+        used.reset()
+    with pytest.raises(UserError, match="rows of a kvbench cache"):
+        used.batch_repeat_interleave(2)
+    with pytest.raises(UserError, match="rows of a kvbench cache"):
+        used.batch_select_indices(torch.tensor([0]))
+
+
+@pytest.mark.parametrize(
+    ("entry", "tokens"), [ENTRIES[n] for n in (0, 1, 7, 8, 11)], ids=lambda e: str(e)[:60]
+)
+def test_a_copy_goes_its_own_way(model, entry, tokens):
+    def after(cache, *given):
+        for token in given:
+            position = torch.tensor([[cache.get_seq_length()]])
+            out = model(torch.tensor([[token]]), past_key_values=cache, position_ids=position)
+        return out.logits[0, -1]
+
+    def begun():
+        cache = make(model, entry, tokens)
+        with torch.inference_mode():
+            model(torch.tensor([prompt(60)]), past_key_values=cache)
+            after(cache, 5)
+        return cache
+
+    first = begun()
+    copied = copy.deepcopy(first)
+    assert copied.model is model
+    with torch.inference_mode():
+        after(first, 40, 41)
+        del first
+        assert torch.equal(after(copied, 7, 8), after(begun(), 7, 8))
+
+
+SMALL = {
+    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "method", "message"),
+    [
+        ("mistral", {"sliding_window": 65}, "dense", "sliding window of 65"),
+        ("gemma2", {"head_dim": 16, "attn_logit_softcapping": 5.0}, "dense", "'softcap'"),
+        ("llama4_text", {"intermediate_size_mlp": 64, "num_local_experts": 2}, "dense", "within chunks"),
+        ("glm", {"head_dim": 16}, "streaming_llm", "known for llama"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            "streaming_llm",
+            "rope_type 'dynamic'",
+        ),
+    ],
+)
+def test_models_whose_attention_is_another_one_are_refused(family, options, method, message):
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SMALL, **options)).eval()
+    tokens = 20 if method != "dense" else None
+    with pytest.raises(UserError, match=message):
+        generate(model, make(model, {"method": method}, tokens), [[n % 90 for n in range(56)]])
+
+
+def test_a_text_that_just_fits_the_sliding_window_is_served():
+    config = AutoConfig.for_model("mistral", **SMALL, sliding_window=66)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    ids = [[n % 90 for n in range(56)]]
+    expected = generate(model, None, ids)
+    assert generate(model, make(model, {"method": "dense"}, None), ids) == expected

@@ -281,10 +281,8 @@ def test_stepping_rows_do_not_depend_on_neighbours_or_kernels(model, snapshot):
 
 def test_decode_time_eviction_composes_with_selections(model, snapshot):
     alone = run(model, snapshot, [resolve({"method": "h2o"}, 40)]).cells[0]
-    entry = {"method": "h2o", "selection": {"name": "topk_oracle"}}
-    shape, new = Shape(COMPRESSED, NEW, LAYERS, DIM), build(entry)
-    everything = run(model, snapshot, [new.resolve(shape, Budget(tokens=40, read=41))]).cells[0]
-    some = run(model, snapshot, [new.resolve(shape, Budget(tokens=40, read=10))]).cells[0]
+    entry = {"method": "h2o", "selection": {"name": "topk_oracle"}, "keep": 40}
+    everything, some = (run(model, snapshot, [resolve(entry, read)]).cells[0] for read in (41, 10))
     assert everything.ids == alone.ids
     assert some.read < alone.read / 3 and some.resident == alone.resident
 

@@ -107,6 +107,11 @@ class Eviction(Component):
         return not self.ragged
 
     @property
+    def excess(self) -> int:
+        """Tokens that a rounding rule may keep beyond the budget."""
+        return 0
+
+    @property
     def reindexes(self) -> bool:
         """Whether kept keys are rotated to consecutive positions that end with the prompt.
 
@@ -163,7 +168,12 @@ class Selection(Component):
     reads_keys: ClassVar[bool] = True
 
     def resolve(self, read: int, shape: Shape) -> tuple[Selection, list[int | None]]:
-        """Final parameters, and the tokens to read per layer (None: all) for a budget of `read`."""
+        """Final parameters, and the tokens to read per layer (None: all) for a budget of `read`.
+
+        Args:
+            read: the budget.
+            shape: of what an eviction leaves to select from, in the layer where that is most.
+        """
         total = shape.compressed + shape.max_new_tokens
         return self, [read if read < total else None] * shape.num_layers
 
@@ -407,18 +417,34 @@ class Composite(Method):
     """Any eviction with any selection.
 
     An eviction keeps `budget` tokens of the prompt (window and sinks included) and reads all it kept; a
-    selection keeps everything and reads `budget`; a composition of both takes `budget` for each, or
-    `budget.keep` and `budget.read` where given.
+    selection keeps everything and reads `budget`. A composition of both reads `budget` of what it kept, which is
+    `keep` tokens (or `keep` of the prompt, a fraction), or `budget` of them where `keep` is not given.
     """
 
     eviction: Eviction = KeepAll()
     selection: Selection = ReadAll()
+    keep: int | float | None = None
 
     def __post_init__(self) -> None:
+        if self.keep is not None:
+            if not (self.evicts and self.selects):
+                raise UserError(
+                    "keep: needs an eviction and a selection; without one the budget is what is kept"
+                )
+            tokens = type(self.keep) is int and self.keep >= 1
+            if not (tokens or (isinstance(self.keep, float) and 0 < self.keep <= 1)):
+                raise UserError(
+                    f"keep: {self.keep} is not allowed, give 1 or more tokens, or a fraction up to 1.0"
+                )
         if self.eviction.steps and not self.format.rolls:
             raise UserError(
                 f"format: {self.format.name} stores tokens in groups, which {self.eviction.name} would tear "
                 "apart while decoding; allowed: native, bf16, fp16, fp8_e4m3, fp8_e5m2"
+            )
+        if self.selects and getattr(self.eviction, "heads", None) == "query_head":
+            raise UserError(
+                f"heads: query_head of {self.eviction.name} keeps tokens that not every query head may read, "
+                f"which {self.selection.name} cannot choose among; allowed beside a selection: kv_head"
             )
 
     @property
@@ -438,11 +464,13 @@ class Composite(Method):
 
     def own_params(self) -> dict[str, Any]:
         if self.evicts and self.selects:
-            return {"eviction": self.eviction.params(), "selection": self.selection.params()}
+            kept = {} if self.keep is None else {"keep": self.keep}
+            return {"eviction": self.eviction.params(), "selection": self.selection.params(), **kept}
         return (self.eviction if self.evicts else self.selection).params()
 
     def resolve(self, shape: Shape, budget: Budget | None) -> Resolved:
         total = shape.compressed + shape.max_new_tokens
+        ratio = None
         if not self.needs_budget:
             keep = read = total
         elif budget is None:
@@ -450,16 +478,20 @@ class Composite(Method):
                 f"budget: {self.eviction.name} x {self.selection.name} needs budget.tokens or budget.ratio"
             )
         else:
-            tokens = budget.of(shape.compressed)
-            keep, read = budget.keep or tokens, budget.read or tokens
-        # a fraction retained says nothing about an explicit budget.keep
-        ratio = budget.ratio if budget is not None and budget.keep is None else None
+            read = budget.of(shape.compressed)
+            kept = budget
+            if self.keep is not None:
+                kept = Budget(self.keep) if isinstance(self.keep, int) else Budget(ratio=str(self.keep))
+            keep, ratio = kept.of(shape.compressed), kept.ratio
         per_layer = [total] * shape.num_layers
         if self.evicts:
             per_layer = self.eviction.layer_tokens(keep, shape, ratio)
-        selection, per_layer_read = (
-            self.selection.resolve(read, shape) if self.selects else (self.selection, None)
-        )
+        selection, per_layer_read = self.selection, None
+        if self.selects:
+            # the newest token is there before another one is dropped
+            held = max(per_layer) + (1 if self.eviction.steps else shape.max_new_tokens)
+            left = dataclasses.replace(shape, compressed=min(held, total) - shape.max_new_tokens)
+            selection, per_layer_read = self.selection.resolve(read, left)
         rules = tuple(
             LayerRule(
                 keep=n if n < shape.compressed else None,

@@ -13,22 +13,18 @@ class Budget:
     """How much a method may keep or read, per KV head and layer.
 
     Exactly one of `tokens` and `ratio` is set. A ratio is the fraction retained of the compressed tokens,
-    floored in decimal arithmetic (0.1 of 1000 is 100), at least 1. `keep` and `read` override the two sides
-    of a composition.
+    floored in decimal arithmetic (0.1 of 1000 is 100), at least 1.
     """
 
     tokens: int | None = None
     ratio: str | None = None
-    keep: int | None = None
-    read: int | None = None
 
     def __post_init__(self) -> None:
         if (self.tokens is None) == (self.ratio is None):
             raise UserError("budget: give exactly one of tokens and ratio")
-        for name in ("tokens", "keep", "read"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise UserError(f"budget.{name}: {value!r} is not a whole number above 0")
+        value = self.tokens
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise UserError(f"budget.tokens: {value!r} is not a whole number above 0")
         if self.ratio is not None and not 0 < Decimal(str(self.ratio)) <= 1:
             raise UserError(f"budget.ratio: {self.ratio} is not in (0, 1]")
 
@@ -40,12 +36,8 @@ class Budget:
         return max(1, int(exact.to_integral_value(ROUND_FLOOR)))
 
     def label(self) -> str:
-        """Short form for tables: `256`, `0.1x`, with `keep=`/`read=` where given."""
-        text = str(self.tokens) if self.tokens is not None else f"{self.ratio}x"
-        for name in ("keep", "read"):
-            if getattr(self, name) is not None:
-                text += f",{name}={getattr(self, name)}"
-        return text
+        """Short form for tables: `256`, `0.1x`."""
+        return str(self.tokens) if self.tokens is not None else f"{self.ratio}x"
 
 
 @dataclass(frozen=True)

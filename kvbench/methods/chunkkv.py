@@ -41,7 +41,7 @@ class ChunkKV(Eviction):
 
     Both cut the prompt at `offset` and every `chunk` tokens from there. As an ablation, `chunks=sentence` or
     `chunks=punctuation` cuts it where the text has a boundary and, within, every `chunk` tokens; chunks of
-    unequal length are ranked by their mean.
+    unequal length are ranked by their mean, and `mode=kvpress` then takes them while they fit.
     """
 
     differs = (
@@ -54,7 +54,8 @@ class ChunkKV(Eviction):
         "boundary-aware chunks are kvbench's own"
     )
     budget_meaning = (
-        "tokens kept per KV head, window included (kvpress: whole chunks, rounded down, at least one)"
+        "tokens kept per KV head, window included (kvpress: whole chunks, as many of them as the budget is of "
+        "the prompt, rounded down, at least one; a cut chunk counts as a whole one)"
     )
 
     positive = ("window", "chunk", "n_reuse", "kernel")
@@ -85,6 +86,11 @@ class ChunkKV(Eviction):
     @property
     def meets_budget(self) -> bool:
         return self.mode == "paper"
+
+    @property
+    def excess(self) -> int:
+        # the first and the last chunk may be cut and are counted whole
+        return 2 * (self.chunk - 1) if self.mode == "kvpress" and self.chunks == "fixed" else 0
 
     def layer_tokens(self, tokens: int, shape: Shape, ratio: str | None = None) -> list[int]:
         if self.mode == "kvpress" and shape.compressed >= self.chunk:
@@ -148,9 +154,14 @@ class ChunkKV(Eviction):
         if snapshot.length < self.chunk:
             return Kept.uniform(top_k(press_scores(self.scorer, snapshot, self.window, self.kernel), tokens))
         total = chunks.scores_HC.shape[1]
-        # kvpress rounds in binary floating point from the fraction removed: int(10 * (1 - 0.8)) is 1
-        kept = None if ratio is None else 1 - float(1 - Decimal(ratio))
-        count = total * tokens // snapshot.length if kept is None else int(total * kept)
+        if self.chunks != "fixed":
+            ranked = chunks.scores_HC[0].sort(descending=True, stable=True).indices
+            count = int((chunks.of_T.bincount()[ranked].cumsum(0) <= tokens).sum())
+        elif ratio is None:
+            count = total * tokens // snapshot.length
+        else:
+            # kvpress rounds in binary floating point from the fraction removed: int(10 * (1 - 0.8)) is 1
+            count = int(total * (1 - float(1 - Decimal(ratio))))
         chosen = top_k_mask(chunks.scores_HC[0], max(1, count))
         return Kept([chosen[chunks.of_T].nonzero()[:, 0]] * snapshot.heads)
 

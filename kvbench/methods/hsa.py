@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -38,6 +39,7 @@ class HSA(Selection):
         "bounds of pages, for pages of one a copy of K"
     )
 
+    version = 2
     reads_keys: ClassVar[bool] = False
 
     page: int = 0
@@ -76,6 +78,10 @@ class HSA(Selection):
         self, q_RHGD: Tensor, k_BHKD: Tensor, k_tail_RHMD: Tensor, length: Tensor, state: Any, tokens: int,
         scaling: float,
     ) -> Tensor:  # fmt: skip
+        # the scores have the usual factor on the logits
+        factor = scaling * q_RHGD.shape[-1] ** 0.5
+        if not math.isclose(factor, 1):
+            q_RHGD = q_RHGD * factor
         if not self.pin_recent:
             return hsa_select(q_RHGD, state, self.channels, self.page, length, tokens)
         # the pinned tokens take part in the softmax, not in the choice

@@ -67,11 +67,14 @@ def build(entry: Mapping[str, Any], key: str = "method") -> Method:
         role: entry.pop(role) for role in ("eviction", "selection", "format") if entry.get(role) is not None
     }
     name = entry.pop("method", None)
+    cls = known.get(name) if isinstance(name, str) else None
+    # of the composition; a method that names its own roles has none
+    composed = cls is None or not issubclass(cls, Method)
+    kept = {"keep": entry.pop("keep")} if composed and "keep" in entry else {}
     base: Component = Composite()
     if name is not None:
-        if not isinstance(name, str) or name not in known:
+        if cls is None:
             raise unknown(f"{key}.method", name, sorted(known), "method")
-        cls = known[name]
         base = build_dataclass(cls, entry, key)
     elif entry or not roles:
         raise UserError(f"{key}: give method: NAME, or at least one of eviction, selection, format")
@@ -84,9 +87,12 @@ def build(entry: Mapping[str, Any], key: str = "method") -> Method:
     for role in fixed:
         if role in parts:
             raise UserError(f"{key}.{role}: {name} brings its own {role}; leave {role} out")
-    if isinstance(base, Method):
-        return dataclasses.replace(base, **parts)
-    return Composite(**{base.family: base, **parts})  # type: ignore[arg-type]
+    try:
+        if isinstance(base, Method):
+            return dataclasses.replace(base, **parts, **kept)
+        return Composite(**{base.family: base, **parts}, **kept)  # type: ignore[arg-type]
+    except UserError as error:
+        raise UserError(f"{key}.{error}") from None
 
 
 def _part(role: str, value: object, key: str, known: Mapping[str, type[Component]]) -> Component:

@@ -17,9 +17,9 @@ class RocketKV(Method):
     """Two stages: group-shared SnapKV with a wide max pool keeps C1 - M tokens, HSA reads t / 2 of them per step.
 
     `split` is the share of the compression that the first stage takes, adaptive or static. `floor_2m` is the accuracy
-    code's floor of 2 M tokens for the first stage, which the paper does not have. The first `dense_layers` layers are
-    left alone (2 for LongChat in the paper). In a conversation it keeps what the first turn left; the official code
-    applies SnapKV to that again at every turn.
+    code's floor of 2 M tokens for the first stage, which the paper does not have. The first `dense_layers` layers keep
+    and read everything (2 for LongChat in the paper). In a conversation it keeps what the first turn left; the official
+    code applies SnapKV to that again at every turn.
     """
 
     differs = (
@@ -67,7 +67,7 @@ class RocketKV(Method):
             room = max(room, min(2 * shape.max_new_tokens, total))
         keep = max(room - shape.max_new_tokens, min(self.window, shape.compressed), 1)
         notes = () if keep == room - shape.max_new_tokens else ("kept raised to the observation window",)
-        page, channels = split_traffic(room, traffic, shape.head_dim)
+        page, channels = split_traffic(keep + shape.max_new_tokens, traffic, shape.head_dim)
         rule = LayerRule(
             keep=keep if keep < shape.compressed else None, read=max(1, traffic // 2) + self.pin_recent
         )

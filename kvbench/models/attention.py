@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from kvbench.errors import UserError
+
 NAME = "kvbench"
 
 
@@ -37,6 +39,9 @@ def _attention(
 ) -> tuple[Tensor, None]:
     if not hasattr(key, "attend"):
         raise TypeError("attn_implementation 'kvbench' needs a cache of kvbench as past_key_values")
+    for name in ("softcap", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise UserError(f"model: its attention has '{name}', which kvbench's does not")
     if attention_mask is not None:
         return key.attend(query, scaling, attention_mask), None
     return key.attend(query, scaling), None

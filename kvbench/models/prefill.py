@@ -92,22 +92,35 @@ def prefill(
 
 
 def check_window(model: PreTrainedModel, length: int) -> None:
-    """Refuses prompts that reach beyond a model's sliding window.
+    """Refuses what reaches beyond a model's sliding window.
 
     Raises:
-        UserError: the model attends within a sliding window shorter than the prompt.
+        UserError: the model attends within a sliding window shorter than `length`.
     """
-    config = model.config.get_text_config()
-    sliding = getattr(config, "sliding_window", None)
-    if getattr(config, "use_sliding_window", True) and sliding is not None and sliding < length:
+    sliding = sliding_window(model)
+    if sliding is not None and sliding < length:
         raise UserError(
             f"model: attends within a sliding window of {sliding} tokens; give a length below that"
         )
 
 
+def sliding_window(model: PreTrainedModel) -> int | None:
+    """Tokens that a query attends to, itself included, or None without a limit."""
+    config = model.config.get_text_config()
+    return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+
+
 def rope_of(model: PreTrainedModel) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Cosines and sines `[N, D]` fp32 of a rotation by N positions, without YaRN's factor."""
+    """Cosines and sines `[N, D]` fp32 of a rotation by N positions, without YaRN's factor.
+
+    Raises:
+        UserError: the model's frequencies change with the length of the text.
+    """
     rotary: Any = model.base_model.rotary_emb
+    if (kind := getattr(rotary, "rope_type", "default")) in ("dynamic", "longrope"):
+        raise UserError(
+            f"model: rope_type '{kind}' has no fixed frequencies by which a method could turn keys"
+        )
     like = torch.zeros(1, dtype=torch.float32, device=model.device)
 
     def rope(positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -108,7 +108,7 @@ class Task:
         """
         if renderer.limit is not None and length > renderer.limit:
             raise UserError(
-                f"task.{self.label}.length: {length} is beyond the model's {renderer.limit} positions"
+                f"task.{self.label}.length: {length} is beyond the model's {renderer.limit} positions or window"
             )
         try:
             available = self.config.available()

@@ -66,6 +66,12 @@ def test_rocketkv_halves_its_reads_just_below_the_prompt_and_is_dense_at_it():
     assert at.dense and at.covers_prompt
 
 
+def test_rocketkv_whose_first_stage_is_raised_to_the_window_splits_for_what_it_holds():
+    resolved = build({"method": "rocketkv"}).resolve(Shape(1000, 900, 1, 128), Budget(tokens=256))
+    assert resolved.rules == (LayerRule(keep=32, read=128),)
+    assert (resolved.selection.page, resolved.selection.channels) == split_traffic(932, 256, 128)
+
+
 def test_rocketkv_leaves_its_dense_layers_alone():
     resolved = build({"method": "rocketkv", "dense_layers": 2}).resolve(
         Shape(900, 100, 4, 64), Budget(tokens=100)
@@ -113,12 +119,56 @@ def test_eviction_that_keeps_the_whole_prompt_says_so_without_being_dense():
 
 
 def test_composition_takes_the_budget_for_both_or_each_its_own():
-    method = build({"method": "chunkkv", "selection": {"name": "topk_oracle"}})
-    shape = Shape(900, 100, 2, 64)
+    entry = {"method": "chunkkv", "selection": {"name": "topk_oracle"}}
+    method, shape = build(entry), Shape(900, 100, 2, 64)
     assert set(method.resolve(shape, Budget(tokens=200)).rules) == {LayerRule(keep=200, read=200)}
-    both = Budget(tokens=200, keep=400, read=50)
-    assert set(method.resolve(shape, both).rules) == {LayerRule(keep=400, read=50)}
     assert method.describe()["eviction"] == "chunkkv" and method.describe()["selection"] == "topk_oracle"
+    assert "keep" not in method.describe()["params"]
+    for keep, kept in ((400, 400), (0.25, 225)):
+        both = build({**entry, "keep": keep})
+        assert set(both.resolve(shape, Budget(tokens=50)).rules) == {LayerRule(keep=kept, read=50)}
+        assert both.describe()["params"]["keep"] == keep
+    named = build({"eviction": "chunkkv", "selection": "topk_oracle", "keep": 400})
+    assert named == build({**entry, "keep": 400})
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"method": "chunkkv", "keep": 400}, "keep: needs an eviction and a selection"),
+        ({"method": "quest", "keep": 400}, "keep: needs an eviction and a selection"),
+        ({"method": "chunkkv", "selection": "hsa", "keep": 0}, "keep: 0 is not allowed"),
+        ({"method": "chunkkv", "selection": "hsa", "keep": 1.5}, "keep: 1.5 is not allowed"),
+        ({"method": "chunkkv", "selection": "hsa", "keep": True}, "keep: True is not allowed"),
+        ({"method": "chunkkv", "selection": "hsa", "keep": "half"}, "keep: half is not allowed"),
+        ({"method": "rocketkv", "keep": 400}, "there is no key 'keep'"),
+        ({"method": "snapkv", "heads": "query_head", "selection": "quest"}, "heads: query_head of snapkv"),
+    ],
+)
+def test_compositions_that_cannot_be_are_refused(entry, message):
+    with pytest.raises(UserError, match=message):
+        build(entry)
+
+
+@pytest.mark.parametrize(("total", "traffic", "c1", "kept", "page", "channels", "attended"), ROCKET)
+def test_rocketkvs_two_stages_composed_by_hand_are_rocketkv(
+    total, traffic, c1, kept, page, channels, attended
+):
+    entry = {"method": "snapkv", "kernel": 63, "selection": "hsa", "keep": kept}
+    resolved = build(entry).resolve(Shape(total - 128, 128, 32, 128), Budget(tokens=traffic))
+    assert set(resolved.rules) == {LayerRule(keep=kept, read=attended)}
+    assert (resolved.selection.page, resolved.selection.channels) == (page, channels)
+
+
+def test_a_selection_reads_all_that_an_eviction_leaves_when_its_budget_covers_it():
+    shape = Shape(900, 100, 2, 64)
+    for selection in ("topk_oracle", {"name": "quest", "dense_layers": 0}, "hsa", "sparq"):
+        method = build({"method": "snapkv", "selection": selection, "keep": 200})
+        assert {rule.read for rule in method.resolve(shape, Budget(tokens=300)).rules} == {None}
+        assert {rule.read for rule in method.resolve(shape, Budget(tokens=299)).rules} != {None}
+    rolling = build({"method": "h2o", "selection": "topk_oracle", "keep": 40})
+    assert {rule.read for rule in rolling.resolve(shape, Budget(tokens=41)).rules} == {None}
+    assert {rule.read for rule in rolling.resolve(shape, Budget(tokens=40)).rules} == {40}
 
 
 def test_quest_counts_whole_pages_and_leaves_its_first_layers_dense():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.golden import snapshot
 
+from kvbench.compress import AuditError, audit
 from kvbench.kernels.pool import pool
 from kvbench.kernels.top_k import top_k, top_k_mask
 from kvbench.kernels.window_scores import naive, window_scores
@@ -159,6 +160,40 @@ def test_chunkkv_as_kvpress_rounds_in_binary_floating_point():
     method = ChunkKV(mode="kvpress", window=8, chunk=10, kernel=1)
     assert len(keep(method, layer, 20, ratio="0.2")[0]) == 10  # int(10 * (1 - 0.8)) is 1
     assert len(keep(method, layer, 20)[0]) == 20
+
+
+def test_chunkkv_as_kvpress_counts_a_cut_chunk_as_a_whole_one():
+    layer = snapshot(window=331)
+    layer.k_HTD, layer.v_HTD, layer.q_QWD = (x[:, :101] for x in (layer.k_HTD, layer.v_HTD, layer.q_QWD))
+    method = ChunkKV(mode="kvpress", window=20, chunk=20, kernel=5)
+    # the last chunk has one token; two of six chunks are a third, and the window's two come first
+    (first, *_) = keep(method, layer, 34)
+    assert first == [*range(80, 101)]
+    layer.k_HTD = torch.cat([layer.k_HTD[:, :40] * 0.01, layer.k_HTD[:, 40:]], 1)
+    method = ChunkKV(mode="kvpress", scorer="knorm", window=20, chunk=20, kernel=5)
+    (first, *_) = keep(method, layer, 34)
+    assert first == [*range(40)] and len(first) > 34
+    kept = method.keep(layer, method.scores(layer), 34, [])
+    audit(kept, layer, 34, method)
+    with pytest.raises(AuditError, match="more than 34"):
+        audit(kept, layer, 34, ChunkKV())
+
+
+def test_chunkkv_as_kvpress_takes_uneven_chunks_while_they_fit():
+    layer = snapshot(window=331)
+    layer.boundaries_T = torch.zeros(331, dtype=torch.int8)
+    layer.boundaries_T[::9] = 2
+    method = ChunkKV(mode="kvpress", scorer="knorm", chunks="sentence", chunk=20)
+    of_T, scores = method.scores(layer).of_T, method.scores(layer).scores_HC[0]
+    for tokens in (20, 21, 100, 250, 330):
+        room, expected = tokens, []
+        for chunk in scores.sort(descending=True, stable=True).indices.tolist():
+            members = (of_T == chunk).nonzero()[:, 0].tolist()
+            if len(members) > room:
+                break
+            room, expected = room - len(members), [*expected, *members]
+        for ratio in (None, "0.5"):
+            assert keep(method, layer, tokens, ratio=ratio)[0] == sorted(expected)
 
 
 def test_random_is_seeded_and_differs_by_head_and_layer():

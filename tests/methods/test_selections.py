@@ -214,3 +214,30 @@ def test_sparq_holds_a_second_copy_of_the_keys():
     assert step.selection.score_bytes(step.state, 53, 4) == 2 * (4 * 53 * 4 + 16 * 4)
     plain = Step(SparQ(channels=4, reallocate=False))
     assert plain.selection.resident_bytes(plain.state) == 2 * 16 * 56 * 4
+
+
+@pytest.mark.parametrize("scaling", [1 / 16, 2.0])
+@pytest.mark.parametrize("pinned", [0, 3])
+def test_hsa_heeds_the_models_own_factor_on_the_logits(scaling, pinned):
+    step = Step(HSA(page=2, channels=5, pin_recent=pinned))
+    place = step.k, step.tail, torch.tensor(step.length), step.state, 12
+    found = step.selection.select(step.q, *place, scaling)
+    usual = step.selection.select(step.q * (scaling * 4), *place, 1 / 4)
+    assert torch.equal(found, usual)
+    assert not torch.equal(found, step.selection.select(step.q, *place, 1 / 4))
+
+
+def test_quest_ranks_16_bit_pages_by_exact_bounds():
+    draw = torch.Generator().manual_seed(3)
+    q, k = (torch.randn(1, 2, n, 64, generator=draw).bfloat16() for n in (3, 2000))
+    quest = Quest(page=4)
+    state = quest.prepare(k, k, 1, 0)
+    found = quest.select(q, k, k[:, :, :0], torch.tensor(2000), state, 400, 1 / 8)
+    low, high = (bound.double() for bound in state)
+    bounds = torch.maximum(
+        q.double()[:, :, :, None] * high[:, :, None], q.double()[:, :, :, None] * low[:, :, None]
+    )
+    scores = bounds.sum(-1).sum(2)
+    scores[..., -1] = torch.inf
+    best = scores.topk(100).indices.sort().values
+    assert torch.equal((found // 4).unique(dim=-1).sort().values.long(), best)
