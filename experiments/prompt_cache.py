@@ -5,14 +5,16 @@ from typing import Any
 from kvbench.compose import Composed, own
 from kvbench.promptcache import ragcost, replay
 from kvbench.promptcache.replay import ReplayConfig
-from kvbench.typed import as_yaml, build
+from kvbench.typed import as_yaml, build, unknown
 
 
 def main(composed: Composed, progress: Any) -> str:
     """Run what was composed, write table and figures, and say where they are."""
     workload = composed.data.get("workload")
-    cls = ragcost.RagConfig if workload == "rag" else ReplayConfig
-    cfg = build(cls, own(composed, cls))
+    kinds = {"rag": ragcost.RagConfig, "replay": ReplayConfig}
+    if workload not in kinds:
+        raise unknown("workload", workload, kinds, "workload")
+    cfg = build(kinds[workload], own(composed, kinds[workload], "workload"))
     if isinstance(cfg, ReplayConfig):
         path = replay.write(cfg, replay.replay(cfg))
     else:

@@ -160,13 +160,14 @@ def _explain(args: argparse.Namespace) -> None:
 
 def _ls(args: argparse.Namespace) -> None:
     from kvbench import listing
+    from kvbench.compose import checked_dirs
 
     if args.markdown and args.what != "methods":
         raise UserError(f"--markdown: there is no page of {args.what}, only of methods")
     if args.markdown:
         print(listing.methods_page(), end="")
     else:
-        listing.show(args.what, args.config_dir)
+        listing.show(args.what, checked_dirs(args.config_dir))
 
 
 def _new(args: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
 """What is committed and follows from other committed files; `python -m kvbench.committed` (make tables) writes it anew.
 
 results/RUN/summary.csv gives the run's table.md and figures; the code and conf/ give the results of experiments that
-only model; conf/claims/ and the summaries give the claims' tables; all of them give the README's tables.
+only model, and the table of docs/reproduce.md; conf/claims/ and the summaries give the claims' tables; all of them
+give the README's tables.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pandas as pd
 
 from kvbench.claims import evaluate, evidence, table
 from kvbench.compose import compose
+from kvbench.cost import reproduce
 from kvbench.experiments import run
 from kvbench.progress import Progress
 from kvbench.report import plots, readme, style, tables
@@ -24,6 +26,7 @@ from kvbench.serving.config import ServingConfig
 from kvbench.store import Record
 
 RESULTS = Path("results")
+GUIDE = Path("docs") / "reproduce.md"
 QUICKSTART, CLAIMS = "quickstart", "claims"
 # folders of experiments that measure nothing, so that the same settings give the same files: quick ones, and others
 QUICK = {"roofline": ["experiment=roofline"]}
@@ -70,6 +73,8 @@ def files(root: Path, modelled: Mapping[str, Sequence[str]] = QUICK | SLOW) -> d
     results = evaluate(evidence.load(root / RESULTS))
     found[root / RESULTS / "claims.csv"] = table.frame(results).to_csv(index=False).encode()
     found[root / RESULTS / "claims.md"] = table.full(results).encode()
+    guide = (root / GUIDE).read_text(encoding="utf-8")
+    found[root / GUIDE] = readme.insert(guide, "modelled runs", reproduce.table(guide)).encode()
     page = (root / "README.md").read_text(encoding="utf-8")
     page = readme.insert(page, QUICKSTART, readme.table(summaries[root / RESULTS / QUICKSTART]))
     found[root / "README.md"] = readme.insert(page, CLAIMS, table.readme(results)).encode()

@@ -64,9 +64,23 @@ def run_dir(composed: Composed) -> Path:
         raise UserError(f"run_dir: cannot write in {there}") from problem
 
 
-def own(composed: Composed, cls: type) -> dict[str, Any]:
-    """The keys that a dataclass has, run_dir settled; those of other experiments (method, budget ...) are left out."""
+def own(composed: Composed, cls: type, *others: str) -> dict[str, Any]:
+    """The keys that a dataclass has, run_dir settled, without those that every experiment has (method, budget ...).
+
+    Args:
+        composed: what was composed.
+        cls: the dataclass.
+        others: keys that are read elsewhere.
+
+    Raises:
+        UserError: a key that is none of these.
+    """
     names = {field.name for field in dataclasses.fields(cls)}
+    text = importlib.resources.files("kvbench.conf").joinpath("config.yaml").read_text(encoding="utf-8")
+    shared = {*yaml.safe_load(text), *_ONE, *_SEVERAL, *others}
+    for name in composed.data:
+        if name not in names | shared:
+            raise unknown(name, name, sorted(names), "key")
     chosen = {name: value for name, value in composed.data.items() if name in names}
     return {**chosen, "run_dir": str(run_dir(composed))}
 
@@ -97,7 +111,7 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Compos
     Raises:
         UserError: no experiment, an override that cannot be read, or names nothing that exists.
     """
-    dirs = [_checked_dir(folder) for folder in config_dirs]
+    dirs = checked_dirs(config_dirs)
     parsed = _parse(overrides)
     own = [line for item in parsed if not _for_every_task(item, dirs) for line in _lines(item)]
     data, name = _hydra(own, dirs)
@@ -116,6 +130,15 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Compos
     for key in shared:
         del data["task"][key]
     return Composed(name, data, tuple(overrides), tuple(dirs))
+
+
+def checked_dirs(config_dirs: Sequence[str]) -> list[str]:
+    """The user's folders as absolute paths.
+
+    Raises:
+        UserError: there is no such folder, or it hides a file of kvbench.
+    """
+    return [_checked_dir(folder) for folder in config_dirs]
 
 
 def _checked_dir(folder: str) -> str:

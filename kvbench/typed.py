@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -124,6 +125,8 @@ def _first(args: tuple[Any, ...], value: Any, key: str) -> Any:
 
 def _plain(hint: type, value: Any, key: str) -> Any:
     if hint is float and type(value) in (int, float):
+        if not math.isfinite(value):
+            raise UserError(f"{key}: {value} is not a finite number")
         return float(value)
     if type(value) is not hint:
         raise UserError(f"{key}: {value!r} is not {_PLAIN[hint]}")

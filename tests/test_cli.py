@@ -76,6 +76,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["report", "nowhere"], "run: nowhere is not a run folder"),
         (["compare", "nowhere", "there"], "run: nowhere is not a run folder"),
         (["explain", "nowhere", "abc"], "run: nowhere is not a run folder"),
+        (["ls", "methods", "--config-dir", "/nowhere"], "--config-dir: there is no folder '/nowhere'"),
         (["ls", "tasks", "--markdown"], "--markdown: there is no page of tasks, only of methods"),
         (["new", "task", "mine"], "invalid choice: 'task' (choose from 'method')"),
         (["new", "method"], "required: NAME"),

@@ -33,6 +33,7 @@ def hsa_scores(q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, le
     Returns:
         `[R, H, P]` fp32: the probability of each single token of the page, averaged over the group.
     """
+    assert 1 <= channels <= q_RHGD.shape[-1]
     module = forms.load(__name__, form(bounds_RHEP.device, bounds_RHEP.dtype))
     return module.hsa_scores(q_RHGD, bounds_RHEP, channels, page, length)
 

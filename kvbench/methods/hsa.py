@@ -57,7 +57,9 @@ class HSA(Selection):
     def resolve_for(self, capacity: int, traffic: int, head_dim: int) -> HSA:
         """Page and channels for a cache of `capacity` tokens and a traffic budget."""
         page, channels = split_traffic(capacity, traffic, head_dim)
-        return dataclasses.replace(self, page=self.page or page, channels=self.channels or channels)
+        return dataclasses.replace(
+            self, page=self.page or page, channels=min(self.channels or channels, head_dim)
+        )
 
     def prepare(self, k_BHKD: Tensor, v_BHKD: Tensor, rows: int, room: int) -> Tensor:
         """Channel-major page bounds `[R, H, 2 D, P]`, minima before maxima; a copy of K for pages of one."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kvbench.errors import UserError
 from kvbench.methods.base import Eviction, LayerSnapshot
 from kvbench.methods.registry import register
 
@@ -17,6 +18,11 @@ class Random(Eviction):
     budget_meaning = "tokens kept per KV head"
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed >= 2**32:
+            raise UserError(f"seed: {self.seed} is not allowed, give a number below 2^32")
 
     def scores(self, snapshot: LayerSnapshot) -> torch.Tensor:
         # drawn on the CPU: the same tokens on every device

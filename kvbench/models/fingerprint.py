@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from kvbench.errors import UserError
 from kvbench.kernels.build import cache_dir
 from kvbench.models.embedded import MANIFEST
 
@@ -24,7 +25,12 @@ def fingerprint(folder: Path) -> str:
 
     Args:
         folder: a Hugging Face model folder; of its files, those that the loader may read count.
+
+    Raises:
+        UserError: there is no such folder.
     """
+    if not folder.is_dir():
+        raise UserError(f"model: there is no folder {folder}")
     files = sorted(f for f in folder.iterdir() if f.suffix in SUFFIXES and f.name != MANIFEST and f.is_file())
     stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     key = hashlib.sha256(json.dumps([VERSION, stats]).encode()).hexdigest()[:32]

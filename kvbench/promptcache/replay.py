@@ -76,6 +76,10 @@ class ReplayConfig:
     choices: Choices = field(default_factory=Choices)
     synthetic: Synthetic = field(default_factory=Synthetic)
 
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise UserError(f"width: {self.width} is not allowed, give 1 or more")
+
     def day(self) -> datetime.date:
         """The date.
 

@@ -15,18 +15,21 @@ BYTES = {
     "bytes_read_per_step": "KV bytes read per decode step (MB)",
 }
 KL_SHOWN = 1e-6  # below is rounding
-_SHIFT = 0.04  # methods that keep equally much would hide each other
+_SHIFT = 0.005  # per method, to either side: those that keep equally much would hide each other
+_MOST = 0.04
 
 
 def score(rows: pd.DataFrame, bytes_column: str) -> style.Figure:
     """Score against bytes, one panel per length and task; rows of one setting."""
-    return _draw(rows, bytes_column, ["score", "ci_low", "ci_high"], _score_axes)
+    columns, dense = ["score", "ci_low", "ci_high"], "Grey band: dense's interval."
+    return _draw(rows, bytes_column, columns, _score_axes, dense)
 
 
 def kl(rows: pd.DataFrame, bytes_column: str) -> style.Figure:
     """KL from dense against bytes, one panel per length and task; rows of one setting."""
     columns = ["kl_to_dense", "kl_ci_low", "kl_ci_high"]
-    return _draw(rows.assign(**rows[columns].clip(lower=KL_SHOWN)), bytes_column, columns, _kl_axes)
+    shown = rows.assign(**rows[columns].clip(lower=KL_SHOWN))
+    return _draw(shown, bytes_column, columns, _kl_axes, "Vertical line: dense's bytes; its KL is 0.")
 
 
 def _draw(
@@ -34,18 +37,20 @@ def _draw(
     bytes_column: str,
     columns: list[str],
     dress: Callable[[Axes, pd.DataFrame, str], None],
+    dense: str,
 ) -> style.Figure:
-    """The figure of a value and its bounds, `columns`; `dress` adds a panel's y axis and dense."""
+    """The figure of a value and its bounds, `columns`; `dress` adds a panel's y axis and dense, `dense` says what."""
     # a native cache that covers the prompt is dense by definition
     rows = rows[rows["is_dense"] | ~rows["budget_covers_prompt"] | (rows["format"] != "native")]
     groups = list(rows.groupby(["length", "task_label"]))
     figure, all_axes = style.panels(len(groups))
     looks = style.styles(rows["label"])
     methods = [label for label in looks if label != "dense"]
+    shift = min(_MOST, _SHIFT * len(methods))
     for axes, ((length, task), panel) in zip(all_axes, groups, strict=True):
         for place, label in zip(np.linspace(-1, 1, len(methods)), methods, strict=True):
             points, look = panel[panel["label"] == label].sort_values(bytes_column), looks[label]
-            x = points[bytes_column] / MB * (1 + _SHIFT) ** place
+            x = points[bytes_column] / MB * (1 + shift) ** place
             y, low, high = points[columns].to_numpy().T
             axes.plot(x, y, look.line, color=look.colour, marker=look.marker, linewidth=1.2, markersize=5)
             axes.vlines(x, low, high, color=look.colour, linewidth=1, alpha=0.5)
@@ -55,8 +60,8 @@ def _draw(
         axes.set_title(f"{task}{tokens}, n = {panel['n'].max()}", y=1, pad=20)
         _bytes_axis(axes, panel, bytes_column)
     note = (
-        f"{style.subject(rows)}. Bars: 95 % intervals. Methods are moved sideways by at most "
-        f"{100 * _SHIFT:.0f} % to be seen. Budgets that cover the prompt are not drawn. Above: % of dense."
+        f"{style.subject(rows)}. Bars: 95 % intervals. {dense} Methods are moved sideways by at most "
+        f"{100 * shift:g} % to be seen. Budgets that cover the prompt are not drawn. Above: % of dense."
     )
     style.legend(figure, style.method_handles(looks), note)
     return figure

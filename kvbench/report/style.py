@@ -84,9 +84,10 @@ def panels(count: int, height: float = PANEL_HEIGHT) -> tuple[Figure, list[Axes]
 
 def legend(figure: Figure, handles: Sequence[Artist], note: str) -> None:
     """A legend below the panels, under a few lines of small print."""
-    width = int(14 * figure.get_figwidth())  # characters at 8 pt
-    note = textwrap.fill(note, width)
-    columns = max(1, min(4, width // (max(len(str(handle.get_label())) for handle in handles) + 8)))
+    note = wrapped(figure, note)
+    columns = max(
+        1, min(4, _characters(figure) // (max(len(str(handle.get_label())) for handle in handles) + 8))
+    )
     lines = -(-len(handles) // columns) + note.count("\n") + 1
     figure.set_figheight(figure.get_figheight() + 0.17 * lines)
     figure.legend(
@@ -97,6 +98,15 @@ def legend(figure: Figure, handles: Sequence[Artist], note: str) -> None:
         title=note,
         title_fontsize=8,
     )
+
+
+def wrapped(figure: Figure, note: str) -> str:
+    """Small print in lines that the figure has room for."""
+    return textwrap.fill(note, _characters(figure))
+
+
+def _characters(figure: Figure) -> int:
+    return int(14 * figure.get_figwidth())  # at 8 pt
 
 
 def method_handles(looks: dict[str, Style]) -> list[Line2D]:

@@ -79,8 +79,9 @@ def prepare(cells: pd.DataFrame) -> pd.DataFrame:
     """Cells with every column that the report needs, and dense's values beside them.
 
     Adds `label` and `task_label` (names that tell methods and tasks apart), `is_dense`, `cluster` (the sample
-    across seeds), `decode_s`, `difference` (score minus dense's on the same sample), `dense_<column>` and
-    `bytes_..._share` (of dense's); NaN where dense has no cell for the sample. `params` becomes JSON text.
+    across seeds, or the conversation, whose turns share a text), `decode_s`, `difference` (score minus dense's on
+    the same sample), `dense_<column>` and `bytes_..._share` (of dense's); NaN where dense has no cell for the
+    sample. `params` becomes JSON text.
     """
     # efficiency rows lack what they did not measure
     needed = [*ROW, *SAMPLE, *_NUMBERS, *_OTHERS]
@@ -101,7 +102,12 @@ def prepare(cells: pd.DataFrame) -> pd.DataFrame:
     details = cells[["task_version", "wording", "metric", "max_new_tokens"]].to_dict("records")
     cells["task_label"] = distinguish(cells["task"], details)
     cells["params"] = [json.dumps(params, sort_keys=True) for params in cells["params"]]
-    cells["cluster"] = cells["sample_hash"].fillna(cells["cell"])
+    cells["cluster"] = [
+        _conversation(seed, meta) or sample or cell
+        for seed, meta, sample, cell in zip(
+            cells["seed"], cells["meta"], cells["sample_hash"].fillna(""), cells["cell"], strict=True
+        )
+    ]
     cells["tokens"] = [
         len(ids) if isinstance(ids, list) else limit
         for ids, limit in zip(cells["output_ids"], cells["max_new_tokens"], strict=True)
@@ -116,6 +122,15 @@ def prepare(cells: pd.DataFrame) -> pd.DataFrame:
     cells["bytes_resident_share"] = cells["bytes_resident"] / cells["dense_bytes_resident"]
     cells["bytes_read_share"] = cells["bytes_read_per_step"] / cells["dense_bytes_read_per_step"]
     return cells
+
+
+def _conversation(seed: object, meta: dict[str, object]) -> str | None:
+    """What tells apart the conversation of a turn: its line in a file, or its number among those of a seed."""
+    if "turn" in meta and "line" in meta:
+        return f"line {meta['line']}"
+    if "turn" in meta and "conversation" in meta:
+        return f"seed {seed}, conversation {meta['conversation']}"
+    return None
 
 
 def distinguish(names: pd.Series, settings: list[dict[str, object]]) -> list[str]:
@@ -140,9 +155,8 @@ def joined(values: pd.Series) -> str:
 
 
 def budget_key(budget: str) -> tuple[bool, float, str]:
-    """Sort key of a requested budget, `256`, `0.1x` or `256,keep=512`: none, then tokens, then ratios."""
-    amount = budget.split(",")[0]
-    return amount.endswith("x"), float(amount.rstrip("x") or -1), budget
+    """Sort key of a requested budget, `256` or `0.1x`: none, then tokens, then ratios."""
+    return budget.endswith("x"), float(budget.rstrip("x") or -1), budget
 
 
 def budget_tokens(cells: pd.DataFrame) -> pd.Series:
@@ -160,7 +174,7 @@ def budget_tokens(cells: pd.DataFrame) -> pd.Series:
         if name in cells
     ]
     kept = cells.groupby(row, dropna=False)["kept_tokens"].transform("mean")
-    return pd.to_numeric(cells["budget_requested"].str.split(",").str[0], errors="coerce").fillna(kept)
+    return pd.to_numeric(cells["budget_requested"], errors="coerce").fillna(kept)
 
 
 def _rows(cells: pd.DataFrame, key: list[str]) -> pd.DataFrame:

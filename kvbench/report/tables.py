@@ -230,6 +230,8 @@ def _samples(rows: pd.DataFrame) -> str:
     seeds = " (seeds pooled by sample)" if (rows["seed"] == ALL_SEEDS).any() else ""
     if len(counts) > 1:
         return f"n = {counts[0]} to {counts[-1]} samples per score{seeds}, see summary.csv"
+    if not seeds and (rows["n_cells"] > rows["n"]).any():
+        return f"n = {counted(counts[0], 'conversation')} per score, each the mean over its turns"
     return f"n = {counted(counts[0], 'sample')} per score{seeds}"
 
 

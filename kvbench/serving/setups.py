@@ -91,6 +91,8 @@ def setups(serving: Mapping[str, Any], entries: Mapping[str, Any]) -> list[Setup
         raise UserError("setups: empty, give setups: {NAME: {kv_cache_dtype: ...}}")
     found = []
     for label, entry in entries.items():
+        if not isinstance(entry, Mapping | None):
+            raise UserError(f"setups.{label}: {entry!r} is not a set of keys")
         own = dict(entry or {})
         scales = own.pop("scales", False)
         if not isinstance(scales, bool):

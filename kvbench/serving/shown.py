@@ -51,7 +51,7 @@ def figure_of(panels: Mapping[str, Mapping[str, Sequence[float | None]]], note: 
         axes.set_xlim(0, 1.35 * max(longest, 1e-9))
         axes.grid(visible=False, axis="y")
         axes.set_title(title)
-    figure.supxlabel(note, fontsize=8)
+    figure.supxlabel(style.wrapped(figure, note), fontsize=8)
     return figure
 
 

@@ -109,7 +109,7 @@ def write(
                 continue
             tables.append(table(lines, ours, theirs, place, length, pool))
             save(
-                _figure(lines, place, length, pool),
+                _figure(lines, f"{(ours or theirs)[0]['model']}, {length} tokens, {place}", pool),
                 folder / "figures",
                 f"versus.{place.replace(' ', '-')}.{length}",
             )
@@ -229,14 +229,18 @@ def table(
     return Table(f"{some['model']}, {length} tokens, {place}", caption, header, body)
 
 
-def _figure(lines: Sequence[Line], place: str, length: int, pool: int) -> style.Figure:
+def _figure(lines: Sequence[Line], subject: str, pool: int) -> style.Figure:
     panels = {
-        "score, mean over samples": {line.label: [statistics.mean(line.scores.values())] for line in lines},
-        f"1,000 tokens in {pool >> 20} MiB": {line.label: [scaled(line.fits, 0.001)] for line in lines},
+        "score, mean over tasks and samples": {
+            line.label: [statistics.mean(line.scores.values())] for line in lines
+        },
+        f"thousands of tokens in {pool >> 20} MiB": {
+            line.label: [scaled(line.fits, 0.001)] for line in lines
+        },
         "time to first token (ms)": {line.label: [scaled(line.ttft, 1000)] for line in lines},
         "time per token (ms)": {line.label: [scaled(line.step, 1000)] for line in lines},
     }
-    text = f"{length} tokens, {place}. Times of the two engines are not comparable."
+    text = f"{subject}. Tokens that fit: vLLM's measured, others modelled. Times of the two engines are not comparable."
     text += f" vLLM FP8: {CPU_FP8}." if any(line.note == CPU_FP8 for line in lines) else ""
     with mpl.rc_context(style.SETTINGS):
         return figure_of(panels, text)

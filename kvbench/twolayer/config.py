@@ -87,8 +87,10 @@ class TwoLayerConfig(RagConfig):
             raise UserError("placements: none is missing, the others are compared with it")
         if self.batch < 1:
             raise UserError(f"batch: {self.batch} is not allowed, give 1 or more")
-        if self.usd_per_hour is not None and self.usd_per_hour <= 0:
-            raise UserError(f"usd_per_hour: {self.usd_per_hour} is not allowed, give a number above 0")
+        for name in ("usd_per_hour", "weight_element"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"{name}: {value} is not allowed, give a number above 0")
         for name in ("rents", "utilisations", "outputs"):
             if not getattr(self, name):
                 raise UserError(f"{name}: empty, give at least one number")

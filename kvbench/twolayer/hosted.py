@@ -162,7 +162,6 @@ class _Modelled:
     basis = "modelled"
 
     def __init__(self, way: _Way, host: Host) -> None:
-        self._way = way
         self._host = host
         self._prefill = functools.cache(self._prefill_of)
         self._rest = functools.cache(self._rest_of)

@@ -73,6 +73,10 @@ def test_replay_of_generated_conversations(tmp_path, capsys):
         (["claude_model=claude-sonnet-46"], "nearest are claude-sonnet-4-6"),
         (["synthetic.turns=0"], "synthetic.turns=0"),
         (["date=tomorrow"], "date: 'tomorrow'"),
+        (["width=0"], "width: 0 is not allowed, give 1 or more"),
+        (["synthetic.gap=nan"], "synthetic.gap: nan is not a finite number"),
+        (["workload=rgg"], "workload: there is no workload 'rgg' (did you mean rag?)"),
+        (["+widht=3"], "widht: there is no key 'widht' (did you mean width?)"),
         (["prices=/nowhere"], "prices=/nowhere"),
     ],
 )

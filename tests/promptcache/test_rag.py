@@ -213,3 +213,16 @@ def test_a_live_run_is_salted_where_its_prompt_begins(body, where):
     salted = Salter("7f").salted(whole)
     assert where(salted) == "(Run 7f.) " + where(whole)
     assert json.dumps(salted).count("Run 7f") == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"passage": 0}, "passage: 0 is not allowed, give 1 or more"),
+        ({"system": -1}, "system: -1 is not allowed, give 0 or more"),
+        ({"overlap": 500}, "overlap: 500 is not allowed, give fewer characters than passage=500"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(sizes, message):
+    with pytest.raises(UserError, match=message):
+        Sizes(**sizes)

@@ -175,5 +175,23 @@ def test_distinguish_names_what_differs():
 
 
 def test_budget_order():
-    budgets = ["0.5x", "1024", "", "64,keep=128", "0.1x", "64"]
-    assert sorted(budgets, key=budget_key) == ["", "64", "64,keep=128", "1024", "0.1x", "0.5x"]
+    budgets = ["0.5x", "1024", "", "0.1x", "64"]
+    assert sorted(budgets, key=budget_key) == ["", "64", "1024", "0.1x", "0.5x"]
+
+
+@pytest.mark.parametrize("where", ["conversation", "line"])
+def test_the_turns_of_a_conversation_are_one_sample(accuracy, where):
+    records = accuracy(tasks=("niah_single",), samples=8, budgets=(64,))
+    for record in records:
+        record["meta"] = {where: record["sample"] // 4, "turn": record["sample"] % 4}
+    summary, cells = summary_of(records), pd.DataFrame(records)
+    row = row_of(summary, method="quest")
+    scores = cells[cells["method"] == "quest"].groupby(cells["sample"] // 4)["score"].mean()
+    assert (row["n"], row["n_cells"]) == (2, 8)
+    assert row["score"] == pytest.approx(scores.mean())
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(stats.mean_interval(scores))
+    # the same conversations of another seed: other texts where they were made for it, not where they are a file's
+    again = [r | {"cell": r["cell"] + "2", "seed": 1} for r in records]
+    assert row_of(summary_of(records + again), method="quest", seed="all")["n"] == (
+        4 if where == "conversation" else 2
+    )

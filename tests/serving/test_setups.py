@@ -26,6 +26,7 @@ def test_setups_change_what_they_name():
             {"a": {"kv_cache_dtpe": "fp8"}},
             r"setups.a.kv_cache_dtpe: there is no key .* \(did you mean kv_cache_dtype",
         ),
+        ({"a": 5}, "setups.a: 5 is not a set of keys"),
         ({"a": {"scales": "yes"}}, "setups.a.scales: 'yes' is not true or false"),
         (
             {"a": {"base_url": "http://x"}, "b": {"base_url": "http://x"}},

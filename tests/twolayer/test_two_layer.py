@@ -184,6 +184,8 @@ def test_a_model_that_does_not_fit_says_so(trace, tmp_path, capsys):
         (["utilisation=0"], "utilisation: 0.0 is not in (0, 1]"),
         (["utilisations=[0.5,1.5]"], "utilisations: 1.5 is not in (0, 1]"),
         (["usd_per_hour=-1"], "usd_per_hour: -1.0 is not allowed"),
+        (["usd_per_hour=inf"], "usd_per_hour: inf is not a finite number"),
+        (["weight_element=-1"], "weight_element: -1.0 is not allowed"),
         (["rents=[0]"], "rents: 0.0 is not allowed"),
         (["rents=[]"], "rents: empty, give at least one number"),
         (["outputs=[]"], "outputs: empty, give at least one number"),

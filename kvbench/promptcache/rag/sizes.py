@@ -1,6 +1,9 @@
 """Sizes of a prompt's parts; apart from the graphs, so that a configuration needs no LangChain."""
 
+import dataclasses
 from dataclasses import dataclass
+
+from kvbench.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,3 +23,13 @@ class Sizes:
     passage: int = 500
     overlap: int = 100
     passages: int = 5
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            least = int(name in ("passage", "passages"))
+            if value < least:
+                raise UserError(f"{name}: {value} is not allowed, give {least} or more")
+        if self.overlap >= self.passage:
+            raise UserError(
+                f"overlap: {self.overlap} is not allowed, give fewer characters than passage={self.passage}"
+            )
