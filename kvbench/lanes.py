@@ -157,7 +157,7 @@ class BlockLayer(CacheLayerMixin):
         self.score_bytes = [0] * rows
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        vars(self).update(state)
         if self.table is not None:
             # a copy's tensors are elsewhere
             self.table = _job_table(self)

@@ -120,12 +120,12 @@ class StoredLane(BaseLane):
         return self._read(), None
 
     def _read(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        k, *others = self.store.read()
+        k, v, k_tail, v_tail, appended = self.store.read()
         if self.rope is not None:
             assert self.eviction is not None and isinstance(self.store, Rolling)
             leading = min(self.eviction.leading, self.store.hold)
             k = torch.cat([rotate(k[:, :, :leading], *self.rope(self.gap)), k[:, :, leading:]], dim=2)
-        return k, *others
+        return k, v, k_tail, v_tail, appended
 
     def attend_many(self, q_RHGND: Tensor, scaling: float) -> Tensor:
         """Output `[R, H, G, N, D]` of the N newest tokens at once, which read everything that is stored."""
