@@ -122,7 +122,7 @@ def _parameters(cls: Any) -> Iterator[str]:
     """`name=default`, and what else is allowed where that is a choice."""
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        if field.name in ("eviction", "selection", "format"):
+        if field.name in ("eviction", "selection", "format", "keep"):
             continue
         default = str(field.default).lower() if isinstance(field.default, bool) else field.default
         others = [str(c) for c in get_args(hints[field.name]) if c != field.default]

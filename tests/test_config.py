@@ -84,8 +84,8 @@ def test_every_method_file_builds_and_places_itself(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, cls in methods.registry().items() if cls.family != "format"])
 def test_every_registered_method_has_a_file_with_its_defaults(name: str) -> None:
     cls = methods.registry()[name]
-    roles = {"eviction", "selection", "format"}
-    fields = {f.name: f.default for f in dataclasses.fields(cls) if f.name not in roles}
+    composition = {"eviction", "selection", "format", "keep"}
+    fields = {f.name: f.default for f in dataclasses.fields(cls) if f.name not in composition}
     assert yaml_of("method", name) == {"method": name, **fields}
 
 
