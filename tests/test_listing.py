@@ -25,7 +25,7 @@ def test_a_method_is_described_with_its_parameters_budget_bytes_and_source(name)
     (text,) = (part for part in page.split("\n### ")[1:] if part.startswith(f"{name}\n"))
     text = " ".join(text.split())
     for field in dataclasses.fields(cls):
-        if field.name not in ("eviction", "selection", "format"):
+        if field.name not in ("eviction", "selection", "format", "keep"):
             assert f"`{field.name}={str(field.default).lower()}`" in text.lower()
     assert "- Bytes: " in text
     if cls.family != "format":
