@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from kvbench import provenance
 from kvbench.answer import watch_answer
 from kvbench.config import RunConfig, resolved_yaml
 from kvbench.decode import Decoded, DecodeOptions, decode_cells
 from kvbench.decode import Group as DecodedGroup
+from kvbench.errors import UserError
 from kvbench.methods import Resolved, Shape
 from kvbench.models.attention import register_attention
 from kvbench.models.load import LoadedModel, load_model
@@ -31,7 +34,7 @@ def run_accuracy(cfg: RunConfig, progress: Any) -> None:
         progress: `kvbench.progress.Progress` or a class with its methods.
 
     Raises:
-        UserError: something that the user can mend.
+        UserError: something that the user can mend, as a GPU's memory that is too small.
         AuditError: a method's cache is not what it promised.
     """
     loaded = load_model(cfg.model, register_attention())
@@ -47,7 +50,13 @@ def run_accuracy(cfg: RunConfig, progress: Any) -> None:
     with progress(sum(len(cells) for _, cells in pending), len(pending)) as shown:
         for group, cells in pending:
             shown.start_prompt(group.name)
-            records = _run_group(cfg, loaded, renderer, group, cells, shown)
+            try:
+                records = _run_group(cfg, loaded, renderer, group, cells, shown)
+            except torch.OutOfMemoryError:
+                raise UserError(
+                    f"decode.block_rows: {group.name} does not fit in memory with {cfg.decode.block_rows}; give less, "
+                    "or a smaller model.prefill_chunk, fewer methods or budgets at once"
+                ) from None
             records = [{**record, "command": repeat.command(record)} for record in records]
             store.extend(records)
             shown.cells_done(len(records))

@@ -5,6 +5,7 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
@@ -12,6 +13,9 @@ from kvbench.cpuinfo import features, processor
 from kvbench.kernels.build import cache_dir, compiler
 from kvbench.models import embedded
 from kvbench.words import counted
+
+if TYPE_CHECKING:
+    import torch
 
 # what each extra of pyproject.toml is for
 EXTRAS = {
@@ -132,8 +136,25 @@ def kernels() -> str:
         by_form: dict[str, list[str]] = {}
         for operation, form in forms_for(device, torch.bfloat16, 4, 128).items():
             by_form.setdefault(form, []).append(operation)
-        lines.append(f"{device}: " + "; ".join(f"{form} {', '.join(ops)}" for form, ops in by_form.items()))
+        text = f"{device}: " + "; ".join(f"{form} {', '.join(ops)}" for form, ops in by_form.items())
+        lines.append(text + (_first_launch(device) if device.type == "cuda" else ""))
     return " | ".join(lines)
+
+
+def _first_launch(device: "torch.device") -> str:
+    """What is wrong with the first kernel on a GPU, or nothing: Triton needs a C compiler and Python's headers."""
+    import torch
+
+    from kvbench.kernels.sparse_decode import sparse_decode
+
+    try:
+        with torch.cuda.device(-1 if device.index is None else device.index):
+            q, k = (torch.ones(1, 1, n, 128, dtype=torch.bfloat16, device=device) for n in (4, 16))
+            out, _ = sparse_decode(q, k, k, k, k, torch.zeros((), dtype=torch.long, device=device), 1.0)
+            right = bool((out == 1).all())
+    except Exception as error:  # whatever it is, it is what the first run would meet
+        return f"; the first kernel fails: {(str(error).splitlines() or [type(error).__name__])[0]}"
+    return "" if right else "; the first kernel gives wrong numbers"
 
 
 def embedded_state() -> str:

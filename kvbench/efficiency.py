@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,9 @@ from kvbench.plan import Cell, Group, digest, make_plan
 from kvbench.records import group_fields, kernel_form, method_fields
 from kvbench.store import Record, Store
 from kvbench.tasks import Prompt
+
+#: tokens of a prefill before the one that is timed
+WARM_UP = 256
 
 
 def run_efficiency(cfg: RunConfig, progress: Any) -> None:
@@ -62,19 +66,34 @@ def run_efficiency(cfg: RunConfig, progress: Any) -> None:
             compressed, question, last = split_prompt(prompt, group.protocol, cfg.decode.first_token)
             if question:
                 raise UserError("protocol: efficiency runs are query_aware only")
-            snapshot, needs = None, None
+            snapshot: Snapshot | None = None
+            needs = None
             for cell, batch, name in sorted(cells, key=lambda item: sorted(item[0].method.needs)):
                 # a prefill for each set of needs: its time is that of the methods that have them
                 if snapshot is None or cell.method.needs != needs:
-                    needs = cell.method.needs
+                    needs, snapshot = cell.method.needs, None
                     alike = [c.method for c, _, _ in cells if c.method.needs == needs]
-                    snapshot = prefill_for(
-                        alike, loaded.model, loaded.tokenizer, compressed, cfg.model.prefill_chunk,
-                        cfg.model.attention,
-                    )  # fmt: skip
+                    lengths = (WARM_UP, None) if loaded.device.type == "cuda" else (None,)
+                    for tokens in lengths:  # what starts or is compiled at its first use is not timed
+                        snapshot = prefill_for(
+                            alike, loaded.model, loaded.tokenizer, compressed[:tokens], cfg.model.prefill_chunk,
+                            cfg.model.attention,
+                        )  # fmt: skip
+                assert snapshot is not None
                 shown.stage(f"{cell.label} {cell.budget.label() if cell.budget else ''} batch {batch}")
-                timed = _measure(cfg, loaded.model, snapshot, last, _resolve(group, snapshot, cell), batch)
-                store.append({**_fields(cfg, loaded, group, prompt, snapshot, cell), "cell": name, **timed})
+                try:
+                    timed = _measure(
+                        cfg, loaded.model, snapshot, last, _resolve(group, snapshot, cell), batch
+                    )
+                except torch.OutOfMemoryError:
+                    warnings.warn(
+                        f"{group.name}: {cell.label} at batch {batch} does not fit in memory, left out",
+                        stacklevel=2,
+                    )
+                else:
+                    store.append(
+                        {**_fields(cfg, loaded, group, prompt, snapshot, cell), "cell": name, **timed}
+                    )
                 shown.cells_done(1)
 
 
@@ -112,16 +131,25 @@ def _measure(
     provenance.reset_peak(model.device)
     room = options.warmup + options.steps + Step.CAPTURE_STEPS
     seat = Seat(0, slice(0, batch))
+
+    def compress() -> BlockCache:
+        (cache,) = build_blocks(snapshot, [cell], [seat], 1, batch, room, with_dense=False, share=False)
+        clock.wait()
+        return cache
+
+    if model.device.type == "cuda":
+        compress()  # kernels are compiled at their first use
     started = time.perf_counter()
-    (cache,) = build_blocks(snapshot, [cell], [seat], 1, batch, room, with_dense=False, share=False)
-    clock.wait()
+    cache = compress()
     compress_seconds = time.perf_counter() - started
     resident = measure_resident(cache, 0)
     step = Step(model, cache, last, batch)
     for _ in range(options.warmup):
         step.eager()
     read, read_bf16 = read_bytes(cache, 0, options.warmup) if options.warmup else (None, None)
-    run = step.captured() if model.device.type == "cuda" and cache.recordable else step.eager
+    cache.stop_counting()
+    recorded = model.device.type == "cuda" and cache.recordable
+    run = step.captured() if recorded else step.eager
     times = [clock.time(run) for _ in range(options.steps)]
     median = statistics.median(times)
     return {
@@ -136,6 +164,7 @@ def _measure(
         "decode_ms_p20": _quantile(times, 0.2),
         "decode_ms_p80": _quantile(times, 0.8),
         "tokens_per_s": batch * 1000 / median,
+        "step": "graph" if recorded else "eager",
         "peak_bytes": provenance.peak_bytes(model.device),
     }
 

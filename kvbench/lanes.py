@@ -151,7 +151,7 @@ class BlockLayer(CacheLayerMixin):
         self.table = _job_table(self) if compiled else None
         self.filled = 0
         self.tail = torch.zeros(1, dtype=torch.long, device=like.device)
-        self.selecting = True
+        self.selecting = self.counting = True
         # per row, KV heads together: K/V slots read so far by selection, and the bytes that scoring read
         self.slots_selected = torch.zeros(rows, dtype=torch.long, device=like.device)
         self.score_bytes = [0] * rows
@@ -215,6 +215,8 @@ class BlockLayer(CacheLayerMixin):
         k_tail = self.k_tail[lane.rows, lane.heads]
         length = self.tail[0] + lane.kept
         index = lane.selection.select(q, lane.k_BHKD, k_tail, length, lane.state, lane.read, scaling)
+        if not self.counting:
+            return index
         cost = lane.selection.score_bytes(lane.state, lane.kept + self.filled, lane.k_BHKD.element_size())
         for row in range(lane.rows.start, lane.rows.stop):
             self.score_bytes[row] += cost
@@ -318,6 +320,13 @@ class BlockCache(Cache):
     def recordable(self) -> bool:
         """Whether a CUDA graph can hold a step: the same operations on the same memory each time."""
         return all(lane.store.static for layer in self.block_layers for lane in layer.stored)
+
+    def stop_counting(self) -> None:
+        """What is read is not counted from now on: a timed step shall do nothing else than decode."""
+        for layer in self.block_layers:
+            layer.counting = False
+            for lane in layer.stored:
+                lane.counting = False
 
     def select_from_now(self, selecting: bool) -> None:
         """Whether decode steps select; question tokens read everything kept."""

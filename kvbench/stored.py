@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kvbench.formats.tokenwise import Rolling
+from kvbench.kernels.masked_attention import masked_attention
 from kvbench.kernels.rope import rotate
 from kvbench.kernels.sparse_decode import FP8, sparse_decode
 from kvbench.methods.base import Eviction, ReadAll, Selection, Stored
@@ -71,6 +72,7 @@ class StoredLane(BaseLane):
         self.filled = self.like.new_full((1,), self.kept, dtype=torch.long)
         # tokens dropped behind the leading ones; these are stored as they were, or rounding would add up
         self.gap = self.like.new_zeros(1, dtype=torch.long)
+        self.counting = True
         # per row: bytes read so far, and those of them that are as many in any dtype of the model
         self.bytes_read = self.like.new_zeros(2, self.rows.stop - self.rows.start, dtype=torch.float64)
 
@@ -105,7 +107,7 @@ class StoredLane(BaseLane):
         out, lse = sparse_decode(q_RHGD, k, v, k_tail, v_tail, appended, scaling, index, mask, fp8)
         if index is not None and self.selection.combines:
             out = self.selection.combine(out, lse, self.state)
-        if selecting:  # the question of a query-agnostic prompt is not a decode step
+        if selecting and self.counting:  # the question of a query-agnostic prompt is not a decode step
             self._count(index, k.shape[1])
         if self.eviction is not None:
             self._step(self._probabilities(q_RHGD.unsqueeze(3), k, scaling, index))
@@ -196,9 +198,7 @@ def attend_many(
     visible = visible.expand(heads, group, -1, -1)
     if mask_HGC is not None:
         visible = visible & mask_HGC[:, :, None, :]
-    out = torch.nn.functional.scaled_dot_product_attention(
-        q_RHGND.flatten(1, 2), k_RHCD, v_RHCD, attn_mask=visible.flatten(0, 1), scale=scaling, enable_gqa=True
-    )
+    out = masked_attention(q_RHGND.flatten(1, 2), k_RHCD, v_RHCD, scaling, visible.flatten(0, 1))
     return out.view(q_RHGND.shape)
 
 

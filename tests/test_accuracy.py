@@ -11,10 +11,12 @@ import time
 
 import pandas as pd
 import pytest
+import torch
 
-from kvbench import report
+from kvbench import efficiency, report
 from kvbench.accuracy import make_renderer, run_accuracy, split_prompt
 from kvbench.config import load
+from kvbench.errors import UserError
 from kvbench.models.attention import register_attention
 from kvbench.models.load import load_model
 from kvbench.progress import Progress
@@ -194,3 +196,35 @@ def test_prompt_and_answer_stay_within_the_sliding_window(config, tmp_path):
     assert make_renderer(cfg, loaded).limit == 1000
     loaded.model.config.use_sliding_window = False
     assert make_renderer(cfg, loaded).limit == 4096
+
+
+def test_a_gpu_without_memory_for_a_prompt_is_one_line(config, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("kvbench.accuracy.decode_cells", full)
+    with pytest.raises(UserError, match=r"decode\.block_rows: .* does not fit in memory with 8; give less"):
+        run_accuracy(config(tmp_path, "limit=1"), Progress)
+
+
+def test_a_batch_that_does_not_fit_is_left_out_and_the_others_are_timed(config, tmp_path, monkeypatch):
+    original = efficiency._measure
+
+    def full_at_four(cfg, model, snapshot, last, cell, batch):
+        if batch == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return original(cfg, model, snapshot, last, cell, batch)
+
+    monkeypatch.setattr(efficiency, "_measure", full_at_four)
+    more = [
+        "kind=efficiency",
+        "efficiency.batch=[4,1]",
+        "efficiency.steps=2",
+        "budget.tokens=[64]",
+        "limit=1",
+    ]
+    with pytest.warns(UserWarning, match="dense at batch 4 does not fit in memory, left out"):
+        efficiency.run_efficiency(config(tmp_path, *more), Progress)
+    rows = cells(tmp_path)
+    assert set(rows["batch"]) == {1} and len(rows) == 5 and set(rows["step"]) == {"eager"}
+    assert (rows["bytes_read_per_step"] > 0).all()

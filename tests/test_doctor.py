@@ -3,6 +3,7 @@
 import importlib.metadata
 
 import pytest
+import torch
 
 from kvbench import __version__, doctor
 from kvbench.kernels.forms import using
@@ -74,3 +75,18 @@ def test_embedded_states(monkeypatch, private_cache, tmp_path):
     assert doctor.embedded_state().startswith("damaged")
     embedded.seal(folder, embedded.sha256(source))
     assert doctor.embedded_state().startswith("converted, every hash right")
+
+
+def test_the_first_kernel_is_tried(monkeypatch):
+    from kvbench.kernels import sparse_decode
+
+    device = torch.device("cpu")
+    assert doctor._first_launch(device) == ""
+    monkeypatch.setattr(sparse_decode, "sparse_decode", lambda q, *_: (0 * q, None))
+    assert doctor._first_launch(device) == "; the first kernel gives wrong numbers"
+
+    def fail(*_):
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
+
+    monkeypatch.setattr(sparse_decode, "sparse_decode", fail)
+    assert doctor._first_launch(device) == "; the first kernel fails: Failed to find C compiler."

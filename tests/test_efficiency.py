@@ -5,6 +5,7 @@ import torch
 from support.recording import Graph
 
 from kvbench.compress import Seat, build_blocks
+from kvbench.decode import read_bytes
 from kvbench.efficiency import Step
 from kvbench.kernels.forms import using
 from kvbench.methods import Budget, Shape, build
@@ -84,3 +85,24 @@ def test_rows_of_a_batch_have_caches_of_their_own(model):
         (lane,) = layer.lanes
         assert lane.k_BHKD.shape[0] == 3 and lane.k_BHKD.stride(0) > 0
         assert lane.resident_bytes() == (2 * 2 * 48 * 16 * 4, 0)
+
+
+@pytest.mark.parametrize("format", [None, "bf16"])
+@torch.inference_mode()
+def test_counting_what_is_read_can_stop(model, format):
+    step = make_step(
+        model, {"method": "quest", "page": 4, "dense_layers": 1} | ({"format": format} if format else {})
+    )
+    step.eager()
+    before = read_bytes(step.cache, 0, 1)
+    tokens = step.tokens.tolist()
+    assert before[0] > 0
+    step.cache.stop_counting()
+    step.eager()
+    lanes = [lane for layer in step.cache.block_layers for lane in layer.stored]
+    selected = [layer.slots_selected.tolist() for layer in step.cache.block_layers]
+    step.eager()
+    assert [layer.slots_selected.tolist() for layer in step.cache.block_layers] == selected
+    if format:
+        assert read_bytes(step.cache, 0, 1) == before and lanes
+    assert step.tokens.tolist() != tokens

@@ -161,8 +161,13 @@ def sparse_decode_merge(
 
 
 def splits(capacity: int) -> int:
-    """Pieces of a KV head's slots; they depend on room, not on neighbours, so neither do a row's numbers."""
-    return min(MAX_SPLITS, max(1, triton.cdiv(capacity, PIECE)))
+    """Pieces of a KV head's slots; they depend on room, not on neighbours, so neither do a row's numbers.
+
+    A power of two: the kernels are compiled for the number, and AdaKV and PyramidKV have as many lengths as heads or
+    layers.
+    """
+    most = min(MAX_SPLITS, max(1, triton.cdiv(capacity, PIECE)))
+    return 1 << (most.bit_length() - 1)
 
 
 def sparse_decode(

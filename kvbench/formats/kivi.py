@@ -95,7 +95,7 @@ class KiviStore:
         k, v = (x.numbers(self.dtype) for x in self.prefix)
         k_tail = torch.cat([self.k_old.numbers(self.dtype), self.k_recent], dim=2)
         v_tail = torch.cat([self.v_old.numbers(self.dtype), self.v_recent], dim=2)
-        return k, v, k_tail, v_tail, torch.tensor(self.count - self.shared, device=k.device)
+        return k, v, k_tail, v_tail, torch.full((), self.count - self.shared, device=k.device)
 
     def codes(self) -> None:
         """None: no form of the attention reads packed groups."""

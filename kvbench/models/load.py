@@ -215,7 +215,11 @@ def pick_device(device: str) -> "torch.device":
             f"model.device={device}: this machine has {count} usable CUDA devices; allowed here: auto, cpu"
             + "".join(f", cuda:{i}" for i in range(count))
         )
-    return torch.device("cuda", chosen.index or 0) if chosen.type == "cuda" else chosen
+    if chosen.type != "cuda":
+        return chosen
+    # streams, graphs, events and Triton's launches are the current device's
+    torch.cuda.set_device(chosen.index or 0)
+    return torch.device("cuda", chosen.index or 0)
 
 
 def pick_dtype(cfg: ModelConfig, config: Any, where: Path, device: "torch.device") -> "torch.dtype":

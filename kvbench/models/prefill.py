@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvbench.errors import UserError
 from kvbench.kernels.attention_sum import attention_sum
+from kvbench.kernels.masked_attention import masked_attention
 from kvbench.methods.base import LayerSnapshot, Method
 from kvbench.models.boundaries import boundaries
 
@@ -178,10 +179,7 @@ class PrefillLayer(CacheLayerMixin):
         if start:
             ones = torch.ones(q_BQTD.shape[2], self.filled, dtype=torch.bool, device=k.device)
             mask = ones.tril(start)
-        out = torch.nn.functional.scaled_dot_product_attention(
-            q_BQTD, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
-        )
-        return out.transpose(1, 2)
+        return masked_attention(q_BQTD, k, v, scaling, mask).transpose(1, 2)
 
     def _remember(self, q_QTD: Tensor, start: int) -> None:
         first = self.length - self.window

@@ -170,7 +170,7 @@ def _isolated(group: pd.DataFrame) -> Table:
     caption = (
         f"{_setting(group)}. timing = isolated: one method at a time, after warm-up; medians, of the decode "
         "time also [20th, 80th percentile]. Speed-up: of a decode step over dense's at the same length and "
-        "batch."
+        "batch. Peak: weights, the prompt's whole cache and the batch's own together."
     )
     return Table(
         f"Times of one method at a time: {_name(group, ('model', 'protocol'))}", caption, header, rows
