@@ -63,6 +63,12 @@ def test_sign_flip_of_parts_found_is_exact_at_every_number_of_samples(n):
     assert stats.sign_flip(quarters / 4) == pytest.approx(reached / 2**n, rel=1e-12)
 
 
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (0, 5), (1, 8), (3, 3), (10, 2), (0, 60), (30, 45)])
+def test_sign_flip_of_0_1_differences_is_mcnemar(wins, losses):
+    differences = [1.0] * wins + [-1.0] * losses
+    assert stats.sign_flip(differences) == pytest.approx(stats.mcnemar(wins, losses), rel=1e-12)
+
+
 def test_sign_flip_goes_below_what_draws_could_show():
     assert stats.sign_flip([0.5] * 20) == 2 * 0.5**20
     assert stats.sign_flip([0.5, 0.25] * 30) == 2 * 0.5**60

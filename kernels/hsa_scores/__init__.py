@@ -56,6 +56,7 @@ def hsa_select(
     Returns:
         int32 `[R, H, tokens]`, ascending; -1 behind the last where there are fewer.
     """
+    assert 1 <= channels <= q_RHGD.shape[-1]
     if form(bounds_RHEP.device, bounds_RHEP.dtype) == "triton":
         return forms.load(__name__, "triton").hsa_select(q_RHGD, bounds_RHEP, channels, page, length, tokens)
     scores_RHP = hsa_scores(q_RHGD, bounds_RHEP, channels, page, length)

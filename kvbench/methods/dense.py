@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from kvbench.methods.base import Composite
+from kvbench.methods.composite import Composite
 from kvbench.methods.registry import register
 
 

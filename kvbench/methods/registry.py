@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from kvbench.errors import UserError
-from kvbench.methods.base import Component, Composite, Eviction, Format, Method, Selection
+from kvbench.methods.base import Component, Eviction, Format, Method, Selection
+from kvbench.methods.composite import Composite
 from kvbench.typed import build as build_dataclass
 from kvbench.typed import unknown
 
@@ -87,10 +88,10 @@ def build(entry: Mapping[str, Any], key: str = "method") -> Method:
     for role in fixed:
         if role in parts:
             raise UserError(f"{key}.{role}: {name} brings its own {role}; leave {role} out")
+    whole = base if isinstance(base, Method) else Composite()
+    own = {} if whole is base else {base.family: base}
     try:
-        if isinstance(base, Method):
-            return dataclasses.replace(base, **parts, **kept)
-        return Composite(**{base.family: base, **parts}, **kept)  # type: ignore[arg-type]
+        return dataclasses.replace(whole, **own, **parts, **kept)
     except UserError as error:
         raise UserError(f"{key}.{error}") from None
 

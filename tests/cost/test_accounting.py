@@ -6,7 +6,8 @@ import pytest
 
 from kvbench import cost
 from kvbench.errors import UserError
-from kvbench.methods.base import Composite, Eviction
+from kvbench.methods.base import Eviction
+from kvbench.methods.composite import Composite
 from kvbench.methods.rocket_budget import capacity, split_traffic
 
 LLAMA = cost.model_shape("llama31_8b")

@@ -1,0 +1,111 @@
+"""Any eviction with any selection, under the budget rule that they share."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvbench.errors import UserError
+from kvbench.methods.base import Eviction, KeepAll, Method, ReadAll, Resolved, Selection
+from kvbench.methods.budget import Budget, LayerRule, Shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composite(Method):
+    """Any eviction with any selection.
+
+    An eviction keeps `budget` tokens of the prompt (window and sinks included) and reads all it kept; a
+    selection keeps everything and reads `budget`. A composition of both reads `budget` of what it kept, which is
+    `keep` tokens (or `keep` of the prompt, a fraction), or `budget` of them where `keep` is not given.
+    """
+
+    eviction: Eviction = field(default_factory=KeepAll)
+    selection: Selection = field(default_factory=ReadAll)
+    keep: int | float | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep is not None:
+            if not (self.evicts and self.selects):
+                raise UserError(
+                    "keep: needs an eviction and a selection; without one the budget is what is kept"
+                )
+            tokens = type(self.keep) is int and self.keep >= 1
+            if not (tokens or (isinstance(self.keep, float) and 0 < self.keep <= 1)):
+                raise UserError(
+                    f"keep: {self.keep} is not allowed, give 1 or more tokens, or a fraction up to 1.0"
+                )
+        if self.eviction.steps and not self.format.rolls:
+            raise UserError(
+                f"format: {self.format.name} stores tokens in groups, which {self.eviction.name} would tear "
+                "apart while decoding; allowed: native, bf16, fp16, fp8_e4m3, fp8_e5m2"
+            )
+        if self.selects and getattr(self.eviction, "heads", None) == "query_head":
+            raise UserError(
+                f"heads: query_head of {self.eviction.name} keeps tokens that not every query head may read, "
+                f"which {self.selection.name} cannot choose among; allowed beside a selection: kv_head"
+            )
+
+    @property
+    def evicts(self) -> bool:
+        return not isinstance(self.eviction, KeepAll)
+
+    @property
+    def selects(self) -> bool:
+        return not isinstance(self.selection, ReadAll)
+
+    @property
+    def needs_budget(self) -> bool:
+        return self.evicts or self.selects
+
+    def parts(self) -> tuple[Eviction, Selection]:
+        return self.eviction, self.selection
+
+    def own_params(self) -> dict[str, Any]:
+        if self.evicts and self.selects:
+            kept = {} if self.keep is None else {"keep": self.keep}
+            return {"eviction": self.eviction.params(), "selection": self.selection.params(), **kept}
+        return (self.eviction if self.evicts else self.selection).params()
+
+    def resolve(self, shape: Shape, budget: Budget | None) -> Resolved:
+        total = shape.compressed + shape.max_new_tokens
+        ratio = None
+        if not self.needs_budget:
+            keep = read = total
+        elif budget is None:
+            raise UserError(
+                f"budget: {self.eviction.name} x {self.selection.name} needs budget.tokens or budget.ratio"
+            )
+        else:
+            read = budget.of(shape.compressed)
+            kept = budget
+            if self.keep is not None:
+                kept = Budget(self.keep) if isinstance(self.keep, int) else Budget(ratio=str(self.keep))
+            keep, ratio = kept.of(shape.compressed), kept.ratio
+        per_layer = [total] * shape.num_layers
+        if self.evicts:
+            per_layer = self.eviction.layer_tokens(keep, shape, ratio)
+        selection, per_layer_read = self.selection, None
+        if self.selects:
+            # the newest token is there before another one is dropped
+            held = max(per_layer) + (1 if self.eviction.steps else shape.max_new_tokens)
+            left = dataclasses.replace(shape, compressed=min(held, total) - shape.max_new_tokens)
+            selection, per_layer_read = self.selection.resolve(read, left)
+        rules = tuple(
+            LayerRule(
+                keep=n if n < shape.compressed else None,
+                read=per_layer_read[layer] if per_layer_read is not None else None,
+                hold=n if self.eviction.steps and n < total else None,
+            )
+            for layer, n in enumerate(per_layer)
+        )
+        return Resolved(
+            eviction=self.eviction,
+            selection=selection,
+            format=self.format,
+            rules=rules,
+            ratio=ratio,
+            covers_prompt=all(rule == LayerRule() for rule in rules),
+            dense=self.lossless and min(per_layer) >= total and (not self.selects or read >= total),
+            notes=self.eviction.notes(keep, shape, ratio),
+        )
