@@ -21,15 +21,15 @@ _MOST = 0.04
 
 def score(rows: pd.DataFrame, bytes_column: str) -> style.Figure:
     """Score against bytes, one panel per length and task; rows of one setting."""
-    columns, dense = ["score", "ci_low", "ci_high"], "Grey band: dense's interval."
-    return _draw(rows, bytes_column, columns, _score_axes, dense)
+    columns = ["score", "ci_low", "ci_high"]
+    return _draw(rows, bytes_column, columns, _score_axes, "*", "Grey band: dense's interval.")
 
 
 def kl(rows: pd.DataFrame, bytes_column: str) -> style.Figure:
     """KL from dense against bytes, one panel per length and task; rows of one setting."""
     columns = ["kl_to_dense", "kl_ci_low", "kl_ci_high"]
     shown = rows.assign(**rows[columns].clip(lower=KL_SHOWN))
-    return _draw(shown, bytes_column, columns, _kl_axes, "Vertical line: dense's bytes; its KL is 0.")
+    return _draw(shown, bytes_column, columns, _kl_axes, "|", "Vertical line: dense's bytes; its KL is 0.")
 
 
 def _draw(
@@ -37,9 +37,13 @@ def _draw(
     bytes_column: str,
     columns: list[str],
     dress: Callable[[Axes, pd.DataFrame, str], None],
-    dense: str,
+    sign: str,
+    words: str,
 ) -> style.Figure:
-    """The figure of a value and its bounds, `columns`; `dress` adds a panel's y axis and dense, `dense` says what."""
+    """The figure of a value and its bounds, `columns`.
+
+    `dress` adds a panel's y axis and dense; `sign` and `words` tell what of it is dense's.
+    """
     # a native cache that covers the prompt is dense by definition
     rows = rows[rows["is_dense"] | ~rows["budget_covers_prompt"] | (rows["format"] != "native")]
     groups = list(rows.groupby(["length", "task_label"]))
@@ -60,10 +64,12 @@ def _draw(
         axes.set_title(f"{task}{tokens}, n = {panel['n'].max()}", y=1, pad=20)
         _bytes_axis(axes, panel, bytes_column)
     note = (
-        f"{style.subject(rows)}. Bars: 95 % intervals. {dense} Methods are moved sideways by at most "
+        f"{style.subject(rows)}. Bars: 95 % intervals. {words} Methods are moved sideways by at most "
         f"{100 * shift:g} % to be seen. Budgets that cover the prompt are not drawn. Above: % of dense."
     )
-    style.legend(figure, style.method_handles(looks), note)
+    handles = style.method_handles(looks)
+    handles[0].set(marker=sign, linestyle="", markersize=9)
+    style.legend(figure, handles, note)
     return figure
 
 
