@@ -20,6 +20,7 @@ from kvbench.kernels import sparse_decode
 from kvbench.kernels.rope import rotate
 from kvbench.kernels.sparse_decode import cpu
 from kvbench.methods.base import Kept, LayerRule, LayerSnapshot, Native, Resolved, Stored
+from kvbench.methods.per_query_head import PerQueryHead
 from kvbench.stored import BaseLane, StoredLane, attend_many, distinct
 
 
@@ -77,13 +78,15 @@ def make_lanes(
         if cell.eviction.reindexes and kept is not None:
             k_HKD = _closed_up(snapshot, k_HKD, torch.stack(kept.positions[part]))
         k, v = (x[None] if share else x[None].repeat(count, 1, 1, 1) for x in (k_HKD, v_HKD))
-        assert mask is None or rule.read is None, "a selection chooses among what all query heads may read"
-        state = cell.selection.prepare(k, v, count, room) if rule.read is not None else None
+        selection, state = cell.selection, None
+        if rule.read is not None:
+            selection = selection if mask is None else PerQueryHead(selection, mask)
+            state = selection.prepare(k, v, count, room)
         retained = (
             _whole(snapshot, cell, part, 1 if share else count) if cell.retains and kept is not None else None
         )
         common = {
-            "rows": rows, "heads": part, "mask_HGK": mask, "selection": cell.selection, "read": rule.read,
+            "rows": rows, "heads": part, "mask_HGK": mask, "selection": selection, "read": rule.read,
             "state": state, "retained": retained,
         }  # fmt: skip
         own = {"kept": k.shape[2], "like": k.new_empty(0)}

@@ -78,10 +78,11 @@ _PREFACE = (
     "Written from the code by `make docs` (`kvbench ls methods --markdown`). T tokens of the prompt, M new tokens, D "
     "channels of a head, G query heads per KV head; bytes are per layer and KV head, after compression. Any eviction "
     "goes with any selection and any format, but for those that evict while decoding, which int2, int4 and int8 "
-    "refuse, and for heads=query_head, beside which no selection can choose. A composition of both reads `budget` "
-    "tokens of the `keep` tokens (or the fraction `keep` of the prompt) that the eviction leaves; without `keep` it "
-    "keeps `budget` too. What a selection knows of keys in a lossy format comes, for the prompt, from the keys before "
-    "they are stored."
+    "refuse. A composition of both reads `budget` tokens of the `keep` tokens (or the fraction `keep` of the prompt) "
+    "that the eviction leaves; without `keep` it keeps `budget` too. Behind heads=query_head every query head chooses "
+    "`budget` tokens of its own list, with its own auxiliary data, as in a cache expanded to query heads; K and V "
+    "stay per KV head, and bytes count 4 per entry of the lists. What a selection knows of keys in a lossy format "
+    "comes, for the prompt, from the keys before they are stored."
 )
 
 

@@ -29,6 +29,7 @@ ENTRIES = [
     ({"method": "streaming_llm", "positions": "reindexed"}, 40),
     ({"method": "snapkv", "window": 8, "format": "fp8_e4m3"}, 80),
     ({"format": "int4"}, None),
+    ({"method": "snapkv", "window": 8, "heads": "query_head", "selection": "hsa", "keep": 90}, 40),
 ]
 
 

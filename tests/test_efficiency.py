@@ -29,6 +29,8 @@ ENTRIES = [
     {"method": "h2o"},
     {"method": "tova", "format": "fp8_e5m2"},
     {"method": "streaming_llm", "positions": "reindexed"},
+    {"method": "snapkv", "window": 8, "heads": "query_head", "selection": "hsa", "keep": 90},
+    {"method": "adakv", "window": 8, "heads": "query_head", "selection": "sparq", "keep": 90},
 ]
 
 

@@ -32,6 +32,8 @@ ENTRIES = [
     ({"method": "sparq", "channels": 6}, 32),
     ({"method": "sparq", "channels": 6, "reallocate": False}, 32),
     ({"method": "chunkkv", "window": 8, "selection": {"name": "quest", "page": 4, "dense_layers": 0}}, 60),
+    ({"method": "snapkv", "window": 8, "heads": "query_head", "selection": "hsa", "keep": 90}, 40),
+    ({"method": "adakv", "window": 8, "heads": "query_head", "selection": "sparq", "keep": 90}, 40),
 ]
 
 
@@ -148,7 +150,7 @@ def test_many_cells_together_equal_each_alone(llama):
     cells = [resolve(llama, *entry) for entry in ENTRIES]
     snapshot = prefill(llama, PROMPT[:-1], 64)
     together, alone = Recorder(llama), Recorder(llama)
-    many = run(together, cells, snapshot)
+    many = run(together, cells, snapshot, rows=32)
     for row, cell in enumerate(cells):
         alone.seen.clear()
         one = run(alone, [cell], snapshot)

@@ -34,6 +34,8 @@ MORE = [
     ({"method": "topk_oracle", "heads": "query_head"}, 16),
     ({"method": "h2o"}, 40),
     ({"method": "snapkv", "window": 8, "format": "int4", "selection": {"name": "hsa"}}, 100),
+    ({"method": "snapkv", "window": 8, "heads": "query_head", "selection": "hsa", "keep": 90}, 40),
+    ({"method": "adakv", "window": 8, "heads": "query_head", "selection": "sparq", "keep": 90}, 40),
 ]
 
 

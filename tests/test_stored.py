@@ -325,6 +325,8 @@ def test_wider_formats_are_closer_to_dense(model, snapshot):
         {"method": "quest", "page": 4, "dense_layers": 1},
         {"method": "topk_oracle", "heads": "query_head"},
         {"method": "chunkkv", "window": 8, "selection": {"name": "hsa"}},
+        {"method": "snapkv", "window": 8, "heads": "query_head", "selection": "hsa", "keep": 200},
+        {"method": "adakv", "window": 8, "heads": "query_head", "selection": "topk_oracle", "keep": 200},
         {"method": "rocketkv", "window": 8},
     ],
     ids=lambda e: "-".join(map(str, e.values()))[:30],

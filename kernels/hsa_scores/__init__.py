@@ -18,8 +18,8 @@ def hsa_scores(q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, le
 
     Top channels of the group-summed |q|, the earlier one of equals (16-bit queries do tie); the page's maximum where
     the group-summed q is positive, else its minimum; per query head a softmax over tokens with SparQ's temperature
-    sqrt(D * |q[chosen]|_1 / |q|_1). The softmax over tokens is taken page-wise, with ln(tokens in the page) added to
-    the logit, and divided by the tokens again. Only the chosen channels are read.
+    sqrt(D * |q[chosen]|_1 / |q|_1), or logits of 0 where q[chosen] is 0. The softmax over tokens is taken page-wise,
+    with ln(tokens in the page) added to the logit, and divided by the tokens again. Only the chosen channels are read.
     Source: RocketKV, arXiv 2502.14051v3, Algorithm 1.
 
     Args:

@@ -59,7 +59,7 @@ void score(const Call& call, int64_t job) {
     float chosen = 0.f, all = 0.f;
     for (int64_t d = 0; d < D; d++) all += std::fabs(q[g * D + d]);
     for (int64_t c = 0; c < C; c++) chosen += std::fabs(q[g * D + order[c]]);
-    const float factor = 1.4426950408889634f / std::sqrt((float)D * chosen / all);
+    const float factor = chosen > 0 ? 1.4426950408889634f / std::sqrt((float)D * chosen / all) : 0.f;
     for (int64_t c = 0; c < C; c++) weights[g * C + c] = q[g * D + order[c]] * factor;
   }
 

@@ -31,7 +31,8 @@ def _logits(q_GD: Tensor, low_TD: Tensor, high_TD: Tensor, channels: int) -> Ten
     q = q_GD.double()
     chosen = q.abs().sum(0).sort(descending=True, stable=True).indices[:channels]
     representative_TD = torch.where(q.sum(0) > 0, high_TD.double(), low_TD.double())
-    temperature = (q.shape[1] * q[:, chosen].abs().sum(1) / q.abs().sum(1)).sqrt()
+    part = q[:, chosen].abs().sum(1)
+    temperature = torch.where(part > 0, (q.shape[1] * part / q.abs().sum(1)).sqrt(), 1.0)
     return q[:, chosen] @ representative_TD[:, chosen].T / temperature[:, None]
 
 

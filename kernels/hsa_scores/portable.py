@@ -30,5 +30,6 @@ def channel_logits(q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, length: T
     bound_NP = bounds_RHEP.reshape(-1, pages).index_select(0, (edge_RHC + first).flatten())
     q_RHGC = q.gather(-1, chosen_RHC[:, :, None, :].expand(-1, -1, group, -1))
     logits_RHGP = q_RHGC @ bound_NP.view(rows, heads, channels, pages).float()
-    temperature = (dim * q_RHGC.abs().sum(-1) / q.abs().sum(-1)).sqrt()
+    part_RHG = q_RHGC.abs().sum(-1)
+    temperature = torch.where(part_RHG > 0, (dim * part_RHG / q.abs().sum(-1)).sqrt(), 1.0)
     return logits_RHGP / temperature[..., None]

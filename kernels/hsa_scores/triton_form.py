@@ -27,9 +27,9 @@ def hsa_channels(
     rank = tl.sum(before.to(tl.int32), 1)
     chosen = (rank < channels) & (d < D)
     edge = d + tl.where((tl.sum(q, 0) > 0) & (edges > D), D, 0)
-    whole = tl.where(g < G, tl.sum(tl.abs(q), 1), 1.0)
-    temperature = tl.sqrt(D * tl.sum(tl.where(chosen[None, :], tl.abs(q), 0.0), 1) / whole)
-    temperature = tl.where(g < G, temperature, 1.0)
+    part = tl.sum(tl.where(chosen[None, :], tl.abs(q), 0.0), 1)
+    some = part > 0
+    temperature = tl.where(some, tl.sqrt(D * part / tl.where(some, tl.sum(tl.abs(q), 1), 1.0)), 1.0)
     tl.store(Edge + job * channels + rank, edge, mask=chosen)
     tl.store(
         Weight + (job * G + g)[:, None] * channels + rank[None, :], q / temperature[:, None],

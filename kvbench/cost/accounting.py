@@ -202,21 +202,27 @@ class _Layer:
         selection, eviction, keep = self.cell.selection, self.cell.eviction, self.rule.keep
         self.depends: list[str] = []
         self.kept, self.members = self.prompt if keep is None else keep, 0
+        # what the selection's data is about: KV heads, and tokens kept by each
+        owners, self.listed = self.shape.kv_heads, self.kept
+        self.own = keep is not None and keep > eviction.window and _own_sets(eviction)
         if keep is not None and not eviction.meets_budget:
             self.depends.append(f"{eviction.name} may keep fewer tokens than its budget")
-        if keep is not None and _own_sets(eviction):
+        if keep is not None and self.own:
             self.depends.append("each query head keeps tokens of its own, the union is stored")
-            self.kept = min(self.prompt, keep + (self.shape.group - 1) * max(0, keep - eviction.window))
-            self.members = self.shape.heads * self.kept
+            self.kept = min(self.prompt, keep + (self.shape.group - 1) * (keep - eviction.window))
+            self.members, owners = self.shape.heads * self.kept, self.shape.heads
         if self.rule.read is not None and _own_sets(selection):
             self.depends.append("each query head reads tokens of its own")
-        kv = _empty(self.shape, self.kept, self.element)
+        kv = _empty(self.shape.kv_heads, self.kept, self.shape, self.element)
         self.storage = _Storage(self.cell, self.rule, kv, self.new)
         self.retained = 0
         if self.cell.retains and keep is not None:
-            whole = _empty(self.shape, self.prompt, self.element)
+            whole = _empty(self.shape.kv_heads, self.prompt, self.shape, self.element)
             self.retained = self.cell.format.store(whole, whole, 1, 0).bytes()[0]
-        self.state = selection.prepare(kv, kv, 1, self.new) if self.rule.read is not None else None
+        self.owners, self.state = owners, None
+        if self.rule.read is not None:
+            listed = _empty(owners, self.listed, self.shape, self.element)
+            self.state = selection.prepare(listed, listed, 1, self.new)
 
     @property
     def numbers(self) -> int:
@@ -225,8 +231,11 @@ class _Layer:
 
     @property
     def auxiliary(self) -> int:
-        """Bytes of the selection's own data."""
-        return self.cell.selection.resident_bytes(self.state) if self.rule.read is not None else 0
+        """Bytes of the selection's own data, and of the lists of slots of query heads."""
+        if self.rule.read is None:
+            return 0
+        lists = 4 * self.owners * self.listed if self.own else 0
+        return self.cell.selection.resident_bytes(self.state) + lists
 
     def resident(self, appended: int) -> float:
         return self.storage.bytes(appended, dropped=True) + self.members + self.retained + self.auxiliary
@@ -237,14 +246,17 @@ class _Layer:
         if self.rule.read is None:
             return added + Work(read=stored, flops=self._flops(count * self.numbers))
         selection = self.cell.selection
-        slots = selection.slots(self.rule.read, count)
-        if _own_sets(selection):
-            slots = min(count, self.shape.group * slots)
-        scored = selection.score_bytes(self.state, count, self.element)
+        listed = count - self.kept + self.listed
+        each = slots = selection.slots(self.rule.read, listed)
+        if self.own or _own_sets(selection):
+            slots = min(count, self.shape.group * each)
+        scored = selection.score_bytes(self.state, listed, self.element)
         updates = selection.append_bytes(self.shape.head_dim, self.element)
-        added += Work(*(self.shape.kv_heads * size for size in updates))
+        added += Work(*(self.owners * size for size in updates))
         read = stored * slots / count + scored
-        return added + Work(read=read, flops=self._flops(slots * self.numbers + scored / self.element))
+        # an owner's data is for all query heads of its group, or for one
+        numbers = scored / self.element * self.shape.kv_heads / self.owners
+        return added + Work(read=read, flops=self._flops(each * self.numbers + numbers))
 
     def compress(self) -> Work:
         kept = self.kept * self.numbers * self.element
@@ -305,9 +317,9 @@ def _own_sets(part: Any) -> bool:
     return getattr(part, "heads", None) == "query_head"
 
 
-def _empty(shape: ModelShape, tokens: int, element: int) -> Tensor:
-    """Keys or values `[1, H, tokens, D]` without data."""
-    return torch.empty(1, shape.kv_heads, tokens, shape.head_dim, dtype=_DTYPES[element], device="meta")
+def _empty(heads: int, tokens: int, shape: ModelShape, element: int) -> Tensor:
+    """Keys or values `[1, heads, tokens, D]` without data."""
+    return torch.empty(1, heads, tokens, shape.head_dim, dtype=_DTYPES[element], device="meta")
 
 
 def _choosing(eviction: Eviction, shape: ModelShape, tokens: int, element: int) -> Work:

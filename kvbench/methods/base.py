@@ -165,7 +165,7 @@ class Selection(Component):
 
     family = "selection"
     #: whether `select` looks at the keys that it is given, and not at its own data only
-    reads_keys: ClassVar[bool] = True
+    reads_keys: bool = True
 
     def resolve(self, read: int, shape: Shape) -> tuple[Selection, list[int | None]]:
         """Final parameters, and the tokens to read per layer (None: all) for a budget of `read`.
@@ -245,7 +245,7 @@ class ReadAll(Selection):
     """No selection: every kept token is read."""
 
     name = "all"
-    reads_keys: ClassVar[bool] = False
+    reads_keys = False
 
 
 class Stored(Protocol):

@@ -40,11 +40,6 @@ class Composite(Method):
                 f"format: {self.format.name} stores tokens in groups, which {self.eviction.name} would tear "
                 "apart while decoding; allowed: native, bf16, fp16, fp8_e4m3, fp8_e5m2"
             )
-        if self.selects and getattr(self.eviction, "heads", None) == "query_head":
-            raise UserError(
-                f"heads: query_head of {self.eviction.name} keeps tokens that not every query head may read, "
-                f"which {self.selection.name} cannot choose among; allowed beside a selection: kv_head"
-            )
 
     @property
     def evicts(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class HSA(Selection):
     )
 
     version = 2
-    reads_keys: ClassVar[bool] = False
+    reads_keys = False
 
     page: int = 0
     channels: int = 0

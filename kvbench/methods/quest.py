@@ -1,7 +1,7 @@
 """Quest: pages chosen by an upper bound of their attention."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Quest(Selection):
     budget_meaning = "tokens attended per step: max(3, budget // page) pages"
     bytes_formula = "2 * T * D * element + 2 * ceil((T + M) / page) * D * element"
 
-    reads_keys: ClassVar[bool] = False
+    reads_keys = False
 
     positive = ("page",)
 

@@ -1,7 +1,7 @@
 """SparQ: the query's largest channels choose the tokens, the mean value stands for the others."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class SparQ(Selection):
         "2 * T * D * element + (T + M) * D * element + 4 * D; a second copy of K, with reallocate a sum of V"
     )
 
-    reads_keys: ClassVar[bool] = False
+    reads_keys = False
 
     positive = ("channels",)
 

@@ -129,6 +129,22 @@ def test_hsa_scores(form, dtype, group, dim, length, page, channels):
 
 
 @pytest.mark.parametrize("form", ["naive", *FORMS, COMPILED])
+def test_hsa_scores_of_query_heads_that_are_zero_in_all_chosen_channels(form):
+    # a token whose embedding is zero has such queries, in every head, in the first layer of some models
+    k, q = draw(1, 2, 40, 64), draw(1, 2, 3, 64)
+    q[0, 0, 1], q[0, 1] = 0, 0
+    q[0, 0, 2] = torch.where(q[0, 0, 0].abs() > 1, 0, q[0, 0, 2] / 100)
+    keys = k.transpose(-1, -2).contiguous()
+    out = call(form, hsa_scores, "hsa_scores", q, keys, 5, 1, torch.tensor(40))
+    alone = naive_hsa.of_keys(q[0, 0, :1], k[0, 0], 1, 5)
+    close(out[0, 0], (alone + 2 / 40) / 3)
+    close(out[0, 1], torch.full((40,), 1 / 40, dtype=torch.float64))
+    if form != "compiled":
+        logits = call(form, hsa_scores, "channel_logits", q, keys, 5, torch.tensor(40))
+        assert not logits[0, 0, 1:].any() and not logits[0, 1].any()
+
+
+@pytest.mark.parametrize("form", ["naive", *FORMS, COMPILED])
 @pytest.mark.parametrize(
     ("length", "page", "tokens"), [(1, 1, 3), (63, 3, 20), (331, 16, 100), (900, 3, 899)]
 )

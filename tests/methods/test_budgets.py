@@ -142,7 +142,6 @@ def test_composition_takes_the_budget_for_both_or_each_its_own():
         ({"method": "chunkkv", "selection": "hsa", "keep": True}, "keep: True is not allowed"),
         ({"method": "chunkkv", "selection": "hsa", "keep": "half"}, "keep: half is not allowed"),
         ({"method": "rocketkv", "keep": 400}, "there is no key 'keep'"),
-        ({"method": "snapkv", "heads": "query_head", "selection": "quest"}, "heads: query_head of snapkv"),
     ],
 )
 def test_compositions_that_cannot_be_are_refused(entry, message):
