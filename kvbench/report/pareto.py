@@ -1,5 +1,6 @@
 """Score and KL against measured bytes: what a smaller cache costs."""
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +18,8 @@ BYTES = {
 KL_SHOWN = 1e-6  # below is rounding
 _SHIFT = 0.005  # per method, to either side: those that keep equally much would hide each other
 _MOST = 0.04
+_CROWD = 12  # methods that one panel can show
+_FAMILIES = ("evictions", "selections", "formats")
 
 
 def score(rows: pd.DataFrame, bytes_column: str) -> style.Figure:
@@ -47,30 +50,49 @@ def _draw(
     # a native cache that covers the prompt is dense by definition
     rows = rows[rows["is_dense"] | ~rows["budget_covers_prompt"] | (rows["format"] != "native")]
     groups = list(rows.groupby(["length", "task_label"]))
-    figure, all_axes = style.panels(len(groups))
-    looks = style.styles(rows["label"])
+    families = _families(rows)
+    kinds = sorted(set(families.values()), key=["", *_FAMILIES].index) or [""]
+    figure, all_axes = style.panels(
+        len(groups) * len(kinds), columns=len(kinds) if len(kinds) > 1 else style.COLUMNS
+    )
+    looks = style.styles(rows["label"], families)
     methods = [label for label in looks if label != "dense"]
     shift = min(_MOST, _SHIFT * len(methods))
-    for axes, ((length, task), panel) in zip(all_axes, groups, strict=True):
+    for axes, (((length, task), panel), kind) in zip(all_axes, itertools.product(groups, kinds), strict=True):
         for place, label in zip(np.linspace(-1, 1, len(methods)), methods, strict=True):
             points, look = panel[panel["label"] == label].sort_values(bytes_column), looks[label]
             x = points[bytes_column] / MB * (1 + shift) ** place
             y, low, high = points[columns].to_numpy().T
+            if families[label] != kind:
+                axes.plot(x, y, color=style.FAINT, linewidth=1, marker=".", markersize=3, zorder=1)
+                continue
             axes.plot(x, y, look.line, color=look.colour, marker=look.marker, linewidth=1.2, markersize=5)
             axes.vlines(x, low, high, color=look.colour, linewidth=1, alpha=0.5)
         dress(axes, panel, bytes_column)
         # a fixed place above the upper ticks; finding one takes half of matplotlib's time
         tokens = f", {length} tokens" if length else ""
-        axes.set_title(f"{task}{tokens}, n = {panel['n'].max()}", y=1, pad=20)
+        what = f"{kind}\n" if kind else ""
+        axes.set_title(f"{what}{task}{tokens}, n = {panel['n'].max()}", y=1, pad=20)
         _bytes_axis(axes, panel, bytes_column)
     note = (
         f"{style.subject(rows)}. Bars: 95 % intervals. {words} Methods are moved sideways by at most "
         f"{100 * shift:g} % to be seen. Budgets that cover the prompt are not drawn. Above: % of dense."
     )
+    if len(kinds) > 1:
+        note += " Selections: also behind evictions. Faint: the methods of the other panels."
     handles = style.method_handles(looks)
     handles[0].set(marker=sign, linestyle="", markersize=9)
     style.legend(figure, handles, note)
     return figure
+
+
+def _families(rows: pd.DataFrame) -> dict[str, str]:
+    """The panels in which methods are drawn, by label; all in one where these are few."""
+    rows = rows[~rows["is_dense"]].drop_duplicates("label")
+    evicts, selects = rows["eviction"] != "none", rows["selection"] != "all"
+    kinds = np.select([selects, evicts], [_FAMILIES[1], _FAMILIES[0]], _FAMILIES[2])
+    one = len(rows) <= _CROWD or len(set(kinds)) == 1
+    return {label: "" if one else kind for label, kind in zip(rows["label"], kinds, strict=True)}
 
 
 def _score_axes(axes: Axes, panel: pd.DataFrame, bytes_column: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pandas as pd
 
-from kvbench.report import heatmap, pareto, style, times, turns
+from kvbench.report import compositions, heatmap, pareto, style, times, turns
 from kvbench.report.summary import SETTING
 
 
@@ -64,6 +64,11 @@ KINDS = {
         partial(pareto.kl, bytes_column="bytes_read_per_step"),
         "KL of the next-token distribution from dense's against the KV bytes that a decode step reads.",
         _with_kl,
+    ),
+    "compositions": Kind(
+        compositions.pairs,
+        "Evictions with selections behind them: KL from dense, and score.",
+        compositions.several,
     ),
     "needle": Kind(
         heatmap.needle,

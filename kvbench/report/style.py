@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "h", ">", "*")
 LINES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 DENSE_COLOUR = "#222222"
 GREY = "#888888"
+FAINT = "#cccccc"
 
 PANEL_WIDTH, PANEL_HEIGHT, COLUMNS = 3.6, 2.9, 2  # inches
 SETTINGS: dict[Any, Any] = {
@@ -59,9 +60,13 @@ class Style:
     line: Literal["-", "--", "-.", ":"]
 
 
-def styles(labels: Iterable[str]) -> dict[str, Style]:
-    """One style per method label, by its place among the sorted labels; dense comes first and is black."""
-    others = sorted(set(labels) - {"dense"})
+def styles(labels: Iterable[str], groups: Mapping[str, str] | None = None) -> dict[str, Style]:
+    """One style per method label, by its place among the sorted labels; dense comes first and is black.
+
+    Labels of one group stand together, so that few of them share a colour.
+    """
+    groups = groups or {}
+    others = sorted(set(labels) - {"dense"}, key=lambda label: (groups.get(label, ""), label))
     chosen = {
         label: Style(
             COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i // len(COLOURS) % len(LINES)]
@@ -71,9 +76,9 @@ def styles(labels: Iterable[str]) -> dict[str, Style]:
     return {"dense": Style(DENSE_COLOUR, "*", "-")} | chosen
 
 
-def panels(count: int, height: float = PANEL_HEIGHT) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, two per row."""
-    columns = min(count, COLUMNS)
+def panels(count: int, height: float = PANEL_HEIGHT, columns: int = COLUMNS) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, two or `columns` per row."""
+    columns = min(count, columns)
     rows = -(-count // columns)
     figure = Figure(figsize=(PANEL_WIDTH * max(columns, 1.6), height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()

@@ -10,9 +10,24 @@ from kvbench.report.summary import pooled, prepare, summarise
 METHODS = ("chunkkv", "quest", "random")
 
 
+def composed(accuracy, samples):
+    """Records of three compositions, of which those with hsa answer right."""
+    made = []
+    for eviction, selection in [("snapkv", "quest"), ("snapkv", "hsa"), ("tova", "hsa")]:
+        params = {"eviction": {"window": 8}, "selection": {"page": 4}, "keep": 512}
+        roles = {"method": eviction, "eviction": eviction, "selection": selection, "params": params}
+        made += [
+            {**r, "cell": f"{r['cell']}{eviction}{selection}", **roles, "score": float(selection == "hsa")}
+            for r in accuracy(tasks=("niah_single",), samples=samples, budgets=(64,), methods=("rocketkv",))
+            if r["method"] == "rocketkv"
+        ]
+    return made
+
+
 @pytest.fixture(scope="module")
 def data(accuracy, efficiency):
     records = accuracy(tasks=("niah_single", "vt"), samples=5, budgets=(64, 4096), methods=METHODS)
+    records += composed(accuracy, samples=5)
     records = [record | {"meta": {**record["meta"], "turn": record["sample"] % 2}} for record in records]
     cells = prepare(pd.DataFrame(records + efficiency((1, 4), (1024, 2048))))
     return pooled(summarise(cells, "r")), cells
@@ -87,6 +102,49 @@ def test_styles_are_distinct_and_stable():
     assert len(set(pairs)) == 41 and all(a != b for a, b in itertools.pairwise(pairs))
     assert looks["dense"].colour == style.DENSE_COLOUR
     assert style.styles(labels[:3]) == {name: looks[name] for name in ("dense", *labels[:3])}
+
+
+def test_many_methods_get_a_panel_per_family_with_the_others_faint(accuracy):
+    records = accuracy(tasks=("niah_single",), samples=3)
+    records += [
+        {**r, "cell": f"{r['cell']}{n}", "method": f"{r['method']}{n}"}
+        for r in records
+        for n in range(2)
+        if r["method"] in ("snapkv", "quest", "random", "streaming_llm")
+    ]
+    cells = prepare(pd.DataFrame(records))
+    rows = summarise(cells, "r")
+    assert rows["label"].nunique() - 1 > 12
+    figure = figure_of("score_vs_read", (rows, cells)).popitem()[1]
+    titles = [axes.get_title().partition("\n")[0] for axes in figure.axes]
+    assert titles == ["evictions", "selections"]
+    families = {
+        label: "selections" if selection != "all" else "evictions"
+        for label, selection in zip(rows["label"], rows["selection"], strict=True)
+        if label != "dense"
+    }
+    looks = style.styles(rows["label"], families)
+    for title, axes in zip(titles, figure.axes, strict=True):
+        lines = [(line.get_color(), line.get_marker()) for line in axes.lines]
+        for label, family in families.items():
+            assert ((looks[label].colour, looks[label].marker) in lines) == (family == title)
+        assert sum(colour == style.FAINT for colour, _ in lines) == sum(
+            family != title for family in families.values()
+        )
+
+
+def test_compositions_of_several_evictions_and_selections_are_a_map(accuracy):
+    records = accuracy(tasks=("niah_single",), samples=2, budgets=(64,), methods=(*METHODS, "rocketkv"))
+    assert not figure_of("compositions", (summarise(prepare(pd.DataFrame(records)), "r"), None))
+    records += composed(accuracy, samples=2)
+    rows = summarise(prepare(pd.DataFrame(records)), "r")
+    axes = figure_of("compositions", (rows, None)).popitem()[1].axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["snapkv", "tova"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["hsa", "quest"]
+    assert {text.get_position(): text.get_text() for text in axes.texts} == {
+        (0, 0): "1.00", (1, 0): "0.00", (0, 1): "1.00",
+    }  # fmt: skip
+    assert "keeps 512, budget 64" in axes.get_title()
 
 
 @pytest.mark.parametrize("keep", ["dense only", "no dense", "one sample"])
