@@ -18,7 +18,6 @@ from kvbench.kernels.masked_attention import masked_attention
 from kvbench.kernels.rope import rotate
 from kvbench.kernels.sparse_decode import FP8, sparse_decode
 from kvbench.methods.base import Eviction, ReadAll, Selection, Stored
-from kvbench.methods.per_query_head import PerQueryHead
 
 
 @dataclass(kw_only=True)
@@ -47,10 +46,11 @@ class BaseLane:
         """Bytes of one row beside what it reads as K and V, and those that no dtype of the model changes."""
         members = self.mask_HGK.numel() if self.mask_HGK is not None else 0
         retained, fixed = self.retained.bytes() if self.retained is not None else (0, 0)
-        if isinstance(self.selection, PerQueryHead):
-            members += self.selection.list_bytes
-        selection = self.selection.resident_bytes(self.state) if self.read is not None else 0
-        return members + retained + selection, members + fixed
+        selection = unchanged = 0
+        if self.read is not None:
+            selection = self.selection.resident_bytes(self.state)
+            unchanged = self.selection.fixed_bytes(self.state)
+        return members + retained + selection, members + fixed + unchanged
 
 
 @dataclass(kw_only=True)

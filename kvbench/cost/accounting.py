@@ -19,6 +19,7 @@ from kvbench.cost.shapes import ModelShape
 from kvbench.errors import UserError
 from kvbench.formats.tokenwise import Rolling
 from kvbench.methods import Budget, Eviction, LayerRule, Method, Resolved, Shape, build
+from kvbench.methods.per_query_head import SLOT
 
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
@@ -202,15 +203,15 @@ class _Layer:
         selection, eviction, keep = self.cell.selection, self.cell.eviction, self.rule.keep
         self.depends: list[str] = []
         self.kept, self.members = self.prompt if keep is None else keep, 0
-        # what the selection's data is about: KV heads, and tokens kept by each
-        owners, self.listed = self.shape.kv_heads, self.kept
+        # what the selection's data is about: KV heads, or query heads, and the tokens that each of them keeps
+        self.owners, self.listed = self.shape.kv_heads, self.kept
         self.own = keep is not None and keep > eviction.window and _own_sets(eviction)
         if keep is not None and not eviction.meets_budget:
             self.depends.append(f"{eviction.name} may keep fewer tokens than its budget")
         if keep is not None and self.own:
             self.depends.append("each query head keeps tokens of its own, the union is stored")
             self.kept = min(self.prompt, keep + (self.shape.group - 1) * (keep - eviction.window))
-            self.members, owners = self.shape.heads * self.kept, self.shape.heads
+            self.members, self.owners = self.shape.heads * self.kept, self.shape.heads
         if self.rule.read is not None and _own_sets(selection):
             self.depends.append("each query head reads tokens of its own")
         kv = _empty(self.shape.kv_heads, self.kept, self.shape, self.element)
@@ -219,9 +220,9 @@ class _Layer:
         if self.cell.retains and keep is not None:
             whole = _empty(self.shape.kv_heads, self.prompt, self.shape, self.element)
             self.retained = self.cell.format.store(whole, whole, 1, 0).bytes()[0]
-        self.owners, self.state = owners, None
+        self.state = None
         if self.rule.read is not None:
-            listed = _empty(owners, self.listed, self.shape, self.element)
+            listed = _empty(self.owners, self.listed, self.shape, self.element)
             self.state = selection.prepare(listed, listed, 1, self.new)
 
     @property
@@ -234,7 +235,7 @@ class _Layer:
         """Bytes of the selection's own data, and of the lists of slots of query heads."""
         if self.rule.read is None:
             return 0
-        lists = 4 * self.owners * self.listed if self.own else 0
+        lists = SLOT.itemsize * self.owners * self.listed if self.own else 0
         return self.cell.selection.resident_bytes(self.state) + lists
 
     def resident(self, appended: int) -> float:

@@ -227,6 +227,10 @@ class Selection(Component):
         """Bytes of the auxiliary data for one row."""
         return 0
 
+    def fixed_bytes(self, state: Any) -> int:
+        """Those of `resident_bytes` that are as many in any dtype of the model."""
+        return 0
+
     def score_bytes(self, state: Any, length: int, element: int) -> int:
         """Bytes that scoring reads at one step for one row, all KV heads of the layer together."""
         return 0

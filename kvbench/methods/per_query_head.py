@@ -11,6 +11,9 @@ from torch import Tensor
 
 from kvbench.methods.base import Selection
 
+#: of the lists of what each query head keeps
+SLOT = torch.int32
+
 
 @dataclass(frozen=True)
 class Peers:
@@ -19,7 +22,7 @@ class Peers:
     Attributes:
         heads_N: which of the Q query heads.
         kv_N: the KV head of each.
-        slots_Nn: slots of the tokens that each keeps, ascending, int32.
+        slots_Nn: slots of the tokens that each keeps, ascending, of dtype `SLOT`.
         union: K.
     """
 
@@ -71,11 +74,6 @@ class PerQueryHead(Selection):
     def combines(self) -> bool:
         return self.selection.combines
 
-    @property
-    def list_bytes(self) -> int:
-        """Bytes of the lists of what each query head keeps."""
-        return sum(p.slots_Nn.numel() * p.slots_Nn.element_size() for p in self.peers)
-
     def prepare(self, k_BHKD: Tensor, v_BHKD: Tensor, rows: int, room: int) -> list[Any]:
         """Auxiliary data for each of `peers`."""
         return [self.selection.prepare(p.prefix(k_BHKD), p.prefix(v_BHKD), rows, room) for p in self.peers]
@@ -110,7 +108,14 @@ class PerQueryHead(Selection):
         return combined.view(out_RHGD.shape)
 
     def resident_bytes(self, state: Any) -> int:
-        return sum(self.selection.resident_bytes(own) for own in state)
+        """Lists of slots included."""
+        return self._list_bytes() + sum(self.selection.resident_bytes(own) for own in state)
+
+    def fixed_bytes(self, state: Any) -> int:
+        return self._list_bytes() + sum(self.selection.fixed_bytes(own) for own in state)
+
+    def _list_bytes(self) -> int:
+        return sum(p.slots_Nn.numel() * SLOT.itemsize for p in self.peers)
 
     def score_bytes(self, state: Any, length: int, element: int) -> int:
         """As `Selection.score_bytes`, of `length` tokens in the union."""
@@ -125,5 +130,5 @@ def _peers(mask_HGK: Tensor) -> Iterator[Peers]:
     counts = mask_QK.sum(-1).tolist()
     for count in sorted(set(counts)):
         heads = torch.tensor([n for n, c in enumerate(counts) if c == count], device=mask_HGK.device)
-        slots = mask_QK[heads].nonzero()[:, 1].view(len(heads), count).int()
+        slots = mask_QK[heads].nonzero()[:, 1].view(len(heads), count).to(SLOT)
         yield Peers(heads, heads // group, slots, union)

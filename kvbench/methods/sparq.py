@@ -48,6 +48,7 @@ class SparQ(Selection):
         "2 * T * D * element + (T + M) * D * element + 4 * D; a second copy of K, with reallocate a sum of V"
     )
 
+    version = 2
     reads_keys = False
 
     positive = ("channels",)
@@ -96,8 +97,10 @@ class SparQ(Selection):
         return self.reallocate
 
     def resident_bytes(self, state: Any) -> int:
-        sums = 0 if state.v_sum_RHD is None else 4 * state.v_sum_RHD[0].numel()
-        return state.keys_RHDT[0].numel() * state.keys_RHDT.element_size() + sums
+        return state.keys_RHDT[0].numel() * state.keys_RHDT.element_size() + self.fixed_bytes(state)
+
+    def fixed_bytes(self, state: Any) -> int:
+        return 0 if state.v_sum_RHD is None else 4 * state.v_sum_RHD[0].numel()
 
     def score_bytes(self, state: Any, length: int, element: int) -> int:
         _, heads, dim, _ = state.keys_RHDT.shape

@@ -29,7 +29,10 @@ def pairs(rows: pd.DataFrame) -> style.Figure:
     One panel per length, task, budget, `keep` and format.
     """
     params = [json.loads(text) for text in rows["params"]]
-    named = {role: distinguish(rows[role], [entry[role] for entry in params]) for role in ROLES}
+    named = {
+        role: distinguish(rows[role], [entry.get(role, {}) for entry in params])
+        for role in (*ROLES, "format")
+    }
     keep = [f"keeps {entry['keep']}, " if "keep" in entry else "" for entry in params]
     rows = rows.assign(keep=keep, kl_to_dense=rows["kl_to_dense"].clip(lower=KL_SHOWN), **named)
     evictions, selections = (sorted(rows[role].unique()) for role in ROLES)
@@ -53,7 +56,7 @@ def pairs(rows: pd.DataFrame) -> style.Figure:
         dark = np.asarray(colours.norm(kl)) > 0.5
         axes.imshow(kl, norm=colours.norm, cmap=colours.cmap, aspect="auto")
         for y, x in itertools.product(range(len(evictions)), range(len(selections))):
-            if score[y, x] == score[y, x]:
+            if np.isfinite(score[y, x]):
                 ink = "white" if dark[y, x] else "black"
                 axes.text(x, y, f"{score[y, x]:.2f}", ha="center", va="center", fontsize=8, color=ink)
         axes.grid(visible=False)

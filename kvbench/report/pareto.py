@@ -19,7 +19,7 @@ KL_SHOWN = 1e-6  # below is rounding
 _SHIFT = 0.005  # per method, to either side: those that keep equally much would hide each other
 _MOST = 0.04
 _CROWD = 12  # methods that one panel can show
-_FAMILIES = ("evictions", "selections", "formats")
+_EVICTIONS, _SELECTIONS, _FORMATS = _FAMILIES = "evictions", "selections", "formats"
 
 
 def score(rows: pd.DataFrame, bytes_column: str) -> style.Figure:
@@ -90,7 +90,7 @@ def _families(rows: pd.DataFrame) -> dict[str, str]:
     """The panels in which methods are drawn, by label; all in one where these are few."""
     rows = rows[~rows["is_dense"]].drop_duplicates("label")
     evicts, selects = rows["eviction"] != "none", rows["selection"] != "all"
-    kinds = np.select([selects, evicts], [_FAMILIES[1], _FAMILIES[0]], _FAMILIES[2])
+    kinds = np.select([selects, evicts], [_SELECTIONS, _EVICTIONS], _FORMATS)
     one = len(rows) <= _CROWD or len(set(kinds)) == 1
     return {label: "" if one else kind for label, kind in zip(rows["label"], kinds, strict=True)}
 

@@ -86,6 +86,10 @@ def test_bytes_are_those_that_the_engine_counts(decoded, case):
             assert modelled == pytest.approx(counted)
         else:
             assert 0.5 * modelled < counted <= modelled
-    # however many tokens the data lets it keep, each of them takes as much; a selection's data is per query head
+    if own and entry["method"] == "snapkv":
+        # each query head's list is as long as the budget, whatever their union is
+        per_token = shape.layers * (2 * shape.kv_heads * shape.head_dim * 4 + shape.heads)
+        assert use.resident - found.resident == pytest.approx((use.kept - found.kept) * per_token)
+    # however many tokens the data lets it keep, each of them takes as much
     if not own:
         assert use.resident / use.kept == pytest.approx(found.resident / found.kept)

@@ -79,7 +79,11 @@ def test_every_query_head_chooses_as_it_would_in_an_expanded_cache(eviction, sel
     state, theirs_state = (
         sum(lane.selection.resident_bytes(lane.state) for lane in b.lanes) for b in (block, expanded)
     )
-    assert state == theirs_state
+    lists = sum(4 * int(lane.mask_HGK.sum()) for lane in block.lanes)
+    assert state == theirs_state + lists
+    assert sum(lane.selection.fixed_bytes(lane.state) for lane in block.lanes) == lists + (
+        sum(lane.selection.fixed_bytes(lane.state) for lane in expanded.lanes)
+    )
     read, theirs_read = (b.slots_read(1, 0, 3) for b in (block, expanded))
     assert theirs_read / GROUP <= read < theirs_read
     assert block.score_bytes == expanded.score_bytes

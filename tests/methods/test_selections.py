@@ -211,6 +211,7 @@ def test_sparq_holds_a_second_copy_of_the_keys():
     step = Step(SparQ(channels=4))
     assert torch.equal(step.state.keys_RHDT[1, 0, :, : step.length].T, step.keys(1, 0))
     assert step.selection.resident_bytes(step.state) == 2 * 16 * 56 * 4 + 2 * 16 * 4
+    assert step.selection.fixed_bytes(step.state) == 2 * 16 * 4
     assert step.selection.score_bytes(step.state, 53, 4) == 2 * (4 * 53 * 4 + 16 * 4)
     plain = Step(SparQ(channels=4, reallocate=False))
     assert plain.selection.resident_bytes(plain.state) == 2 * 16 * 56 * 4
