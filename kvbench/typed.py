@@ -33,7 +33,7 @@ def unknown(key: str, word: object, known: Iterable[str], what: str) -> UserErro
     return UserError(f"{key}: there is no {what} {word!r}{hint}; known: {', '.join(names) or 'none'}")
 
 
-def build(cls: type[T], data: object, key: str = "") -> T:
+def build(cls: type[T], data: object, key: str = "", beside: Iterable[str] = ()) -> T:
     """Make the dataclass `cls` from a mapping, checking names and types of its fields, recursively.
 
     Lists become tuples; a single value where a list is wanted becomes a list of one.
@@ -43,6 +43,7 @@ def build(cls: type[T], data: object, key: str = "") -> T:
             `dict[str, Any]`, or a dataclass.
         data: what the user gave.
         key: the dotted name of `data` in the configuration, for messages.
+        beside: keys that somebody else has read from the same place, for messages.
 
     Raises:
         UserError: an unknown or missing key, a value of the wrong type, or not one of the choices.
@@ -53,7 +54,7 @@ def build(cls: type[T], data: object, key: str = "") -> T:
         raise UserError(f"{key or 'config'}: {data!r} is not a set of keys ({', '.join(fields)})")
     for name in data:
         if name not in fields:
-            raise unknown(f"{prefix}{name}", name, fields, "key")
+            raise unknown(f"{prefix}{name}", name, [*fields, *beside], "key")
     for name, field in fields.items():
         required = field.default is field.default_factory is dataclasses.MISSING
         if required and name not in data:

@@ -323,6 +323,7 @@ MISTAKES = {
     "method=[rocketkv_mt] | method.rocketkv_mt.window=0": "method.rocketkv_mt.window: 0 is not allowed, give 1 ",
     "method=[random] | method.random.seed=4294967296": "method.random.seed: 4294967296 is not allowed",
     "method=[expected_attention] | method.expected_attention.epsilon=inf": "method.expected_attention.epsilon: inf ",
+    "variants.a={method: chunkkv, kepp: 9}": "method.a.kepp: there is no key 'kepp' (did you mean keep?)",
     "variants.a={method: chunkkv, keep: 9}": "method.a.keep: needs an eviction and a selection",
     "variants.a={method: chunkkv, selection: hsa, keep: 0}": "method.a.keep: 0 is not allowed, give 1 or more tokens",
     "method.snapkv=3": "method.snapkv: 3 is not a set of keys",

@@ -22,6 +22,7 @@ _ROLES: dict[str, type[Component]] = {
     "format": Format,
     "method": Method,
 }
+_COMPOSED = ("eviction", "selection", "format")
 _CLASSES: dict[str, type[Component]] = {}
 
 
@@ -64,9 +65,7 @@ def build(entry: Mapping[str, Any], key: str = "method") -> Method:
     """
     known = registry()
     entry = dict(entry)
-    roles = {
-        role: entry.pop(role) for role in ("eviction", "selection", "format") if entry.get(role) is not None
-    }
+    roles = {role: entry.pop(role) for role in _COMPOSED if entry.get(role) is not None}
     name = entry.pop("method", None)
     cls = known.get(name) if isinstance(name, str) else None
     # of the composition; a method that names its own roles has none
@@ -76,7 +75,8 @@ def build(entry: Mapping[str, Any], key: str = "method") -> Method:
     if name is not None:
         if cls is None:
             raise unknown(f"{key}.method", name, sorted(known), "method")
-        base = build_dataclass(cls, entry, key)
+        beside = [word for word in (*_COMPOSED, "keep") if composed and word != cls.family]
+        base = build_dataclass(cls, entry, key, beside)
     elif entry or not roles:
         raise UserError(f"{key}: give method: NAME, or at least one of eviction, selection, format")
     parts = {role: _part(role, value, f"{key}.{role}", known) for role, value in roles.items()}
