@@ -30,7 +30,7 @@ demo: $(READY)
 	@echo "report: $$(ls -t results/runs/*/report.html | head -n 1)"
 
 test: $(READY) check
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -46,7 +46,7 @@ test-slow: $(READY)
 	$(BIN)/pytest -m "slow and not gpu"
 
 test-gpu: $(READY) gpu
-	TRITON_INTERPRET=0 $(BIN)/pytest tests/kernels
+	TRITON_INTERPRET=0 $(BIN)/pytest tests/test_kernels
 	TRITON_INTERPRET=0 $(BIN)/pytest -m gpu
 
 MODEL ?= smollm2_135m
@@ -57,7 +57,7 @@ HALF ?= 240
 GPU_RUN := results/runs/gpu-$(TODAY)
 
 bench-gpu: $(READY) gpu
-	$(BIN)/python -m kvbench.kernels.bench --lengths 32768,131072,4096 --limit $(HALF) --csv results/gpu/$(TODAY)-kernels.csv
+	$(BIN)/python -m kvbench.kernels.dev.bench --lengths 32768,131072,4096 --limit $(HALF) --csv results/gpu/$(TODAY)-kernels.csv
 	timeout -s INT -k 30 $(HALF) $(BIN)/kvbench run experiment=efficiency model=$(MODEL) model.device=cuda model.dtype=bfloat16 \
 	  'task.length=[4096,1024,2048]' run_dir=$(GPU_RUN) || [ $$? -eq 124 ]
 	$(BIN)/kvbench report $(GPU_RUN)
@@ -74,10 +74,10 @@ test-vllm: vllm
 	$(BIN)/pytest -m vllm -s
 
 notebooks: $(READY)
-	$(BIN)/python tests/support/notebooks.py
+	$(BIN)/python tests/kvbench_testing/notebooks.py
 
 tables: $(READY)
-	$(BIN)/python -m kvbench.committed
+	$(BIN)/python -m kvbench.cli.regenerate
 
 bench: $(READY)
 	$(BIN)/kvbench run experiment=bench_ablation

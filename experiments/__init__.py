@@ -7,8 +7,8 @@ import importlib
 import pkgutil
 from typing import Any
 
-from kvbench.compose import Composed
-from kvbench.typed import unknown
+from kvbench.config.compose import Composed
+from kvbench.config.typed import unknown
 
 
 def run(composed: Composed, progress: Any) -> str:
@@ -16,7 +16,7 @@ def run(composed: Composed, progress: Any) -> str:
 
     Args:
         composed: the experiment.
-        progress: the class that shows progress, `kvbench.progress.Progress` or one with its methods.
+        progress: the class that shows progress, `kvbench.runs.progress.Progress` or one with its methods.
 
     Returns:
         What to tell the user at the end.

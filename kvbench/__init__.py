@@ -5,13 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kvbench.api import load, run
-    from kvbench.dropin import cache
-    from kvbench.tensors import keep, select
+    from kvbench.engine.dropin import cache
+    from kvbench.engine.raw import keep, select
 
 __version__ = "0.1.0"
 __all__ = ["cache", "keep", "load", "run", "select"]
 
-_MODULES = {"cache": "dropin", "load": "api", "run": "api", "keep": "tensors", "select": "tensors"}
+_MODULES = {
+    "cache": "engine.dropin",
+    "load": "api",
+    "run": "api",
+    "keep": "engine.raw",
+    "select": "engine.raw",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from kvbench import report
-from kvbench.compose import compose, run_dir
+from kvbench.config.compose import compose, run_dir
 from kvbench.experiments import run as run_experiment
-from kvbench.progress import Progress
-from kvbench.repeat import text
 from kvbench.report import Run
+from kvbench.runs.progress import Progress
+from kvbench.runs.rerun import text
 
 
 def run(
@@ -25,7 +25,7 @@ def run(
         config_dirs: folders with configuration of your own.
 
     Raises:
-        kvbench.errors.UserError: an override or name that is not allowed.
+        kvbench.config.errors.UserError: an override or name that is not allowed.
 
     Example:
         `kvbench.run("quickstart", ["method=[snapkv,rocketkv]", "limit=2"]).summary()`

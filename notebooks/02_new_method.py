@@ -25,8 +25,8 @@ import torch
 from matplotlib import pyplot as plt
 
 import kvbench
-from kvbench import stats
 from kvbench.methods import Eviction, LayerSnapshot, register
+from kvbench.report import stats
 
 
 @register("value_aware")

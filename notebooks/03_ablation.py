@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 import kvbench
-from kvbench import stats
+from kvbench.report import stats
 
 run = kvbench.run(
     "quickstart",

@@ -21,7 +21,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 import kvbench
-from kvbench.promptcache import (
+from kvbench.claude import (
     PriceBook,
     Switches,
     Synthetic,

@@ -3,9 +3,13 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # before torch is imported: one thread for each worker, and for the commands it starts
+    os.environ["OMP_NUM_THREADS"] = "1"
 # triton reads it once, when something imports it; `make test-gpu` says 0, and its kernels then run compiled
 if os.environ.setdefault("TRITON_INTERPRET", "1") == "1":
     # the interpreter copies every tensor to the host: for GPU tests there is `make test-gpu`
@@ -46,6 +50,15 @@ def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """kvbench's cache folder moved to an empty one, for this test."""
     monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def results() -> list[Any]:
+    """Every claim checked against the committed results and no other runs."""
+    from kvbench import claims
+    from kvbench.claims import evidence
+
+    return claims.evaluate(evidence.load(Path(__file__).parents[1] / "results"))
 
 
 def save_tiny_model(folder: Path, family: str, group: int, layers: int, seed: int) -> None:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import kvbench
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 
 
 def test_run_and_load(tiny_model_dir, tmp_path):

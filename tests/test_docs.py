@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kvbench import cli
-from kvbench.compose import compose, options
+from kvbench.cli import main as cli
+from kvbench.config.compose import compose, options
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -111,8 +111,9 @@ def test_pins():
 
 # what a folder may import beyond the core: the extras that install it
 EXTRAS = {
-    "kvbench/promptcache": {"claude"},
-    "kvbench/serving": {"serving", "claude"},
+    "kvbench/claude": {"claude"},
+    "kvbench/vllm": {"serving", "claude"},
+    "experiments/vllm": {"serving", "claude"},
     "kvbench/models": {"flash"},
     # the GPU builds of torch bring triton
     "kernels": {"flash", "test"},

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from kvbench.claims.claim import Source
-from kvbench.errors import UserError
-from kvbench.typed import build
+from kvbench.config.errors import UserError
+from kvbench.config.typed import build
 
 
 def sources() -> list[Source]:

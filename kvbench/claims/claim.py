@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 
 REPRODUCED = "reproduced"
 BY_MODEL = "reproduced by model"

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvbench.config.errors import UserError
 from kvbench.cost.shapes import ModelShape
-from kvbench.errors import UserError
 from kvbench.formats.tokenwise import Rolling
 from kvbench.methods import Budget, Eviction, LayerRule, Method, Resolved, Shape, build
 from kvbench.methods.per_query_head import SLOT

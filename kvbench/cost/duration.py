@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvbench import methods, tasks
-from kvbench.config import RunConfig
+from kvbench.config.errors import UserError
 from kvbench.cost.accounting import Account, account
 from kvbench.cost.hardware import Hardware
 from kvbench.cost.roofline import decode_peak, estimate, seconds
 from kvbench.cost.shapes import ModelShape
-from kvbench.errors import UserError
 from kvbench.methods.dense import Dense
+from kvbench.runs.config import RunConfig
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 import yaml
 
-from kvbench import provenance
+from kvbench.config.typed import build
 from kvbench.cost.hardware import GROUP, MIB, Hardware
-from kvbench.kernels.bench import Clock
-from kvbench.typed import build
+from kvbench.kernels.dev.bench import Clock
+from kvbench.runs import provenance
 
 NAME = "this_machine"
 REPEATS = 15

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvbench.config.errors import UserError
 from kvbench.cost.hardware import Hardware
-from kvbench.errors import UserError
 
 if TYPE_CHECKING:
     from kvbench.cost.accounting import Account, Work

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from kvbench import compose
-from kvbench.errors import UserError
-from kvbench.typed import build, unknown
+from kvbench.config import compose
+from kvbench.config.errors import UserError
+from kvbench.config.typed import build, unknown
 
 GROUP = "shape"
 

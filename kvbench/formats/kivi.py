@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.kernels.quantise_kv import pack, unpack
 from kvbench.methods.base import Format
 from kvbench.methods.registry import register

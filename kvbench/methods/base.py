@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.formats.tokenwise import Codec, Rolling, Split
 from kvbench.kernels.sparse_decode import FP8
 from kvbench.kernels.top_k import top_k

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 
 
 @dataclass(frozen=True)

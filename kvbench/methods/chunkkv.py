@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.kernels.pool import chunk_sums, pool
 from kvbench.kernels.top_k import top_k, top_k_mask
 from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Shape

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.methods.base import Eviction, KeepAll, Method, ReadAll, Resolved, Selection
 from kvbench.methods.budget import Budget, LayerRule, Shape
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.kernels.top_k import top_k_mask
 from kvbench.methods.base import Eviction, Kept, LayerSnapshot
 from kvbench.methods.chunkkv import press_scores

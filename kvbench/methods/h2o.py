@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.kernels.top_k import lowest, top_k
 from kvbench.methods.base import Eviction, Kept, LayerSnapshot
 from kvbench.methods.registry import register

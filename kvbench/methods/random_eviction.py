@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.methods.base import Eviction, LayerSnapshot
 from kvbench.methods.registry import register
 

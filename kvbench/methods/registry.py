@@ -8,11 +8,11 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
+from kvbench.config.typed import build as build_dataclass
+from kvbench.config.typed import unknown
 from kvbench.methods.base import Component, Eviction, Format, Method, Selection
 from kvbench.methods.composite import Composite
-from kvbench.typed import build as build_dataclass
-from kvbench.typed import unknown
 
 C = TypeVar("C", bound=type[Component])
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.methods.base import Budget, Eviction, LayerRule, Method, Resolved, Selection, Shape
 from kvbench.methods.hsa import HSA
 from kvbench.methods.registry import register

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.kernels.build import cache_dir
 
 NAME = "smollm2_135m"

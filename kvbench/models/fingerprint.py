@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.kernels.build import cache_dir
 from kvbench.models.embedded import MANIFEST
 

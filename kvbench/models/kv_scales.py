@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.models.embedded import MANIFEST
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.models import embedded
 from kvbench.models.fingerprint import fingerprint
 

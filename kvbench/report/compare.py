@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from kvbench import stats
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
+from kvbench.report import stats
 from kvbench.report.run_view import load
 from kvbench.report.summary import METHOD, SAMPLE, TASK
 from kvbench.report.tables import MB, Table, configurations, number

@@ -7,9 +7,9 @@ import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
+from kvbench.config.text import counted
 from kvbench.report import style
 from kvbench.report.tables import configurations
-from kvbench.words import counted
 
 _COLUMNS = 4  # without budgets to fill a row
 

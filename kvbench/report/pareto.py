@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from kvbench import stats
-from kvbench.report import style
+from kvbench.report import stats, style
 from kvbench.report.tables import MB
 
 BYTES = {

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from kvbench.config.text import counted
 from kvbench.report.summary import METHOD, SAMPLE, SETTING, TASK, TIMING, joined
-from kvbench.words import counted
 
 # columns whose values should be one; a mixture of times is expected
 _UNIFORM = {

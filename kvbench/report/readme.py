@@ -1,4 +1,4 @@
-"""The README's tables: the one of the committed reference run, and where tables go; `kvbench.committed` writes them."""
+"""The README's tables: the one of the committed reference run, and where tables go."""
 
 import pandas as pd
 

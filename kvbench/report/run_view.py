@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.report import plots, provenance, summary, tables
 from kvbench.report.style import Figure
-from kvbench.store import Record, Store
+from kvbench.runs.store import Record, Store
 
 RUNS = Path("results/runs")
 

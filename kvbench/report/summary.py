@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 
-from kvbench import stats
+from kvbench.report import stats
 
 COLUMNS = (
     "run model task task_version length protocol method eviction selection format params budget_requested "

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from kvbench import stats
+from kvbench.config.text import counted
+from kvbench.report import stats
 from kvbench.report.summary import ALL_SEEDS, SETTING, TABLE, budget_key, joined, pooled
-from kvbench.words import counted
 
 MB = 1e6
 WORSE, BETTER = "▼", "▲"

@@ -4,10 +4,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
+from kvbench.config.text import counted
 from kvbench.report.run_view import load
 from kvbench.report.tables import number
-from kvbench.words import counted
 
 _PAIRING = ("model", "dtype", "task", "length", "protocol", "timing", "seed", "sample", "sample_hash")
 

@@ -3,10 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from kvbench import stats
-from kvbench.report import style
+from kvbench.config.text import counted
+from kvbench.report import stats, style
 from kvbench.report.summary import budget_key
-from kvbench.words import counted
 
 _SHIFT = 0.15  # methods of equal score would hide each other
 

@@ -5,7 +5,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from kvbench import typed
+from kvbench.config import typed
 from kvbench.tasks.base import Family, Task, register, registered
 from kvbench.tasks.prompt import Prompt, Renderer, Sample, Turn
 

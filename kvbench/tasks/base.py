@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.tasks.prompt import Renderer, Sample
 
 F = TypeVar("F", bound="Family")

@@ -4,7 +4,7 @@ import string
 from dataclasses import dataclass
 from math import ceil
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.tasks.base import register, stream
 from kvbench.tasks.length import fit
 from kvbench.tasks.prompt import Renderer, Sample

@@ -10,7 +10,7 @@ from itertools import accumulate, cycle
 from pathlib import Path
 from typing import Literal
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.tasks import prose
 
 HaystackKind = Literal["noise", "needles", "prose", "essay"]

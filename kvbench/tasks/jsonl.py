@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.tasks.base import Family, register
 from kvbench.tasks.prompt import Renderer, Sample, Turn
 from kvbench.tasks.scorers import scorers

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.tasks.prompt import Renderer, Sample
 
 SHORTEST = 0.9

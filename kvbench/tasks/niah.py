@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.tasks import haystack as hay
 from kvbench.tasks.base import register, stream
 from kvbench.tasks.length import fit

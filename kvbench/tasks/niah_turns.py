@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.tasks.base import register
 from kvbench.tasks.length import fit
 from kvbench.tasks.niah import Niah

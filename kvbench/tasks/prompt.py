@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

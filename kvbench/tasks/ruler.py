@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.tasks.base import Family
 from kvbench.tasks.prompt import Sample
 from kvbench.tasks.scorers import substring_all

@@ -5,7 +5,7 @@ import string
 from dataclasses import dataclass
 from itertools import pairwise
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 from kvbench.tasks import haystack as hay
 from kvbench.tasks.base import register, stream
 from kvbench.tasks.length import fit, largest_fitting

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from kvbench.errors import UserError
+from kvbench.config.errors import UserError
 
 Wording = Literal["own", "ruler"]
 Part = Literal["niah_one", "niah_many", "vt", "cwe", "fwe"]

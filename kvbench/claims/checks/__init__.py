@@ -12,8 +12,8 @@ from collections.abc import Callable
 from kvbench.claims.checks import article, limits, memory, printed, prompt_cache, rocket, runs, serving
 from kvbench.claims.claim import Claim, Finding, arguments
 from kvbench.claims.evidence import Runs
-from kvbench.errors import UserError
-from kvbench.typed import unknown
+from kvbench.config.errors import UserError
+from kvbench.config.typed import unknown
 
 Check = Callable[..., Finding]
 

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from kvbench.claims.claim import Finding, Reading
-from kvbench.errors import UserError
-from kvbench.promptcache import article
-from kvbench.promptcache.model import (
+from kvbench.claude import article
+from kvbench.claude.assumptions import Switches
+from kvbench.claude.placements import named
+from kvbench.claude.prices import NANO, PriceBook, Rates
+from kvbench.claude.request import (
     MESSAGES,
     TEXT,
     TOOL_RESULT,
@@ -23,11 +25,9 @@ from kvbench.promptcache.model import (
     append,
     root,
 )
-from kvbench.promptcache.placements import named
-from kvbench.promptcache.prices import NANO, PriceBook, Rates
-from kvbench.promptcache.rules import Cache, marker_error
-from kvbench.promptcache.switches import Switches
-from kvbench.promptcache.traces.synthetic import Synthetic, SyntheticTrace
+from kvbench.claude.rules import Cache, marker_error
+from kvbench.claude.traces.synthetic import Synthetic, SyntheticTrace
+from kvbench.config.errors import UserError
 
 Kind = Literal["base", "write_5m", "write_1h", "read", "output"]
 SONNET, TODAY = "claude-sonnet-4-6", datetime.date(2026, 11, 24)

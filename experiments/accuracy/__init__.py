@@ -1,0 +1,23 @@
+"""Scores of methods on tasks, with dense beside them."""
+
+from typing import Any
+
+from kvbench import report
+from kvbench.config.compose import Composed
+from kvbench.runs.config import validate
+
+
+def main(composed: Composed, progress: Any) -> str:
+    """Run what is not yet in the run's folder, and write the report."""
+    cfg = validate(composed)
+    # after validation: it imports torch and transformers, and mistakes should show at once
+    from kvbench.experiments.accuracy.run import run_accuracy
+
+    run_accuracy(cfg, progress)
+    return reported(cfg.run_dir)
+
+
+def reported(folder: str) -> str:
+    """Write the report of a run; returns its table and where the rest is."""
+    files = report.write(folder)
+    return f"{files['table.md'].read_text(encoding='utf-8')}\nreport: {files['report.html']}"

@@ -1,0 +1,92 @@
+"""How fast traces are replayed, loading included."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kvbench.claude.assumptions import Switches
+from kvbench.claude.placements import named
+from kvbench.claude.prices import PriceBook
+from kvbench.claude.simulate import simulate
+from kvbench.claude.traces.claude_code import Choices, ClaudeCodeTrace
+from kvbench.config.text import counted
+
+PLACEMENTS = ("none", "automatic", "explicit_four", "stable_1h_tail_5m")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Requests per second of processor time, median of the repetitions; every request is loaded and replayed.
+
+    Attributes:
+        blocks: how prompts were cut.
+        requests: requests of the trace.
+        placements: placements that each of them was replayed under.
+        per_second: requests per second, all placements together counted once.
+        wall_per_second: the same by the clock on the wall.
+        peak_mib: most memory held at once, MiB (measured in a separate pass).
+    """
+
+    blocks: str
+    requests: int
+    placements: int
+    per_second: float
+    wall_per_second: float
+    peak_mib: float
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return (
+            f"blocks={self.blocks}: {counted(self.requests, 'request')} x {counted(self.placements, 'placement')}, "
+            f"loading included: {self.per_second:,.0f} requests/s "
+            f"({self.per_second * self.placements:,.0f} placement-requests/s) of processor time, "
+            f"{self.wall_per_second:,.0f} requests/s by the clock, peak {self.peak_mib:.1f} MiB"
+        )
+
+
+def measure(
+    folder: Path,
+    *,
+    blocks: Literal["types", "turn", "hash"] = "types",
+    placements: Sequence[str] = PLACEMENTS,
+    repeat: int = 5,
+) -> Speed:
+    """Replays a folder of Claude Code sessions under several placements.
+
+    Args:
+        folder: session files.
+        blocks: how prompts are cut; "hash" is one block per 64 tokens.
+        placements: names of placements.
+        repeat: repetitions.
+    """
+    prices = PriceBook.load()
+    chosen = {name: named(name) for name in placements}
+    cpu, wall = [], []
+    for _ in range(repeat):
+        started = time.process_time(), time.perf_counter()
+        simulate(_open(folder, prices, blocks).requests(Switches()), chosen, prices)
+        cpu.append(time.process_time() - started[0])
+        wall.append(time.perf_counter() - started[1])
+    tracemalloc.start()
+    totals = simulate(_open(folder, prices, blocks).requests(Switches()), chosen, prices)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    requests = totals[placements[0]].requests
+    middle = repeat // 2
+    return Speed(
+        blocks,
+        requests,
+        len(placements),
+        requests / sorted(cpu)[middle],
+        requests / sorted(wall)[middle],
+        peak / 2**20,
+    )
+
+
+def _open(folder: Path, prices: PriceBook, blocks: Literal["types", "turn", "hash"]) -> ClaudeCodeTrace:
+    return ClaudeCodeTrace(folder, prices, Choices(blocks=blocks))

@@ -1,0 +1,29 @@
+"""Modelled time, memory and dollars of methods on devices; nothing is run."""
+
+from pathlib import Path
+from typing import Any
+
+from kvbench.config.compose import Composed, own
+from kvbench.config.typed import build
+from kvbench.runs.config import expanded
+
+
+def main(composed: Composed, progress: Any) -> str:
+    """Write table, CSV and figures; returns the table and where the rest is."""
+    from kvbench.experiments.roofline import figures
+    from kvbench.experiments.roofline.run import RooflineConfig, markdown, scan
+    from kvbench.report.plots import save
+
+    methods, budget = expanded(composed.data, composed.config_dirs)
+    found = {**own(composed, RooflineConfig), "method": methods, "budget": budget}
+    cfg = build(RooflineConfig, {**found, "config_dirs": list(composed.config_dirs)})
+    frame, folder = scan(cfg), Path(cfg.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(folder / "roofline.csv", index=False, float_format="%.6g")
+    table = markdown(frame)
+    (folder / "table.md").write_text(table, encoding="utf-8")
+    for model, rows in frame.groupby("model"):
+        save(figures.step(rows), folder / "figures", f"step.{model}")
+        if rows["usd_per_million_tokens_max"].notna().any():
+            save(figures.dollars(rows), folder / "figures", f"dollars.{model}")
+    return f"{table}\nwritten to {folder}"

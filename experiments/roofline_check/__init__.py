@@ -1,0 +1,29 @@
+"""The cost model's decode attention beside the measured one, on the device there is."""
+
+from pathlib import Path
+from typing import Any
+
+from kvbench.config.compose import Composed, own
+from kvbench.config.typed import build
+from kvbench.runs.config import expanded
+
+
+def main(composed: Composed, progress: Any) -> str:
+    """Measure what is missing; write table, CSV and figure; returns the table and where the rest is."""
+    from kvbench.experiments.roofline import figures
+    from kvbench.experiments.roofline_check.run import CheckConfig, check, markdown
+    from kvbench.report.plots import save
+
+    methods, budget = expanded(composed.data, composed.config_dirs)
+    found = {**own(composed, CheckConfig), "method": methods, "budget": budget}
+    cfg = build(CheckConfig, {**found, "config_dirs": list(composed.config_dirs)})
+    frame, folder = check(cfg), Path(cfg.run_dir)
+    table = markdown(frame)
+    (folder / "table.md").write_text(table, encoding="utf-8")
+    for model, rows in frame.groupby("model"):
+        device = ", ".join(sorted(set(rows["device"])))
+        note = (
+            f"{model}, one sequence, bf16, on {device}. Medians, bands from the 20th to the 80th percentile."
+        )
+        save(figures.check(rows, note), folder / "figures", f"check.{model}")
+    return f"{table}\nwritten to {folder}"

@@ -1,0 +1,81 @@
+"""Layer 1: what the sessions cost at the API under every placement of cache_control."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from kvbench.claude.assumptions import Switches
+from kvbench.claude.placements import Placement, named
+from kvbench.claude.planner import plan
+from kvbench.claude.prices import PriceBook
+from kvbench.claude.request import Request
+from kvbench.claude.simulate import Trace, simulate_range
+from kvbench.claude.tables import usd
+from kvbench.experiments.two_layer.config import TwoLayerConfig
+
+PLANNER = "planner"
+
+
+@dataclass(frozen=True)
+class Priced:
+    """Dollars per session under one placement; modelled.
+
+    Attributes:
+        name: of the placement.
+        usd: with every undocumented point at its literal reading.
+        low: least over those points.
+        high: most.
+        read: share of the input tokens that came from the cache.
+    """
+
+    name: str
+    usd: float
+    low: float
+    high: float
+    read: float
+
+
+def cheapest(priced: Sequence[Priced]) -> Priced:
+    """The cheapest placement that can be chosen beforehand; the planned one needs the whole trace."""
+    return min((found for found in priced if found.name != PLANNER), key=lambda found: found.usd)
+
+
+class Longer(Trace):
+    """A trace whose answers are so many times as long; the prompts stay as they were recorded."""
+
+    def __init__(self, trace: Trace, times: int) -> None:
+        """The trace and the multiple."""
+        self._trace = trace
+        self._times = times
+
+    def requests(self, switches: Switches) -> Iterable[Request]:
+        """See Trace."""
+        for request in self._trace.requests(switches):
+            yield replace(request, output=request.output * self._times)
+
+
+def price(trace: Trace, cfg: TwoLayerConfig, prices: PriceBook, count: int) -> list[Priced]:
+    """Every placement, in the order of the configuration, the planned one last.
+
+    Args:
+        trace: the sessions, one after another.
+        cfg: names the placements.
+        prices: the price book.
+        count: number of sessions in the trace.
+    """
+    placements: dict[str, Placement] = {name: named(name) for name in cfg.placements}
+    if cfg.plan:
+        found = plan(trace.requests(cfg.switches), prices, cfg.switches, fixed=dict(placements))
+        placements[PLANNER] = found.placement
+    ranges = simulate_range(trace, placements, prices, cfg.switches)
+    return [
+        Priced(
+            name,
+            usd(found.base.cost) / count,
+            usd(found.low) / count,
+            usd(found.high) / count,
+            found.base.hit_rate,
+        )
+        for name, found in ranges.items()
+    ]

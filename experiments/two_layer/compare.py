@@ -1,0 +1,181 @@
+"""Both layers on the same sessions: prices, capacities, where they break even, and what moves that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvbench.claude.placements import none
+from kvbench.claude.prices import PriceBook
+from kvbench.claude.simulate import Trace
+from kvbench.claude.traces.open import FileTrace, open_trace
+from kvbench.claude.traces.recorded import RecordedTrace
+from kvbench.experiments.claude_rag_cost.run import keep_counts, runner_of
+from kvbench.experiments.two_layer import api
+from kvbench.experiments.two_layer.breakeven import BreakEven, Fleet, break_even
+from kvbench.experiments.two_layer.config import TwoLayerConfig
+from kvbench.experiments.two_layer.sessions import Alone, Session, sessions
+
+if TYPE_CHECKING:
+    from kvbench.experiments.two_layer.hosted import Host, Served
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Break-even under another rent and utilisation.
+
+    Attributes:
+        usd_per_hour: rent.
+        utilisation: share of the day that a device may be busy.
+        capacity: sessions per day and device.
+        even: where it breaks even with the cheapest placement.
+    """
+
+    usd_per_hour: float
+    utilisation: float
+    capacity: int
+    even: BreakEven
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Costs when the answers are so many times as long.
+
+    Attributes:
+        times: the multiple.
+        tokens: generated tokens per session.
+        priced: at the API.
+        served: on devices.
+    """
+
+    times: int
+    tokens: float
+    priced: Sequence[api.Priced]
+    served: Sequence[Served]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that the report shows; parts of a layer that was not asked for are empty.
+
+    Attributes:
+        recorded: the sessions.
+        sources: how their tokens were counted.
+        models: that were asked.
+        problems: what was wrong in the trace.
+        priced: layer 1.
+        served: layer 2.
+        title: of model and device.
+        cells: sensitivity to rent and utilisation, of the cheapest way to serve.
+        answers: sensitivity to the length of the answers.
+    """
+
+    recorded: Sequence[Session]
+    sources: Sequence[str]
+    models: Sequence[str]
+    problems: Sequence[str]
+    priced: Sequence[api.Priced]
+    served: Sequence[Served]
+    title: str
+    cells: Sequence[Cell]
+    answers: Sequence[Answers]
+
+    @property
+    def plain(self) -> api.Priced:
+        """The API without cache_control."""
+        return next(found for found in self.priced if found.name == "none")
+
+    @property
+    def cheapest(self) -> api.Priced:
+        """The cheapest placement at the API that can be chosen beforehand."""
+        return api.cheapest(self.priced)
+
+    @property
+    def best(self) -> Served:
+        """The way to serve with the lowest cost per session on a full device."""
+        return cheapest_way(self.served)
+
+
+def cheapest_way(served: Sequence[Served]) -> Served:
+    """The way to serve with the lowest cost per session on a full device."""
+    return min(served, key=lambda found: found.fleet.usd_per_session)
+
+
+def compare(cfg: TwoLayerConfig) -> Comparison:
+    """Runs or reads the sessions and prices them.
+
+    Raises:
+        UserError: anything wrong in the configuration or the trace.
+    """
+    prices = PriceBook.load(cfg.prices)
+    host = None
+    if cfg.layer != "api":
+        # before the workload runs: mistakes should show at once. it imports torch
+        from kvbench.experiments.two_layer.hosted import Host
+
+        host = Host(cfg)
+    source = _trace(cfg, prices)
+    trace = Alone(source)
+    requests = list(trace.requests(cfg.switches))
+    recorded = sessions(requests)
+    priced = [] if cfg.layer == "model" else api.price(trace, cfg, prices, len(recorded))
+    served = host.serve(recorded) if host else []
+    as_recorded = Answers(1, _generated(recorded), priced, served)
+    cells: list[Cell] = []
+    answers: list[Answers] = []
+    if host and priced:
+        cells = _cells(cfg, host, recorded, as_recorded)
+        answers = [
+            as_recorded if times == 1 else _longer(cfg, host, trace, prices, times) for times in cfg.outputs
+        ]
+    return Comparison(
+        recorded=recorded,
+        sources=sorted({request.source for request in requests}),
+        models=sorted({request.model for request in requests}),
+        problems=source.problems.lines,
+        priced=priced,
+        served=served,
+        title=_title(cfg, host) if host else "",
+        cells=cells,
+        answers=answers,
+    )
+
+
+def _title(cfg: TwoLayerConfig, host: Host) -> str:
+    weights = "" if cfg.weight_element is None else f", {8 * cfg.weight_element:g}-bit weights,"
+    return f"{host.shape.name}{weights} on {host.device.title}"
+
+
+def _trace(cfg: TwoLayerConfig, prices: PriceBook) -> FileTrace:
+    if cfg.trace is not None:
+        return open_trace(cfg.trace, prices, model=cfg.claude_model)
+    runner = runner_of(cfg, prices)
+    runner.run(cfg.layout, none, label=cfg.layout)
+    keep_counts(cfg, runner)
+    return RecordedTrace(Path(runner.folder) / f"{cfg.layout}.jsonl", prices)
+
+
+def _cells(cfg: TwoLayerConfig, host: Host, recorded: Sequence[Session], base: Answers) -> list[Cell]:
+    best, price = cheapest_way(base.served), api.cheapest(base.priced).usd
+    cells = []
+    for utilisation in cfg.utilisations:
+        (found,) = host.serve(recorded, utilisation, only=best.name)
+        for times in cfg.rents:
+            fleet = Fleet(host.usd_per_hour * times, found.fleet.capacity)
+            cells.append(Cell(fleet.usd_per_hour, utilisation, fleet.capacity, break_even(price, fleet)))
+    return cells
+
+
+def _longer(cfg: TwoLayerConfig, host: Host, trace: Trace, prices: PriceBook, times: int) -> Answers:
+    longer = api.Longer(trace, times)
+    recorded = sessions(longer.requests(cfg.switches))
+    # nothing is compared with the planned placement
+    priced = api.price(longer, replace(cfg, plan=False), prices, len(recorded))
+    return Answers(times, _generated(recorded), priced, host.serve(recorded))
+
+
+def _generated(recorded: Sequence[Session]) -> float:
+    """Generated tokens per session."""
+    return sum(turn.output for session in recorded for turn in session) / len(recorded)

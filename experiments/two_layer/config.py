@@ -1,0 +1,109 @@
+"""What the two-layer comparison is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from kvbench.claude.placements import registry
+from kvbench.config.errors import UserError
+from kvbench.experiments.claude_rag_cost.run import RagConfig
+from kvbench.runs.config import BudgetConfig
+
+LAYERS = {"api": "prompt caching at the API", "model": "a model of one's own on a rented device"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Tokens per second that somebody measured, instead of the modelled ones.
+
+    Attributes:
+        prefill: prompt tokens per second of the device.
+        decode: generated tokens per second, of all sequences together.
+    """
+
+    prefill: float
+    decode: float
+
+    def __post_init__(self) -> None:
+        for name in ("prefill", "decode"):
+            if getattr(self, name) <= 0:
+                raise UserError(
+                    f"measured.{name}: {getattr(self, name)} is not allowed, give a number above 0"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoLayerConfig(RagConfig):
+    """The sessions are those of `RagConfig`; here is what is done with them.
+
+    Attributes:
+        layer: api, model, or both and where they break even.
+        layout: which graph's sessions.
+        trace: a recorded trace to take instead of running the graph, null to run it.
+        placements: of cache_control, at the API.
+        plan: also plan the cheapest placement.
+        hosted_model: the self-hosted model, of conf/shape, or a folder with a config.json.
+        device: where it runs, of conf/hardware, or a file.
+        method: how it keeps its cache: per label the entry for `kvbench.methods.build`.
+        budget: of the methods that take one; the first is used.
+        batch: sequences decoded together, if so many fit.
+        usable: share of the memory for weights and caches.
+        weight_element: bytes of a weight, null for the model's own (2); 1 for weights in fp8.
+        usd_per_hour: rent, null for the device's own.
+        utilisation: share of the day that a device is busy when it counts as full.
+        rents: rents for the sensitivity, as multiples.
+        utilisations: for the sensitivity.
+        outputs: multiples of the answers' lengths, for the sensitivity.
+        measured: the throughput that was measured, by label of a method, with `_prefix` for its prefix cache.
+        config_dirs: the user's configuration folders.
+    """
+
+    layer: Literal["api", "model", "both"] = "both"
+    layout: Literal["article_graph", "agent", "corrected", "append_only"] = "append_only"
+    trace: str | None = None
+    placements: tuple[str, ...] = tuple(name for name in registry() if name != "as_sent")
+    plan: bool = True
+    hosted_model: str = "llama31_8b"
+    device: str = "h100_sxm"
+    method: dict[str, dict[str, Any]] = field(default_factory=dict)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    batch: int = 8
+    usable: float = 0.9
+    weight_element: float | None = None
+    usd_per_hour: float | None = None
+    utilisation: float = 0.4
+    rents: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    utilisations: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
+    outputs: tuple[int, ...] = (1, 10)
+    measured: dict[str, Any] = field(default_factory=dict)
+    config_dirs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layer != "api" and not self.method:
+            raise UserError("method: empty, give method=[dense,...]")
+        if "none" not in self.placements:
+            raise UserError("placements: none is missing, the others are compared with it")
+        if self.batch < 1:
+            raise UserError(f"batch: {self.batch} is not allowed, give 1 or more")
+        for name in ("usd_per_hour", "weight_element"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"{name}: {value} is not allowed, give a number above 0")
+        for name in ("rents", "utilisations", "outputs"):
+            if not getattr(self, name):
+                raise UserError(f"{name}: empty, give at least one number")
+        for name in ("usable", "utilisation"):
+            _share(name, getattr(self, name))
+        for value in self.utilisations:
+            _share("utilisations", value)
+        for name in ("rents", "outputs"):
+            for value in getattr(self, name):
+                if value <= 0:
+                    raise UserError(f"{name}: {value} is not allowed, give numbers above 0")
+
+
+def _share(name: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise UserError(f"{name}: {value} is not in (0, 1]")

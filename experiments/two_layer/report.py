@@ -1,0 +1,258 @@
+"""The comparison as a table, a figure, and a list of what it leaves out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from kvbench.claude.tables import markdown
+from kvbench.config.text import counted
+from kvbench.config.typed import as_yaml
+from kvbench.experiments.two_layer import api, figure
+from kvbench.experiments.two_layer.breakeven import BreakEven, break_even
+from kvbench.experiments.two_layer.compare import Answers, Cell, Comparison, cheapest_way
+from kvbench.experiments.two_layer.config import LAYERS, TwoLayerConfig
+from kvbench.report.plots import save
+
+if TYPE_CHECKING:
+    from kvbench.experiments.two_layer.hosted import Served
+
+NEVER = "never"
+
+LEFT_OUT = (
+    "**Quality of the answers, above all.** The two layers do not run the same model, and nothing here says that their "
+    "answers are worth the same. What a compression of the cache does to them is not in a dollar either: run "
+    "`kvbench run experiment=reference` with your own task before you believe a row with a budget.",
+    "**The time of a device is a lower bound** where it says modelled: products and bytes at rates that good kernels "
+    "reach, no launches, no scheduler, no tokenizer, no network. A throughput that you give (`measured`) is yours.",
+    "**Latency.** A full device makes users wait; utilisation is the only allowance for it, and it is an assumption.",
+    "**Load.** Sessions begin evenly over the day. Peaks need devices that idle at night: lower the utilisation.",
+    "**The prefix cache** is taken to drop what was used longest ago, to have all the memory beside the weights, and "
+    "to keep nothing in host memory or on disk, which would help it under load.",
+    "**What else running a model costs**: people, a second device for failures, storage, traffic, idle time while "
+    "starting; and discounts for spot or reserved devices, other offers than the one in conf/hardware.",
+    "**Tokens.** Both sides are given the same numbers; the two tokenizers differ, by tens of percent on some texts.",
+    "**What sessions share** (tools, system prompt) is reused on neither side: every session begins cold.",
+    "**Batch, fast mode, volume discounts and rate limits** of the API; more than one device per model (a model that "
+    "does not fit one is refused); embeddings and the vector store, which both sides need.",
+    "**The script that plays the model** decides how often a question is rewritten and how long answers are: see the "
+    "last table for longer ones.",
+)
+
+
+def write(cfg: TwoLayerConfig, found: Comparison) -> Path:
+    """Writes table.md, rows.csv, config.yaml and the figure into the run's folder; returns the Markdown file."""
+    folder = Path(cfg.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows(cfg, found).to_csv(folder / "rows.csv", index=False, float_format="%.6g")
+    if cfg.layer == "both":
+        save(figure.per_day(found, cfg), folder / "figures", "per_day")
+    (folder / "config.yaml").write_text(as_yaml(cfg, run_dir=None), encoding="utf-8")
+    path = folder / "table.md"
+    path.write_text("\n".join(_parts(cfg, found)) + "\n", encoding="utf-8")
+    return path
+
+
+def rows(cfg: TwoLayerConfig, found: Comparison) -> pd.DataFrame:
+    """One row per placement and per way to serve; numbers, None where there is none."""
+    lines: list[dict[str, Any]] = [
+        {
+            "layer": "api",
+            "how": priced.name,
+            "usd_per_session": priced.usd,
+            "low": priced.low,
+            "high": priced.high,
+            "reused": priced.read,
+            "basis": "modelled",
+        }
+        for priced in found.priced
+    ]
+    for served in found.served:
+        line: dict[str, Any] = {
+            "layer": "model",
+            "how": served.name,
+            "usd_per_session": served.fleet.usd_per_session,
+            "reused": served.busy.reused,
+            "device_s": served.busy.seconds,
+            "device_s_alone": served.quiet.seconds,
+            "prefill": served.busy.prefill,
+            "batch": served.batch,
+            "sessions_per_day": served.fleet.capacity,
+            "basis": served.basis,
+            "note": served.note,
+        }
+        if cfg.layer == "both":
+            for name, price in (("", found.cheapest.usd), ("_none", found.plain.usd)):
+                even = break_even(price, served.fleet)
+                line |= {f"break_even{name}": even.first, f"always{name}": even.always}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _parts(cfg: TwoLayerConfig, found: Comparison) -> list[str]:
+    both = cfg.layer == "both"
+    parts = [f"# Two layers: {' against '.join(_layers(cfg))}\n", _sessions(cfg, found), _reading(cfg, found)]
+    parts.append(markdown(_table(cfg, found)))
+    if both:
+        parts += [_verdict(found), "![dollars per day](figures/per_day.png)\n"]
+        parts += ["## What it leaves out\n", *(f"- {line}" for line in LEFT_OUT), ""]
+        parts += [_rent_title(found), _rents(found.cells)]
+        parts += ["## If the answers were longer\n", _lengths(found.answers)]
+    else:
+        parts += ["## What it leaves out\n", *(f"- {line}" for line in LEFT_OUT)]
+    if found.problems:
+        parts += ["## Defects of the trace\n", *(f"- {line}" for line in found.problems)]
+    return parts
+
+
+def _layers(cfg: TwoLayerConfig) -> list[str]:
+    return [text for name, text in LAYERS.items() if cfg.layer in (name, "both")]
+
+
+def _sessions(cfg: TwoLayerConfig, found: Comparison) -> str:
+    turns = [turn for session in found.recorded for turn in session]
+    count = len(found.recorded)
+    source = (
+        f"trace {Path(cfg.trace).name}"
+        if cfg.trace
+        else f"generated, layout {cfg.layout}, {counted(cfg.turns, 'turn')} each"
+    )
+    return (
+        f"{counted(count, 'recorded session')} ({source}); per session "
+        f"{counted(len(turns) / count, 'request', '.0f')}, "
+        f"{sum(turn.prompt for turn in turns) / count:,.0f} prompt tokens (longest prompt "
+        f"{max(turn.prompt for turn in turns):,}), {sum(turn.output for turn in turns) / count:,.0f} generated. "
+        f"Tokens counted by: {', '.join(found.sources)}.\n"
+    )
+
+
+def _reading(cfg: TwoLayerConfig, found: Comparison) -> str:
+    lines = []
+    if found.priced:
+        lines.append(
+            f"api: {', '.join(found.models)} at list prices, input and output; range: undocumented points turned. All "
+            "of it is modelled. planner: the cheapest legal placement, found by looking at the whole trace; devices "
+            "are compared with what can be chosen beforehand."
+        )
+    if found.served:
+        lines.append(
+            f"model: {found.title} at {found.served[0].fleet.usd_per_hour:.2f} USD per hour, rented whole and around "
+            f"the clock, full at {cfg.utilisation:.0%} of the day; USD per session and device s (seconds of the device "
+            "per session) are of a full device. alone: seconds when there is no other session; prefill: its share in "
+            "device s; reused: share of the prompt tokens that a cache had; batch: sequences that are decoded "
+            "together, the longest ones. Only whole caches can be shared: what was evicted for one question is not "
+            "there for the next, so methods that evict prefill every prompt again."
+        )
+    if cfg.layer == "both":
+        lines.append(
+            "break-even: sessions per day from which on devices cost no more than the cheapest placement, "
+            f"{found.cheapest.name}, or than no cache_control. In brackets, where it differs: from where on for good, "
+            "because right after a device was added they may be dearer again."
+        )
+    return "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def _table(cfg: TwoLayerConfig, found: Comparison) -> pd.DataFrame:
+    lines = [
+        {
+            "layer": "api",
+            "how": priced.name,
+            "USD per session": f"{priced.usd:.4f}",
+            "range": "" if priced.low == priced.high else f"{priced.low:.4f} to {priced.high:.4f}",
+            "reused": f"{priced.read:.1%}",
+            "basis": "modelled",
+        }
+        for priced in found.priced
+    ] + [_served_line(cfg, found, served) for served in found.served]
+    return pd.DataFrame(lines).fillna("")
+
+
+def _served_line(cfg: TwoLayerConfig, found: Comparison, served: Served) -> dict[str, str]:
+    line = {"layer": "model", "how": served.name, "basis": served.basis}
+    if served.note:
+        return line | {"USD per session": served.note}
+    line |= {
+        "USD per session": _usd(served.fleet.usd_per_session),
+        "reused": f"{served.busy.reused:.1%}",
+        "device s": f"{served.busy.seconds:.2f}",
+        "alone": f"{served.quiet.seconds:.2f}",
+        "prefill": f"{served.busy.prefill:.0%}",
+        "batch": "" if served.batch is None else str(served.batch),
+        "sessions per day": f"{served.fleet.capacity:,}",
+    }
+    if cfg.layer == "both":
+        line[f"break-even with {found.cheapest.name}"] = _even(break_even(found.cheapest.usd, served.fleet))
+        line["with no cache_control"] = _even(break_even(found.plain.usd, served.fleet))
+    return line
+
+
+def _usd(value: float) -> str:
+    return "cannot serve a session a day" if math.isinf(value) else f"{value:.4f}"
+
+
+def _even(even: BreakEven) -> str:
+    if even.first is None:
+        return NEVER
+    if even.always == even.first:
+        return f"{even.first:,}"
+    return f"{even.first:,} ({NEVER if even.always is None else f'{even.always:,}'})"
+
+
+def _verdict(found: Comparison) -> str:
+    best, cheapest = found.best, found.cheapest
+    even = break_even(cheapest.usd, best.fleet)
+    if even.first is None:
+        return (
+            f"{best.name} never breaks even with {cheapest.name}: a full device serves {best.fleet.capacity:,} "
+            f"sessions per day, and its rent buys {best.fleet.usd_per_day / cheapest.usd:,.0f} at the API.\n"
+        )
+    # the dearer the API, the fewer sessions
+    ends = list(
+        dict.fromkeys(_even(break_even(price, best.fleet)) for price in (cheapest.high, cheapest.low))
+    )
+    turned = f" ({' or '.join(ends)} with the undocumented points turned)" if len(ends) > 1 else ""
+    return (
+        f"The cheapest way to serve, {best.name}, breaks even with {cheapest.name} at {_even(even)} sessions per "
+        f"day{turned}. Below that the API is cheaper, whatever is done to the cache of a model of one's own: an idle "
+        "device costs the same with every method. The methods differ in how many sessions the device then serves. The "
+        "dashed line of the figure is both layers together: devices for the base load, the API for the rest.\n"
+    )
+
+
+def _rent_title(found: Comparison) -> str:
+    return (
+        "## Rent and utilisation\n\n"
+        f"Sessions per day at which {found.best.name} breaks even with {found.cheapest.name}. The rent moves the "
+        "break-even; the utilisation decides how many sessions a device serves, and so whether it gets there at all. "
+        "Sessions per day that grow less than the utilisation: the sessions crowd each other out of the prefix cache.\n"
+    )
+
+
+def _rents(cells: Sequence[Cell]) -> str:
+    lines: dict[float, dict[str, str]] = {}
+    for cell in cells:
+        line = lines.setdefault(
+            cell.utilisation, {"busy": f"{cell.utilisation:.0%}", "sessions per day": f"{cell.capacity:,}"}
+        )
+        line[f"{cell.usd_per_hour:.2f} USD per hour"] = _even(cell.even)
+    return markdown(pd.DataFrame(list(lines.values())))
+
+
+def _lengths(answers: Sequence[Answers]) -> str:
+    lines = []
+    for found in answers:
+        best, cheapest = cheapest_way(found.served), api.cheapest(found.priced)
+        line = {
+            "answers": f"x{found.times}",
+            "generated tokens per session": f"{found.tokens:,.0f}",
+            f"api: {cheapest.name}": f"{cheapest.usd:.4f}",
+        }
+        line |= {served.name: _usd(served.fleet.usd_per_session) for served in found.served}
+        line["break-even"] = f"{_even(break_even(cheapest.usd, best.fleet))} ({best.name})"
+        lines.append(line)
+    text = "USD per session, devices as busy as they may be. Prompts stay as recorded.\n\n"
+    return text + markdown(pd.DataFrame(lines).fillna(""))

@@ -1,0 +1,205 @@
+"""Recorded sessions: the requests of each, what a prefix cache could reuse of them, and how much it does under load."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from kvbench.claude.assumptions import Switches
+from kvbench.claude.request import Request
+from kvbench.claude.simulate import Trace
+from kvbench.config.errors import UserError
+from kvbench.experiments.two_layer.breakeven import DAY
+
+PAGE = 16  # tokens: a prefix cache holds whole pages of this many (vLLM's default block)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One request as a self-hosted model sees it.
+
+    Attributes:
+        t: seconds since the start of its session.
+        path: (name, tokens) of every block of the prompt, in order; the name stands for everything up to the block.
+        output: tokens of the answer.
+    """
+
+    t: float
+    path: tuple[tuple[int, int], ...]
+    output: int
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of the prompt."""
+        return sum(tokens for _, tokens in self.path)
+
+
+Session = tuple[Turn, ...]
+
+Cost = Callable[[Turn, int], tuple[float, float]]
+"""Seconds of the device for a request of whose prompt so many tokens are in the prefix cache: prefill, and the rest."""
+
+
+class Alone(Trace):
+    """A trace whose sessions share nothing: each is a workspace of its own."""
+
+    def __init__(self, trace: Trace) -> None:
+        """The trace."""
+        self._trace = trace
+
+    def requests(self, switches: Switches) -> Iterator[Request]:
+        """See Trace."""
+        for request in self._trace.requests(switches):
+            yield replace(request, workspace=f"{request.workspace}/{request.session}")
+
+
+def sessions(requests: Iterable[Request]) -> list[Session]:
+    """The sessions of a trace.
+
+    What the API itself adds to a prompt (R21) is left out: another model does not get it.
+
+    Raises:
+        UserError: no request, or one without an answer.
+    """
+    grouped: dict[str, list[Request]] = {}
+    for request in requests:
+        if request.output < 1:
+            raise UserError(f"request {request.id}: it has no output tokens, so there is nothing to decode")
+        grouped.setdefault(request.session, []).append(request)
+    if not grouped:
+        raise UserError("trace: there is no request in it")
+    return [
+        tuple(Turn(request.t - group[0].t, _path(request), request.output) for request in group)
+        for group in grouped.values()
+    ]
+
+
+def _path(request: Request) -> tuple[tuple[int, int], ...]:
+    path: list[tuple[int, int]] = []
+    node = request.head
+    while node.parent is not None:
+        path.append((node.cum, node.tokens - node.parent.tokens))
+        node = node.parent
+    return tuple(reversed(path))
+
+
+class PrefixPool:
+    """A prefix cache of limited size that drops what was used longest ago, the end of a prompt before its beginning."""
+
+    def __init__(self, tokens: float) -> None:
+        """An empty pool that holds so many tokens."""
+        self._room = tokens
+        self._used = 0
+        self._held: OrderedDict[tuple[int, int], int] = OrderedDict()
+
+    def serve(self, session: int, turn: Turn) -> int:
+        """Looks a prompt up and keeps it.
+
+        Args:
+            session: which session it is of; sessions share nothing.
+            turn: the request.
+
+        Returns:
+            Tokens found: whole pages, and never the whole prompt, whose last token must be computed.
+        """
+        found, whole = 0, True
+        for name, tokens in turn.path:
+            whole = whole and (session, name) in self._held
+            found += tokens if whole else 0
+        # the beginning is moved to the end of the queue last, so that it is dropped last
+        for name, tokens in reversed(turn.path):
+            key = (session, name)
+            if key not in self._held:
+                self._held[key] = tokens
+                self._used += tokens
+            self._held.move_to_end(key)
+        while self._used > self._room:
+            self._used -= self._held.popitem(last=False)[1]
+        found = min(found, turn.prompt - 1)
+        return found - found % PAGE
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one session takes of a device at some load, mean over sessions.
+
+    Attributes:
+        seconds: of the device.
+        prefill: share of them that is prefill.
+        reused: share of the prompt tokens that the prefix cache had.
+    """
+
+    seconds: float
+    prefill: float
+    reused: float
+
+
+def unloaded(recorded: Sequence[Session], cost: Cost, pool: float) -> Load:
+    """A session that has the device's whole prefix cache to itself; with `pool=0`, without one."""
+    return _measure([(number, session) for number, session in enumerate(recorded)], 0, cost, pool, math.inf)
+
+
+def loaded(recorded: Sequence[Session], cost: Cost, pool: float, per_day: float) -> Load:
+    """A session among others that begin evenly over the day and share the prefix cache's room.
+
+    Sessions are replayed in turn; those that begin while the first is still under way fill the pool, uncounted.
+
+    Args:
+        recorded: the sessions.
+        cost: seconds of a request.
+        pool: tokens that the prefix cache holds.
+        per_day: sessions per day and device.
+    """
+    interval = DAY / per_day
+    open_at_once = math.ceil(max(session[-1].t for session in recorded) / interval)
+    count = 2 * open_at_once + len(recorded)
+    started = [(number, recorded[number % len(recorded)]) for number in range(count)]
+    # as many sessions follow the counted ones as there are before them: the last must meet the same crowd
+    return _measure(started, open_at_once, cost, pool, interval)
+
+
+def _measure(
+    started: Sequence[tuple[int, Session]], warm: int, cost: Cost, pool: float, interval: float
+) -> Load:
+    prefixes = PrefixPool(pool)
+    counted = range(warm, len(started) - warm)
+    prefill = rest = 0.0
+    found = total = 0
+    for _, number, turn in _merged(started, interval):
+        reused = prefixes.serve(number, turn)
+        if number in counted:
+            spent = cost(turn, reused)
+            prefill += spent[0]
+            rest += spent[1]
+            found += reused
+            total += turn.prompt
+    return Load((prefill + rest) / len(counted), prefill / (prefill + rest), found / total)
+
+
+def _merged(started: Sequence[tuple[int, Session]], interval: float) -> Iterator[tuple[float, int, Turn]]:
+    """All requests in the order of their start; with an infinite interval one session after another."""
+    if math.isinf(interval):
+        return iter([(turn.t, number, turn) for number, session in started for turn in session])
+    streams = [
+        [(number * interval + turn.t, number, turn) for turn in session] for number, session in started
+    ]
+    return heapq.merge(*streams, key=lambda item: item[:2])
+
+
+def capacity(recorded: Sequence[Session], cost: Cost, pool: float, busy_s: float) -> int:
+    """Most sessions per day that one device serves in `busy_s` seconds of work per day.
+
+    Without a prefix cache a session takes the same time at any load; with one sessions crowd each other out, so that
+    it is searched for, between what no reuse and what full reuse would give.
+    """
+    least, most = (int(busy_s / unloaded(recorded, cost, room).seconds) for room in (0, pool))
+    while least < most:
+        middle = (least + most + 1) // 2
+        if middle * loaded(recorded, cost, pool, middle).seconds <= busy_s:
+            least = middle
+        else:
+            most = middle - 1
+    return least

@@ -1,0 +1,195 @@
+"""Tables and figure of `vllm_fp8`: one table per kind of device, so that no CPU row stands among GPU rows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+
+from kvbench.report import stats, style
+from kvbench.report.plots import save
+from kvbench.report.tables import Table
+from kvbench.runs.store import Record
+from kvbench.vllm import page
+from kvbench.vllm.campaign import capacity, of_kind
+from kvbench.vllm.logprob_kl import KL_MEANING
+from kvbench.vllm.shown import figure_of, milliseconds, number, scaled
+
+GUIDE = (
+    "Everything here is measured. Capacity: tokens of context that the server says its cache holds; bits: memory of "
+    "the cache over the numbers that so many tokens have, whatever dtype the server names.",
+    KL_MEANING,
+    "KL and top-1 are of the reference's own prompt and answer, fed to both servers. vLLM quantises the cache while it "
+    "reads the prompt; the formats of kvbench quantise after a dense prefill. Their KLs are of different things.",
+    "same: share of the reference's answer tokens before the first one that differs.",
+    "Scores are paired with the reference on the same samples.",
+    "Latency: ms from sending (alone) or from the moment that a request was due (under load), so that waiting counts. "
+    "A percentile is given where at least one answer lies beyond it. Goodput: whole answers whose first token came "
+    "within the limit. server: vLLM's own histogram of the same requests, interpolated inside its buckets, which are "
+    "seconds wide where times are long.",
+)
+
+
+def write(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
+    """Writes table.md and the figures.
+
+    Args:
+        folder: the run's.
+        rows: of `fp8.run`.
+        order: labels of the setups, reference first.
+
+    Returns:
+        The Markdown file.
+    """
+    reference = order[0]
+    tables = []
+    devices = dict.fromkeys(row["device"] for row in rows if "refused" not in row)
+    for device in devices:
+        own = [row for row in rows if row.get("device") == device]
+        labels = [label for label in order if any(row["setup"] == label for row in own)]
+        tables += [quality(own, labels, reference, device), latencies(own, labels, device)]
+        save(_figure(own, labels, device), folder / "figures", f"fp8.{device.replace(' ', '-')}")
+    return page.write(folder, "vLLM: FP8 KV cache", rows, tables, GUIDE)
+
+
+def quality(rows: Sequence[Record], labels: Sequence[str], reference: str, device: str) -> Table:
+    """Capacity, distance from the reference, scores; rows of one device."""
+    tasks = list(dict.fromkeys((row["task"], row["length"]) for row in of_kind(rows, "answer")))
+    header = ["setup", "KV dtype", "scales", "bits", "capacity (tokens)", "of reference"]
+    header += ["KL prompt", "KL answer", "covered", "top-1 prompt", "top-1 answer", "same"]
+    header += [*(f"{task} {length}" for task, length in tasks), "note"]
+    tokens = {row["setup"]: capacity(row) for row in of_kind(rows, "setup")}
+    lines = []
+    for label in labels:
+        own = [row for row in rows if row["setup"] == label]
+        answers = of_kind(own, "answer")
+        bits = next((row["cache_bits"] for row in of_kind(own, "setup")), None)
+        line = [label, own[0]["kv_cache_dtype"], _scales(own[0])]
+        line += [number(bits, ".1f"), number(tokens.get(label), ",d")]
+        line.append(_ratio(tokens.get(label), tokens.get(reference)))
+        for part, column in (("prompt", "kl"), ("answer", "kl"), ("prompt", "covered")):
+            line.append(
+                "0" if label == reference and column == "kl" else _pooled(answers, part, column, ".4f")
+            )
+        line += [_pooled(answers, part, "top1", ".3f") for part in ("prompt", "answer")]
+        line.append(_same(answers))
+        line += [_score(rows, label, reference, task) for task in tasks]
+        lines.append([*line, own[0]["note"]])
+    versions = ", ".join(dict.fromkeys(str(row["vllm"]) for row in rows))
+    counts = [len([row for row in of_kind(rows, "answer") if row["setup"] == label]) for label in labels]
+    caption = (
+        f"{rows[0]['model']}, vLLM {versions} on {device}, reference {reference}. {min(counts)} prompts per setup. "
+        f"Scores: mean [95 % interval: {stats.MEAN_INTERVAL}]; in brackets the difference from the reference "
+        f"[{stats.DIFFERENCE_INTERVAL}]."
+    )
+    return Table(f"Capacity and quality: {device}", caption, header, lines)
+
+
+def latencies(rows: Sequence[Record], labels: Sequence[str], device: str) -> Table:
+    """Time to first token and per token, alone and under load; rows of one device."""
+    header = [
+        "setup",
+        "TTFT alone",
+        "per token alone",
+        "TTFT p50",
+        "TTFT p90",
+        "per token p50",
+        "per token p90",
+    ]
+    header += ["server TTFT p50", "server per token p50", "good", "goodput/s", "failed", "preempted", "note"]
+    lines = []
+    for label in labels:
+        own = [row for row in rows if row["setup"] == label]
+        answers = of_kind(own, "answer")
+        line = [label, _median(answers, "ttft_s"), _median(answers, "per_token_s")]
+        load = next(iter(of_kind(own, "load")), None)
+        if load is None:
+            lines.append([*line, *["-"] * 10, own[0]["note"]])
+            continue
+        for name in ("ttft_p50_s", "ttft_p90_s", "per_token_p50_s", "per_token_p90_s"):
+            line.append(milliseconds(load[name]))
+        line += [milliseconds(load[f"server_{name}_p50_s"]) for name in ("ttft", "per_token")]
+        line += [
+            f"{load['good']}/{load['requests']}",
+            number(load["goodput_per_s"], ".3f"),
+            str(load["failed"]),
+        ]
+        lines.append([*line, number(load["server_preemptions"], ".0f"), own[0]["note"]])
+    loads = of_kind(rows, "load")
+    limit = f", first token within {loads[0]['ttft_limit_s']:g} s" if loads else ""
+    caption = f"{rows[0]['model']} on {device}. Milliseconds, medians where nothing else is said{limit}."
+    return Table(f"Latency: {device}", caption, header, lines)
+
+
+def _figure(rows: Sequence[Record], labels: Sequence[str], device: str) -> style.Figure:
+    answers = {label: [r for r in of_kind(rows, "answer") if r["setup"] == label] for label in labels}
+    load = {row["setup"]: row for row in of_kind(rows, "load")}
+    tokens = {row["setup"]: capacity(row) for row in of_kind(rows, "setup")}
+    panels = {
+        "capacity (1,000 tokens)": {n: [scaled(tokens.get(n), 0.001)] for n in labels},
+        "KL over the prompt (nats, lower bound)": {n: [_mean(answers[n], "prompt", "kl")] for n in labels},
+        "first token under load (s): p50, p90": {
+            n: [load[n][f"ttft_{p}_s"] for p in ("p50", "p90")] if n in load else [None] for n in labels
+        },
+        "per token, alone (ms)": {n: [scaled(_middle(answers[n], "per_token_s"), 1000)] for n in labels},
+    }
+    notes = sorted({row["note"] for row in rows if row["note"]})
+    text = f"{rows[0]['model']}, vLLM {rows[0]['vllm']} on {device}. {'FP8: ' + notes[0] if notes else ''}"
+    with mpl.rc_context(style.SETTINGS):
+        return figure_of(panels, text)
+
+
+def _scales(row: Record) -> str:
+    if row["scales"]:
+        return "calibrated"
+    return "1" if row["kv_cache_dtype"].startswith("fp8") else "-"
+
+
+def _ratio(value: int | None, of: int | None) -> str:
+    return f"{value / of:.2f}x" if value and of else "-"
+
+
+def _mean(answers: Sequence[Record], part: str, column: str) -> float:
+    """Mean over positions: every prompt counts by its length."""
+    positions = sum(row[f"{part}_positions"] for row in answers)
+    return sum(row[f"{part}_{column}"] * row[f"{part}_positions"] for row in answers) / positions
+
+
+def _pooled(answers: Sequence[Record], part: str, column: str, form: str) -> str:
+    return format(_mean(answers, part, column), form) if answers else "-"
+
+
+def _same(answers: Sequence[Record]) -> str:
+    total = sum(row["reference_tokens"] for row in answers if "reference_tokens" in row)
+    return f"{sum(row['same_tokens'] for row in answers) / total:.2f}" if total else "1"
+
+
+def _score(rows: Sequence[Record], label: str, reference: str, task: tuple[str, int]) -> str:
+    def scores(setup: str) -> dict[str, float]:
+        return {
+            row["sample_hash"]: row["score"]
+            for row in of_kind(rows, "answer")
+            if row["setup"] == setup and (row["task"], row["length"]) == task
+        }
+
+    own, plain = scores(label), scores(reference)
+    if not own:
+        return "-"
+    low, high = stats.mean_interval(list(own.values()))
+    text = f"{statistics.mean(own.values()):.2f} [{low:.2f}, {high:.2f}]"
+    pairs = [own[key] - plain[key] for key in own if key in plain]
+    if label == reference or not pairs:
+        return text
+    low, high = stats.difference_interval(pairs)
+    return f"{text} ({statistics.mean(pairs):+.2f} [{low:+.2f}, {high:+.2f}])"
+
+
+def _middle(answers: Sequence[Record], column: str) -> float | None:
+    values = [row[column] for row in answers if row[column] is not None]
+    return statistics.median(values) if values else None
+
+
+def _median(answers: Sequence[Record], column: str) -> str:
+    return milliseconds(_middle(answers, column))

@@ -1,0 +1,27 @@
+"""Automatic prefix caching of a vLLM server."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from kvbench.config.compose import Composed, own
+from kvbench.config.typed import build
+from kvbench.experiments.vllm_prefix_caching import report as prefix_report
+from kvbench.experiments.vllm_prefix_caching import run as prefix
+from kvbench.experiments.vllm_prefix_caching.run import PrefixConfig
+from kvbench.models.fingerprint import fingerprint
+from kvbench.models.load import locate
+
+
+def main(composed: Composed, progress: Any) -> str:
+    """Run what is not yet in the run's folder, and write table and figures."""
+    cfg = build(PrefixConfig, own(composed, PrefixConfig))
+    model = ""
+    if not cfg.serving.base_url:
+        folder = Path(cfg.serving.model) if cfg.serving.model else locate(cfg.model)
+        model = fingerprint(folder)
+        name = cfg.serving.served_model or cfg.model.name
+        serving = dataclasses.replace(cfg.serving, model=str(folder), served_model=name)
+        cfg = dataclasses.replace(cfg, serving=serving)
+    path = prefix_report.write(Path(cfg.run_dir), prefix.run(cfg, model, progress))
+    return f"{path.read_text(encoding='utf-8')}\nwritten to {path.parent}"

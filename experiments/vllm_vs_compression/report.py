@@ -1,0 +1,286 @@
+"""One table of vLLM and of compression methods: the same prompts, the same memory, each engine's own times."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+
+from kvbench.config.errors import UserError
+from kvbench.report import stats, style
+from kvbench.report.plots import save
+from kvbench.report.tables import Table
+from kvbench.runs.store import Record
+from kvbench.vllm import page
+from kvbench.vllm.campaign import capacity, of_kind
+from kvbench.vllm.servers import CPU_FP8
+from kvbench.vllm.shown import figure_of, milliseconds, number, scaled
+
+GUIDE = (
+    "All rows answered the same prompts, token by token (checked by hash), greedily.",
+    "bytes per token: of kvbench the measured bytes resident after compression, indices and scales included, over the "
+    "tokens that were compressed; of vLLM its cache's memory over the tokens that it says fit.",
+    "tokens in N MiB: of vLLM measured, the capacity that the server reports; of kvbench modelled, N MiB over bytes "
+    "per token: no allocator, no block rounding. A budget in tokens keeps its size when the prompt grows, so that its "
+    "bytes per token hold for this length only.",
+    "read per step: bytes of the KV cache that a decode step reads; of vLLM modelled as all of the prompt's.",
+    "TTFT and ms per token: one request at a time. vLLM's are measured at the client, HTTP included; kvbench's are "
+    "prefill + compression + one decode step, and the median decode step, of the isolated run. The engines differ, so "
+    "compare a row with the dense row of its own engine: that is what the columns 'of dense' are.",
+    "prefix caching: the same prompt sent a second time; only whole blocks are found.",
+    "KL: kvbench's is over the full vocabulary on dense's own answer; vLLM's is in `vllm_fp8`.",
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table, before formatting; None is not known.
+
+    Attributes:
+        label: the method, with its budget.
+        engine: kvbench or vLLM.
+        scores: by (task, sample hash).
+        per_token: bytes per prompt token.
+        fits: tokens in the pool.
+        fits_measured: whether the engine says so itself.
+        read: bytes read per decode step.
+        ttft: seconds.
+        step: seconds per token.
+        kl: nats, mean over samples.
+        note: what must be said beside it.
+    """
+
+    label: str
+    engine: str
+    scores: dict[tuple[str, str], float]
+    per_token: float | None
+    fits: int | None
+    fits_measured: bool
+    read: float | None
+    ttft: float | None
+    step: float | None
+    kl: float | None = None
+    note: str = ""
+
+
+def write(
+    folder: Path,
+    accuracy: Sequence[Record],
+    isolated: Sequence[Record],
+    served: Sequence[Record],
+    order: Sequence[str],
+    pool: int,
+) -> Path:
+    """Writes table.md and the figures: one table per length and kind of device.
+
+    Args:
+        folder: the run's.
+        accuracy: rows of kvbench's accuracy run.
+        isolated: rows of its efficiency run at batch 1.
+        served: of `versus.run`.
+        order: labels of the setups, vLLM's dense first.
+        pool: bytes of the KV cache that all are given.
+
+    Returns:
+        The Markdown file.
+
+    Raises:
+        UserError: the two sides did not get the same prompts.
+    """
+    answers = of_kind(served, "answer")
+    kinds = {"cuda" if "CPU" not in row["device"] else "cpu" for row in accuracy}
+    places = dict.fromkeys([*sorted(kinds), *(row["device"] for row in answers)])
+    lengths = sorted({row["length"] for row in accuracy})
+    tables = []
+    for place in places:
+        for length in lengths:
+            ours = [row for row in accuracy if row["length"] == length and _place(row) == place]
+            timed = [row for row in isolated if row["length"] == length and _place(row) == place]
+            theirs = [row for row in served if row.get("device") == place]
+            theirs = [row for row in theirs if row["row"] == "setup" or row["length"] == length]
+            if ours and of_kind(theirs, "answer"):
+                _check_prompts(ours, of_kind(theirs, "answer"))
+            lines = [*compressed(ours, timed, pool), *vllm(theirs, order, ours)]
+            if not lines:
+                continue
+            tables.append(table(lines, ours, theirs, place, length, pool))
+            save(
+                _figure(lines, f"{(ours or theirs)[0]['model']}, {length} tokens, {place}", pool),
+                folder / "figures",
+                f"versus.{place.replace(' ', '-')}.{length}",
+            )
+    return page.write(folder, "vLLM and compression", served, tables, GUIDE)
+
+
+def compressed(rows: Sequence[Record], isolated: Sequence[Record], pool: int) -> list[Line]:
+    """Lines of kvbench's methods, dense first; one length."""
+    found = []
+    # dense keeps every token that was there to compress; the prompt's last one is fed as a decode step
+    whole = {row["sample_hash"]: row["kept_tokens"] for row in rows if row["method"] == "dense"}
+    for label, budget in dict.fromkeys((row["method"], row["budget_requested"]) for row in rows):
+        own = [row for row in rows if (row["method"], row["budget_requested"]) == (label, budget)]
+        times = [row for row in isolated if (row["method"], row["budget_requested"]) == (label, budget)]
+        per_token = statistics.mean(row["bytes_resident"] / whole[row["sample_hash"]] for row in own)
+        kls = [row["kl_to_dense"] for row in own if row["kl_to_dense"] is not None]
+        step = _median(row["decode_ms_per_token"] / 1000 for row in times)
+        first = _median(row["prefill_s"] + row["compress_s"] for row in times)
+        found.append(
+            Line(
+                label=f"{label} {budget}".strip(),
+                engine="kvbench",
+                scores={(row["task"], row["sample_hash"]): row["score"] for row in own},
+                per_token=per_token,
+                fits=int(pool / per_token),
+                fits_measured=False,
+                read=statistics.mean(row["bytes_read_per_step"] for row in own),
+                ttft=None if first is None or step is None else first + step,
+                step=step,
+                kl=statistics.mean(kls) if kls else None,
+            )
+        )
+    return sorted(found, key=lambda line: line.label != "dense")
+
+
+def vllm(rows: Sequence[Record], order: Sequence[str], ours: Sequence[Record]) -> list[Line]:
+    """Lines of the servers, and of prefix caching on the first of them, whose answers are compared; one length."""
+    found = []
+    dense = {row["sample_hash"]: row["output"] for row in ours if row["method"] == "dense"}
+    for label in order:
+        own = [row for row in of_kind(rows, "answer") if row["setup"] == label]
+        facts = next((row for row in of_kind(rows, "setup") if row["setup"] == label), None)
+        if not own or facts is None:
+            continue
+        bits, numbers = facts["cache_bits"], facts["numbers_per_token"]
+        per_token = None if bits is None else bits / 8 * numbers
+        tokens = statistics.mean(row["prompt_tokens"] for row in own)
+        read = None if per_token is None else per_token * tokens
+        for warm, name in ((False, f"vLLM {label}"), (True, "vLLM prefix caching")):
+            if warm and label != order[0]:
+                continue
+            part = "warm_" if warm else ""
+            note = _warm_note(own) if warm else own[0]["note"]
+            if label == order[0] and not warm and dense:
+                same = sum(row["output"] == dense[row["sample_hash"]] for row in own)
+                note = "; ".join(filter(None, [note, f"{same} of {len(own)} answers are dense's of kvbench"]))
+            found.append(
+                Line(
+                    label=name,
+                    engine="vLLM",
+                    scores={(row["task"], row["sample_hash"]): row[f"{part}score"] for row in own},
+                    per_token=per_token,
+                    fits=capacity(facts),
+                    fits_measured=True,
+                    read=read,
+                    ttft=_median(row[f"{part}ttft_s"] for row in own),
+                    step=_median(row[f"{part}per_token_s"] for row in own),
+                    note=note,
+                )
+            )
+    return found
+
+
+def table(
+    lines: Sequence[Line],
+    ours: Sequence[Record],
+    theirs: Sequence[Record],
+    place: str,
+    length: int,
+    pool: int,
+) -> Table:
+    """The table of one length and one kind of device."""
+    tasks = list(dict.fromkeys(task for line in lines for task, _ in line.scores))
+    # dense comes first on both sides
+    plain = {line.engine: line for line in reversed(lines)}
+    header = [
+        "method",
+        "engine",
+        *tasks,
+        "KL",
+        "bytes per token",
+        f"tokens in {pool >> 20} MiB",
+        "",
+        "read per step (MB)",
+    ]
+    header += ["TTFT ms", "of dense", "ms per token", "of dense", "note"]
+    body = []
+    for line in lines:
+        dense = plain.get(line.engine)
+        cells = [line.label, line.engine, *(_score(line, task) for task in tasks), number(line.kl, ".4f")]
+        cells += [number(line.per_token, ",.0f"), number(line.fits, ",d")]
+        cells.append("measured" if line.fits_measured else "modelled")
+        cells.append("-" if line.read is None else f"{line.read / 1e6:.2f}")
+        for name in ("ttft", "step"):
+            value = getattr(line, name)
+            cells += [milliseconds(value), _share(value, getattr(dense, name) if dense else None)]
+        body.append([*cells, line.note])
+    versions = ", ".join(dict.fromkeys(f"vLLM {row['vllm']}" for row in theirs))
+    devices = ", ".join(dict.fromkeys(row["device"] for row in ours))
+    dtypes = ", ".join(dict.fromkeys(row["dtype"] for row in ours))
+    some = (ours or theirs)[0]
+    caption = (
+        f"{some['model']}, {length} tokens, n = {len(next(iter(lines)).scores)} prompts. kvbench: {dtypes or '-'} on "
+        f"{devices or '-'}. {versions or 'no vLLM'} on {place}. "
+        f"Scores: mean [95 % interval: {stats.MEAN_INTERVAL}]."
+    )
+    return Table(f"{some['model']}, {length} tokens, {place}", caption, header, body)
+
+
+def _figure(lines: Sequence[Line], subject: str, pool: int) -> style.Figure:
+    panels = {
+        "score, mean over tasks and samples": {
+            line.label: [statistics.mean(line.scores.values())] for line in lines
+        },
+        f"thousands of tokens in {pool >> 20} MiB": {
+            line.label: [scaled(line.fits, 0.001)] for line in lines
+        },
+        "time to first token (ms)": {line.label: [scaled(line.ttft, 1000)] for line in lines},
+        "time per token (ms)": {line.label: [scaled(line.step, 1000)] for line in lines},
+    }
+    text = f"{subject}. Tokens that fit: vLLM's measured, others modelled. Times of the two engines are not comparable."
+    text += f" vLLM FP8: {CPU_FP8}." if any(line.note == CPU_FP8 for line in lines) else ""
+    with mpl.rc_context(style.SETTINGS):
+        return figure_of(panels, text)
+
+
+def _check_prompts(ours: Sequence[Record], theirs: Sequence[Record]) -> None:
+    one, other = ({row["sample_hash"] for row in rows} for rows in (ours, theirs))
+    if one != other:
+        raise UserError(
+            f"run_dir: kvbench answered {len(one)} prompts and vLLM {len(other)}, {len(one & other)} of them the same; "
+            "give a new run_dir"
+        )
+
+
+def _place(row: Record) -> str:
+    return "cpu" if "CPU" in row["device"] else "cuda"
+
+
+def _warm_note(rows: Sequence[Record]) -> str:
+    cached = [row["warm_cached_tokens"] for row in rows]
+    hits = (
+        ""
+        if None in cached
+        else f"{sum(cached) / sum(row['prompt_tokens'] for row in rows):.1%} of tokens found"
+    )
+    changed = sum(not row["warm_same"] for row in rows)
+    return hits + (
+        f", {changed} of {len(rows)} answers differ from the cold ones" if changed else ", answers as cold"
+    )
+
+
+def _score(line: Line, task: str) -> str:
+    own = [score for (name, _), score in line.scores.items() if name == task]
+    low, high = stats.mean_interval(own)
+    return f"{statistics.mean(own):.2f} [{low:.2f}, {high:.2f}]" if own else "-"
+
+
+def _share(value: float | None, of: float | None) -> str:
+    return f"{value / of:.2f}x" if value is not None and of else "-"
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None

@@ -1,0 +1,1 @@
+"""Tools for kernel developers: ahead-of-time compilation, a driver stub, benchmarks."""

@@ -1,0 +1,422 @@
+"""Times every operation on the device there is, after checking its numbers.
+
+    python -m kvbench.kernels.dev.bench [--lengths 4096,32768] [--budgets 256,1024] [--dtype bf16] [--limit SECONDS]
+        [--csv FILE]
+
+Shapes are those of one layer of Llama-3.1-8B at batch 1. The cache is cold before every call. `ratio_to_dense` is the
+time of the best dense form that comes with torch (or flash-attn, on a GPU that has it) over the row's time. Scaled
+dot-product attention is given the group as query rows: `enable_gqa` alone would flatter every sparse form.
+"""
+
+import argparse
+import datetime
+import importlib.util
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from kvbench.kernels import forms, window_scores
+from kvbench.kernels.hsa_decode import hsa_decode
+from kvbench.kernels.hsa_scores import hsa_scores, hsa_select
+from kvbench.kernels.hsa_scores import naive as hsa_naive
+from kvbench.kernels.page_bounds import page_bounds
+from kvbench.kernels.pool import chunk_sums, pool
+from kvbench.kernels.pool import portable as pool_reference
+from kvbench.kernels.quest_scores import quest_scores
+from kvbench.kernels.sparse_decode import form, sparse_decode
+from kvbench.kernels.sparse_decode import naive as decode_naive
+from kvbench.kernels.top_k import select_tokens
+from kvbench.kernels.window_scores import naive as window_naive
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+HEADS, GROUP, DIM, WINDOW = 8, 4, 128, 32
+PAGE = 16
+# SnapKV's pooling as RocketKV sets it, and ChunkKV's chunk
+POOL, CHUNK = 63, 10
+# RocketKV's second stage for some prompts and budgets: slots after the first stage, page, channels, tokens attended.
+# RocketKV, arXiv 2502.14051v3, section 3.6, for a head dimension of 128
+ROCKETKV = {
+    (4096, 256): (1024, 2, 64, 128),
+    (32768, 256): (1618, 3, 60, 128),
+    (32768, 1024): (5792, 3, 67, 512),
+    (32768, 4096): (14868, 2, 70, 2048),
+    (98304, 256): (1394, 3, 70, 128),
+    (131072, 1024): (6472, 3, 62, 512),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to time.
+
+    Attributes:
+        operation: what is computed.
+        form: how.
+        budget: tokens or pages read, "" for all.
+        bytes: what must be read at least.
+        call: runs it.
+        error: largest error relative to the largest number of the fp64 reference; None where a part of another case.
+        dense: whether it is one of the dense baselines.
+    """
+
+    operation: str
+    form: str
+    budget: str
+    bytes: int
+    call: Callable[[], object]
+    error: Callable[[], float] | None = None
+    dense: bool = False
+
+
+class Inputs:
+    """One layer's cache and query, and the forms that run on its device."""
+
+    def __init__(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
+        generator = torch.Generator(device).manual_seed(length)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, device=device).to(dtype)
+
+        self.generator, self.length, self.device, self.scaling = generator, length, device, DIM**-0.5
+        self.q, self.k, self.v = (draw(1, HEADS, n, DIM) for n in (GROUP, length, length))
+        self.k_tail, self.v_tail = draw(1, HEADS, 1, DIM), draw(1, HEADS, 1, DIM)
+        self.tail = torch.zeros((), dtype=torch.long, device=device)
+        self.window_q = draw(HEADS * GROUP, WINDOW, DIM)
+        self.element = self.k.element_size()
+
+    def kv_bytes(self, slots: int) -> int:
+        return 2 * HEADS * slots * DIM * self.element
+
+    def slots(self, count: int, run: int) -> Tensor:
+        """Random runs of slots, ascending, for each KV head: int32 `[1, H, count]`."""
+        starts = torch.rand(HEADS, self.length // run, generator=self.generator, device=self.device)
+        starts = starts.argsort(-1)[:, : count // run].sort(-1).values * run
+        within = torch.arange(run, device=self.device)
+        return (starts[..., None] + within).flatten(1).int()[None].contiguous()
+
+    def forms(self) -> list[str]:
+        """The portable form and the device's own."""
+        best = form(self.device, self.k.dtype, GROUP, DIM)
+        return ["portable"] if best == "portable" else ["portable", best]
+
+    def decode(self, name: str, k: Tensor, v: Tensor, index: Tensor | None) -> Tensor:
+        """Decode attention in a form."""
+        with forms.using(name):
+            return sparse_decode(self.q, k, v, self.k_tail, self.v_tail, self.tail, self.scaling, index)[0]
+
+
+def parts(length: int, budgets: list[int]) -> Iterator[tuple[str, str, Callable[[Inputs], Iterator[Case]]]]:
+    """Everything that is timed at one length: operation, budget, and what gives the cases."""
+    yield "dense decode", "", _dense
+    for tokens in budgets:
+        if tokens < length:
+            pages = tokens // PAGE
+            yield "selected decode", f"{tokens} tokens", partial(_selected, tokens=tokens, run=1)
+            yield "selected decode", f"{pages} pages of {PAGE}", partial(_selected, tokens=tokens, run=PAGE)
+        if (length, tokens) in ROCKETKV:
+            yield "rocketkv step", f"t = {tokens}", partial(_rocketkv, traffic=tokens)
+    yield "scores of a prompt", "", _scores
+
+
+def _attention_error(x: Inputs, out: Tensor, k: Tensor, v: Tensor, index: Tensor | None) -> float:
+    """Of the first KV head."""
+    keys, values = (kv[0, 0] if index is None else kv[0, 0, index[0, 0].long()] for kv in (k, v))
+    return _error(out[0, 0], decode_naive.of_head(x.q[0, 0], keys, values, x.scaling)[0])
+
+
+def _error(out: Tensor, expected: Tensor) -> float:
+    return float((out.double() - expected).abs().max() / expected.abs().max())
+
+
+def _dense(x: Inputs) -> Iterator[Case]:
+    def sdpa() -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(x.q, x.k, x.v, scale=x.scaling)
+
+    calls: dict[str, Callable[[], Tensor]] = {"sdpa, group as rows": sdpa}
+    if x.device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None:
+        from flash_attn import flash_attn_with_kvcache  # type: ignore[import-not-found]
+
+        # heads in the order of its layout [B, T, H, D]; the transposed views are what an engine would hold
+        q = x.q.flatten(1, 2)[:, None]
+        k, v = (kv.transpose(1, 2).contiguous() for kv in (x.k, x.v))
+        calls["flash-attn"] = lambda: flash_attn_with_kvcache(q, k, v, softmax_scale=x.scaling).view_as(x.q)
+    calls |= {name: lambda name=name: x.decode(name, x.k, x.v, None) for name in x.forms()}
+    for name, call in calls.items():
+        baseline = name not in ("compiled", "triton")
+        yield Case(
+            "dense decode", name, "", x.kv_bytes(x.length), call,
+            lambda call=call: _attention_error(x, call(), x.k, x.v, None), baseline,
+        )  # fmt: skip
+
+
+def _selected(x: Inputs, tokens: int, run: int) -> Iterator[Case]:
+    index = x.slots(tokens, run)
+    budget = f"{tokens} tokens" if run == 1 else f"{tokens // run} pages of {run}"
+    for name in x.forms():
+
+        def call(name=name) -> Tensor:
+            return x.decode(name, x.k, x.v, index)
+
+        yield Case(
+            "selected decode", name, budget, x.kv_bytes(tokens), call,
+            lambda call=call: _attention_error(x, call(), x.k, x.v, index),
+        )  # fmt: skip
+
+
+def _rocketkv(x: Inputs, traffic: int) -> Iterator[Case]:
+    """One decode step of RocketKV on what its first stage left, whole and in parts."""
+    kept, page, channels, tokens = ROCKETKV[x.length, traffic]
+    k, v = (kv[:, :, :kept].contiguous() for kv in (x.k, x.v))
+    low, high = page_bounds(k, page, -(-kept // page))
+    edges = torch.cat([low, high], dim=-1).transpose(-1, -2).contiguous()
+    length = torch.tensor(kept, device=x.device)
+    score_bytes = HEADS * edges.shape[-1] * channels * x.element
+    budget = f"t = {traffic}"
+    for name in x.forms():
+
+        def within(operation, *args, name=name):
+            with forms.using(name):
+                return operation(*args)
+
+        def step(within=within) -> tuple[Tensor, Tensor, Tensor]:
+            return within(
+                hsa_decode, x.q, k, v, x.k_tail, x.v_tail, x.tail, edges, channels, page, tokens, x.scaling
+            )
+
+        def score(within=within) -> Tensor:
+            return within(hsa_scores, x.q, edges, channels, page, length)
+
+        def score_error(score=score) -> float:
+            expected = hsa_naive.of_keys(x.q[0, 0].cpu(), k[0, 0].cpu(), page, channels)
+            return _error(score()[0, 0].repeat_interleave(page)[:kept].cpu(), expected)
+
+        scores, chosen = score(), step()[2]
+        yield Case(
+            "rocketkv step", name, budget, score_bytes + x.kv_bytes(tokens), step,
+            lambda step=step, chosen=chosen: _attention_error(x, step()[0], k, v, chosen),
+        )  # fmt: skip
+        yield Case("rocketkv step: hsa_scores", name, budget, score_bytes, score, score_error)
+        yield Case(
+            "rocketkv step: select_tokens", name, budget, scores.numel() * 4,
+            lambda within=within, scores=scores: within(select_tokens, scores, tokens, page, length),
+        )  # fmt: skip
+        yield Case(
+            "rocketkv step: hsa_select", name, budget, score_bytes,
+            lambda within=within: within(hsa_select, x.q, edges, channels, page, length, tokens),
+        )  # fmt: skip
+        yield Case(
+            "rocketkv step: sparse_decode", name, budget, x.kv_bytes(tokens),
+            lambda name=name, chosen=chosen: x.decode(name, k, v, chosen),
+            lambda name=name, chosen=chosen: _attention_error(x, x.decode(name, k, v, chosen), k, v, chosen),
+        )  # fmt: skip
+
+
+def _scores(x: Inputs) -> Iterator[Case]:
+    """What runs once per prompt, and Quest's scores."""
+    pages = x.length // PAGE
+    low, high = page_bounds(x.k, PAGE, pages)
+    half = x.kv_bytes(x.length) // 2
+    expected = window_naive.window_scores(x.window_q[:GROUP].cpu(), x.k[0, :1].cpu(), x.scaling)
+    scores = torch.rand(HEADS * GROUP, x.length, generator=x.generator, device=x.device)
+    pooled = pool_reference.pool(scores.double(), POOL, "max", GROUP)
+    calls: list[tuple[str, str, int, Callable[[], object]]] = [
+        ("page_bounds", f"pages of {PAGE}", half, lambda: page_bounds(x.k, PAGE, pages)),
+        ("quest_scores", f"pages of {PAGE}", 2 * half // PAGE, lambda: quest_scores(x.q, low, high)),
+        ("chunk_sums", f"chunks of {CHUNK}", scores.numel() * 4, lambda: chunk_sums(scores, CHUNK)),
+    ]
+    for name in x.forms():
+
+        def score(name=name) -> Tensor:
+            with forms.using(name):
+                return window_scores.window_scores(x.window_q, x.k[0], x.scaling)
+
+        yield Case(
+            "window_scores", name, f"window {WINDOW}", 2 * half, score,
+            lambda score=score: _error(score()[:GROUP].cpu(), expected),
+        )  # fmt: skip
+
+        def pooling(name=name) -> Tensor:
+            with forms.using(name):
+                return pool(scores, POOL, "max", GROUP)
+
+        yield Case(
+            "pool", name, f"max of {POOL}, groups of {GROUP}", scores.numel() * 4, pooling,
+            lambda pooling=pooling: _error(pooling(), pooled),
+        )  # fmt: skip
+        # these have no compiled form
+        if name == "compiled":
+            continue
+        for operation, budget, size, call in calls:
+
+            def run(name=name, call=call) -> object:
+                with forms.using(name):
+                    return call()
+
+            yield Case(operation, name, budget, size, run)
+
+
+class Clock:
+    """Times calls with a cold cache."""
+
+    def __init__(self, device: torch.device, repeats: int) -> None:
+        self.device, self.repeats = device, repeats
+        # more than any cache; random, because equal pages may be one page of the machine's memory
+        self.flush, self.cold = (torch.rand(64 << 20, device=device) for _ in range(2))
+
+    def read_bandwidth(self) -> float:
+        """GB/s of reading memory."""
+        return self._bandwidth(self._times(self.cold.sum)[0])
+
+    def milliseconds(self, call: Callable[[], object]) -> tuple[float, float, float]:
+        """p20, median and p80."""
+        return _percentiles(self._times(call)[0])
+
+    def beside_reading(self, call: Callable[[], object]) -> tuple[tuple[float, float, float], float]:
+        """p20, median and p80, and the read bandwidth in GB/s, both measured in turns.
+
+        Because a shared machine's limit drifts within seconds.
+        """
+        reads, times = self._times(self.cold.sum, call)
+        return _percentiles(times), self._bandwidth(reads)
+
+    def _bandwidth(self, times: list[float]) -> float:
+        return self.cold.numel() * 4 / float(np.median(times)) / 1e6
+
+    def _times(self, *calls: Callable[[], object]) -> list[list[float]]:
+        """Milliseconds of each call, with a cold cache, taken in turns."""
+        for call in calls * 3:
+            call()
+        turns = [[self._cold(call) for call in calls] for _ in range(self.repeats)]
+        return [list(times) for times in zip(*turns, strict=True)]
+
+    def _cold(self, call: Callable[[], object]) -> float:
+        self.flush.add_(1)
+        return self._on_gpu(call) if self.device.type == "cuda" else self._on_cpu(call)
+
+    def _on_cpu(self, call: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        call()
+        return (time.perf_counter() - start) * 1e3
+
+    def _on_gpu(self, call: Callable[[], object]) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end)
+
+
+def _percentiles(times: list[float]) -> tuple[float, float, float]:
+    p20, median, p80 = np.percentile(times, [20, 50, 80])
+    return float(p20), float(median), float(p80)
+
+
+@torch.inference_mode()
+def run(
+    lengths: list[int], budgets: list[int], dtype: str, repeats: int, limit: float = math.inf
+) -> Iterator[dict[str, Any]]:
+    """One row per case, as soon as it is timed, and one for each part that the time limit leaves out.
+
+    Args:
+        lengths: tokens in the cache, the most important first.
+        budgets: tokens read.
+        dtype: of keys and values.
+        repeats: calls that are timed.
+        limit: seconds after which nothing further is begun; the dense forms of the first length always are.
+
+    Raises:
+        RuntimeError: a form gives wrong numbers.
+    """
+    device, begun = torch.device("cuda" if torch.cuda.is_available() else "cpu"), time.monotonic()
+    clock = Clock(device, repeats)
+    # sums of a few thousand products, rounded as torch does
+    tolerance = 4 * torch.finfo(DTYPES[dtype]).eps if dtype != "fp32" else 1e-4
+    about = {
+        "device": _device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
+    }  # fmt: skip
+    for length in lengths:
+        inputs, dense = None, []
+        for operation, budget, make in parts(length, budgets):
+            if time.monotonic() - begun > limit and (dense or length != lengths[0]):
+                left = {"operation": operation, "length": length, "budget": budget, "dtype": dtype}
+                yield left | about | {"note": f"left out: time limit of {limit:g} s"}
+                continue
+            if inputs is None:
+                inputs = Inputs(length, DTYPES[dtype], device)
+            for case in make(inputs):
+                if case.error is not None and not (error := case.error()) <= tolerance:
+                    raise RuntimeError(f"{case.operation}, {case.form}, {length} tokens: error {error:.1e}")
+                (p20, median, p80), bandwidth = clock.beside_reading(case.call)
+                if case.dense:
+                    dense.append((median, case.form))
+                best, baseline = min(dense)
+                yield {
+                    "operation": case.operation, "form": case.form, "length": length, "budget": case.budget,
+                    "dtype": dtype, "median_ms": median, "p20_ms": p20, "p80_ms": p80, "bytes": case.bytes,
+                    "gb_per_s": case.bytes / median / 1e6,
+                    "percent_of_read": case.bytes / median / 1e4 / bandwidth,
+                    "ratio_to_dense": best / median, "dense_baseline": baseline, "read_gb_per_s": bandwidth,
+                } | about  # fmt: skip
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m kvbench.kernels.dev.bench", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--lengths", default="4096,32768")
+    parser.add_argument("--budgets", default="256,1024")
+    parser.add_argument("--dtype", default="bf16", choices=DTYPES)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which nothing is begun")
+    parser.add_argument("--csv", type=Path, help="file to write the table to")
+    options = parser.parse_args(arguments)
+    lengths, budgets = ([int(n) for n in text.split(",")] for text in (options.lengths, options.budgets))
+    rows: list[dict[str, Any]] = []
+    try:
+        for row in run(lengths, budgets, options.dtype, options.repeats, options.limit):
+            rows.append(row)
+    except RuntimeError as problem:
+        sys.exit(str(problem))
+    finally:
+        # what was timed is kept, whatever ends the run
+        if rows:
+            _tell(pd.DataFrame(rows), options.csv)
+
+
+def _tell(frame: pd.DataFrame, csv: Path | None) -> None:
+    if csv:
+        csv.parent.mkdir(parents=True, exist_ok=True)
+        frame.to_csv(csv, index=False, float_format="%.6g")
+    shown = ["operation", "form", "length", "budget", "median_ms", "p20_ms", "p80_ms", "percent_of_read"]
+    print(
+        f"{frame['device'][0]}, {frame['threads'][0]} threads, reads {frame['read_gb_per_s'].median():.1f} GB/s"
+    )
+    timed = frame[frame["median_ms"].notna()]
+    print(timed[[*shown, "ratio_to_dense"]].round(3).to_string(index=False))
+    for _, row in frame[frame["median_ms"].isna()].iterrows():
+        print(f"{row['note']}: {row['operation']} {row['budget']}".rstrip() + f", {row['length']} tokens")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Figures of the cost of prompt caching; all money in them is modelled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from kvbench.claude.tables import usd
+from kvbench.report import style
+
+LIFETIMES = ((300, "5 min"), (3600, "1 h"))
+BILLED = (
+    ("read", style.COLOURS[2]),
+    ("write_5m", style.COLOURS[4]),
+    ("write_1h", style.COLOURS[1]),
+    ("uncached", "#999999"),
+)
+MILLION = 1e6
+
+
+@mpl.rc_context(style.SETTINGS)
+def costs(frame: pd.DataFrame, path: Path) -> None:
+    """Cost by placement in the order of the table, with the range over the open points.
+
+    Args:
+        frame: rows of `tables.row`; with a column `layout`, rows of one layout have one colour.
+        path: file to write; its suffix is the format.
+    """
+    groups = frame["layout"] if "layout" in frame else pd.Series("", index=frame.index)
+    colours = dict(zip(dict.fromkeys(groups), style.COLOURS, strict=False))
+    figure, axes = _bars(frame)
+    below = frame["cost_usd"] - frame["low_usd"]
+    above = frame["high_usd"] - frame["cost_usd"]
+    axes.barh(
+        frame["placement"],
+        frame["cost_usd"],
+        xerr=[below, above],
+        capsize=3,
+        color=[colours[group] for group in groups],
+        error_kw={"linewidth": 1},
+    )
+    for place, (cost, high) in enumerate(zip(frame["cost_usd"], frame["high_usd"], strict=True)):
+        axes.annotate(f"{cost:.2f}", (high, place), xytext=(5, 0), textcoords="offset points", va="center")
+    axes.margins(x=0.12)
+    axes.set_xlabel("modelled cost, USD; whiskers: undocumented points turned the other way")
+    _save(figure, path)
+
+
+@mpl.rc_context(style.SETTINGS)
+def tokens(frame: pd.DataFrame, path: Path) -> None:
+    """Input tokens by how they are billed, stacked, by placement."""
+    figure, axes = _bars(frame)
+    left = pd.Series(0.0, index=frame.index)
+    for column, colour in BILLED:
+        label = column.replace("_", " ")
+        axes.barh(frame["placement"], frame[column] / MILLION, left=left, label=label, color=colour)
+        left = left + frame[column] / MILLION
+    axes.margins(x=0.03)
+    axes.set_xlabel("input tokens, millions")
+    figure.legend(loc="outside upper center", ncols=len(BILLED), frameon=False)
+    _save(figure, path)
+
+
+@mpl.rc_context(style.SETTINGS)
+def turns(curves: Mapping[str, Sequence[int]], path: Path) -> None:
+    """Cumulative cost against the number of turns."""
+    figure, axes = style.panels(1)
+    for name, look, curve in _looks(curves):
+        steps = range(1, len(curve) + 1)
+        axes[0].plot(
+            steps, [usd(cost) for cost in curve], look.line, color=look.colour, marker=look.marker, label=name
+        )
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set_xlabel("turns")
+    axes[0].set_ylabel("modelled cost so far, USD")
+    _legend(figure, axes[0], "Placements in one line cost the same at every turn.")
+    _save(figure, path)
+
+
+@mpl.rc_context(style.SETTINGS)
+def gaps(seconds: Sequence[float], curves: Mapping[str, Sequence[int]], path: Path) -> None:
+    """Cost against the gap between turns: the cliffs are the lifetimes."""
+    figure, axes = style.panels(1)
+    for name, look, curve in _looks(curves):
+        axes[0].plot(seconds, [usd(cost) for cost in curve], look.line, color=look.colour, label=name)
+    for lifetime, name in LIFETIMES:
+        if seconds[0] <= lifetime <= seconds[-1]:
+            axes[0].axvline(lifetime, color=style.GREY, linestyle=":", linewidth=1)
+            axes[0].annotate(name, (lifetime, 0.02), xycoords=("data", "axes fraction"), ha="right")
+    style.log_axis(axes[0], "x")
+    axes[0].set_ylim(bottom=0)
+    axes[0].set_xlabel("seconds between turns")
+    axes[0].set_ylabel("modelled cost, USD")
+    _legend(figure, axes[0], "Placements in one line cost the same at every gap.")
+    _save(figure, path)
+
+
+def _bars(frame: pd.DataFrame) -> tuple[style.Figure, Axes]:
+    figure = style.Figure(figsize=(7.2, 0.27 * len(frame) + 1.1), layout="constrained")
+    axes = figure.subplots()
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.margins(y=0.02)
+    return figure, axes
+
+
+def _looks(curves: Mapping[str, Sequence[int]]) -> list[tuple[str, style.Style, Sequence[int]]]:
+    """Curves with their style; those that coincide are drawn once, under all their names."""
+    same: dict[tuple[int, ...], list[str]] = {}
+    for name, curve in curves.items():
+        same.setdefault(tuple(curve), []).append(name)
+    names = {" = ".join(found): curve for curve, found in same.items()}
+    # no caching is what the others are compared with, as dense is elsewhere
+    looks = style.styles("dense" if name == "none" else name for name in names)
+    return [(name, looks["dense" if name == "none" else name], curve) for name, curve in names.items()]
+
+
+def _legend(figure: style.Figure, axes: Axes, note: str) -> None:
+    handles, _ = axes.get_legend_handles_labels()
+    style.legend(figure, handles, note)
+
+
+def _save(figure: style.Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(style.render(figure, path.suffix[1:]))

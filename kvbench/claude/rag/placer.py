@@ -1,0 +1,51 @@
+"""Puts a placement's markers on real requests: a middleware of the SDK that rewrites each request's JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kvbench.claude import request_json
+from kvbench.claude.placements import Placement
+from kvbench.claude.request import TTL_NAMES, Hashing, Request
+from kvbench.claude.tokens import Counter
+
+
+class Placer:
+    """Marks every request as a placement says; what the caller marked is replaced."""
+
+    def __init__(
+        self, placement: Placement, counter: Counter, name: Callable[[int], str] | None = None
+    ) -> None:
+        """A placer that has seen no request yet.
+
+        Args:
+            placement: chooses the blocks.
+            counter: counts tokens.
+            name: id of the n-th request (from 1), where the placement is a plan by request.
+        """
+        self._placement = placement
+        self._counter = counter
+        self._name = name or str
+        self._count = 0
+
+    def sync(self, request: Any, call_next: Callable[[Any], Any]) -> Any:
+        """Middleware of the synchronous client."""
+        if not request.url.split("?")[0].endswith("/v1/messages"):
+            return call_next(request)
+        return call_next(
+            request.copy(body=self.marked({**request.json, **(request.options.extra_json or {})}))
+        )
+
+    def marked(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A request's JSON with the placement's markers."""
+        self._count += 1
+        plain = request_json.mark(body, {})
+        sent = request_json.parse(plain, self._counter)
+        built: Request = request_json.request(
+            sent, id=self._name(self._count), t=0.0, model=str(body["model"]), hashing=Hashing()
+        )
+        # a block's place in its chain counts from 1
+        return request_json.mark(
+            plain, {node.index - 1: TTL_NAMES[ttl] for node, ttl in self._placement(built)}
+        )

@@ -1,0 +1,244 @@
+"""Runs the Agentic-RAG workload against the loopback server (or, if asked and with a key, the real API)."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anthropic
+from langchain_anthropic import ChatAnthropic
+from langchain_core.tools import BaseTool
+
+from kvbench.claude.assumptions import Switches
+from kvbench.claude.placements import Placement
+from kvbench.claude.prices import PriceBook
+from kvbench.claude.rag import prompts
+from kvbench.claude.rag.claude import Agent, ContextInSystem
+from kvbench.claude.rag.corpus import questions
+from kvbench.claude.rag.graphs import AppendOnly, Conversation, Separate, search_tool
+from kvbench.claude.rag.placer import Placer
+from kvbench.claude.rag.salt import Salter
+from kvbench.claude.rag.sizes import Sizes
+from kvbench.claude.recording.recorder import Recorder
+from kvbench.claude.request import Request, Usage
+from kvbench.claude.server import Engine, LoopbackServer
+from kvbench.claude.tokens import CharCounter, Counter
+from kvbench.claude.traces.recorded import RecordedTrace
+from kvbench.config.errors import UserError
+
+LAYOUTS = ("article_graph", "article_explicit", "corrected", "append_only", "agent", "agent_5m", "agent_1h")
+KEY = "ANTHROPIC_API_KEY"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is asked, how fast, and how large the prompts are.
+
+    Attributes:
+        model: model id.
+        turns: questions per conversation.
+        conversations: conversations, one after another.
+        gap: seconds between the end of a turn and the next question.
+        service: seconds that each request takes (virtual time; live runs take their own).
+        start: time of the first request, seconds since the epoch (virtual time).
+        sizes: sizes of the prompt's parts.
+        seed: of the questions.
+    """
+
+    model: str = "claude-sonnet-4-6"
+    turns: int = 10
+    conversations: int = 1
+    gap: float = 60.0
+    service: float = 2.0
+    start: float = 1_795_478_400.0
+    sizes: Sizes = field(default_factory=Sizes)
+    seed: int = 0
+
+
+class VirtualClock:
+    """Time that the workload itself moves on."""
+
+    def __init__(self, start: float) -> None:
+        """A clock that stands at `start`."""
+        self.now = start
+
+    def __call__(self) -> float:
+        """Seconds since the epoch."""
+        return self.now
+
+
+@dataclass
+class Ran:
+    """One run of the workload.
+
+    Attributes:
+        layout: which graph.
+        requests: the recorded requests with their blocks, markers and reported usage.
+        bodies: the JSON of every request as the loopback server got it (empty in live runs).
+        answers: the answer of every turn.
+    """
+
+    layout: str
+    requests: list[Request]
+    bodies: list[Mapping[str, Any]]
+    answers: list[str]
+
+    @property
+    def usages(self) -> list[Usage]:
+        """Usage as reported, request by request."""
+        return [request.usage for request in self.requests if request.usage is not None]
+
+    def marked(self) -> int:
+        """Number of requests that carried cache_control anywhere."""
+        return sum("cache_control" in str(body) for body in self.bodies)
+
+
+class Runner:
+    """Runs layouts of one workload; the retriever is built once."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        prices: PriceBook,
+        folder: Path,
+        switches: Switches | None = None,
+        *,
+        live: bool = False,
+        counter: Counter | None = None,
+    ) -> None:
+        """Checks the model and, for live runs, that a key is there.
+
+        Args:
+            workload: what to run.
+            prices: the price book.
+            folder: where the traces go.
+            switches: assumptions of the loopback server.
+            live: talk to the real API, which costs money.
+            counter: counts tokens; default is by characters.
+
+        Raises:
+            UserError: unknown model, or no key for a live run.
+        """
+        prices.resolve(workload.model)
+        if live and not os.environ.get(KEY):
+            raise UserError(f"live=true needs {KEY} in the environment")
+        self.workload = workload
+        self.prices = prices
+        self.folder = folder
+        self.switches = switches or Switches()
+        self.live = live
+        self.counter = counter or CharCounter()
+        self._tool = search_tool(workload.sizes)
+        self._system = prompts.system_prompt(workload.sizes.system)
+
+    def run(
+        self,
+        layout: str,
+        placement: Placement | None = None,
+        *,
+        label: str = "",
+        plan_ids: Callable[[int], str] | None = None,
+    ) -> Ran:
+        """Runs one layout.
+
+        Args:
+            layout: one of LAYOUTS.
+            placement: markers to put on every request; None leaves them as the layout sends them.
+            label: name of the trace file; default is the layout.
+            plan_ids: id of the n-th request, for placements that go by id.
+
+        Raises:
+            UserError: unknown layout.
+        """
+        if layout not in LAYOUTS:
+            raise UserError(f"layout={layout}: allowed are {', '.join(LAYOUTS)}")
+        path = self.folder / f"{label or layout}.jsonl"
+        path.unlink(missing_ok=True)
+        clock = VirtualClock(self.workload.start)
+        counter = self.counter
+        recorder = Recorder(path, counter=counter, clock=time.time if self.live else clock)
+        placers = [] if placement is None else [Placer(placement, counter, plan_ids).sync]
+        # the recorder is innermost, so that it sees what is really sent
+        middleware = [*placers, recorder.sync]
+        if self.live:
+            middleware.insert(0, Salter(secrets.token_hex(4)).sync)
+            answers = self._converse(layout, middleware, recorder, time.sleep, {})
+            bodies: list[Mapping[str, Any]] = []
+        else:
+
+            def answer(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+                clock.now += self.workload.service
+                return prompts.script(body)
+
+            def pass_time(seconds: float) -> None:
+                clock.now += seconds
+
+            engine = Engine(
+                self.prices, responder=answer, counter=counter, switches=self.switches, clock=clock
+            )
+            with LoopbackServer(engine) as server:
+                where = {"base_url": server.url, "api_key": "loopback"}
+                answers = self._converse(layout, middleware, recorder, pass_time, where)
+            bodies = [served.body for served in engine.log]
+        trace = RecordedTrace(path, self.prices)
+        return Ran(layout, list(trace.requests(self.switches)), bodies, answers)
+
+    def _converse(
+        self,
+        layout: str,
+        middleware: list[Any],
+        recorder: Recorder,
+        wait: Callable[[float], None],
+        where: Mapping[str, Any],
+    ) -> list[str]:
+        answers = []
+        conversation = self._conversation(layout, middleware, where)
+        for number in range(self.workload.conversations):
+            with recorder.session(f"conversation {number}"):
+                for turn, question in enumerate(questions(self.workload.turns, self.workload.seed + number)):
+                    if turn or number:
+                        wait(self.workload.gap)
+                    answers.append(conversation.ask(question, f"thread-{number}"))
+        return answers
+
+    def _conversation(self, layout: str, middleware: list[Any], where: Mapping[str, Any]) -> Conversation:
+        tool, system, model = self._tool, self._system, self.workload.model
+        if layout == "article_explicit":
+            client = anthropic.Anthropic(max_retries=0, middleware=middleware, **where)
+            return ContextInSystem(client, model, tool, system)
+        chat = _chat(model, middleware, where)
+        builders: dict[str, Callable[[ChatAnthropic, BaseTool, str], Conversation]] = {
+            "article_graph": partial(_separate, first_question=True),
+            "corrected": partial(_separate, first_question=False),
+            "append_only": _append_only,
+            "agent": partial(Agent, ttl=None),
+            "agent_5m": partial(Agent, ttl="5m"),
+            "agent_1h": partial(Agent, ttl="1h"),
+        }
+        return builders[layout](chat, tool, system)
+
+
+def _separate(chat: ChatAnthropic, tool: BaseTool, system: str, *, first_question: bool) -> Separate:
+    grader = chat.model_copy(update={"max_tokens": 256}).with_structured_output(prompts.Grade)
+    search = chat.bind_tools([tool])
+    return Separate(chat, tool, system, search=search, grader=grader, first_question=first_question)
+
+
+def _append_only(chat: ChatAnthropic, tool: BaseTool, system: str) -> AppendOnly:
+    bound = chat.bind_tools([tool])
+    return AppendOnly(bound, tool, system, search=bound, grader=bound)
+
+
+def _chat(model: str, middleware: list[Any], where: Mapping[str, Any]) -> ChatAnthropic:
+    """A chat model whose SDK client has the middleware (ChatAnthropic has no parameter for it)."""
+    settings: dict[str, Any] = {"model": model, "max_tokens": 4096, "max_retries": 0, **where}
+    chat = ChatAnthropic(**settings)
+    # a cached property: what is set here is what it returns from now on
+    object.__setattr__(chat, "_client", chat._client.with_options(middleware=middleware))
+    return chat

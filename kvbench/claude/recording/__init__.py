@@ -1,0 +1,1 @@
+"""Records what the anthropic SDK sends and receives."""

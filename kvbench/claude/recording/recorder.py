@@ -1,0 +1,217 @@
+"""Records what the real `anthropic` SDK sends and is billed, as a trace.
+
+Three hooks: the SDK's `middleware` (sync and async clients), its HTTP transport, LangChain's ChatAnthropic.
+Contents are stored only if asked. Of the headers only the API version and the beta names are kept, so keys
+never reach the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import json
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kvbench.claude import request_json
+from kvbench.claude.recording.sse import Reply, decoder
+from kvbench.claude.recording.tee import AsyncTee, AsyncTransport, SyncTee, Transport
+from kvbench.claude.request import KINDS, TIERS, TTL_NAMES, Block, mix
+from kvbench.claude.server import workspace_of
+from kvbench.claude.tokens import Counter, best_counter
+
+FORMAT = 1
+WHOLE_EVERY = 20  # lines of a session between two that stand alone, so that a lost line costs few others
+ENDPOINT = "/v1/messages"
+
+
+class Recorder:
+    """Appends one JSON line per request to a file.
+
+    Use `Anthropic(middleware=[recorder.sync])`, `AsyncAnthropic(middleware=[recorder.asynchronous])`,
+    `recorder.attach(chat_anthropic)`, or a client with `recorder.transport()`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        counter: Counter | None = None,
+        contents: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Opens nothing and sends nothing yet.
+
+        Args:
+            path: the trace file; lines are appended.
+            counter: counts the tokens of each block; default is the most trusted one at hand.
+            contents: store the request's JSON too.
+            clock: seconds since the epoch.
+        """
+        self.path = Path(path)
+        self.counter = counter or best_counter()
+        self.contents = contents
+        self.clock = clock
+        self._session: contextvars.ContextVar[str] = contextvars.ContextVar("session", default="")
+        self._blocks: dict[str, tuple[Block, ...]] = {}
+        self._lines: dict[str, int] = {}
+        self._workspaces: dict[str, str] = {}
+        self._number = 0
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def session(self, name: str) -> Iterator[None]:
+        """Names the conversation that the requests made inside belong to."""
+        token = self._session.set(name)
+        try:
+            yield
+        finally:
+            self._session.reset(token)
+
+    def sync(self, request: Any, call_next: Callable[[Any], Any]) -> Any:
+        """Middleware of the synchronous client, called once per attempt."""
+        start = self.clock()
+        response = call_next(request)
+        self.watch(response.http_response, start, self._session.get(), request.retries_taken)
+        return response
+
+    async def asynchronous(self, request: Any, call_next: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Middleware of the asynchronous client."""
+        start = self.clock()
+        response = await call_next(request)
+        self.watch_async(response.http_response, start, self._session.get(), request.retries_taken)
+        return response
+
+    def attach(self, chat: Any) -> Any:
+        """Records a LangChain ChatAnthropic, which has no parameter for middleware; returns it."""
+        # cached properties: what is set here is what they return from now on
+        for name, hook in (("_client", self.sync), ("_async_client", self.asynchronous)):
+            client = getattr(chat, name)
+            object.__setattr__(chat, name, client.with_options(middleware=[*client.middleware, hook]))
+        return chat
+
+    def transport(self, inner: Any = None) -> Transport:
+        """A transport for `DefaultHttpxClient(transport=...)`, where middleware cannot be used."""
+        return Transport(self, inner)
+
+    def async_transport(self, inner: Any = None) -> AsyncTransport:
+        """A transport for `DefaultAsyncHttpxClient(transport=...)`."""
+        return AsyncTransport(self, inner)
+
+    def watch(self, http: Any, start: float, session: str, retries: int = 0) -> None:
+        """Records an exchange when its response body has been read (synchronous)."""
+        if self._watched(http):
+            http.stream = SyncTee(http.stream, self._finish(http, start, session, retries))
+
+    def watch_async(self, http: Any, start: float, session: str, retries: int = 0) -> None:
+        """Records an exchange when its response body has been read (asynchronous)."""
+        if self._watched(http):
+            http.stream = AsyncTee(http.stream, self._finish(http, start, session, retries))
+
+    def current_session(self) -> str:
+        """Name of the conversation that is current."""
+        return self._session.get()
+
+    def _watched(self, http: Any) -> bool:
+        return http.request.url.path.rstrip("/").endswith(ENDPOINT)
+
+    def _finish(self, http: Any, start: float, session: str, retries: int) -> Callable[[list[bytes]], None]:
+        """What to do at the response's first byte (one chunk) and at its end (all chunks)."""
+        began: list[float] = []
+        if http.is_stream_consumed:
+            # the client has read the body already: nothing will flow through the tee
+            self._write(http, start, self.clock(), session, retries, http.content)
+            return lambda chunks: None
+
+        def advance(chunks: list[bytes]) -> None:
+            if not began:
+                began.append(self.clock())
+            else:
+                body = decoder(http.headers.get("content-encoding", ""))(b"".join(chunks))
+                self._write(http, start, began[0], session, retries, body)
+
+        return advance
+
+    def _write(self, http: Any, start: float, began: float, session: str, retries: int, body: bytes) -> None:
+        end = self.clock()
+        sent_headers = {name.lower(): value for name, value in http.request.headers.items()}
+        request = json.loads(http.request.content)
+        betas = [beta.strip() for beta in sent_headers.get("anthropic-beta", "").split(",") if beta.strip()]
+        reply = Reply.parse(body, http.status_code)
+        with self._lock:
+            self._number += 1
+            line = {
+                "format": FORMAT,
+                "id": f"{session or 'request'}/{self._number}",
+                "session": session,
+                "t": start,
+                "ttft": round(began - start, 6),
+                "duration": round(end - start, 6),
+                "status": http.status_code,
+                "retries": retries,
+                "stream": bool(request.get("stream")),
+                "api_version": sent_headers.get("anthropic-version", ""),
+                "workspace": self._workspaces.setdefault(
+                    workspace_of(sent_headers), f"w{len(self._workspaces) + 1}"
+                ),
+                "model": request.get("model", ""),
+                **self._prompt(request, session, betas, ok=http.status_code < 400),
+                **reply.fields(),
+            }
+            for name, key in (("geo", "inference_geo"), ("speed", "speed")):
+                if request.get(key):
+                    line[name] = request[key]
+            if self.contents:
+                line["content"] = request
+            with self.path.open("a") as file:
+                file.write(json.dumps(line, separators=(",", ":")) + "\n")
+
+    def _prompt(
+        self, request: Mapping[str, Any], session: str, betas: list[str], *, ok: bool
+    ) -> dict[str, Any]:
+        try:
+            sent = request_json.parse(request, self.counter, betas)
+        except (KeyError, TypeError, AttributeError):
+            return {"same": 0, "blocks": [], "markers": [], "automatic": None, "params": {}}
+        before = self._blocks.get(session, ())
+        same = 0
+        while same < min(len(before), len(sent.blocks)) and before[same] == sent.blocks[same]:
+            same += 1
+        if not ok or self._lines.get(session, 0) % WHOLE_EVERY == 0:
+            same = 0
+        if ok:
+            self._blocks[session] = sent.blocks
+            self._lines[session] = self._lines.get(session, 0) + 1
+        return {
+            "same": same,
+            "prompt": f"{mix(1, [block.hash for block in sent.blocks]):032x}",
+            "blocks": [block_json(block) for block in sent.blocks[same:]],
+            "markers": [[index, TTL_NAMES[ttl]] for index, ttl in sent.markers],
+            "automatic": TTL_NAMES[sent.automatic] if sent.automatic is not None else None,
+            "params": sent.params,
+            "tool_prompt": sent.tool_prompt,
+        }
+
+
+def block_json(block: Block) -> dict[str, Any]:
+    """A block as it stands in a trace; fields at their default are left out."""
+    line: dict[str, Any] = {
+        "tier": TIERS[block.tier],
+        "kind": KINDS[block.kind],
+        "type": block.type,
+        "hash": f"{block.hash:016x}",
+        "tokens": block.tokens,
+        "source": block.source,
+    }
+    if block.order:
+        line["order"] = f"{block.order:016x}"
+    if block.string:
+        line["string"] = True
+    if block.message >= 0:
+        line["message"] = block.message
+    if not block.markable:
+        line["markable"] = False
+    return line

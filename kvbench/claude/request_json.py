@@ -1,0 +1,397 @@
+"""From the JSON of a Messages API request to blocks, markers and the parameters that affect the prefix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from kvbench.claude.request import (
+    MESSAGES,
+    SERVER_RESULT,
+    SYSTEM,
+    TEXT,
+    THINKING,
+    TOOL,
+    TOOL_RESULT,
+    TOOL_USE,
+    TOOLS,
+    TTL_SECONDS,
+    Block,
+    Hashing,
+    Node,
+    Request,
+    chain,
+    digest,
+    last_markable,
+    tier_ends,
+)
+from kvbench.claude.tokens import IMAGE_TOKENS, Counter, weakest
+
+Json = Mapping[str, Any]
+
+# models on which a new user turn drops the thinking of earlier turns from the prompt
+STRIPS_THINKING = ("claude-3", "claude-haiku-3", "claude-haiku-4", "claude-sonnet-4", "claude-opus-4")
+KEEPS_THINKING = (
+    "claude-opus-4-5",
+    "claude-opus-4-6",
+    "claude-opus-4-7",
+    "claude-opus-4-8",
+    "claude-sonnet-4-6",
+)
+
+# tool definitions whose presence is documented to affect system and messages, not the tools tier
+TOGGLES = ("web_search", "web_fetch")
+
+_KINDS = {
+    "tool_use": TOOL_USE,
+    "tool_result": TOOL_RESULT,
+    "thinking": THINKING,
+    "redacted_thinking": THINKING,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A request as blocks: what a trace records of it.
+
+    Attributes:
+        blocks: all blocks in tools, system, messages order.
+        markers: (index into blocks, ttl in seconds) of explicit markers, in order.
+        automatic: ttl in seconds of a top-level cache_control, None without.
+        params: hashes of the parameters that affect the prefix and are not at their default, by name, by the
+            tier they affect: "system", "messages", "model" (which tier is model-specific, not published).
+        tool_prompt: which of its own tool-use prompts the API adds (R21): "auto", "any", "" without tools.
+    """
+
+    blocks: tuple[Block, ...]
+    markers: tuple[tuple[int, int], ...]
+    automatic: int | None
+    params: Mapping[str, Mapping[str, str]]
+    tool_prompt: str = ""
+
+
+def parse(body: Json, counter: Counter, betas: Sequence[str] = ()) -> Sent:
+    """Blocks and markers of a request body.
+
+    Args:
+        body: the request's JSON, valid.
+        counter: counts each block's tokens.
+        betas: values of the anthropic-beta header.
+    """
+    model = str(body.get("model", ""))
+    blocks: list[Block] = []
+    markers: list[tuple[int, int]] = []
+    for tier, message, role, first, item, string in _items(body, model):
+        control = _control(item)
+        if control is not None:
+            markers.append((len(blocks), ttl_of(control)))
+        blocks.append(_block(tier, message, role if first else role + "+", item, string, counter, model))
+    top = body.get("cache_control")
+    automatic = None if top is None else ttl_of(top)
+    return Sent(tuple(blocks), tuple(markers), automatic, _params(body, betas), _tool_prompt(body))
+
+
+def request(
+    sent: Sent,
+    *,
+    id: str,
+    t: float,
+    model: str,
+    hashing: Hashing,
+    output: int = 0,
+    ttft: float = 0.0,
+    session: str = "",
+    workspace: str = "default",
+    batch: bool = False,
+    geo: str = "",
+    speed: str = "",
+    hidden: int = 0,
+) -> Request:
+    """Builds the prefix chain of a parsed request and places its markers, the automatic one included (R4).
+
+    Args:
+        sent: the parsed request.
+        hashing: which differences change the prefix.
+        hidden: tokens of the API's own tool-use prompt (R21).
+        id, t, model, output, ttft, session, workspace, batch, geo, speed: see `Request`.
+    """
+    before, tail = split_hidden(hidden, hashing)
+    nodes = chain(sent.blocks, hashing, salts(sent.params, hashing), before)
+    head = nodes[-1]
+    tools_end, system_end = tier_ends(nodes)
+    return Request(
+        id=id,
+        t=t,
+        model=model,
+        head=head,
+        tools_end=tools_end,
+        system_end=system_end,
+        markers=place(nodes, sent),
+        session=session,
+        workspace=workspace,
+        ttft=ttft,
+        output=output,
+        source=weakest({block.source for block in sent.blocks}),
+        batch=batch,
+        geo=geo,
+        speed=speed,
+        tail=tail,
+        blocks=sent.blocks,
+    )
+
+
+def split_hidden(hidden: int, hashing: Hashing) -> tuple[int, int]:
+    """The API's own tool-use prompt as (tokens before the first block, tokens that are never cached)."""
+    return (hidden, 0) if hashing.tool_prompt == "prefix" else (0, hidden)
+
+
+def place(nodes: Sequence[Node], sent: Sent) -> tuple[tuple[Node, int], ...]:
+    """Markers of a request on its nodes."""
+    placed = [(nodes[index], ttl) for index, ttl in sent.markers]
+    if sent.automatic is not None:
+        node = last_markable(nodes[-1])
+        if node is not None and all(marked is not node for marked, _ in placed):
+            placed.append((node, sent.automatic))
+    return tuple(sorted(placed, key=lambda marker: marker[0].index))
+
+
+def mark(body: Json, ttls: Mapping[int, str]) -> dict[str, Any]:
+    """A copy of a request with its markers replaced.
+
+    Args:
+        body: the request's JSON.
+        ttls: lifetime by index of the block, in the order of `parse`. All strings become text blocks, so that
+            a message looks the same whether it is marked or not.
+    """
+    copy = {key: deepcopy(value) for key, value in body.items() if key != "cache_control"}
+    if isinstance(copy.get("system"), str) and copy["system"]:
+        copy["system"] = [{"type": "text", "text": copy["system"]}]
+    for message in copy.get("messages") or ():
+        if isinstance(message.get("content"), str):
+            message["content"] = [{"type": "text", "text": message["content"]}]
+    for index, (_, _, _, _, item, _) in enumerate(_items(copy, str(copy.get("model", "")))):
+        for part in (item, *(item["content"] if isinstance(item.get("content"), list) else ())):
+            part.pop("cache_control", None)
+        if index in ttls:
+            item["cache_control"] = {"type": "ephemeral", "ttl": ttls[index]}
+    return copy
+
+
+def salts(params: Mapping[str, Mapping[str, str]], hashing: Hashing) -> tuple[int, int, int]:
+    """Hash of the parameters that each tier depends on, [3]; 0 where all are at their defaults."""
+    model_specific = params.get("model")
+    tools: Any = None
+    messages: Any = params.get("messages")
+    if hashing.params_scope == "tools":
+        tools = model_specific
+    elif model_specific:
+        messages = [messages, model_specific]
+    return _salt(tools), _salt(params.get("system")), _salt(messages)
+
+
+def ttl_of(control: Json) -> int:
+    """Lifetime of a cache_control in seconds; 5 minutes if it names none (R12)."""
+    return TTL_SECONDS[control.get("ttl") or "5m"]
+
+
+def text_of(item: Json) -> str:
+    """What of a block is tokenised: its text, or its JSON without markers.
+
+    A `tool_reference` (in a tool result) counts as its own JSON, like every block without a text, and not as the
+    definition that it names: how it is charged is not documented.
+    """
+    if item.get("type") == "text" and set(item) <= {"type", "text", "cache_control"}:
+        return str(item["text"])
+    if item.get("type") == "tool_result" and isinstance(item.get("content"), str):
+        return item["content"]
+    return json.dumps(_without_data(_bare(item)), ensure_ascii=False)
+
+
+def _without_data(value: Any) -> Any:
+    """A copy without base64 data, which is not tokenised as text."""
+    if isinstance(value, Mapping):
+        data = value.get("type") == "base64"
+        return {key: "" if data and key == "data" else _without_data(item) for key, item in value.items()}
+    return [_without_data(item) for item in value] if isinstance(value, list) else value
+
+
+def _images(item: Json) -> int:
+    """Number of images in a block, those in a tool result included."""
+    parts = item.get("content") if isinstance(item.get("content"), list) else ()
+    inside = sum(isinstance(part, Mapping) and part.get("type") == "image" for part in parts or ())
+    return inside + (item.get("type") == "image")
+
+
+def _items(body: Json, model: str) -> Iterator[tuple[int, int, str, bool, dict[str, Any], bool]]:
+    """Every block: (tier, message, role, first of its message, content, was a bare string)."""
+    tools = [tool for tool in body.get("tools") or () if not deferred(tool)]
+    toggles = [tool for tool in tools if str(tool.get("type", "")).startswith(TOGGLES)]
+    for tool in tools:
+        if tool not in toggles:
+            yield TOOLS, -1, "", True, tool, False
+    for tool in toggles:
+        yield SYSTEM, -1, "tool", True, tool, False
+    for item, string in _content(body.get("system") or ()):
+        yield SYSTEM, -1, "", True, item, string
+    messages = body.get("messages") or ()
+    strip_before = _last_new_turn(messages) if _strips(model) else -1
+    for number, message in enumerate(messages):
+        first = True
+        for item, string in _content(message.get("content") or ()):
+            if number < strip_before and _KINDS.get(item.get("type", "")) == THINKING:
+                continue
+            yield MESSAGES, number, str(message.get("role")), first, item, string
+            first = False
+
+
+def deferred(tool: Json) -> bool:
+    """Whether a tool, or every tool of a toolset, is left out of the prefix until it is searched for (R6)."""
+    if tool.get("defer_loading"):
+        return True
+    own = [config.get("defer_loading") for config in (tool.get("configs") or {}).values()]
+    return bool((tool.get("default_config") or {}).get("defer_loading")) and False not in own
+
+
+def _content(content: str | Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bool]]:
+    if isinstance(content, str):
+        yield {"type": "text", "text": content}, True
+    else:
+        for item in content:
+            yield item, False
+
+
+def _tool_prompt(body: Json) -> str:
+    if not body.get("tools"):
+        return ""
+    return "any" if (body.get("tool_choice") or {}).get("type") in ("any", "tool") else "auto"
+
+
+def _strips(model: str) -> bool:
+    return model.startswith(STRIPS_THINKING) and not model.startswith(KEEPS_THINKING)
+
+
+def _last_new_turn(messages: Sequence[Json]) -> int:
+    """Index of the last user message that is more than tool results, -1 if there is none."""
+    for number in range(len(messages) - 1, -1, -1):
+        if messages[number].get("role") != "user":
+            continue
+        if any(
+            item.get("type") != "tool_result" for item, _ in _content(messages[number].get("content") or ())
+        ):
+            return number
+    return -1
+
+
+def _block(
+    tier: int, message: int, place: str, item: Json, string: bool, counter: Counter, model: str
+) -> Block:
+    type_ = "tool" if tier == TOOLS else str(item.get("type", "text"))
+    bare = _bare(item)
+    canonical = json.dumps(bare, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    as_sent = json.dumps(bare, separators=(",", ":"), ensure_ascii=False)
+    # a block's own keys are written by a client library; only the JSON inside it has a free order
+    ordered = _sorted_inside(bare)
+    tokens, source = counter.count(text_of(item), model)
+    if tier == TOOLS and str(item.get("type", "")).endswith("_toolset"):
+        # one entry stands for tools that the API looks up elsewhere
+        source = "estimate"
+    if images := _images(item):
+        tokens, source = tokens + images * IMAGE_TOKENS, "estimate"
+    return Block(
+        tier=tier,
+        kind=_kind(tier, type_),
+        hash=digest(place + canonical),
+        tokens=tokens,
+        source=source,
+        order=0 if ordered else digest(as_sent),
+        string=string,
+        message=message,
+        type=type_,
+        markable=markable(item),
+    )
+
+
+def markable(item: Json) -> bool:
+    """Whether cache_control may stand on a block (R5)."""
+    if _KINDS.get(str(item.get("type", ""))) == THINKING:
+        return False
+    return not (item.get("type") == "text" and not item.get("text"))
+
+
+def _kind(tier: int, type_: str) -> int:
+    if tier == TOOLS:
+        return TOOL
+    if type_ in _KINDS:
+        return _KINDS[type_]
+    return SERVER_RESULT if type_.endswith("_tool_result") and type_ != "mcp_tool_result" else TEXT
+
+
+def _control(item: Json) -> Json | None:
+    """The marker of a block; one on the last part of a tool result marks the result."""
+    control = item.get("cache_control")
+    content = item.get("content")
+    if control is None and item.get("type") == "tool_result" and isinstance(content, list) and content:
+        control = content[-1].get("cache_control")
+    return control
+
+
+def _bare(item: Json) -> dict[str, Any]:
+    """A block without its markers, which are not hashed; schemas and inputs stay as they are."""
+    bare = {key: value for key, value in item.items() if key != "cache_control"}
+    if isinstance(bare.get("content"), list):
+        bare["content"] = [_bare(part) if isinstance(part, Mapping) else part for part in bare["content"]]
+    return bare
+
+
+def _sorted_inside(item: Json) -> bool:
+    """Whether the free-form JSON of a block (tool input, input schema) has its keys in sorted order."""
+    free = {key: item[key] for key in ("input", "input_schema") if key in item}
+    return json.dumps(free, sort_keys=True) == json.dumps(free)
+
+
+def _params(body: Json, betas: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Hashes of the parameters that affect the prefix, left out where they equal their default."""
+    choice = dict(body.get("tool_choice") or {})
+    if choice.get("disable_parallel_tool_use") is False:
+        del choice["disable_parallel_tool_use"]
+    config = dict(body.get("output_config") or {})
+    thinking = body.get("thinking")
+    system = {
+        "speed": body.get("speed") if body.get("speed") not in (None, "standard") else None,
+        "citations": _any(body, lambda item: bool((item.get("citations") or {}).get("enabled"))),
+    }
+    messages = {
+        "tool_choice": None if choice in ({}, {"type": "auto"}) else choice,
+        "images": _any(body, lambda item: item.get("type") == "image"),
+    }
+    model = {
+        "thinking": None if thinking in (None, {"type": "disabled"}) else thinking,
+        "effort": config.get("effort") if config.get("effort") != "high" else None,
+        "format": config.get("format") or body.get("output_format"),
+        "context_management": body.get("context_management"),
+        "betas": sorted(betas) or None,
+    }
+    groups = {"system": system, "messages": messages, "model": model}
+    kept = {
+        name: {key: f"{_salt(value):016x}" for key, value in group.items() if value}
+        for name, group in groups.items()
+    }
+    return {name: group for name, group in kept.items() if group}
+
+
+def _any(body: Json, test: Any) -> bool:
+    found = False
+    for message in body.get("messages") or ():
+        for item, _ in _content(message.get("content") or ()):
+            inner = item.get("content") if isinstance(item.get("content"), list) else ()
+            found = (
+                found or test(item) or any(isinstance(part, Mapping) and test(part) for part in inner or ())
+            )
+    return found
+
+
+def _salt(value: Any) -> int:
+    return digest(json.dumps(value, sort_keys=True)) if value else 0

@@ -1,0 +1,271 @@
+"""The rule engine: one organisation's cache, request after request.
+
+Rules (R1-R26) are those of the prompt-caching documentation as of 2026-11; what it leaves open is in
+`Switches`. The same engine drives the simulator, the planner and the loopback server.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvbench.claude.assumptions import Switches
+from kvbench.claude.request import (
+    MESSAGES,
+    THINKING,
+    TOOL_RESULT,
+    TOOL_USE,
+    Marker,
+    Node,
+    Request,
+    Usage,
+)
+
+MAX_MARKERS = 4
+LOOKBACK = 20
+EXACT_SOURCES = frozenset({"usage", "fixture"})
+UNDECIDED_SHARE = 20  # within 1/20 (5 %) of a minimum, an estimated count decides nothing
+SWEEP_EVERY = 512  # writes after which expired entries are dropped
+
+_RUNS = (TOOL_USE, TOOL_RESULT)
+
+
+def marker_error(markers: Sequence[Marker]) -> str:
+    """What is wrong with a request's markers (R3, R16), empty if nothing is.
+
+    Args:
+        markers: explicit and automatic markers in prompt order.
+    """
+    if len(markers) > MAX_MARKERS:
+        return f"{len(markers)} breakpoints, at most {MAX_MARKERS} are allowed"
+    longest_allowed = 3600
+    for node, ttl in markers:
+        if ttl > longest_allowed:
+            return f"a 1h breakpoint (block {node.index}) comes after a 5m one"
+        longest_allowed = ttl
+    return ""
+
+
+class Entry:
+    """A cached prefix: alive until `expires`, readable from `visible` on."""
+
+    __slots__ = ("expires", "visible")
+
+    def __init__(self, expires: float, visible: float) -> None:
+        """An entry with its two times, seconds since the epoch."""
+        self.expires = expires
+        self.visible = visible
+
+
+Store = dict[int, Entry]
+"""Entries of one TTL class in one scope, by cumulative prefix hash."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What the engine did with one request.
+
+    Attributes:
+        usage: input tokens by how they are billed.
+        hit: block up to which the prefix was read, None on a miss.
+        written: markers that wrote an entry.
+        undecided: a marker's prefix is within 5 % of the minimum and its count is an estimate.
+    """
+
+    usage: Usage
+    hit: Node | None
+    written: Sequence[Marker]
+    undecided: bool
+
+
+class Cache:
+    """Cached prefixes of one organisation, isolated by workspace and model (R25)."""
+
+    def __init__(self, switches: Switches | None = None, *, isolation: str = "workspace") -> None:
+        """An empty cache.
+
+        Args:
+            switches: assumptions on undocumented points.
+            isolation: "workspace" (Claude API) or "organization" (Bedrock, Google Cloud).
+        """
+        self.switches = switches or Switches()
+        self._by_workspace = isolation == "workspace"
+        self._scopes: dict[tuple[str, str], tuple[Store, Store]] = {}
+        self.lookback = LOOKBACK + (self.switches.lookback == "before")
+        self._collapse = self.switches.tool_runs == "one"
+        self._conversation = self.switches.positions == "conversation"
+        self._plain = self.switches.ttl_lookup == "ignored"
+        self._writes = 0
+        self._sweep_at = SWEEP_EVERY
+
+    def __len__(self) -> int:
+        """Entries held, expired ones that were not yet swept included."""
+        return sum(len(fives) + len(hours) for fives, hours in self._scopes.values())
+
+    def copy(self) -> Cache:
+        """An independent copy, for planning ahead."""
+        other = Cache(self.switches, isolation="workspace" if self._by_workspace else "organization")
+        for key, (fives, hours) in self._scopes.items():
+            other._scopes[key] = (
+                {cum: Entry(entry.expires, entry.visible) for cum, entry in fives.items()},
+                {cum: Entry(entry.expires, entry.visible) for cum, entry in hours.items()},
+            )
+        return other
+
+    def scope(self, request: Request) -> tuple[Store, Store]:
+        """The 5m and the 1h entries that a request can see."""
+        key = (request.workspace if self._by_workspace else "", request.model)
+        stores = self._scopes.get(key)
+        if stores is None:
+            stores = self._scopes[key] = ({}, {})
+        return stores
+
+    def effective(
+        self, request: Request, markers: Sequence[Marker], minimum: int
+    ) -> tuple[list[Marker], bool]:
+        """Markers that can read and write, server-tool breakpoints included, and whether one is undecided.
+
+        Args:
+            request: the request.
+            markers: its explicit and automatic markers in prompt order.
+            minimum: smallest cacheable prefix in tokens.
+        """
+        if not markers:
+            return [], False
+        if request.head.server is not None:
+            markers = _with_server_tools(request.head, markers)
+        undecided = False
+        if request.source not in EXACT_SOURCES:
+            margin = minimum // UNDECIDED_SHARE
+            undecided = any(abs(node.tokens - minimum) <= margin for node, _ in markers)
+            if undecided and self.switches.near_minimum != "counted":
+                minimum += margin + 1 if self.switches.near_minimum == "uncached" else -margin
+        return [marker for marker in markers if marker[0].tokens >= minimum], undecided
+
+    def serve(self, request: Request, markers: Sequence[Marker], minimum: int) -> Outcome:
+        """Looks a request up, bills it and stores what its markers write.
+
+        Args:
+            request: the request; requests must come in the order of their start.
+            markers: its markers in prompt order, validated.
+            minimum: smallest cacheable prefix in tokens for its model and date.
+        """
+        total = request.head.tokens + request.tail
+        usable, undecided = self.effective(request, markers, minimum)
+        if not usable:
+            return Outcome(Usage(uncached=total, output=request.output), None, (), undecided)
+        now = request.t
+        fives, hours = self.scope(request)
+        hit, entry = self._lookup(usable, fives, hours, now)
+        if hit is not None and self.switches.lost_reads and self._lost(request):
+            hit = entry = None
+        start = 0
+        if hit is not None and entry is not None:
+            start = hit.tokens - hit.tokens % self.switches.granularity
+            self._refresh(hit, entry, fives, hours, now)
+        last_index = -1 if hit is None else hit.index
+        written = [marker for marker in usable if marker[0].index > last_index]
+        hour_end = start
+        for node, ttl in written:
+            store = hours if ttl == 3600 else fives
+            if ttl == 3600:
+                hour_end = node.tokens
+            self._write(store, node.cum, now, now + ttl, now + request.ttft)
+        # a hit rounded down leaves tokens that the next marker, if any, writes again (U8)
+        end = written[-1][0].tokens if written else start
+        self._writes += len(written)
+        if self._writes >= self._sweep_at:
+            self.sweep(now)
+        usage = Usage(start, end - hour_end, hour_end - start, total - end, request.output)
+        return Outcome(usage, hit, written, undecided)
+
+    def sweep(self, now: float) -> None:
+        """Drops what has expired, so that memory follows the live entries and not the trace."""
+        for stores in self._scopes.values():
+            for store in stores:
+                for cum in [cum for cum, entry in store.items() if entry.expires < now]:
+                    del store[cum]
+        self._scopes = {key: stores for key, stores in self._scopes.items() if stores[0] or stores[1]}
+        self._writes = 0
+        self._sweep_at = SWEEP_EVERY + len(self)
+
+    def _lookup(
+        self, markers: Sequence[Marker], fives: Store, hours: Store, now: float
+    ) -> tuple[Node | None, Entry | None]:
+        """The longest live entry within the lookback of any marker (R8-R10)."""
+        hit: Node | None = None
+        found: Entry | None = None
+        for node, ttl in reversed(markers):
+            if hit is not None and node.index <= hit.index:
+                break
+            stores = (fives, hours) if self._plain else (fives,) if ttl == 300 else (hours,)
+            candidate, entry = self._walk(node, stores, now)
+            if candidate is not None and (hit is None or candidate.index > hit.index):
+                hit, found = candidate, entry
+                if self._plain:
+                    break
+        return hit, found
+
+    def _walk(self, node: Node, stores: tuple[Store, ...], now: float) -> tuple[Node | None, Entry | None]:
+        left = self.lookback
+        while True:
+            for store in stores:
+                entry = store.get(node.cum)
+                if entry is not None and entry.expires >= now and entry.visible <= now:
+                    return node, entry
+            before = node.parent
+            if before is None or not before.index:
+                return None, None
+            if self.consumes(node, before):
+                left -= 1
+                if not left:
+                    return None, None
+            node = before
+
+    def consumes(self, node: Node, before: Node) -> bool:
+        """Whether the step from a block to the one before uses up a lookback position (R8, R9, U5)."""
+        kind = before.kind
+        if self._collapse and kind == node.kind and kind in _RUNS:
+            return False
+        return not (self._conversation and (before.tier < MESSAGES or kind == THINKING))
+
+    def _refresh(self, hit: Node, entry: Entry, fives: Store, hours: Store, now: float) -> None:
+        """A use restarts the lifetime from the start of the request that reads (R13, R14)."""
+        for store, ttl in ((fives, 300), (hours, 3600)):
+            held = store.get(hit.cum)
+            # with TTL classes kept apart, only the class that was read lives on
+            if held is not None and held.expires >= now and (self._plain or held is entry):
+                held.expires = max(held.expires, now + ttl)
+        if self.switches.refresh == "prefixes":
+            node = hit.parent
+            while node is not None and node.index:
+                for store, ttl in ((fives, 300), (hours, 3600)):
+                    held = store.get(node.cum)
+                    if held is not None and held.visible <= now <= held.expires:
+                        held.expires = max(held.expires, now + ttl)
+                node = node.parent
+
+    def _write(self, store: Store, cum: int, now: float, expires: float, visible: float) -> None:
+        held = store.get(cum)
+        if held is not None and held.expires >= now:
+            # a parallel request is writing the same prefix: the first response to begin serves both
+            held.expires = max(held.expires, expires)
+            held.visible = min(held.visible, visible)
+        else:
+            store[cum] = Entry(expires, visible)
+
+    def _lost(self, request: Request) -> bool:
+        return zlib.crc32(f"{request.workspace}/{request.id}".encode()) < self.switches.lost_reads * 2**32
+
+
+def _with_server_tools(head: Node, markers: Sequence[Marker]) -> list[Marker]:
+    """Adds the 5m breakpoint that the API puts on every server-tool result of a marked request (R7)."""
+    marked = {node.index for node, _ in markers}
+    merged = list(markers)
+    node = head.server
+    while node is not None:
+        if node.index not in marked:
+            merged.append((node, 300))
+        node = node.parent.server if node.parent is not None else None
+    return sorted(merged, key=lambda marker: marker[0].index)

@@ -1,0 +1,313 @@
+"""A Messages API server on 127.0.0.1, driven by the same rule engine as the simulator.
+
+The real `anthropic` SDK talks to it over HTTP. It answers from a script or a local model and says so in its
+headers and ids; only its usage figures follow the documented rules.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+
+from kvbench.claude import request_json, validate
+from kvbench.claude.assumptions import Switches
+from kvbench.claude.prices import PriceBook
+from kvbench.claude.request import Usage, digest
+from kvbench.claude.responder import Responder, fixed
+from kvbench.claude.rules import Cache
+from kvbench.claude.tokens import CharCounter, Counter
+from kvbench.config.errors import UserError
+
+Json = Mapping[str, Any]
+
+# from this API version on, sampling parameters are rejected even at their default values
+NO_SAMPLING = "2026-10-21"
+SAMPLING = ("temperature", "top_p", "top_k")
+
+
+@dataclass(frozen=True)
+class Served:
+    """One request that the server has answered.
+
+    Attributes:
+        id: its request id.
+        body: its JSON.
+        usage: what was reported for it, None if it was rejected.
+    """
+
+    id: str
+    body: Json
+    usage: Usage | None
+
+
+class ApiError(Exception):
+    """A request that is answered with an error body."""
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        """HTTP status, the error's type name and its message."""
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.request_id = "req_loopback"
+
+
+class Engine:
+    """What the server does, without HTTP."""
+
+    def __init__(
+        self,
+        prices: PriceBook,
+        *,
+        responder: Responder | None = None,
+        counter: Counter | None = None,
+        switches: Switches | None = None,
+        clock: Callable[[], float] = time.time,
+        ttft: float = 0.0,
+    ) -> None:
+        """An engine with an empty cache.
+
+        Args:
+            prices: gives the known models and their minimums.
+            responder: answers; default is one fixed text.
+            counter: counts tokens; default is by characters.
+            switches: assumptions on undocumented points.
+            clock: seconds since the epoch.
+            ttft: seconds until an answer begins, as far as the cache is concerned.
+        """
+        self.prices = prices
+        self.responder = responder or fixed()
+        self.counter = counter or CharCounter()
+        self.switches = switches or Switches()
+        self.clock = clock
+        self.ttft = ttft
+        self.log: list[Served] = []
+        self._cache = Cache(self.switches)
+        self._lock = threading.Lock()
+
+    def message(self, body: Json, headers: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+        """Answers a request: its id and the message.
+
+        Raises:
+            ApiError: the request is not valid.
+        """
+        with self._lock:
+            number = len(self.log) + 1
+            name = f"req_loopback_{number}"
+            try:
+                usage = self._serve(body, headers, name)
+            except ApiError as error:
+                error.request_id = name
+                self.log.append(Served(name, body, None))
+                raise
+            content = self.responder(body) if body["max_tokens"] else []
+            if content:
+                usage.output = sum(
+                    self.counter.count(request_json.text_of(block), body["model"])[0] for block in content
+                )
+            self.log.append(Served(name, body, usage))
+        calls = any(block["type"] == "tool_use" for block in content)
+        return name, {
+            "id": f"msg_loopback_{number}",
+            "type": "message",
+            "role": "assistant",
+            "model": body["model"],
+            "content": content,
+            "stop_reason": "tool_use" if calls else "end_turn" if content else "max_tokens",
+            "stop_sequence": None,
+            "usage": usage_json(usage),
+        }
+
+    def count(self, body: Json) -> int:
+        """Input tokens of a request (count_tokens says nothing about the cache).
+
+        Raises:
+            ApiError: the request is not valid.
+        """
+        self._check(body, {}, needs_max=False)
+        sent = request_json.parse(body, self.counter)
+        hidden = self.prices.tool_prompt(body["model"], sent.tool_prompt)
+        return hidden + sum(block.tokens for block in sent.blocks)
+
+    def _serve(self, body: Json, headers: Mapping[str, str], name: str) -> Usage:
+        self._check(body, headers, needs_max=True)
+        betas = [beta.strip() for beta in headers.get("anthropic-beta", "").split(",") if beta.strip()]
+        sent = request_json.parse(body, self.counter, betas)
+        if not sent.blocks:
+            raise ApiError(400, "invalid_request_error", "messages: at least one block is required")
+        request = request_json.request(
+            sent,
+            id=name,
+            t=self.clock(),
+            model=self.prices.resolve(body["model"]),
+            hashing=self.switches.hashing,
+            ttft=self.ttft,
+            workspace=workspace_of(headers),
+            hidden=self.prices.tool_prompt(body["model"], sent.tool_prompt),
+        )
+        minimum = self.prices.minimum(request.model, request.t, self.switches.unknown_minimum)
+        return self._cache.serve(request, request.markers, minimum).usage
+
+    def _check(self, body: Json, headers: Mapping[str, str], *, needs_max: bool) -> None:
+        if (
+            not isinstance(body, Mapping)
+            or not isinstance(body.get("messages"), list)
+            or not body["messages"]
+        ):
+            raise ApiError(400, "invalid_request_error", "messages: Field required")
+        if needs_max and not isinstance(body.get("max_tokens"), int):
+            raise ApiError(400, "invalid_request_error", "max_tokens: Field required")
+        try:
+            self.prices.resolve(str(body.get("model")))
+        except UserError as error:
+            raise ApiError(404, "not_found_error", str(error)) from error
+        if headers.get("anthropic-version", "") >= NO_SAMPLING:
+            for name in SAMPLING:
+                if name in body:
+                    raise ApiError(
+                        400,
+                        "invalid_request_error",
+                        f"{name}: not accepted from API version {NO_SAMPLING} on",
+                    )
+        if found := validate.errors(body):
+            raise ApiError(400, "invalid_request_error", found[0])
+
+
+def workspace_of(headers: Mapping[str, str]) -> str:
+    """A name for the workspace of a request's key: a hash, never the key (one key, one workspace)."""
+    key = headers.get("x-api-key") or headers.get("authorization") or ""
+    return f"{digest(key.removeprefix('Bearer ')):016x}"
+
+
+def usage_json(usage: Usage) -> dict[str, Any]:
+    """The usage object as documented."""
+    return {
+        "input_tokens": usage.uncached,
+        "cache_creation_input_tokens": usage.write_5m + usage.write_1h,
+        "cache_read_input_tokens": usage.read,
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": usage.write_5m,
+            "ephemeral_1h_input_tokens": usage.write_1h,
+        },
+        "output_tokens": usage.output,
+        "service_tier": "standard",
+    }
+
+
+def events(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The stream of events of a message, in the documented order."""
+    usage = message["usage"]
+    opening = {**message, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 1}}
+    yield {"type": "message_start", "message": opening}
+    yield {"type": "ping"}
+    for index, block in enumerate(message["content"]):
+        if block["type"] == "tool_use":
+            start = {**block, "input": {}}
+            delta = {"type": "input_json_delta", "partial_json": json.dumps(block["input"])}
+        else:
+            start = {"type": "text", "text": ""}
+            delta = {"type": "text_delta", "text": block["text"]}
+        yield {"type": "content_block_start", "index": index, "content_block": start}
+        yield {"type": "content_block_delta", "index": index, "delta": delta}
+        yield {"type": "content_block_stop", "index": index}
+    yield {
+        "type": "message_delta",
+        "delta": {"stop_reason": message["stop_reason"], "stop_sequence": None},
+        "usage": {key: value for key, value in usage.items() if key.endswith("_tokens")},
+    }
+    yield {"type": "message_stop"}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version = "kvbench-loopback"
+    engine: Engine
+
+    def do_POST(self) -> None:
+        """Serves the two endpoints."""
+        raw = self.rfile.read(int(self.headers.get("content-length", 0)))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        name = "req_loopback"
+        try:
+            body = _json(raw)
+            path = self.path.split("?")[0]
+            if path == "/v1/messages":
+                name, message = self.engine.message(body, headers)
+                if body.get("stream"):
+                    self._stream(name, message)
+                else:
+                    self._send(200, name, message)
+            elif path == "/v1/messages/count_tokens":
+                self._send(200, name, {"input_tokens": self.engine.count(body)})
+            else:
+                raise ApiError(404, "not_found_error", f"{path} is not served here")
+        except ApiError as error:
+            details = {"type": error.kind, "message": str(error)}
+            content = {"type": "error", "error": details, "request_id": error.request_id}
+            self._send(error.status, error.request_id, content)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            details = {"type": "invalid_request_error", "message": f"{type(error).__name__}: {error}"}
+            self._send(400, name, {"type": "error", "error": details, "request_id": name})
+
+    def _send(self, status: int, name: str, content: Json) -> None:
+        data = json.dumps(content).encode()
+        self._head(status, name, "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _stream(self, name: str, message: Mapping[str, Any]) -> None:
+        self._head(200, name, "text/event-stream")
+        self.send_header("connection", "close")
+        self.end_headers()
+        for event in events(message):
+            self.wfile.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
+            self.wfile.flush()
+        self.close_connection = True
+
+    def _head(self, status: int, name: str, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.send_header("request-id", name)
+        self.send_header("x-answered-by", "kvbench loopback server, not Claude")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing goes to stderr: headers hold keys."""
+
+
+def _json(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError as error:
+        raise ApiError(400, "invalid_request_error", f"the body is not JSON: {error}") from error
+
+
+class LoopbackServer:
+    """Runs an engine behind HTTP on 127.0.0.1, as a context manager; `url` is the SDK's base_url."""
+
+    def __init__(self, engine: Engine, port: int = 0) -> None:
+        """Binds a port (0: any free one); serves from `__enter__` on."""
+        handler = type("Handler", (_Handler,), {"engine": engine})
+        self.engine = engine
+        self._http = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        self._http.daemon_threads = True
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def __enter__(self) -> LoopbackServer:
+        """Starts serving."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stops serving and frees the port."""
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()

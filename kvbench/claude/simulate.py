@@ -1,0 +1,196 @@
+"""Replays a trace under placements and switches; money and tokens come out, memory stays flat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kvbench.claude.assumptions import Switches
+from kvbench.claude.placements import Placement
+from kvbench.claude.prices import PriceBook
+from kvbench.claude.request import Request
+from kvbench.claude.rules import Cache, Outcome, marker_error
+from kvbench.config.errors import UserError
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over a trace; money in nano-dollars, tokens as billed.
+
+    `peak_itpm` is the most input tokens in one minute of the clock that count towards the rate limit: what is read
+    from the cache does not, on all models but one (R23).
+    """
+
+    requests: int = 0
+    hits: int = 0
+    undecided: int = 0
+    read: int = 0
+    write_5m: int = 0
+    write_1h: int = 0
+    uncached: int = 0
+    output: int = 0
+    input_cost: int = 0
+    output_cost: int = 0
+    peak_itpm: int = 0
+    _minute: int = 0
+    _itpm: int = 0
+
+    def add(self, outcome: Outcome, input_cost: int, output_cost: int, minute: int, limited: int) -> None:
+        """Adds one request.
+
+        Args:
+            outcome: what the engine did with it.
+            input_cost: nano-dollars.
+            output_cost: nano-dollars.
+            minute: minute that it started in, since the epoch.
+            limited: its input tokens that count towards the rate limit.
+        """
+        usage = outcome.usage
+        self._itpm = self._itpm + limited if minute == self._minute else limited
+        self._minute = minute
+        self.peak_itpm = max(self.peak_itpm, self._itpm)
+        self.requests += 1
+        self.hits += usage.read > 0
+        self.undecided += outcome.undecided
+        self.read += usage.read
+        self.write_5m += usage.write_5m
+        self.write_1h += usage.write_1h
+        self.uncached += usage.uncached
+        self.output += usage.output
+        self.input_cost += input_cost
+        self.output_cost += output_cost
+
+    @property
+    def total(self) -> int:
+        """All input tokens."""
+        return self.read + self.write_5m + self.write_1h + self.uncached
+
+    @property
+    def cost(self) -> int:
+        """Input and output, nano-dollars."""
+        return self.input_cost + self.output_cost
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the input tokens that were read from the cache."""
+        return self.read / self.total if self.total else 0.0
+
+
+class Simulator:
+    """One placement under one set of switches; feed it requests in the order of their start."""
+
+    def __init__(self, placement: Placement, prices: PriceBook, switches: Switches | None = None) -> None:
+        """A simulator with an empty cache."""
+        self.placement = placement
+        self.prices = prices
+        self.switches = switches or Switches()
+        self.cache = Cache(self.switches)
+        self.totals = Totals()
+
+    def feed(self, request: Request) -> Outcome:
+        """Serves one request and adds it to the totals.
+
+        Raises:
+            UserError: unknown model, no price for its date, or an illegal placement.
+        """
+        minimum = self.prices.minimum(request.model, request.t, self.switches.unknown_minimum)
+        markers = self.placement(request)
+        if wrong := marker_error(markers):
+            raise UserError(f"request {request.id}: {wrong}")
+        outcome = self.cache.serve(request, markers, minimum)
+        paid, out = self.prices.cost(request, outcome.usage, unverified=self.switches.unverified_prices)
+        usage = outcome.usage
+        limited = usage.total if self.prices.reads_limited(request.model) else usage.total - usage.read
+        self.totals.add(outcome, paid, out, int(request.t // 60), limited)
+        return outcome
+
+
+def simulate(
+    requests: Iterable[Request],
+    placements: Mapping[str, Placement],
+    prices: PriceBook,
+    switches: Switches | None = None,
+) -> dict[str, Totals]:
+    """Replays a trace once, under several placements side by side.
+
+    Args:
+        requests: the trace, in the order of the requests' start.
+        placements: placements by name.
+        prices: the price book.
+        switches: assumptions on undocumented points.
+    """
+    simulators = {name: Simulator(placement, prices, switches) for name, placement in placements.items()}
+    feeds = [simulator.feed for simulator in simulators.values()]
+    for request in requests:
+        for feed in feeds:
+            feed(request)
+    return {name: simulator.totals for name, simulator in simulators.items()}
+
+
+@dataclass
+class Range:
+    """A placement's result under the documented reading and under every open point turned.
+
+    Attributes:
+        base: totals with the given switches.
+        flips: cost minus the base's cost when one point is turned, nano-dollars, by code.
+        low: lowest cost found, all points that lower it turned together included.
+        high: highest cost found, likewise.
+    """
+
+    base: Totals
+    flips: dict[str, int] = field(default_factory=dict)
+    low: int = 0
+    high: int = 0
+
+
+class Trace:
+    """Something that can be replayed more than once; the prefix hashes may depend on the switches."""
+
+    def requests(self, switches: Switches) -> Iterable[Request]:
+        """The requests in the order of their start, chains built under these switches."""
+        raise NotImplementedError
+
+
+class ListTrace(Trace):
+    """A trace held in memory whose chains do not depend on the switches."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        """The requests, in the order of their start."""
+        self._requests = requests
+
+    def requests(self, switches: Switches) -> Iterable[Request]:
+        """See Trace."""
+        return self._requests
+
+
+def simulate_range(
+    trace: Trace,
+    placements: Mapping[str, Placement],
+    prices: PriceBook,
+    switches: Switches | None = None,
+) -> dict[str, Range]:
+    """Results as ranges over the switches, not as points.
+
+    Every point is turned alone; then all points that alone lower (raise) a placement's cost are turned
+    together. The ends are those found: points that only act in combination may lie outside.
+    """
+    switches = switches or Switches()
+    base = simulate(trace.requests(switches), placements, prices, switches)
+    ranges = {name: Range(totals) for name, totals in base.items()}
+    turned: dict[str, Switches] = {}
+    for code, _, flipped in switches.flips():
+        turned[code] = flipped
+        for name, totals in simulate(trace.requests(flipped), placements, prices, flipped).items():
+            ranges[name].flips[code] = totals.cost - base[name].cost
+    for name, placement in placements.items():
+        found = [base[name].cost] + [base[name].cost + delta for delta in ranges[name].flips.values()]
+        for sign in (-1, 1):
+            chosen = [code for code, delta in ranges[name].flips.items() if delta * sign > 0]
+            if len(chosen) > 1:
+                combined = switches.combined([turned[code] for code in chosen])
+                found.append(
+                    simulate(trace.requests(combined), {name: placement}, prices, combined)[name].cost
+                )
+        ranges[name].low, ranges[name].high = min(found), max(found)
+    return ranges

@@ -1,0 +1,217 @@
+"""Claude Code sessions in the JSON format of the kv-cache-tester project: one file per session.
+
+The traces give hash ids of 64-token blocks and no content-block boundaries, mostly no time to first byte,
+and no dates. What is assumed instead is named in `Choices`; `Choices.flips` turns each to its other ends.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Literal
+
+from kvbench.claude.assumptions import Switches
+from kvbench.claude.prices import PriceBook
+from kvbench.claude.request import SYSTEM, TEXT, THINKING, TOOL_RESULT, TOOL_USE, TOOLS, Request, digest
+from kvbench.claude.simulate import Trace
+from kvbench.claude.traces.hashed import HashChain
+from kvbench.claude.traces.problems import Problems
+from kvbench.config.errors import UserError
+
+_KINDS = {"text": TEXT, "tool_use": TOOL_USE, "tool_result": TOOL_RESULT, "thinking": THINKING}
+SUBAGENT = "subagent"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """Modelling choices that the data cannot decide.
+
+    Attributes:
+        blocks: content blocks of a request's new part: "types" = one per listed type of the reply before
+            and of the new input, "turn" = one in all, "hash" = every 64-token block (the lookback then
+            reaches back 1,280 tokens).
+        ttft: seconds until an entry can be read where none was recorded: "zero", or "api_time" = the whole
+            duration of the request.
+        subagents: "shared" = sub-agents see the cache of their session, "left_out" = they are not replayed.
+    """
+
+    blocks: Literal["types", "turn", "hash"] = "types"
+    ttft: Literal["zero", "api_time"] = "zero"
+    subagents: Literal["shared", "left_out"] = "shared"
+
+    def flips(self) -> Iterator[tuple[str, Choices]]:
+        """Each choice turned to each other value, one at a time."""
+        yield "blocks=turn", replace(self, blocks="turn")
+        yield "blocks=hash", replace(self, blocks="hash")
+        yield "ttft=api_time", replace(self, ttft="api_time")
+        yield "subagents=left_out", replace(self, subagents="left_out")
+
+
+@dataclass
+class ClaudeCodeTrace(Trace):
+    """All sessions of a folder, one after another; only one file is held at a time.
+
+    Attributes:
+        path: a folder of JSON files, or one file.
+        prices: decides which models are known.
+        choices: modelling choices.
+        problems: collects what was wrong in the files, on the first pass over them.
+        date: day on which every session starts (the traces have no dates; it decides prices and minimums).
+    """
+
+    path: Path
+    prices: PriceBook
+    choices: Choices = field(default_factory=Choices)
+    problems: Problems = field(default_factory=Problems)
+    date: datetime.date = datetime.date(2026, 11, 24)
+
+    def __post_init__(self) -> None:
+        """Finds the files.
+
+        Raises:
+            UserError: no such folder, or no JSON file in it.
+        """
+        self.path = Path(self.path)
+        self.files = sorted(self.path.glob("*.json")) if self.path.is_dir() else [self.path]
+        if not self.files or not self.files[0].is_file():
+            raise UserError(f"trace={self.path}: no session files (*.json) there")
+        self._reported = False
+
+    def requests(self, switches: Switches) -> Iterator[Request]:
+        """See Trace; hash ids leave nothing for the switches to change."""
+        for file in self.files:
+            yield from self._session(file)
+        self._reported = True
+
+    def _session(self, file: Path) -> Iterable[Request]:
+        problems = Problems(strict=self.problems.strict) if not self._reported else Problems()
+        try:
+            session = json.loads(file.read_bytes())
+            items, size = session["requests"], session["block_size"]
+            tiers = (session["tool_tokens"], session["system_tokens"])
+            _require(isinstance(items, list) and isinstance(size, int) and size > 0, "requests or block_size")
+            _require(all(isinstance(n, int) and n >= 0 for n in tiers), "tool_tokens or system_tokens")
+        except (ValueError, KeyError, TypeError) as error:
+            line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+            problems.skip(f"{file.name}{line}", f"not a session ({type(error).__name__}: {error})")
+            self._report(problems)
+            return []
+        start = datetime.datetime.combine(self.date, datetime.time(), datetime.UTC).timestamp()
+        reader = _Session(file.name, size, self.prices, self.choices, problems)
+        requests = reader.read(items, start, tiers, "")
+        if len(reader.agents) > 1:
+            requests.sort(key=lambda request: request.t)
+        self._report(problems)
+        return requests
+
+    def _report(self, problems: Problems) -> None:
+        if not self._reported:
+            self.problems.lines += problems.lines
+            self.problems.skipped += problems.skipped
+
+
+class _Session:
+    """Reads one session file into requests."""
+
+    def __init__(
+        self, name: str, block_size: int, prices: PriceBook, choices: Choices, problems: Problems
+    ) -> None:
+        self.name = name
+        self.block_size = block_size
+        self.prices = prices
+        self.choices = choices
+        self.problems = problems
+        self.agents: list[str] = []
+        self._known: dict[str, str] = {}
+
+    def read(
+        self, items: Sequence[Mapping[str, Any]], start: float, tiers: tuple[int, int], agent: str
+    ) -> list[Request]:
+        """Requests of one agent and of the sub-agents that it starts."""
+        self.agents.append(agent)
+        tools, system = tiers[0] // self.block_size, (tiers[0] + tiers[1]) // self.block_size
+        # ids are local to the file
+        chain = HashChain(self.block_size, ((tools, TOOLS), (system, SYSTEM)), digest(self.name))
+        requests: list[Request] = []
+        latest = start
+        replied: Sequence[str] = ()
+        for number, item in enumerate(items):
+            place = f"{self.name}: request {agent}{number}"
+            try:
+                if item["type"] == SUBAGENT:
+                    if self.choices.subagents == "shared":
+                        requests += self._subagent(item, start, f"{agent}{number}.")
+                    continue
+                request = self._request(item, start, f"{agent}{number}", chain, replied)
+            except UserError as error:
+                self.problems.skip(place, str(error))
+                continue
+            except (KeyError, TypeError, ValueError) as error:
+                self.problems.skip(place, f"{type(error).__name__}: {error}")
+                continue
+            replied = item.get("output_types") or ()
+            if request.t < latest:
+                self.problems.mend(
+                    place, f"its time {item['t']} runs backwards; kept at the time of the one before"
+                )
+                request.t = latest
+            latest = request.t
+            requests.append(request)
+        return requests
+
+    def _subagent(self, item: Mapping[str, Any], start: float, agent: str) -> list[Request]:
+        tiers = (int(item.get("tool_tokens", 0)), int(item.get("system_tokens", 0)))
+        return self.read(item["requests"], start + item["t"], tiers, agent)
+
+    def _request(
+        self, item: Mapping[str, Any], start: float, name: str, chain: HashChain, replied: Sequence[str]
+    ) -> Request:
+        t, model, tokens, output, ids = _fields(item)
+        if tokens < 0 or output < 0:
+            raise UserError(f"token counts must not be negative (in={tokens}, out={output})")
+        if not isinstance(ids, list) or not ids or len(ids) * self.block_size > tokens:
+            raise UserError(f"hash_ids do not fit in={tokens}")
+        if model not in self._known:
+            self._known[model] = self.prices.resolve(model)
+        head = chain.extend(ids, self._kinds(item, replied), 0 if self.choices.blocks == "hash" else 1)
+        ttft = item.get("ttft")
+        if ttft is None:
+            ttft = (item.get("api_time") or 0.0) if self.choices.ttft == "api_time" else 0.0
+        tools_end, system_end = chain.tier_ends()
+        return Request(
+            id=f"{self.name}/{name}",
+            t=start + t,
+            model=self._known[model],
+            head=head,
+            tools_end=tools_end,
+            system_end=system_end,
+            session=self.name,
+            workspace=self.name,
+            ttft=ttft,
+            output=output,
+            source="usage",
+            tail=tokens - head.tokens,
+        )
+
+    def _kinds(self, item: Mapping[str, Any], replied: Sequence[str]) -> Sequence[int]:
+        if self.choices.blocks != "types":
+            return (TEXT,)
+        # a reply is sent back as it came, thinking first, then the tool calls whose results follow
+        types = [*sorted(replied, key=_order), *(item.get("input_types") or ())]
+        return tuple(_KINDS.get(name, TEXT) for name in types) or (TEXT,)
+
+
+def _order(name: str) -> int:
+    return ("thinking", "text", "tool_use").index(name) if name in ("thinking", "text", "tool_use") else 3
+
+
+_fields = itemgetter("t", "model", "in", "out", "hash_ids")
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(f"{what} is missing or wrong")

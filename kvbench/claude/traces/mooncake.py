@@ -1,0 +1,112 @@
+"""Mooncake-style JSONL: one request a line with `timestamp` (ms), lengths and 512-token hash ids.
+
+There is no session and no model: the model is given, every request is cut at its 512-token blocks or taken
+as one block, and the prefix hashes alone decide what is shared.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from kvbench.claude.assumptions import Switches
+from kvbench.claude.prices import PriceBook
+from kvbench.claude.request import MESSAGES, TEXT, Node, Request, mix, root
+from kvbench.claude.simulate import Trace
+from kvbench.claude.traces.problems import Problems
+from kvbench.config.errors import UserError
+
+
+@dataclass
+class MooncakeTrace(Trace):
+    """One file, read line by line.
+
+    Attributes:
+        path: the JSONL file.
+        prices: decides whether the model is known.
+        model: model that every request is priced as.
+        block_size: tokens per hash id.
+        blocks: content blocks: "hash" = one per hash id, so that requests can share a part.
+            "turn" = the whole prompt is one block, so that only equal prompts share.
+        date: day on which the trace starts.
+        problems: collects what was wrong in the file, on the first pass over it.
+    """
+
+    path: Path
+    prices: PriceBook
+    model: str = "claude-sonnet-4-6"
+    block_size: int = 512
+    blocks: Literal["hash", "turn"] = "hash"
+    date: datetime.date = datetime.date(2026, 11, 24)
+    problems: Problems = field(default_factory=Problems)
+
+    def __post_init__(self) -> None:
+        """Checks the file and the model.
+
+        Raises:
+            UserError: no such file, or an unknown model.
+        """
+        self.path = Path(self.path)
+        if not self.path.is_file():
+            raise UserError(f"trace={self.path}: no such file")
+        self.model = self.prices.resolve(self.model)
+        self._reported = False
+
+    def requests(self, switches: Switches) -> Iterator[Request]:
+        """See Trace; hash ids leave nothing for the switches to change."""
+        problems = Problems() if self._reported else self.problems
+        start = datetime.datetime.combine(self.date, datetime.time(), datetime.UTC).timestamp()
+        latest = start
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                place = f"{self.path.name}, line {number}"
+                try:
+                    request = self._request(json.loads(line), start, f"{self.path.name}/{number}")
+                except UserError as error:
+                    problems.skip(place, str(error))
+                    continue
+                except (ValueError, KeyError, TypeError) as error:
+                    problems.skip(place, f"{type(error).__name__}: {error}")
+                    continue
+                if request.t < latest:
+                    problems.mend(place, "its timestamp runs backwards; kept at the time of the line before")
+                    request.t = latest
+                latest = request.t
+                yield request
+        self._reported = True
+
+    def _request(self, row: dict[str, Any], start: float, name: str) -> Request:
+        ids, tokens, output = row["hash_ids"], row["input_length"], row["output_length"]
+        if tokens < 0 or output < 0:
+            raise UserError(
+                f"token counts must not be negative (input_length={tokens}, output_length={output})"
+            )
+        if not isinstance(ids, list) or not ids or (len(ids) - 1) * self.block_size > tokens:
+            raise UserError(f"hash_ids do not fit input_length={tokens}")
+        # an incomplete last block has another id once it is complete, so nothing can be shared up to its end
+        full = len(ids) if len(ids) * self.block_size <= tokens else len(ids) - 1
+        head = self._chain(ids[:full], full * self.block_size) if full else self._chain(ids, tokens)
+        return Request(
+            id=name,
+            t=start + row["timestamp"] / 1000,
+            model=self.model,
+            head=head,
+            output=output,
+            source="usage",
+            tail=tokens - head.tokens,
+        )
+
+    def _chain(self, ids: list[int], tokens: int) -> Node:
+        if self.blocks == "turn":
+            return Node(root(), mix(root().cum, ids), tokens, MESSAGES, TEXT, 0)
+        node = root()
+        for number, value in enumerate(ids, 1):
+            size = min(number * self.block_size, tokens)
+            node = Node(node, mix(node.cum, (value,)), size, MESSAGES, TEXT, 0)
+        return node

@@ -1,0 +1,106 @@
+"""`kvbench doctor --vllm`: what vLLM there is, and whether the article's command line works with it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from kvbench.config.cpuinfo import features
+from kvbench.vllm import environment
+from kvbench.vllm.config import KV_DTYPES, ServingConfig
+from kvbench.vllm.environment import FP8_CPU, Environment
+from kvbench.vllm.errors import ServingError
+from kvbench.vllm.launcher import THIRD_PARTY
+
+# of the article that the project started from, for vLLM with an FP8 KV cache and prefix caching
+ARTICLE = (
+    "vllm serve meta-llama/Llama-3.1-8B-Instruct --kv-cache-dtype fp8 --calculate-kv-scales"
+    " --enable-prefix-caching --max-model-len 131072 --gpu-memory-utilization 0.9"
+)
+# 32 layers, 8 KV heads of 128 channels, K and V, one byte each
+LLAMA_FP8_BYTES = 2 * 32 * 8 * 128
+MEANING = {
+    "--kv-cache-dtype": "fp8 means e4m3, with scale 1.0 unless the checkpoint holds calibrated scales. On GPUs below"
+    " SM 8.9 (A100) only FlashInfer does it: memory is saved, nothing is computed in FP8",
+    "--enable-prefix-caching": "on by default",
+    "--max-model-len": f"one request of this length takes {131072 * LLAMA_FP8_BYTES / 2**30:.0f} GiB of FP8 KV cache,"
+    f" twice that in bf16 ({LLAMA_FP8_BYTES // 1024} KiB per token, computed)",
+}
+SCALES = "--calculate-kv-scales"
+GONE = (
+    f"the server ends at once with 'unrecognized arguments: {SCALES}', the Python class with 'EngineArgs.__init__()"
+    " got an unexpected keyword argument'. vLLM deprecated the flag (pull request 37201) and removed it (49389): the"
+    " wheel of 0.26.0 has it, that of 0.28.0 does not. Leave it out: the scales are then 1.0; calibrated ones go into"
+    " the checkpoint (experiment=vllm_fp8 writes them)"
+)
+
+
+def report(python: str = ServingConfig.python) -> str:
+    """What `kvbench doctor --vllm` prints.
+
+    Args:
+        python: the Python of vLLM's environment.
+    """
+    try:
+        env = environment.find(python)
+        flags = env.engine_flags
+    except ServingError as error:
+        env, flags = None, None
+        facts = [("vllm", f"none: {error}")]
+    else:
+        facts = [("vllm", _installed(env)), ("device", _device(env)), ("entry", _entry(env))]
+    lines = [f"{name:<9} {text}" for name, text in facts]
+    return "\n".join([*lines, "", *_article(env, flags)])
+
+
+def flags_in(command: str) -> dict[str, str | None]:
+    """The flags of a command line with their values; None for those without."""
+    words = shlex.split(command)
+    found: dict[str, str | None] = {}
+    for word, after in zip(words, [*words[1:], "--"], strict=True):
+        if word.startswith("--"):
+            name, _, value = word.partition("=")
+            found[name] = value or (None if after.startswith("--") else after)
+    return found
+
+
+def corrected(flags: frozenset[str] | None) -> str:
+    """The article's command line without what this vLLM does not know (any recent one where it is None)."""
+    words = [word for word in shlex.split(ARTICLE) if word != SCALES or (flags and SCALES in flags)]
+    return shlex.join(words)
+
+
+def _installed(env: Environment) -> str:
+    about = "the vLLM project's own" if env.package == "vllm" else THIRD_PARTY
+    versions = ", ".join(f"{name} {version}" for name, version in env.versions.items())
+    return f"{versions} ({about}) in {env.python.parent.parent}"
+
+
+def _device(env: Environment) -> str:
+    text = f"{env.device}: kv_cache_dtype may be {', '.join(KV_DTYPES[env.device])}"
+    if env.device == "cpu" and not features() & set(FP8_CPU):
+        return f"{text}; this CPU has neither AVX-512 nor AMX: auto only"
+    return text
+
+
+def _entry(env: Environment) -> str:
+    if env.package == "vllm":
+        return "vllm serve MODEL"
+    return (
+        "python -m vllm.entrypoints.openai.api_server --model MODEL; its command `vllm` ends with"
+        " PackageNotFoundError, because it looks for a package of that name"
+    )
+
+
+def _article(env: Environment | None, flags: frozenset[str] | None) -> Iterator[str]:
+    yield f"article   {ARTICLE}"
+    for name, value in flags_in(ARTICLE).items():
+        words = f"{name} {value}" if value else name
+        if flags is None:
+            known = "not checked, there is no vLLM here"
+        else:
+            assert env is not None
+            known = f"{'known to' if name in flags else 'ERROR: not known to'} {env.package} {env.version}"
+        more = GONE if name == SCALES and (flags is None or name not in flags) else MEANING.get(name)
+        yield f"  {words}: {known}{f'; {more}' if more else ''}"
+    yield f"instead   {corrected(flags)}"

@@ -1,0 +1,137 @@
+"""What `kvbench ls` prints: a table on a terminal, tab-separated lines anywhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from kvbench.config.compose import file, options
+
+
+def show(what: str, config_dirs: Sequence[str], console: Console | None = None) -> None:
+    """Print the methods, tasks, models, experiments, devices or model shapes that there are."""
+    console = console or Console(highlight=False)
+    header, rows = _methods(config_dirs) if what == "methods" else _group(what.removesuffix("s"), config_dirs)
+    if not console.is_terminal:
+        for row in [header, *rows]:
+            console.file.write("\t".join(row) + "\n")
+        return
+    table = Table(*header, show_lines=what == "methods")
+    for row in rows:
+        # formulas hold brackets and the like
+        table.add_row(*[cell.replace("[", "\\[") for cell in row])
+    console.print(table)
+
+
+def _methods(config_dirs: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """The names that `method=[...]` takes: the methods, and settings of them under a name of their own."""
+    from kvbench.methods import registry
+
+    header = ["name", "family", "description", "budget", "bytes per layer and KV head", "source"]
+    rows = []
+    for name in options("method", config_dirs):
+        text = file("method", name, config_dirs).read_text(encoding="utf-8")
+        # one of a plugin's is not known here
+        cls = registry().get((yaml.safe_load(text) or {}).get("method", ""))
+        if cls is None:
+            rows.append([name, "", _comment(text), "", "", ""])
+        else:
+            described = _first_sentence(cls) if name == cls.name else _comment(text)
+            rows.append([name, cls.family, described, cls.budget_meaning, cls.bytes_formula, cls.source])
+    return header, sorted(rows, key=lambda row: (row[1], row[0]))
+
+
+def _group(group: str, config_dirs: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    names = options(group, config_dirs)
+    rows = [[name, _comment(file(group, name, config_dirs).read_text(encoding="utf-8"))] for name in names]
+    return ["name", "description"], rows
+
+
+def _comment(text: str) -> str:
+    """The first comment line of a configuration file that is neither Hydra's nor a command."""
+    comments = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
+    return next((line for line in comments if not line.startswith(("@package", "kvbench run"))), "")
+
+
+def _first_sentence(cls: type) -> str:
+    paragraph = (inspect.getdoc(cls) or "").partition("\n\n")[0]
+    sentence = " ".join(paragraph.split()).partition(". ")[0]
+    return sentence if sentence.endswith(".") else f"{sentence}."
+
+
+_FAMILIES = {
+    "eviction": "Evictions: what is kept after prefill",
+    "selection": "Selections: what a decode step reads",
+    "method": "Both under one budget rule",
+    "format": "Formats: how keys and values are stored",
+}
+
+
+_PREFACE = (
+    "Written from the code by `make docs` (`kvbench ls methods --markdown`). T tokens of the prompt, M new tokens, D "
+    "channels of a head, G query heads per KV head; bytes are per layer and KV head, after compression. Any eviction "
+    "goes with any selection and any format, but for those that evict while decoding, which int2, int4 and int8 "
+    "refuse. A composition of both reads `budget` tokens of the `keep` tokens (or the fraction `keep` of the prompt) "
+    "that the eviction leaves; without `keep` it keeps `budget` too. Behind heads=query_head every query head chooses "
+    "`budget` tokens of its own list, with its own auxiliary data, as in a cache expanded to query heads; K and V "
+    "stay per KV head, and bytes count 4 per entry of the lists. What a selection knows of keys in a lossy format "
+    "comes, for the prompt, from the keys before they are stored."
+)
+
+
+def methods_page() -> str:
+    """The methods of kvbench as a page of Markdown; `docs/methods.md` is this."""
+    from kvbench.methods import registry
+
+    # not those of plugins and notebooks
+    shipped = {n: cls for n, cls in registry().items() if cls.__module__.startswith("kvbench.")}
+    lines = ["# Methods", "", _wrap(_PREFACE)]
+    for family, title in _FAMILIES.items():
+        lines += ["", f"## {title}"]
+        for name in sorted(n for n, cls in shipped.items() if cls.family == family):
+            lines += ["", f"### {name}", "", *_entry(shipped[name])]
+    return "\n".join(lines) + "\n"
+
+
+def _entry(cls: Any) -> Iterator[str]:
+    paragraphs = (inspect.getdoc(cls) or "").split("\n\n")
+    for paragraph in paragraphs:
+        yield from (_wrap(" ".join(paragraph.split())), "")
+    parameters = ", ".join(_parameters(cls))
+    facts = {
+        "Parameters": parameters,
+        "Budget": cls.budget_meaning,
+        "Bytes": _code(cls.bytes_formula),
+        "Paper and code": cls.differs,
+        "Source": "" if cls.source == "-" else cls.source,
+    }
+    yield from (_wrap(f"- {title}: {text}", "  ") for title, text in facts.items() if text)
+
+
+def _wrap(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _parameters(cls: Any) -> Iterator[str]:
+    """`name=default`, and what else is allowed where that is a choice."""
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if field.name in ("eviction", "selection", "format", "keep"):
+            continue
+        default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+        others = [str(c) for c in get_args(hints[field.name]) if c != field.default]
+        choice = get_origin(hints[field.name]) is Literal and others
+        yield f"`{field.name}={default}`" + (f" (or {', '.join(others)})" if choice else "")
+
+
+def _code(formula: str) -> str:
+    """The expression as code, the remark behind it as text."""
+    expression, mark, remark = formula.partition(";")
+    return f"`{expression}`{mark}{remark}" if "*" in expression else formula

@@ -1,0 +1,206 @@
+"""The command line: `kvbench run experiment=NAME` and what looks at runs. Heavy imports wait until needed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from kvbench import __version__
+from kvbench.config.errors import UserError
+
+_FIRST = """\
+first steps:
+  kvbench doctor                        is everything there?
+  kvbench ls experiments                what can be run
+  kvbench run experiment=quickstart     a table and figures in results/runs/quickstart
+"""
+_SETTINGS = """\
+settings that most experiments share (conf/config.yaml says all of them):
+  method=[snapkv,rocketkv]    which methods: kvbench ls methods
+  method.snapkv.window=64     a parameter of a method: docs/methods.md
+  task=[ruler_niah_single_2]  which tasks: kvbench ls tasks
+  task.length=[1024,2048]     a setting of every task that has it
+  budget.tokens=[128,256]     tokens per layer and KV head; budget.ratio=[0.1]: shares of the prompt
+  model=llama31_8b            which model: kvbench ls models; model.path=FOLDER: your own
+  limit=2                     so many samples per task and length
+  run_dir=FOLDER              instead of results/runs/NAME
+quote what your shell would read: 'method=[snapkv]'
+"""
+
+
+class _AsWritten(argparse.RawDescriptionHelpFormatter):
+    """Examples stay in their lines."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        try:
+            args = _parse(argv)
+            args.handler(args)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # the reader (`| head`) has left; what is still buffered must not complain at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except UserError as error:
+            print(f"kvbench: error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt as stop:
+            print("; ".join(["kvbench: interrupted", *map(str, stop.args)]), file=sys.stderr)
+            return 130
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse takes overrides in one piece only, not on both sides of an option
+    options = [word for word in rest if word.startswith("-") or "overrides" not in args]
+    if options:
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
+    if rest:
+        args.overrides += rest
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    question = "How small can the KV cache of a model be, and what does it cost?"
+    parser = _Parser(prog="kvbench", description=question, epilog=_FIRST, formatter_class=_AsWritten)
+    parser.add_argument("--version", action="version", version=f"kvbench {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, handler: Any, text: str, more: str | None = None) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=text, description=text, epilog=more, formatter_class=_AsWritten
+        )
+        command.set_defaults(handler=handler)
+        return command
+
+    run = add("run", _run, "run an experiment; the same command again resumes it", _SETTINGS)
+    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=NAME, settings to change")
+    listing = add("ls", _ls, "list what there is")
+    listing.add_argument("what", choices=("methods", "tasks", "models", "experiments", "hardware", "shapes"))
+    text = "the methods as a page of Markdown, with all that is known of them"
+    listing.add_argument("--markdown", action="store_true", help=text)
+    for command in (run, listing):
+        text = "your own configuration, laid out as conf/"
+        command.add_argument("--config-dir", action="append", default=[], metavar="DIR", help=text)
+    new = add("new", _new, "write a method of your own to start from")
+    new.add_argument("what", choices=("method",))
+    new.add_argument("name", metavar="NAME", help="small letters, digits and underscores")
+    status = add("status", _status, "how far a run is")
+    report = add("report", _report, "write table, figures and HTML of a run")
+    explain = add("explain", _explain, "everything about one cell, and the command that repeats it")
+    for command in (status, report, explain):
+        command.add_argument("folder", metavar="RUN", help="folder of a run, or its name in results/runs")
+    explain.add_argument("cell", metavar="CELL", help="id of a cell, or its beginning")
+    compare = add("compare", _compare, "two runs, paired on the same samples")
+    compare.add_argument(
+        "folders", nargs=2, metavar="RUN", help="folder of a run, or its name in results/runs"
+    )
+    claims = add(
+        "claims", _claims, "published numbers and what we find; writes results/claims.csv and claims.md"
+    )
+    text = "also check against this run of yours: its folder, or its name in results/runs"
+    claims.add_argument("--run", action="append", default=[], metavar="RUN", help=text)
+    doctor = add("doctor", _doctor, "versions, device, and what is missing for what")
+    text = "measure memory bandwidth and arithmetic instead, and print them as a device for the cost model"
+    doctor.add_argument("--bandwidth", action="store_true", help=text)
+    text = "vLLM instead, and whether the article's command line works with it; PYTHON is that of its environment"
+    doctor.add_argument("--vllm", nargs="?", const=".venv-vllm/bin/python", metavar="PYTHON", help=text)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    from kvbench import experiments
+    from kvbench.config.compose import compose, run_dir
+    from kvbench.runs.progress import Progress
+
+    composed = compose(args.overrides, args.config_dir)
+    try:
+        print(experiments.run(composed, Progress))
+    except KeyboardInterrupt:
+        done = f"what is done is kept in {run_dir(composed)}, the same command resumes"
+        raise KeyboardInterrupt(done) from None
+
+
+def _status(args: argparse.Namespace) -> None:
+    from kvbench import report
+
+    print(report.status(args.folder))
+
+
+def _report(args: argparse.Namespace) -> None:
+    from kvbench import report
+
+    print(report.write(args.folder)["report.html"])
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from kvbench import report
+
+    print(report.comparison_text(report.compare(*args.folders), *args.folders))
+
+
+def _explain(args: argparse.Namespace) -> None:
+    from kvbench import report
+
+    print(report.explain(args.folder, args.cell))
+
+
+def _ls(args: argparse.Namespace) -> None:
+    from kvbench.cli import listing
+    from kvbench.config.compose import checked_dirs
+
+    if args.markdown and args.what != "methods":
+        raise UserError(f"--markdown: there is no page of {args.what}, only of methods")
+    if args.markdown:
+        print(listing.methods_page(), end="")
+    else:
+        listing.show(args.what, checked_dirs(args.config_dir))
+
+
+def _new(args: argparse.Namespace) -> None:
+    from kvbench.cli import scaffold
+
+    print(scaffold.new_method(args.name))
+
+
+def _claims(args: argparse.Namespace) -> None:
+    from kvbench import claims
+
+    print(claims.write(args.run))
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    if args.bandwidth:
+        from kvbench.cost.measure import description, measure
+
+        print(description(measure()), end="")
+        return
+    if args.vllm:
+        from kvbench.cli import doctor_vllm as vllm
+
+        print(vllm.report(args.vllm))
+        return
+    from kvbench.cli import doctor
+
+    print(doctor.report())
+
+
+def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    print(f"kvbench: warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

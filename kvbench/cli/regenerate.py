@@ -1,0 +1,150 @@
+"""Regenerates committed files that follow from other committed files: `python -m kvbench.cli.regenerate` (make tables).
+
+results/RUN/summary.csv gives the run's table.md and figures; the code and conf/ give the results of experiments that
+only model, and the table of docs/reproduce.md; conf/claims/ and the summaries give the claims' tables; all of them
+give the README's tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+
+from kvbench.claims import evaluate, evidence, table
+from kvbench.cli import reproduce
+from kvbench.config.compose import compose
+from kvbench.experiments import run
+from kvbench.experiments.vllm_fp8 import report as fp8_report
+from kvbench.experiments.vllm_load import run as loadrun
+from kvbench.experiments.vllm_prefix_caching import report as prefix_report
+from kvbench.experiments.vllm_rag import run as ragrun
+from kvbench.experiments.vllm_vs_compression import report as versus_report
+from kvbench.report import plots, readme, style, tables
+from kvbench.report.summary import COLUMNS, pooled
+from kvbench.runs.progress import Progress
+from kvbench.runs.store import Record
+from kvbench.vllm.config import ServingConfig
+
+RESULTS = Path("results")
+GUIDE = Path("docs") / "reproduce.md"
+QUICKSTART, CLAIMS = "quickstart", "claims"
+# folders of experiments that measure nothing, so that the same settings give the same files: quick ones, and others
+QUICK = {"roofline": ["experiment=roofline"]}
+SLOW = {
+    "two_layer/append_only": ["experiment=two_layer"],
+    "two_layer/corrected": ["experiment=two_layer", "layout=corrected"],
+    "two_layer/llama31_70b": [
+        "experiment=two_layer", "hosted_model=llama31_70b", "device=b200", "weight_element=1"
+    ],
+}  # fmt: skip
+
+POOL = ServingConfig.kv_cache_mib << 20
+# measured on servers: the rows of the run's cells*.jsonl, and what writes table and figures from them
+SERVED = {
+    "vllm/prefix_caching": lambda folder, rows, _: prefix_report.write(folder, rows["cells"]),
+    "vllm/fp8": lambda folder, rows, order: fp8_report.write(folder, rows["cells"], order),
+    "vllm/load": lambda folder, rows, order: loadrun.write(folder, rows["cells"], order),
+    "vllm/load_rag_article": lambda folder, rows, order: loadrun.write(folder, rows["cells"], order),
+    "vllm/load_rag_append_only": lambda folder, rows, order: loadrun.write(folder, rows["cells"], order),
+    "vllm/rag": lambda folder, rows, order: ragrun.write(folder, rows["cells"], order),
+    "vllm/compression": lambda folder, rows, order: versus_report.write(
+        folder, rows["accuracy"], rows["efficiency"], rows["cells"], order, POOL
+    ),
+}
+
+
+def files(root: Path, modelled: Mapping[str, Sequence[str]] = QUICK | SLOW) -> dict[Path, bytes]:
+    """Every such file of a checkout with the content that it should have.
+
+    Args:
+        root: the checkout.
+        modelled: overrides of the experiments to run again, by the folder of their results.
+    """
+    found: dict[Path, bytes] = {}
+    summaries = {path.parent: _summary(path) for path in sorted((root / RESULTS).glob("*/summary.csv"))}
+    for folder, summary in summaries.items():
+        if list(summary.columns) == COLUMNS:
+            found[folder / "table.md"] = _table(folder, summary).encode()
+            found |= _figures(folder, summary)
+    for name, overrides in modelled.items():
+        found |= _modelled(root / RESULTS / name, overrides)
+    for name, write in SERVED.items():
+        found |= _served(root / RESULTS / name, write)
+    results = evaluate(evidence.load(root / RESULTS))
+    found[root / RESULTS / "claims.csv"] = table.frame(results).to_csv(index=False).encode()
+    found[root / RESULTS / "claims.md"] = table.full(results).encode()
+    guide = (root / GUIDE).read_text(encoding="utf-8")
+    found[root / GUIDE] = readme.insert(guide, "modelled runs", reproduce.table(guide)).encode()
+    page = (root / "README.md").read_text(encoding="utf-8")
+    page = readme.insert(page, QUICKSTART, readme.table(summaries[root / RESULTS / QUICKSTART]))
+    found[root / "README.md"] = readme.insert(page, CLAIMS, table.readme(results)).encode()
+    return found
+
+
+def main() -> None:
+    """Write them all, and say which ones changed."""
+    for path, content in files(Path()).items():
+        if not path.is_file() or path.read_bytes() != content:
+            path.write_bytes(content)
+            print(f"written: {path}")
+
+
+def _summary(path: Path) -> pd.DataFrame:
+    frame = pd.read_csv(path, dtype={"budget_requested": str})
+    if "budget_requested" in frame:
+        frame["budget_requested"] = frame["budget_requested"].fillna("")
+    return frame
+
+
+def _table(folder: Path, summary: pd.DataFrame) -> str:
+    """The run's table; a line "Made with ..." that somebody wrote under the title stays."""
+    text = tables.markdown(summary, f"Run {folder.name}", [])
+    path = folder / "table.md"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    title, _, rest = text.partition("\n\n")
+    return "\n\n".join([title, *(line for line in lines if line.startswith("Made with ")), rest])
+
+
+def _figures(folder: Path, summary: pd.DataFrame) -> dict[Path, bytes]:
+    """The figures that are there, drawn anew: KIND.svg where a kind has one figure, else its own name."""
+    found = {}
+    for path in sorted((folder / "figures").glob("*.svg")):
+        drawn = dict(plots.figures(path.stem.partition(".")[0], pooled(summary)))
+        found[path] = style.render(drawn.get(path.stem) or next(iter(drawn.values())), "svg")
+    return found
+
+
+def _modelled(folder: Path, overrides: Sequence[str]) -> dict[Path, bytes]:
+    """The files that are in the folder, from another run of its experiment."""
+    # the configuration holds the run's folder
+    there = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "config.yaml")
+    if not there:
+        return {}
+    with TemporaryDirectory() as scratch:
+        run(compose([*overrides, f"run_dir={scratch}"]), Progress)
+        return {path: (Path(scratch) / path.relative_to(folder)).read_bytes() for path in there}
+
+
+def _served(
+    folder: Path, write: Callable[[Path, Mapping[str, list[Record]], list[str]], object]
+) -> dict[Path, bytes]:
+    """The files that are in the folder beside the rows, from its rows."""
+    rows = {
+        path.stem: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for path in sorted(folder.glob("*.jsonl"))
+    }
+    order = list(dict.fromkeys(row["setup"] for row in rows.get("cells", []) if "setup" in row))
+    there = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".jsonl")
+    if not there:
+        return {}
+    with TemporaryDirectory() as scratch:
+        write(Path(scratch), rows, order)
+        return {path: (Path(scratch) / path.relative_to(folder)).read_bytes() for path in there}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The table of docs/reproduce.md: how long its GPU commands take at least, and what they cost."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tempfile
+from collections.abc import Iterator
+
+from kvbench.cost.duration import duration
+from kvbench.cost.hardware import hardware
+from kvbench.cost.shapes import model_shape
+from kvbench.runs.config import load
+
+DEVICES = ("a40", "a100_80gb", "h100_sxm")
+_BLOCK = re.compile(r"^```bash gpu\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def commands(document: str) -> Iterator[tuple[str, list[str]]]:
+    """What each command of the blocks marked `bash gpu` is for (the comment above it), and its arguments."""
+    for block in _BLOCK.findall(document):
+        purpose = ""
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("#"):
+                purpose = line.removeprefix("#").strip()
+            elif line.startswith("kvbench run "):
+                yield purpose, shlex.split(line)[2:]
+
+
+def table(document: str) -> str:
+    """Prompts, cells, memory, and per device seconds and rent of each of these commands.
+
+    Args:
+        document: text of docs/reproduce.md.
+    """
+    devices = [hardware(name) for name in DEVICES]
+    rows = [["run", "prompts", "cells", "GB"] + [f"{device.name}: s, USD" for device in devices]]
+    rows.append(["---"] * len(rows[0]))
+    for purpose, arguments in commands(document):
+        # nothing is run; the folder only has to be one that can be written
+        cfg = load([*arguments, f"run_dir={tempfile.gettempdir()}"])
+        shape = model_shape(cfg.model.name)
+        found = duration(cfg, shape, *devices)
+        row = [purpose, f"{found[0].prompts:,}", f"{found[0].cells:,}", f"{found[0].memory / 1e9:.0f}"]
+        for device, run in zip(devices, found, strict=True):
+            fits = run.memory < 0.9 * device.memory
+            price = "" if run.usd is None else f", {run.usd:.2g}"
+            row.append(f"{run.seconds:,.0f}{price}" if fits else "does not fit")
+        rows.append(row)
+    rents = ", ".join(f"{device.name} {device.usd_per_hour}" for device in devices)
+    caption = f"Modelled, lower bounds: bf16, attainable rates; rent in USD per hour: {rents}."
+    return "\n".join([*("| " + " | ".join(row) + " |" for row in rows), "", caption])

@@ -1,0 +1,1 @@
+"""Composition of configurations, typed values, errors, and small helpers; imports nothing else of kvbench."""

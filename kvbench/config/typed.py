@@ -1,0 +1,134 @@
+"""Plain data (YAML, overrides) into frozen dataclasses, with one line of error that names the key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from kvbench.config.errors import UserError
+
+T = TypeVar("T")
+
+_PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def unknown(key: str, word: object, known: Iterable[str], what: str) -> UserError:
+    """The error for a name that does not exist: says so, suggests the closest, lists what exists.
+
+    Args:
+        key: the key the user wrote, as `method.rocketkv.wndow`.
+        word: the part of it (or the value) that does not exist.
+        known: every name that exists there.
+        what: what the name should have been, as `key` or `method`.
+    """
+    names = [str(name) for name in known]
+    close = difflib.get_close_matches(str(word), names, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return UserError(f"{key}: there is no {what} {word!r}{hint}; known: {', '.join(names) or 'none'}")
+
+
+def build(cls: type[T], data: object, key: str = "", beside: Iterable[str] = ()) -> T:
+    """Make the dataclass `cls` from a mapping, checking names and types of its fields, recursively.
+
+    Lists become tuples; a single value where a list is wanted becomes a list of one.
+
+    Args:
+        cls: a dataclass; fields may be bool, int, float, str, Literal, `X | None`, `tuple[X, ...]`,
+            `dict[str, Any]`, or a dataclass.
+        data: what the user gave.
+        key: the dotted name of `data` in the configuration, for messages.
+        beside: keys that somebody else has read from the same place, for messages.
+
+    Raises:
+        UserError: an unknown or missing key, a value of the wrong type, or not one of the choices.
+    """
+    prefix = f"{key}." if key else ""
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    if not isinstance(data, Mapping):
+        raise UserError(f"{key or 'config'}: {data!r} is not a set of keys ({', '.join(fields)})")
+    for name in data:
+        if name not in fields:
+            raise unknown(f"{prefix}{name}", name, [*fields, *beside], "key")
+    for name, field in fields.items():
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and name not in data:
+            raise UserError(f"{prefix}{name}: missing")
+    hints = get_type_hints(cls)
+    values = {name: convert(hints[name], value, f"{prefix}{name}") for name, value in data.items()}
+    try:
+        return cls(**values)
+    except UserError as error:
+        # a class checks its own values without knowing where it stands
+        raise UserError(str(error) if str(error).startswith(prefix) else f"{prefix}{error}") from None
+
+
+def convert(hint: Any, value: Any, key: str) -> Any:
+    """One value as the type `hint` says; see `build`."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin is Literal:
+        if value not in args:
+            raise unknown(key, value, args, "choice")
+        return value
+    if origin in (Union, types.UnionType):
+        return None if value is None and type(None) in args else _first(args, value, key)
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(convert(args[0], item, key) for item in items)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{key}: {value!r} is not a set of keys")
+        return {str(name): convert(args[1], item, f"{key}.{name}") for name, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, key)  # type: ignore[arg-type]
+    return _plain(hint, value, key)
+
+
+def as_yaml(cfg: object, **more: object) -> str:
+    """A configuration as YAML that `build` reads back.
+
+    Args:
+        cfg: a dataclass.
+        more: keys to add, or to give another value.
+    """
+    data = dataclasses.asdict(cfg) | more  # type: ignore[call-overload]
+    return yaml.safe_dump(_lists(data), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as lists."""
+    if isinstance(value, Mapping):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _first(args: tuple[Any, ...], value: Any, key: str) -> Any:
+    """`value` as the first of several types that takes it."""
+    kinds = [arg for arg in args if arg is not type(None)]
+    for kind in kinds[:-1]:
+        try:
+            return convert(kind, value, key)
+        except UserError:
+            continue
+    try:
+        return convert(kinds[-1], value, key)
+    except UserError as error:
+        choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        raise UserError(f"{error}, and not {' or '.join(choices)}" if choices else str(error)) from None
+
+
+def _plain(hint: type, value: Any, key: str) -> Any:
+    if hint is float and type(value) in (int, float):
+        if not math.isfinite(value):
+            raise UserError(f"{key}: {value} is not a finite number")
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"{key}: {value!r} is not {_PLAIN[hint]}")
+    return value

@@ -1,0 +1,1 @@
+"""The inference engine: one dense prefill per prompt, then compression and decoding of all its cells together."""

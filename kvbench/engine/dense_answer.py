@@ -1,0 +1,74 @@
+"""Dense's own answer, decoded ahead for methods that are told what it attends to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kvbench.engine.decode import DecodeOptions
+from kvbench.engine.lanes import BlockCache, BlockLayer, plain_lane
+from kvbench.engine.prefill import Snapshot
+from kvbench.kernels.attention_sum import attention_sum
+from kvbench.methods.base import LayerSnapshot
+
+
+class WatchedLayer(BlockLayer):
+    """The dense row alone, which remembers the queries of its decode steps."""
+
+    def __init__(self, snapshot: LayerSnapshot, room: int) -> None:
+        lane = plain_lane(snapshot, slice(0, 1))
+        super().__init__([lane], 1, snapshot.group, snapshot.k_HTD, snapshot.heads, room)
+        self.queries: list[Tensor] = []
+
+    def attend(self, q_BQTD: Tensor, scaling: float) -> Tensor:
+        if self.selecting:  # the question of a query-agnostic prompt is not a decode step
+            self.queries.append(q_BQTD[0])
+        return super().attend(q_BQTD, scaling)
+
+    def sums(self, snapshot: LayerSnapshot) -> Tensor:
+        """Attention of the remembered queries to the prompt, summed, `[Q, T]` fp32."""
+        if not self.queries:
+            return snapshot.q_QWD.new_zeros(snapshot.q_QWD.shape[0], snapshot.length, dtype=torch.float32)
+        keys = torch.cat([snapshot.k_HTD, self.k_tail[0, :, : self.filled]], dim=1)
+        summed_QT = attention_sum(torch.cat(self.queries, dim=1), keys, snapshot.scaling)
+        return summed_QT[:, : snapshot.length].contiguous()
+
+
+@torch.inference_mode()
+def watch_answer(
+    model: PreTrainedModel, snapshot: Snapshot, question: list[int], last: int, options: DecodeOptions
+) -> None:
+    """Decode dense's answer, and note in every layer what its decode steps attend to, see `answer_sum_QT`.
+
+    Args:
+        model: loaded with the attention hook.
+        snapshot: the prefilled prompt.
+        question: tokens between the snapshot and the last prompt token; not counted.
+        last: the last prompt token, the first decode step (ignored when the first token is dense).
+        options: of the decoding whose answer it is.
+    """
+    room = len(question) + options.max_new_tokens
+    layers = [WatchedLayer(layer, room) for layer in snapshot.layers]
+    cache = BlockCache(list[BlockLayer](layers), snapshot.length)
+
+    def feed(ids: list[int]) -> int:
+        start = cache.get_seq_length()
+        position = torch.arange(start, start + len(ids), device=model.device)[None]
+        tokens = torch.tensor([ids], device=model.device)
+        out = model(input_ids=tokens, position_ids=position, past_key_values=cache, use_cache=True)
+        return int(out.logits[0, -1].argmax())
+
+    if question:
+        cache.select_from_now(False)
+        feed(question)
+        cache.select_from_now(True)
+    token, steps = last, options.max_new_tokens
+    if options.first_token == "dense":
+        token, steps = int(snapshot.logits.argmax()), steps - 1
+    for step in range(steps):
+        if token in options.eos and (step or options.first_token == "dense"):
+            break
+        token = feed([token])
+    for layer, watched in zip(snapshot.layers, layers, strict=True):
+        layer.answer_sum_QT = watched.sums(layer)

@@ -1,0 +1,192 @@
+"""Methods on raw tensors, for notebooks and checks: which tokens are kept, which are read at a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvbench.config.errors import UserError
+from kvbench.kernels.attention_sum import attention_sum
+from kvbench.methods import Budget, Kept, LayerSnapshot, Method, Shape, build
+
+
+@torch.no_grad()
+def keep(
+    method: str, q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, *, tokens: int | None = None,
+    ratio: float | str | None = None, layer: int = 0, num_layers: int = 1,
+    rope: tuple[Tensor, Tensor] | None = None, boundaries_BT: Tensor | None = None,
+    answer: tuple[Tensor, Tensor] | None = None, max_new_tokens: int = 0, **params: Any,
+) -> list[list[Tensor]]:  # fmt: skip
+    """The prompt tokens that a method keeps in one layer after prefill.
+
+    Args:
+        method: its name, see `kvbench ls methods`.
+        q_BQTD: post-RoPE queries of the whole prompt `[B, Q, T, D]`.
+        k_BHTD: post-RoPE keys `[B, H, T, D]`, heads not expanded.
+        v_BHTD: values.
+        tokens: the budget; or
+        ratio: the fraction retained.
+        layer: index of the layer, for methods that treat layers differently.
+        num_layers: layers of the model.
+        rope: (cos, sin), each `[P, R]`, of the positions 0 to P - 1, P >= T, for methods that turn queries;
+            R <= D channels are rotated. Beyond P they go on as they are.
+        boundaries_BT: 2 after whose token a sentence ends, 1 where a clause does, else 0, for boundary-aware
+            chunks.
+        answer: post-RoPE queries `[B, Q, N, D]` and keys `[B, H, N, D]` of the N tokens after the prompt, for
+            the static oracle.
+        max_new_tokens: M, for budget rules that depend on it.
+        **params: parameters of the method.
+
+    Returns:
+        Kept positions, int64 and ascending, by batch row and then by KV head; by query head where
+        `heads=query_head`.
+
+    Raises:
+        UserError: a name, parameter, budget or shape that does not fit.
+    """
+    _check(q_BQTD, k_BHTD, v_BHTD)
+    if k_BHTD.shape[2] != q_BQTD.shape[2]:
+        raise UserError("q: needs the queries of all prompt tokens")
+    if not 0 <= layer < num_layers:
+        raise UserError(f"layer: {layer} is not in [0, num_layers={num_layers})")
+    built = build({"method": method, **params})
+    batch, heads, length, dim = k_BHTD.shape
+    shape = Shape(length, max_new_tokens, num_layers, dim)
+    resolved = built.resolve(shape, _budget(tokens, ratio))
+    eviction, count = resolved.eviction, resolved.rules[layer].keep
+    if layer % getattr(eviction, "n_reuse", 1):
+        raise UserError(
+            f"n_reuse: layer {layer} takes the tokens of an earlier layer, which keep does not see"
+        )
+    # keys that are turned after the choice are no matter of keep
+    if "rope" in eviction.needs and rope is None and not eviction.reindexes:
+        raise UserError(f"rope: {method} needs it")
+    if "boundaries" in eviction.needs and boundaries_BT is None:
+        raise UserError(f"boundaries_BT: {method} needs them")
+    if "answer" in eviction.needs and answer is None:
+        raise UserError(f"answer: {method} needs it")
+    out = []
+    for row in range(batch):
+        snapshot = LayerSnapshot(k_BHTD[row], v_BHTD[row], q_BQTD[row], layer, num_layers, dim**-0.5)
+        if "attention_sum" in eviction.needs:
+            snapshot.attention_sum_QT = attention_sum(q_BQTD[row], k_BHTD[row], snapshot.scaling)
+        snapshot.rope = None if rope is None else _turns(*rope)
+        snapshot.boundaries_T = None if boundaries_BT is None else boundaries_BT[row]
+        if answer is not None:
+            keys = torch.cat([k_BHTD[row], answer[1][row]], dim=1)
+            snapshot.answer_sum_QT = attention_sum(answer[0][row], keys, snapshot.scaling)[:, :length]
+        kept = Kept([torch.arange(length, device=k_BHTD.device)] * heads)
+        if count is not None:
+            kept = eviction.keep(snapshot, eviction.scores(snapshot), count, [], resolved.ratio)
+        per_query_head = getattr(eviction, "heads", None) == "query_head"
+        out.append(_by_query_head(kept, snapshot.group) if per_query_head else kept.positions)
+    return out
+
+
+@torch.no_grad()
+def select(
+    method: str, q_BQD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, *, tokens: int | None = None,
+    ratio: float | str | None = None, prompt_tokens: int | None = None, max_new_tokens: int = 0,
+    **params: Any,
+) -> list[list[Tensor]]:  # fmt: skip
+    """The slots of a compact cache that a method reads at one decode step, in a layer not left dense by it.
+
+    Args:
+        method: its name.
+        q_BQD: post-RoPE queries of the newest token `[B, Q, D]`.
+        k_BHTD: post-RoPE keys of the cache `[B, H, T, D]`, the newest token's the last.
+        v_BHTD: values.
+        tokens: the budget; or
+        ratio: the fraction retained of the prompt.
+        prompt_tokens: tokens of the prompt before eviction, for the budget rule; T if not given.
+        max_new_tokens: M, likewise.
+        **params: parameters of the method.
+
+    Returns:
+        Slots, int64 and ascending, by batch row and then by KV head; by query head where the method selects
+        so.
+
+    Raises:
+        UserError: a name, parameter, budget or shape that does not fit.
+    """
+    _check(q_BQD[:, :, None], k_BHTD, v_BHTD)
+    built = build({"method": method, **params})
+    batch, heads, length, dim = k_BHTD.shape
+    shape = Shape(prompt_tokens or length, max_new_tokens, _dense_layers(built) + 1, dim)
+    resolved = built.resolve(shape, _budget(tokens, ratio))
+    selection, count = resolved.selection, resolved.rules[-1].read
+    if count is None:
+        return [[torch.arange(length, device=k_BHTD.device)] * heads for _ in range(batch)]
+    out = []
+    for row in range(batch):
+        k_1HTD = k_BHTD[row : row + 1]
+        q_1HGD = q_BQD[row : row + 1].unflatten(1, (heads, -1))
+        state = selection.prepare(k_1HTD, v_BHTD[row : row + 1], 1, 0)
+        filled = torch.tensor(length, device=k_1HTD.device)
+        slots = selection.select(q_1HGD, k_1HTD, k_1HTD[:, :, :0], filled, state, count, dim**-0.5)
+        lists = slots.long().flatten(0, -2)
+        out.append([one[one >= 0].unique() for one in lists])
+    return out
+
+
+def _check(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> None:
+    """One line of error for tensors that do not belong together."""
+    if k_BHTD.dim() != 4 or k_BHTD.shape[:3] != v_BHTD.shape[:3]:
+        raise UserError("k, v: must be [batch, KV heads, tokens, channels] for the same tokens")
+    if q_BQTD.dim() != 4 or q_BQTD.shape[0] != k_BHTD.shape[0] or q_BQTD.shape[3] != k_BHTD.shape[3]:
+        raise UserError("q: must have the batch and the channels of k")
+    if q_BQTD.shape[1] % k_BHTD.shape[1]:
+        raise UserError(f"q: {q_BQTD.shape[1]} query heads are no multiple of {k_BHTD.shape[1]} KV heads")
+
+
+def _budget(tokens: int | None, ratio: float | str | None) -> Budget | None:
+    if tokens is None and ratio is None:
+        return None
+    return Budget(tokens, None if ratio is None else str(ratio))
+
+
+def _turns(cos: Tensor, sin: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Rotations by differences of positions, from those by positions; see `LayerSnapshot.rope`."""
+    cos_PR, sin_PR = (x.float().reshape(-1, x.shape[-1]) for x in (cos, sin))
+    factor = (cos_PR[0, 0] ** 2 + sin_PR[0, 0] ** 2).sqrt()
+
+    def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
+        distance, sign = positions.abs(), positions.sign()[:, None]
+        if not len(distance) or int(distance.max()) < len(cos_PR):
+            return cos_PR[distance] / factor, sin_PR[distance] * sign / factor
+        angles = distance[:, None] * _frequencies(cos_PR, sin_PR)
+        return angles.cos().float(), (angles.sin() * sign).float()
+
+    return rope
+
+
+def _frequencies(cos_PR: Tensor, sin_PR: Tensor) -> Tensor:
+    """Radians per position of each channel, fp64 `[R]`; far positions tell them most exactly."""
+    if len(cos_PR) < 2:
+        raise UserError("rope: give at least two positions")
+    angles = torch.atan2(sin_PR.double(), cos_PR.double())
+    place, frequency = 1, angles[1]
+    while 2 * place < len(angles):
+        place *= 2
+        error = (angles[place] - frequency * place + math.pi) % (2 * math.pi) - math.pi
+        frequency = frequency + error / place
+    return frequency
+
+
+def _by_query_head(kept: Kept, group: int) -> list[Tensor]:
+    if kept.members is None:
+        return [positions for positions in kept.positions for _ in range(group)]
+    return [
+        positions[member]
+        for positions, members in zip(kept.positions, kept.members, strict=True)
+        for member in members
+    ]
+
+
+def _dense_layers(method: Method) -> int:
+    parts = (method, *method.parts())
+    return max(getattr(part, "dense_layers", 0) for part in parts)

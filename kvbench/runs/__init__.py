@@ -1,0 +1,1 @@
+"""A run: its configuration, its plan, the record of a cell, and the store."""

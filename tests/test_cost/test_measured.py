@@ -1,0 +1,95 @@
+"""The cost model against what the engine counts on real tensors, for every registered method."""
+
+import pytest
+from kvbench_testing.cases import methods
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from kvbench import cost
+from kvbench.cost.shapes import from_config
+from kvbench.engine.attention import register_attention
+from kvbench.engine.decode import DecodeOptions, decode_cells
+from kvbench.engine.dense_answer import watch_answer
+from kvbench.engine.prefill import prefill_for
+from kvbench.methods import Budget, Shape, build, registry
+
+NEW, LENGTH = 12, 300
+PROMPT = [(7 * i * i + 3 * i) % 250 for i in range(LENGTH + 1)]
+
+FORMATS = [({"format": {"name": name}}, None) for name, cls in registry().items() if cls.family == "format"]
+COMPOSED = [
+    ({"method": "chunkkv", "selection": {"name": "quest", "page": 4, "dense_layers": 0}}, 60),
+    (
+        {"method": "snapkv", "format": {"name": "fp8_e4m3", "scales": "head"}, "selection": {"name": "hsa"}},
+        90,
+    ),
+    ({"method": "h2o", "format": {"name": "fp8_e5m2"}}, 50),
+    *(
+        ({"method": method, "window": 8, "heads": "query_head", "selection": selection}, 70)
+        for method in ("snapkv", "adakv")
+        for selection in ("quest", "sparq", "hsa", "topk_oracle")
+    ),
+    ({"method": "streaming_llm", "selection": {"name": "topk_oracle"}}, 50),
+    ({"method": "rocketkv_mt", "format": {"name": "bf16"}}, 50),
+    ({"method": "snapkv", "window": 8, "format": {"name": "int4", "residual": 32}}, 100),
+    ({"method": "knorm", "dense_layers": 2}, 50),
+    ({"method": "chunkkv", "n_reuse": 2}, 70),
+    ({"method": "quest", "page": 16}, 8),
+]
+CASES = [
+    *(({"method": name, **params}, 70) for name, params in methods("eviction", "selection", "method")),
+    *(({"method": "rocketkv_trtllm", "prompt_budget": 100, "pages": 3}, None),),
+    *FORMATS, *COMPOSED,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def decoded(tiny_model_dir):
+    """Shape of a tiny model, and what every case measured when the engine decoded all of them together."""
+    folder = tiny_model_dir("llama", group=3, layers=4)
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=register_attention()).eval()
+    shape = from_config(model.config.to_dict(), "tiny")
+    built = [build(entry) for entry, _ in CASES]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    snapshot = prefill_for(built, model, tokenizer, PROMPT[:-1], 64, "sdpa")
+    rule = Shape(LENGTH, NEW, shape.layers, shape.head_dim)
+    cells = [
+        method.resolve(rule, Budget(tokens=tokens) if tokens else None)
+        for method, (_, tokens) in zip(built, CASES, strict=True)
+    ]
+    options = DecodeOptions(NEW, block_rows=16, kl=False)
+    watch_answer(model, snapshot, [], PROMPT[-1], options)
+    group = decode_cells(model, snapshot, [], PROMPT[-1], cells, options)
+    return shape, dict(zip(map(str, CASES), group.cells, strict=True))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bytes_are_those_that_the_engine_counts(decoded, case):
+    shape, measured = decoded
+    entry, tokens = case
+    use, found = (
+        cost.account(entry, shape, prompt=LENGTH, new=NEW, tokens=tokens, element=4),
+        measured[str(case)],
+    )
+    # what an update of auxiliary data reads is no part of the engine's count
+    per_head = use.resolved.selection.append_bytes(shape.head_dim, 4)[0]
+    own = entry.get("heads") == "query_head" and "selection" in entry
+    owners = shape.heads if own else shape.kv_heads
+    updates = owners * per_head * sum(rule.read is not None for rule in use.resolved.rules)
+    pairs = [
+        (use.kept, found.kept),
+        (use.resident, found.resident),
+        (use.resident_end, found.resident_end),
+        (use.mean_step().read - updates, found.read),
+    ]
+    for modelled, counted in pairs:
+        if use.exact:
+            assert modelled == pytest.approx(counted)
+        else:
+            assert 0.5 * modelled < counted <= modelled
+    if own and entry["method"] == "snapkv":
+        # each query head's list is as long as the budget, whatever their union is
+        per_token = shape.layers * (2 * shape.kv_heads * shape.head_dim * 4 + shape.heads)
+        assert use.resident - found.resident == pytest.approx((use.kept - found.kept) * per_token)
+    # however many tokens the data lets it keep, each of them takes as much
+    if not own:
+        assert use.resident / use.kept == pytest.approx(found.resident / found.kept)

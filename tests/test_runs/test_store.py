@@ -1,0 +1,110 @@
+import json
+import warnings
+
+import pytest
+
+from kvbench.config.errors import UserError
+from kvbench.runs.store import Store
+
+
+def test_round_trip(tmp_path):
+    store = Store(tmp_path / "run")
+    assert store.done() == set()
+    store.append({"cell": "a", "score": 0.5, "params": {"chunk": 10}, "output": "é\n\u2028"})
+    store.extend([{"cell": "b", "score": None}, {"cell": "c"}])
+    frame = Store(tmp_path / "run").read()
+    assert frame["cell"].tolist() == ["a", "b", "c"]
+    assert frame.loc[0, "params"] == {"chunk": 10} and frame.loc[0, "output"] == "é\n\u2028"
+    assert store.done() == {"a", "b", "c"}
+
+
+def test_workers_have_their_own_files(tmp_path):
+    stores = [Store(tmp_path), Store(tmp_path), Store(tmp_path, worker="w2")]
+    for number, store in enumerate(stores):
+        store.append({"cell": str(number)})
+    assert len({store.path for store in stores}) == 3
+    assert stores[2].path.name == "cells-w2.jsonl"
+    assert Store(tmp_path).done() == {"0", "1", "2"}
+
+
+def test_first_duplicate_is_kept(tmp_path):
+    Store(tmp_path, worker="a").extend([{"cell": "x", "score": 1}, {"cell": "x", "score": 2}])
+    Store(tmp_path, worker="b").append({"cell": "x", "score": 3})
+    assert Store(tmp_path).read()["score"].tolist() == [1]
+
+
+@pytest.mark.parametrize("cut", range(1, 22))
+def test_kill_at_any_byte_of_a_line(tmp_path, cut):
+    """A line cut anywhere is no cell, unless only its newline is missing; nothing else is lost."""
+    whole = json.dumps({"cell": "b", "score": 1}).encode() + b"\n"
+    killed = Store(tmp_path, worker="killed")
+    killed.append({"cell": "a"})
+    with open(killed.path, "ab") as file:
+        file.write(whole[: min(cut, len(whole) - 1)])
+    survived = {"b"} if cut >= len(whole) - 1 else set()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert Store(tmp_path).done() == {"a"} | survived
+    messages = [str(warning.message) for warning in caught]
+    assert messages == (
+        [] if survived else ["cells-killed.jsonl: torn last line 2 ignored, its cell will run again"]
+    )
+
+    # another worker, and a successor of the same name, append whole lines
+    Store(tmp_path, worker="other").append({"cell": "c"})
+    Store(tmp_path, worker="killed").append({"cell": "d"})
+    records, problems = Store(tmp_path).scan()
+    assert {record["cell"] for record in records} == {"a", "c", "d"} | survived
+    assert problems == (
+        [] if survived else ["cells-killed.jsonl: corrupted line 2 ignored, its cell will run again"]
+    )
+
+
+@pytest.mark.parametrize("line", ["not json", "[1]", '{"score": 1}', '{"cell": "x"', '{"cell": ["x"]}'])
+def test_corrupted_line_in_the_middle(tmp_path, line):
+    (tmp_path / "cells-w.jsonl").write_text(f'{{"cell": "a"}}\n{line}\n{{"cell": "b"}}\n')
+    with pytest.warns(UserWarning, match=r"cells-w\.jsonl: corrupted line 2 "):
+        assert Store(tmp_path).read()["cell"].tolist() == ["a", "b"]
+
+
+def test_undecodable_bytes(tmp_path):
+    (tmp_path / "cells-w.jsonl").write_bytes(b'{"cell": "a\xff"}\n{"cell": "b"}\n')
+    with pytest.warns(UserWarning, match="corrupted line 1"):
+        assert Store(tmp_path).done() == {"b"}
+
+
+def test_unreadable_file_is_a_user_error(tmp_path):
+    (tmp_path / "cells-w.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"^run: cannot read [^\n]+$"):
+        Store(tmp_path).read()
+
+
+def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    store = Store(tmp_path / "file" / "run")
+    for write in (
+        lambda: store.append({"cell": "a"}),
+        lambda: store.write_config("a: 1"),
+        lambda: store.write_plan({}),
+    ):
+        with pytest.raises(UserError, match=r"^run_dir: cannot write in [^\n]+/run: Not a directory$"):
+            write()
+
+
+def test_a_tensor_is_refused_before_anything_is_written(tmp_path):
+    store = Store(tmp_path)
+    with pytest.raises(TypeError):
+        store.extend([{"cell": "a"}, {"cell": "b", "score": object()}])
+    assert not store.path.exists()
+
+
+def test_config(tmp_path):
+    store = Store(tmp_path / "run")
+    assert store.config() == {}
+    store.write_config("seeds: [0, 1]\n")
+    store.write_config("seeds: [2]\n")
+    assert Store(tmp_path / "run").config() == {"seeds": [2]}
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+    store.config_path.write_text("a: [")
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        store.config()

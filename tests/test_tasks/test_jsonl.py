@@ -1,0 +1,181 @@
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from kvbench import tasks
+from kvbench.config.errors import UserError
+from kvbench.tasks import Renderer, Turn
+
+LINE = {
+    "context": "The old wall is near the gate.",
+    "question": "What is near the gate?",
+    "answers": ["wall"],
+}
+
+
+@pytest.fixture
+def task(tmp_path):
+    """`task(*lines, **parameters)`: a jsonl task over a file of these objects or texts."""
+
+    def make(*lines, **values):
+        file = tmp_path / "q.jsonl"
+        texts = [line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines]
+        file.write_text("\n".join(texts) + "\n", encoding="utf-8")
+        return tasks.build("mine", {"family": "jsonl", "path": str(file), **values})
+
+    return make
+
+
+def test_lines_become_samples_in_order(task, renderer):
+    own = {
+        **LINE,
+        "question": "Größe?",
+        "answers": "eins",
+        "answer_prefix": " Es ist",
+        "max_new_tokens": 7,
+        "id": "x",
+    }
+    mine = task(LINE, "", own, max_new_tokens=30)
+    one, two = mine.samples(20, 0, 0, renderer)
+    assert (one.context, one.question) == (LINE["context"], "\n\nWhat is near the gate?")
+    assert (one.answer_prefix, one.gold, one.max_new_tokens, one.meta) == ("", ("wall",), 30, {"line": 1})
+    assert (two.question, two.answer_prefix, two.gold) == ("\n\nGröße?", " Es ist", ("eins",))
+    assert (two.max_new_tokens, two.meta) == (7, {"line": 3, "id": "x"})
+    assert mine.samples(1, 0, 0, renderer) == [one]
+    assert mine.samples(2, 9, 0, renderer) == [one, two]
+    assert not mine.config.seeded
+    assert mine.wording is None
+    assert renderer.render(one).text.endswith("near the gate?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_conversation_has_a_sample_per_turn(task, renderer):
+    second = {
+        "question": "How is it?",
+        "answers": ["old", "aged"],
+        "answer_prefix": " It is",
+        "max_new_tokens": 7,
+    }
+    third = {"question": "And the gate?", "answers": "near"}
+    talk = {"context": LINE["context"], "turns": [LINE, second, third], "id": "t"}
+    mine = task(LINE, talk, LINE)
+    samples = mine.samples(20, 0, 0, renderer)
+    assert len(samples) == 5 and samples[0].earlier == samples[4].earlier == ()
+    one, two, three = samples[1:4]
+    assert one == replace(samples[0], meta={"line": 2, "id": "t", "turn": 0})
+    assert two.earlier == (Turn("\n\nWhat is near the gate?", "", "wall"),)
+    assert three.earlier == (*two.earlier, Turn("\n\nHow is it?", " It is", "old"))
+    assert (two.gold, two.max_new_tokens, two.meta["turn"]) == (("old", "aged"), 7, 1)
+    assert mine.samples(3, 0, 0, renderer) == samples[:3]
+    assert renderer.render(three).text.endswith(
+        "<|im_start|>assistant\n It is old<|im_end|>\n"
+        "<|im_start|>user\nAnd the gate?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_conversation_is_cut_for_its_last_turn(task, renderer):
+    context = " ".join(f"word{i}" for i in range(500))
+    talk = {"context": context, "turns": [LINE, {"question": context[:900], "answers": ["a"]}]}
+    first, last = task(talk, truncate="middle", length=[1500]).samples(2, 0, 1500, renderer)
+    assert first.context == last.context != context
+    assert renderer.count(first) < renderer.count(last) <= 1500 - 128
+
+
+def test_a_changed_file_is_read_again(task, renderer):
+    assert task(LINE).samples(1, 0, 0, renderer)[0].gold == ("wall",)
+    assert task({**LINE, "answers": ["gates"]}).samples(1, 0, 0, renderer)[0].gold == ("gates",)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "output", "score"),
+    [
+        ("substring_all", "the wall", 0.5),
+        ("substring_any", "the wall", 1),
+        ("exact", "The wall.", 1),
+        ("f1", "old wall", 2 / 3),
+        ("rouge_l", "old wall", 2 / 3),
+        ("regex", "WALL", 0),
+    ],
+)
+def test_scorers(task, renderer, scorer, output, score):
+    mine = task({**LINE, "answers": ["wall", "gate"]}, scorer=scorer)
+    assert mine.metric == scorer
+    assert mine.score(output, mine.samples(1, 0, 0, renderer)[0]) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"context": ', "line 3 is no JSON"),
+        ('{"context": "\\ud800"}', "line 3 is no JSON"),
+        ("[1, 2]", "line 3: not an object"),
+        ({"context": "c", "question": "q"}, "line 3: answers is missing"),
+        ({"question": "q", "answers": ["a"]}, "line 3: context is missing"),
+        ({**LINE, "context": 3}, "line 3: context must be text"),
+        ({**LINE, "answer_prefix": None}, "line 3: answer_prefix must be text"),
+        ({**LINE, "answers": []}, "line 3: answers must be a list of texts, at least one"),
+        ({**LINE, "answers": ["a", 1]}, "line 3: answers must be a list of texts"),
+        ({**LINE, "answers": ""}, "line 3: answers must be"),
+        ({**LINE, "max_new_tokens": 0}, "line 3: max_new_tokens must be a positive whole number"),
+        ({**LINE, "max_new_tokens": True}, "line 3: max_new_tokens must be"),
+        ({"context": "c", "turns": []}, "line 3: turns must be a list of {question, answers}, at least one"),
+        ({"context": "c", "turns": [LINE, "q"]}, "line 3: turn 2: not an object {question, answers}"),
+        ({"context": "c", "turns": [{"question": "q"}]}, "line 3: turn 1: not an object"),
+        ({"context": "c", "turns": [{**LINE, "answers": []}]}, "line 3: turn 1: answers must be a list"),
+        ({"turns": [LINE]}, "line 3: context is missing"),
+    ],
+)
+def test_mistakes_name_the_line(task, renderer, line, message):
+    with pytest.raises(UserError, match=rf"^task\.mine\.path: .*q\.jsonl {re.escape(message)}") as error:
+        task(LINE, "", line).samples(1, 0, 0, renderer)
+    assert "\n" not in str(error.value)
+
+
+def test_regular_expressions_are_checked_where_they_are_used(task, renderer):
+    bad = {**LINE, "answers": ["fine", "(open"]}
+    with pytest.raises(UserError, match=r"line 2: answers: '\(open' is no regular expression"):
+        task(LINE, bad, scorer="regex").samples(1, 0, 0, renderer)
+    assert len(task(LINE, bad).samples(2, 0, 0, renderer)) == 2
+    with pytest.raises(UserError, match="line 1: turns need answers that can stand in a conversation"):
+        task({"context": "c", "turns": [LINE]}, scorer="regex").samples(1, 0, 0, renderer)
+
+
+def test_files_that_cannot_be_used_are_refused(task, renderer, tmp_path):
+    missing = tasks.build("mine", {"family": "jsonl", "path": str(tmp_path / "no.jsonl")})
+    with pytest.raises(UserError, match=r"task\.mine\.path: .*no\.jsonl cannot be read"):
+        missing.samples(1, 0, 0, renderer)
+    with pytest.raises(UserError, match="has no lines"):
+        task("", "").samples(1, 0, 0, renderer)
+
+
+def test_long_documents_are_an_error_unless_they_may_be_cut(task, tokenizers):
+    words = " ".join(f"word{i}" for i in range(2000))
+    long = {**LINE, "context": f"BEGIN {words} END"}
+    renderer = Renderer(tokenizers["chatml"], limit=1000)
+    with pytest.raises(
+        UserError, match=r"path: .* line 2 has \d+ tokens and 128 for the answer, 1000 are allowed"
+    ):
+        task(LINE, long).samples(2, 0, 0, renderer)
+    short, cut = task(LINE, long, truncate="middle").samples(2, 0, 0, renderer)
+    assert "cut_tokens" not in short.meta
+    assert cut.context.startswith("BEGIN word0 word1")
+    assert cut.context.endswith("word1999 END")
+    assert 980 <= renderer.count(cut) + 128 <= 1000
+    whole = len(renderer.offsets(long["context"]))
+    assert cut.meta["cut_tokens"] == pytest.approx(whole - len(renderer.offsets(cut.context)), abs=2)
+    half = cut.context.index("word1999") / 2
+    assert abs(next(i for i in range(1999) if f"word{i} " not in cut.context) - 1000) > 500
+    assert half > 0
+    with pytest.raises(UserError, match="line 1 is too long even without its context"):
+        task({**LINE, "question": words}, truncate="middle").samples(1, 0, 0, renderer)
+
+
+def test_length_is_the_most_that_is_allowed(task, renderer):
+    long = {**LINE, "context": "The old wall. " * 500}
+    mine = task(long, truncate="middle", length=[300, 600])
+    for length in mine.config.length:
+        (sample,) = mine.samples(1, 0, length, renderer)
+        assert 0.95 * length <= renderer.count(sample) + sample.max_new_tokens <= length
+    (whole,) = mine.samples(1, 0, 0, renderer)
+    assert whole.context == long["context"]
