@@ -1,6 +1,6 @@
-"""One module per kind of experiment; the command line calls them.
+"""The experiments: a package each, named as the `kind` of its configuration.
 
-Each has `main(composed, progress) -> str`: it runs what was composed and says what the user should read next.
+Each has `main(composed, progress) -> str`: it runs the composed experiment and returns the text to print.
 """
 
 import importlib
@@ -10,19 +10,30 @@ from typing import Any
 from kvbench.config.compose import Composed
 from kvbench.config.typed import unknown
 
+# a kind of earlier configurations, by the workload beside it
+_PROMPT_CACHE = {"rag": "claude_rag_cost", "replay": "claude_replay"}
+
 
 def run(composed: Composed, progress: Any) -> str:
-    """Run an experiment by the module that its `kind` names.
+    """Run an experiment by the package that its `kind` names.
 
     Args:
         composed: the experiment.
         progress: the class that shows progress, `kvbench.runs.progress.Progress` or one with its methods.
 
     Returns:
-        What to tell the user at the end.
+        The text to print at the end.
+
+    Raises:
+        UserError: no such kind, or whatever the experiment refuses.
     """
-    kinds = [module.name for module in pkgutil.iter_modules(__path__)]
+    kinds = [module.name for module in pkgutil.iter_modules(__path__) if module.ispkg]
     kind = composed.data.get("kind")
+    if kind == "prompt_cache":
+        workload = composed.data.pop("workload", None)
+        if workload not in _PROMPT_CACHE:
+            raise unknown("workload", workload, _PROMPT_CACHE, "workload")
+        kind = _PROMPT_CACHE[workload]
     if kind not in kinds:
         raise unknown("kind", kind, kinds, "kind of experiment")
     return importlib.import_module(f"{__name__}.{kind}").main(composed, progress)

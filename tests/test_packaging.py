@@ -114,7 +114,7 @@ EXTRAS = {
     "kvbench/claude": {"claude"},
     "kvbench/vllm": {"serving", "claude"},
     "experiments/vllm": {"serving", "claude"},
-    "kvbench/models": {"flash"},
+    "kvbench/engine": {"flash"},
     # the GPU builds of torch bring triton
     "kernels": {"flash", "test"},
 }

@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from kvbench.claude.traces import sessions
-from kvbench.config.compose import Composed, own
+from kvbench.config.compose import Composed
 from kvbench.config.errors import UserError
-from kvbench.config.typed import build
 from kvbench.experiments.bench_prompt_cache.measure import Speed, measure
+from kvbench.experiments.common import configuration
 from kvbench.report.tables import Table
 
 
@@ -36,7 +36,7 @@ class BenchConfig:
 
 def main(composed: Composed, progress: Any) -> str:
     """Measure on whole turns and on 64-token blocks, and write table.md and bench.csv; returns the lines to print."""
-    cfg = build(BenchConfig, own(composed, BenchConfig))
+    cfg = configuration(composed, BenchConfig)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(cfg.trace or scratch)
         if cfg.trace is None:

@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from kvbench.config.compose import Composed, own
-from kvbench.config.typed import as_yaml, build
+from kvbench.config.compose import Composed
+from kvbench.config.typed import as_yaml
 from kvbench.experiments.claude_rag_cost.run import RagConfig, run, write
+from kvbench.experiments.common import configuration, result
 
 
 def main(composed: Composed, progress: Any) -> str:
     """Run the workload, write tables and figures; returns the table and where the rest is."""
-    cfg = build(RagConfig, own(composed, RagConfig))
+    cfg = configuration(composed, RagConfig)
     path = write(cfg, run(cfg))
     path.with_name("config.yaml").write_text(as_yaml(cfg), encoding="utf-8")
-    return f"{path.read_text(encoding='utf-8')}\nwritten to {path.parent}"
+    return result(path)

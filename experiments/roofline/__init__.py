@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from kvbench.config.compose import Composed, own
-from kvbench.config.typed import build
-from kvbench.runs.config import expanded
+from kvbench.config.compose import Composed
+from kvbench.experiments.common import configuration, result
 
 
 def main(composed: Composed, progress: Any) -> str:
@@ -14,16 +13,14 @@ def main(composed: Composed, progress: Any) -> str:
     from kvbench.experiments.roofline.run import RooflineConfig, markdown, scan
     from kvbench.report.plots import save
 
-    methods, budget = expanded(composed.data, composed.config_dirs)
-    found = {**own(composed, RooflineConfig), "method": methods, "budget": budget}
-    cfg = build(RooflineConfig, {**found, "config_dirs": list(composed.config_dirs)})
+    cfg = configuration(composed, RooflineConfig)
     frame, folder = scan(cfg), Path(cfg.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_csv(folder / "roofline.csv", index=False, float_format="%.6g")
-    table = markdown(frame)
-    (folder / "table.md").write_text(table, encoding="utf-8")
+    path = folder / "table.md"
+    path.write_text(markdown(frame), encoding="utf-8")
     for model, rows in frame.groupby("model"):
         save(figures.step(rows), folder / "figures", f"step.{model}")
         if rows["usd_per_million_tokens_max"].notna().any():
             save(figures.dollars(rows), folder / "figures", f"dollars.{model}")
-    return f"{table}\nwritten to {folder}"
+    return result(path)

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from kvbench.config.compose import Composed, own
-from kvbench.config.typed import build
-from kvbench.runs.config import expanded
+from kvbench.config.compose import Composed
+from kvbench.experiments.common import configuration, result
 
 
 def main(composed: Composed, progress: Any) -> str:
@@ -14,16 +13,14 @@ def main(composed: Composed, progress: Any) -> str:
     from kvbench.experiments.roofline_check.run import CheckConfig, check, markdown
     from kvbench.report.plots import save
 
-    methods, budget = expanded(composed.data, composed.config_dirs)
-    found = {**own(composed, CheckConfig), "method": methods, "budget": budget}
-    cfg = build(CheckConfig, {**found, "config_dirs": list(composed.config_dirs)})
+    cfg = configuration(composed, CheckConfig)
     frame, folder = check(cfg), Path(cfg.run_dir)
-    table = markdown(frame)
-    (folder / "table.md").write_text(table, encoding="utf-8")
+    path = folder / "table.md"
+    path.write_text(markdown(frame), encoding="utf-8")
     for model, rows in frame.groupby("model"):
         device = ", ".join(sorted(set(rows["device"])))
         note = (
             f"{model}, one sequence, bf16, on {device}. Medians, bands from the 20th to the 80th percentile."
         )
         save(figures.check(rows, note), folder / "figures", f"check.{model}")
-    return f"{table}\nwritten to {folder}"
+    return result(path)

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from kvbench.config.compose import Composed, own
-from kvbench.config.typed import build
-from kvbench.runs.config import expanded
+from kvbench.config.compose import Composed
+from kvbench.experiments.common import configuration, result
 
 
 def main(composed: Composed, progress: Any) -> str:
@@ -13,8 +12,6 @@ def main(composed: Composed, progress: Any) -> str:
     from kvbench.experiments.two_layer.compare import compare
     from kvbench.experiments.two_layer.config import TwoLayerConfig
 
-    methods, budget = expanded(composed.data, composed.config_dirs)
-    found = {**own(composed, TwoLayerConfig), "method": methods, "budget": budget}
-    cfg = build(TwoLayerConfig, {**found, "config_dirs": list(composed.config_dirs)})
+    cfg = configuration(composed, TwoLayerConfig)
     path = report.write(cfg, compare(cfg))
-    return f"{path.read_text(encoding='utf-8')}\nwritten to {path.parent}"
+    return result(path)

@@ -4,15 +4,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from kvbench.config.compose import Composed, own
-from kvbench.config.typed import build
+from kvbench.config.compose import Composed
+from kvbench.experiments.common import configuration, result
 from kvbench.experiments.vllm_fp8 import report as fp8_report
 from kvbench.experiments.vllm_fp8 import run as fp8
 from kvbench.experiments.vllm_fp8.run import Fp8Config
 from kvbench.kernels.build import cache_dir
 from kvbench.models.fingerprint import fingerprint
 from kvbench.models.load import locate
-from kvbench.runs.config import chosen
 from kvbench.runs.store import digest
 from kvbench.tasks import Renderer
 from kvbench.vllm import prompts
@@ -23,8 +22,7 @@ from kvbench.vllm.servers import Setup, setups, with_model
 
 def main(composed: Composed, progress: Any) -> str:
     """Run what is not yet in the run's folder, and write table and figure."""
-    data = own(composed, Fp8Config) | {"task": chosen("task", composed.data, composed.config_dirs)}
-    cfg = build(Fp8Config, data)
+    cfg = configuration(composed, Fp8Config)
     servers = setups(cfg.serving, cfg.setups)
     make = prompts.renderer(cfg.model, min(server.serving.max_model_len for server in servers))
     questions = list(prompts.ask(cfg.task, cfg.seeds, cfg.limit, make))
@@ -34,7 +32,7 @@ def main(composed: Composed, progress: Any) -> str:
     campaign = Campaign(run_dir, fp8.VERSION, cfg.model.name, folder, fingerprint(folder), progress)
     rows = fp8.run(cfg, servers, questions, campaign)
     path = fp8_report.write(run_dir, rows, [server.label for server in servers])
-    return f"{path.read_text(encoding='utf-8')}\nwritten to {path.parent}"
+    return result(path)
 
 
 def _on_model(setup: Setup, cfg: Fp8Config, folder: Path, make: Renderer) -> Setup:

@@ -6,13 +6,12 @@ from typing import Any
 from kvbench.claude.assumptions import Switches
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.traces.open import open_trace
-from kvbench.config.compose import Composed, own
-from kvbench.config.typed import build
+from kvbench.config.compose import Composed
+from kvbench.experiments.common import configuration, result
 from kvbench.experiments.vllm_load import run as loadrun
 from kvbench.experiments.vllm_load.run import LoadRunConfig
 from kvbench.models.fingerprint import fingerprint
 from kvbench.models.load import locate
-from kvbench.runs.config import chosen
 from kvbench.tasks import Renderer
 from kvbench.vllm import prompts
 from kvbench.vllm.arrivals import Session, of_trace
@@ -22,8 +21,7 @@ from kvbench.vllm.servers import setups, with_model
 
 def main(composed: Composed, progress: Any) -> str:
     """Run what is not yet in the run's folder, and write table and figure."""
-    data = own(composed, LoadRunConfig) | {"task": chosen("task", composed.data, composed.config_dirs)}
-    cfg = build(LoadRunConfig, data)
+    cfg = configuration(composed, LoadRunConfig)
     folder, run_dir = locate(cfg.model), Path(cfg.run_dir)
     servers = [with_model(setup, folder) for setup in setups(cfg.serving, cfg.setups)]
     positions = min(server.serving.max_model_len for server in servers)
@@ -36,7 +34,7 @@ def main(composed: Composed, progress: Any) -> str:
     campaign = Campaign(run_dir, loadrun.VERSION, cfg.model.name, folder, fingerprint(folder), progress)
     rows = loadrun.run(cfg, servers, sessions, source, questions[0] if questions else None, campaign)
     path = loadrun.write(run_dir, rows, [server.label for server in servers])
-    return f"{path.read_text(encoding='utf-8')}\nwritten to {path.parent}"
+    return result(path)
 
 
 def _recorded(cfg: LoadRunConfig, path: str, make: Renderer, positions: int) -> tuple[list[Session], str]:

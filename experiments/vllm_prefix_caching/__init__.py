@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from kvbench.config.compose import Composed, own
-from kvbench.config.typed import build
+from kvbench.config.compose import Composed
+from kvbench.experiments.common import configuration, result
 from kvbench.experiments.vllm_prefix_caching import report as prefix_report
 from kvbench.experiments.vllm_prefix_caching import run as prefix
 from kvbench.experiments.vllm_prefix_caching.run import PrefixConfig
@@ -15,7 +15,7 @@ from kvbench.models.load import locate
 
 def main(composed: Composed, progress: Any) -> str:
     """Run what is not yet in the run's folder, and write table and figures."""
-    cfg = build(PrefixConfig, own(composed, PrefixConfig))
+    cfg = configuration(composed, PrefixConfig)
     model = ""
     if not cfg.serving.base_url:
         folder = Path(cfg.serving.model) if cfg.serving.model else locate(cfg.model)
@@ -24,4 +24,4 @@ def main(composed: Composed, progress: Any) -> str:
         serving = dataclasses.replace(cfg.serving, model=str(folder), served_model=name)
         cfg = dataclasses.replace(cfg, serving=serving)
     path = prefix_report.write(Path(cfg.run_dir), prefix.run(cfg, model, progress))
-    return f"{path.read_text(encoding='utf-8')}\nwritten to {path.parent}"
+    return result(path)

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from kvbench.config.compose import Composed, own
+from kvbench.config.compose import Composed
 from kvbench.config.errors import UserError
-from kvbench.config.typed import build
+from kvbench.experiments.common import configuration, result
 from kvbench.models.fingerprint import fingerprint
 from kvbench.models.load import locate
 from kvbench.vllm.campaign import Campaign
@@ -20,10 +20,10 @@ def main(composed: Composed, progress: Any) -> str:
         from kvbench.experiments.vllm_rag import run as ragrun
     except ModuleNotFoundError as error:
         raise UserError(f"{EXTRA} ({error.name} is missing)") from None
-    cfg = build(ragrun.RagRunConfig, own(composed, ragrun.RagRunConfig))
+    cfg = configuration(composed, ragrun.RagRunConfig)
     folder, run_dir = locate(cfg.model), Path(cfg.run_dir)
     servers = [with_model(setup, folder) for setup in setups(cfg.serving, cfg.setups)]
     campaign = Campaign(run_dir, ragrun.VERSION, cfg.model.name, folder, fingerprint(folder), progress)
     rows = ragrun.run(cfg, servers, campaign)
     path = ragrun.write(run_dir, rows, [server.label for server in servers])
-    return f"{path.read_text(encoding='utf-8')}\nwritten to {path.parent}"
+    return result(path)

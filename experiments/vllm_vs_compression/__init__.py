@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any
 
-from kvbench.config.compose import Composed, own, run_dir
+from kvbench.config.compose import Composed, run_dir
 from kvbench.config.errors import UserError
-from kvbench.config.typed import build
+from kvbench.experiments.common import configuration, result
 from kvbench.experiments.vllm_vs_compression import report as versus_report
 from kvbench.experiments.vllm_vs_compression import run as versus
 from kvbench.models.fingerprint import fingerprint
@@ -19,7 +19,7 @@ from kvbench.vllm.servers import ServersConfig, setups, with_model
 
 def main(composed: Composed, progress: Any) -> str:
     """Run what is not yet in the run's folder, and write table and figures."""
-    servers = build(ServersConfig, own(composed, ServersConfig))
+    servers = configuration(composed, ServersConfig)
     chosen = setups(servers.serving, servers.setups)
     cfg = validate(dataclasses.replace(composed, data=_accuracy(composed)))
     if cfg.protocol != ("query_aware",):
@@ -48,7 +48,7 @@ def main(composed: Composed, progress: Any) -> str:
         [server.label for server in chosen],
         chosen[0].serving.kv_cache_mib << 20,
     )
-    return f"{path.read_text(encoding='utf-8')}\nwritten to {path.parent}"
+    return result(path)
 
 
 def _accuracy(composed: Composed) -> dict[str, Any]:

@@ -64,20 +64,19 @@ def run_dir(composed: Composed) -> Path:
         raise UserError(f"run_dir: cannot write in {there}") from problem
 
 
-def own(composed: Composed, cls: type, *others: str) -> dict[str, Any]:
-    """The keys that a dataclass has, run_dir settled, without those that every experiment has (method, budget ...).
+def experiment_keys(composed: Composed, cls: type) -> dict[str, Any]:
+    """The composed keys that are fields of a dataclass, with `run_dir` resolved.
 
     Args:
-        composed: what was composed.
-        cls: the dataclass.
-        others: keys that are read elsewhere.
+        composed: the composed experiment.
+        cls: the experiment's dataclass.
 
     Raises:
-        UserError: a key that is none of these.
+        UserError: a key that is neither a field nor one that all experiments share (method, budget ...).
     """
     names = {field.name for field in dataclasses.fields(cls)}
     text = importlib.resources.files("kvbench.conf").joinpath("config.yaml").read_text(encoding="utf-8")
-    shared = {*yaml.safe_load(text), *_ONE, *_SEVERAL, *others}
+    shared = {*yaml.safe_load(text), *_ONE, *_SEVERAL}
     for name in composed.data:
         if name not in names | shared:
             raise unknown(name, name, sorted(names), "key")

@@ -176,3 +176,16 @@ def test_the_core_needs_neither_torch_nor_the_extra():
         "import kvbench.experiments.claude_replay.run, kvbench.experiments.claude_rag_cost.run, kvbench.claude.server\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["+workload=rgg"], "workload: there is no workload 'rgg' (did you mean rag?)"),
+        (["+workload=replay", "trace=/nowhere"], "trace=/nowhere: no such file or folder"),
+        ([], "workload: there is no workload None; known: rag, replay"),
+    ],
+)
+def test_the_earlier_kind_with_its_workload_is_understood(tmp_path, capsys, words, message):
+    code, _, err = run(capsys, "experiment=claude_replay", "kind=prompt_cache", f"run_dir={tmp_path}", *words)
+    assert code == 2 and message in err

@@ -1,0 +1,42 @@
+"""What the experiments share: the configuration from the composed keys, and the text they return."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kvbench.config.compose import Composed, experiment_keys
+from kvbench.config.typed import build
+from kvbench.runs.config import chosen, expanded
+
+T = TypeVar("T")
+
+
+def configuration(composed: Composed, cls: type[T]) -> T:
+    """Builds an experiment's configuration.
+
+    Fields named `method` and `budget` get the entries with variants and ablations expanded, `task` the entries of
+    the selected tasks, and `config_dirs` the user's folders.
+
+    Args:
+        composed: the composed experiment.
+        cls: its dataclass.
+
+    Raises:
+        UserError: a key or value that is not allowed.
+    """
+    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = experiment_keys(composed, cls)
+    if "method" in names:
+        values["method"], values["budget"] = expanded(composed.data, composed.config_dirs)
+    if "task" in names:
+        values["task"] = chosen("task", composed.data, composed.config_dirs)
+    if "config_dirs" in names:
+        values["config_dirs"] = list(composed.config_dirs)
+    return build(cls, values)
+
+
+def result(table: Path) -> str:
+    """The text of a table, and the folder that holds it and the other files."""
+    return f"{table.read_text(encoding='utf-8')}\nwritten to {table.parent}"
