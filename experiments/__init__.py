@@ -5,16 +5,16 @@ Each has `main(composed, progress) -> str`: it runs the composed experiment and 
 
 import importlib
 import pkgutil
-from typing import Any
 
 from kvbench.config.compose import Composed
 from kvbench.config.typed import unknown
+from kvbench.runs.progress import ProgressFactory
 
 # a kind of earlier configurations, by the workload beside it
 _PROMPT_CACHE = {"rag": "claude_rag_cost", "replay": "claude_replay"}
 
 
-def run(composed: Composed, progress: Any) -> str:
+def run(composed: Composed, progress: ProgressFactory) -> str:
     """Run an experiment by the package that its `kind` names.
 
     Args:

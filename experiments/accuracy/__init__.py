@@ -1,13 +1,12 @@
 """Scores of methods on tasks, with dense beside them."""
 
-from typing import Any
-
 from kvbench import report
 from kvbench.config.compose import Composed
 from kvbench.runs.config import validate
+from kvbench.runs.progress import ProgressFactory
 
 
-def main(composed: Composed, progress: Any) -> str:
+def main(composed: Composed, progress: ProgressFactory) -> str:
     """Run what is not yet in the run's folder, and write the report."""
     cfg = validate(composed)
     # after validation: it imports torch and transformers, and mistakes should show at once

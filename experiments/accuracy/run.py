@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -20,13 +19,14 @@ from kvbench.models.load import LoadedModel, load_model
 from kvbench.runs import provenance
 from kvbench.runs.config import RunConfig, resolved_yaml
 from kvbench.runs.plan import Cell, Group, make_plan
+from kvbench.runs.progress import ProgressDisplay, ProgressFactory
 from kvbench.runs.record import group_fields, kernel_form, method_fields
 from kvbench.runs.rerun import Repeat
 from kvbench.runs.store import Record, Store
 from kvbench.tasks import Prompt, Renderer
 
 
-def run_accuracy(cfg: RunConfig, progress: Any) -> None:
+def run_accuracy(cfg: RunConfig, progress: ProgressFactory) -> None:
     """Score every cell that is not in the run's folder yet.
 
     Args:
@@ -90,7 +90,12 @@ def split_prompt(prompt: Prompt, protocol: str, first_token: str) -> tuple[list[
 
 
 def _run_group(
-    cfg: RunConfig, loaded: LoadedModel, renderer: Renderer, group: Group, cells: Sequence[Cell], shown: Any
+    cfg: RunConfig,
+    loaded: LoadedModel,
+    renderer: Renderer,
+    group: Group,
+    cells: Sequence[Cell],
+    shown: ProgressDisplay,
 ) -> list[Record]:
     prompt = renderer.render(group.sample)
     if prompt.first_end is None:
@@ -110,7 +115,7 @@ def _run_group(
 
 def _run_part(
     cfg: RunConfig, loaded: LoadedModel, group: Group, prompt: Prompt, first_turn: int | None,
-    cells: Sequence[Cell], shown: Any,
+    cells: Sequence[Cell], shown: ProgressDisplay,
 ) -> list[Record]:  # fmt: skip
     """Cells that compress the same tokens; in a later turn, budgets are those of the first turn's length.
 

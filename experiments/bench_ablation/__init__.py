@@ -3,12 +3,12 @@
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from kvbench.config.compose import Composed
 from kvbench.config.errors import UserError
 from kvbench.config.text import counted
 from kvbench.runs.config import RunConfig, validate
+from kvbench.runs.progress import ProgressFactory
 from kvbench.runs.store import Store
 
 REPEATS = 3
@@ -29,7 +29,7 @@ class Stages:
         return self.prefill + self.compress + self.decode
 
 
-def main(composed: Composed, progress: Any) -> str:
+def main(composed: Composed, progress: ProgressFactory) -> str:
     """Time dense alone, all cells, and all cells with KL, in turn; writes and returns the ratios of the medians."""
     cfg = validate(composed)
     settings = {
@@ -49,7 +49,7 @@ def main(composed: Composed, progress: Any) -> str:
     return f"{summary(stages)}\nwritten to {cfg.run_dir}"
 
 
-def measure(cfg: RunConfig, progress: Any) -> Stages:
+def measure(cfg: RunConfig, progress: ProgressFactory) -> Stages:
     """Run all cells of one prompt in a folder of their own."""
     # after validation: it imports torch and transformers, and mistakes should show at once
     from kvbench.experiments.accuracy.run import run_accuracy

@@ -3,7 +3,6 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -13,6 +12,7 @@ from kvbench.config.errors import UserError
 from kvbench.experiments.bench_prompt_cache.measure import Speed, measure
 from kvbench.experiments.common import configuration
 from kvbench.report.tables import Table
+from kvbench.runs.progress import ProgressFactory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class BenchConfig:
             raise UserError(f"sessions: {self.sessions} is not allowed, give a positive whole number")
 
 
-def main(composed: Composed, progress: Any) -> str:
+def main(composed: Composed, progress: ProgressFactory) -> str:
     """Measure on whole turns and on 64-token blocks, and write table.md and bench.csv; returns the lines to print."""
     cfg = configuration(composed, BenchConfig)
     with tempfile.TemporaryDirectory() as scratch:

@@ -6,7 +6,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from kvbench.models.load import LoadedModel, load_model
 from kvbench.runs import provenance
 from kvbench.runs.config import RunConfig, resolved_yaml
 from kvbench.runs.plan import Cell, Group, digest, make_plan
+from kvbench.runs.progress import ProgressFactory
 from kvbench.runs.record import group_fields, kernel_form, method_fields
 from kvbench.runs.store import Record, Store
 from kvbench.tasks import Prompt
@@ -32,7 +32,7 @@ from kvbench.tasks import Prompt
 WARM_UP = 256
 
 
-def run_efficiency(cfg: RunConfig, progress: Any) -> None:
+def run_efficiency(cfg: RunConfig, progress: ProgressFactory) -> None:
     """Measure every method, budget, length and batch that is not in the run's folder yet.
 
     The first sample of each task and length gives the prompt; a batch is that many rows with caches of their

@@ -1,13 +1,13 @@
 """Modelled time, memory and dollars of methods on devices; nothing is run."""
 
 from pathlib import Path
-from typing import Any
 
 from kvbench.config.compose import Composed
 from kvbench.experiments.common import configuration, result
+from kvbench.runs.progress import ProgressFactory
 
 
-def main(composed: Composed, progress: Any) -> str:
+def main(composed: Composed, progress: ProgressFactory) -> str:
     """Write table, CSV and figures; returns the table and where the rest is."""
     from kvbench.experiments.roofline import figures
     from kvbench.experiments.roofline.run import RooflineConfig, markdown, scan

@@ -1,13 +1,13 @@
 """The cost model's decode attention beside the measured one, on the device there is."""
 
 from pathlib import Path
-from typing import Any
 
 from kvbench.config.compose import Composed
 from kvbench.experiments.common import configuration, result
+from kvbench.runs.progress import ProgressFactory
 
 
-def main(composed: Composed, progress: Any) -> str:
+def main(composed: Composed, progress: ProgressFactory) -> str:
     """Measure what is missing; write table, CSV and figure; returns the table and where the rest is."""
     from kvbench.experiments.roofline import figures
     from kvbench.experiments.roofline_check.run import CheckConfig, check, markdown

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from kvbench.config.compose import Composed
 from kvbench.experiments.common import configuration, result
@@ -12,6 +11,7 @@ from kvbench.experiments.vllm_fp8.run import Fp8Config
 from kvbench.kernels.build import cache_dir
 from kvbench.models.fingerprint import fingerprint
 from kvbench.models.load import locate
+from kvbench.runs.progress import ProgressFactory
 from kvbench.runs.store import digest
 from kvbench.tasks import Renderer
 from kvbench.vllm import prompts
@@ -20,7 +20,7 @@ from kvbench.vllm.prompts import Asked
 from kvbench.vllm.servers import Setup, setups, with_model
 
 
-def main(composed: Composed, progress: Any) -> str:
+def main(composed: Composed, progress: ProgressFactory) -> str:
     """Run what is not yet in the run's folder, and write table and figure."""
     cfg = configuration(composed, Fp8Config)
     servers = setups(cfg.serving, cfg.setups)

@@ -1,7 +1,6 @@
 """Latency and goodput of vLLM servers against the rate at which sessions arrive."""
 
 from pathlib import Path
-from typing import Any
 
 from kvbench.claude.assumptions import Switches
 from kvbench.claude.prices import PriceBook
@@ -12,6 +11,7 @@ from kvbench.experiments.vllm_load import run as loadrun
 from kvbench.experiments.vllm_load.run import LoadRunConfig
 from kvbench.models.fingerprint import fingerprint
 from kvbench.models.load import locate
+from kvbench.runs.progress import ProgressFactory
 from kvbench.tasks import Renderer
 from kvbench.vllm import prompts
 from kvbench.vllm.arrivals import Session, of_trace
@@ -19,7 +19,7 @@ from kvbench.vllm.campaign import Campaign
 from kvbench.vllm.servers import setups, with_model
 
 
-def main(composed: Composed, progress: Any) -> str:
+def main(composed: Composed, progress: ProgressFactory) -> str:
     """Run what is not yet in the run's folder, and write table and figure."""
     cfg = configuration(composed, LoadRunConfig)
     folder, run_dir = locate(cfg.model), Path(cfg.run_dir)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from kvbench.config.compose import Composed
 from kvbench.experiments.common import configuration, result
@@ -11,9 +10,10 @@ from kvbench.experiments.vllm_prefix_caching import run as prefix
 from kvbench.experiments.vllm_prefix_caching.run import PrefixConfig
 from kvbench.models.fingerprint import fingerprint
 from kvbench.models.load import locate
+from kvbench.runs.progress import ProgressFactory
 
 
-def main(composed: Composed, progress: Any) -> str:
+def main(composed: Composed, progress: ProgressFactory) -> str:
     """Run what is not yet in the run's folder, and write table and figures."""
     cfg = configuration(composed, PrefixConfig)
     model = ""

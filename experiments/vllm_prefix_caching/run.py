@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args
 
 from kvbench.config.errors import UserError
 from kvbench.models.load import ModelConfig
+from kvbench.runs.progress import ProgressDisplay, ProgressFactory
 from kvbench.runs.store import Record, Store, digest
 from kvbench.vllm import load, metrics
 from kvbench.vllm.arrivals import Session, Turn
@@ -146,7 +147,7 @@ def predicted(prefix: int, suffix: int, block: int) -> int:
     return min(prefix, prefix + suffix - 1) // block * block
 
 
-def run(cfg: PrefixConfig, model: str, progress: Any) -> list[Record]:
+def run(cfg: PrefixConfig, model: str, progress: ProgressFactory) -> list[Record]:
     """Measures what the run's folder does not hold yet.
 
     Args:
@@ -174,7 +175,9 @@ def run(cfg: PrefixConfig, model: str, progress: Any) -> list[Record]:
     return [row for row in store.scan()[0] if row["cell"] in named or row["cell"] == about]
 
 
-async def _all(server: Server, pending: dict[str, Cell], about: str, store: Store, shown: Any) -> None:
+async def _all(
+    server: Server, pending: dict[str, Cell], about: str, store: Store, shown: ProgressDisplay
+) -> None:
     capacity = server.facts["capacity"]
     if capacity is None or not capacity["prefix_caching"]:
         raise UserError("serving: the server has no prefix caching, or does not say its block size")

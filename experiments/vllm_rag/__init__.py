@@ -1,20 +1,20 @@
 """The Agentic-RAG workload on vLLM servers."""
 
 from pathlib import Path
-from typing import Any
 
 from kvbench.config.compose import Composed
 from kvbench.config.errors import UserError
 from kvbench.experiments.common import configuration, result
 from kvbench.models.fingerprint import fingerprint
 from kvbench.models.load import locate
+from kvbench.runs.progress import ProgressFactory
 from kvbench.vllm.campaign import Campaign
 from kvbench.vllm.servers import setups, with_model
 
 EXTRA = "the Agentic-RAG workload needs the extra: pip install 'kvbench[serving]'"
 
 
-def main(composed: Composed, progress: Any) -> str:
+def main(composed: Composed, progress: ProgressFactory) -> str:
     """Run what is not yet in the run's folder, and write table and figure."""
     try:
         from kvbench.experiments.vllm_rag import run as ragrun

@@ -11,13 +11,14 @@ from kvbench.experiments.vllm_vs_compression import run as versus
 from kvbench.models.fingerprint import fingerprint
 from kvbench.models.load import locate
 from kvbench.runs.config import RunConfig, validate
+from kvbench.runs.progress import ProgressFactory
 from kvbench.runs.store import Store
 from kvbench.vllm import prompts
 from kvbench.vllm.campaign import Campaign
 from kvbench.vllm.servers import ServersConfig, setups, with_model
 
 
-def main(composed: Composed, progress: Any) -> str:
+def main(composed: Composed, progress: ProgressFactory) -> str:
     """Run what is not yet in the run's folder, and write table and figures."""
     servers = configuration(composed, ServersConfig)
     chosen = setups(servers.serving, servers.setups)

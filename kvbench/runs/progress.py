@@ -1,25 +1,50 @@
-"""How far a run is: a live display on a terminal, plain lines anywhere else."""
+"""Progress of a run: a live display on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Live
 
 
+class ProgressDisplay(Protocol):
+    """Shows the progress of one run, inside a `with` block."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> bool | None: ...
+
+    def start_prompt(self, desc: str, /) -> None:
+        """A prompt begins; `desc` names it, as `niah_single_1 2048 #3`."""
+
+    def stage(self, name: str, /) -> None:
+        """A stage of the prompt begins, as `prefill`."""
+
+    def cells_done(self, n: int, /) -> None:
+        """`n` more cells are stored."""
+
+
+class ProgressFactory(Protocol):
+    """Makes the display of a run: `Progress`, or any callable with its first two arguments."""
+
+    def __call__(self, total_cells: int, total_prompts: int, /) -> ProgressDisplay: ...
+
+
 class Progress:
-    """Cells done, prompts done, time left and what is running; a context manager.
+    """A `ProgressDisplay` with cells and prompts done, the time left and the current prompt.
 
     A prompt is one sample with one protocol; its cells are done together.
 
     Args:
-        total_cells: cells that will be done.
-        total_prompts: prompts that they belong to.
-        console: where to write; the default is stdout.
+        total_cells: number of cells to run.
+        total_prompts: number of prompts they belong to.
+        console: output; stdout by default.
     """
 
     def __init__(self, total_cells: int, total_prompts: int, console: Console | None = None) -> None:
@@ -57,7 +82,7 @@ class Progress:
             self._live.stop()
 
     def start_prompt(self, desc: str) -> None:
-        """A prompt begins; `desc` says which, as `niah_single_1 2048 #3`."""
+        """A prompt begins; `desc` names it, as `niah_single_1 2048 #3`."""
         self._prompt += 1
         self._running = desc
         if self._live:
@@ -67,7 +92,7 @@ class Progress:
             self._line()
 
     def stage(self, name: str) -> None:
-        """What is being done for the prompt, as `prefill`; shown on a terminal only."""
+        """A stage of the prompt begins, as `prefill`; shown on a terminal only."""
         if self._live:
             self._live.update(self._task, description=f"{self._running}: {name}")
 
@@ -81,7 +106,7 @@ class Progress:
         elapsed = time.monotonic() - self._started
         per_cell = elapsed / self._cells if self._cells else 0
         left = f", {_clock(per_cell * (self.total_cells - self._cells))} left" if self._cells else ""
-        # not by rich, which makes a block of HTML of every line in a notebook
+        # without rich, which turns every line into an HTML block in a notebook
         print(
             f"cells {self._cells}/{self.total_cells}, prompt {self._prompt}/{self.total_prompts},"
             f" {_clock(elapsed)}{left}: {self._running}",

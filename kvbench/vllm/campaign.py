@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from kvbench.runs.progress import ProgressDisplay, ProgressFactory
 from kvbench.runs.store import Record, Store, digest
 from kvbench.vllm.driver import Driver
 from kvbench.vllm.errors import ServingError
@@ -74,7 +75,7 @@ class Campaign:
     model: str
     folder: Path
     fingerprint: str
-    progress: Any
+    progress: ProgressFactory
 
     @cached_property
     def store(self) -> Store:
@@ -144,7 +145,12 @@ class Campaign:
         return {self.cell(setup, job.row, job.key): job for job in every}
 
     async def _measure(
-        self, setup: Setup, server: Server, jobs: Mapping[str, Job], warm: Asked | None, shown: Any
+        self,
+        setup: Setup,
+        server: Server,
+        jobs: Mapping[str, Job],
+        warm: Asked | None,
+        shown: ProgressDisplay,
     ) -> None:
         async with server.driver() as driver:
             if warm is not None:
