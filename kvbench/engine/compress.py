@@ -11,7 +11,7 @@ from torch import Tensor
 from kvbench.engine.lanes import BlockCache, BlockLayer, Lane, make_lanes, plain_lane
 from kvbench.engine.prefill import Snapshot
 from kvbench.engine.stored import StoredLane
-from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Resolved
+from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Quota, Resolved
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _keep(
     earlier = kept_so_far.setdefault((eviction, tuple(rule.keep for rule in cell.rules), cell.ratio), [])
     if len(earlier) > layer.layer:
         return earlier[layer.layer]
-    kept = eviction.keep(layer, _scores(layer, eviction, scores), tokens, earlier, cell.ratio)
+    kept = eviction.keep(layer, _scores(layer, eviction, scores), Quota(tokens, cell.ratio, earlier))
     audit(kept, layer, tokens, eviction)
     # layers that keep everything leave a gap that index reuse must not shift
     earlier += [Kept([])] * (layer.layer - len(earlier)) + [kept]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvbench.config.errors import UserError
 from kvbench.kernels.attention_sum import attention_sum
-from kvbench.methods import Budget, Kept, LayerSnapshot, Method, Shape, build
+from kvbench.methods import Budget, Kept, LayerSnapshot, Method, Quota, Shape, build
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ def keep(
             snapshot.answer_sum_QT = attention_sum(answer[0][row], keys, snapshot.scaling)[:, :length]
         kept = Kept([torch.arange(length, device=k_BHTD.device)] * heads)
         if count is not None:
-            kept = eviction.keep(snapshot, eviction.scores(snapshot), count, [], resolved.ratio)
+            kept = eviction.keep(snapshot, eviction.scores(snapshot), Quota(count, resolved.ratio))
         per_query_head = getattr(eviction, "heads", None) == "query_head"
         out.append(_by_query_head(kept, snapshot.group) if per_query_head else kept.positions)
     return out

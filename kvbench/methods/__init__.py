@@ -8,6 +8,7 @@ from kvbench.methods.base import (
     LayerRule,
     LayerSnapshot,
     Method,
+    Quota,
     Resolved,
     Selection,
     Shape,
@@ -15,6 +16,6 @@ from kvbench.methods.base import (
 from kvbench.methods.registry import build, register, registry
 
 __all__ = [
-    "Budget", "Eviction", "Format", "Kept", "LayerRule", "LayerSnapshot", "Method", "Resolved", "Selection", "Shape",
-    "build", "register", "registry",
+    "Budget", "Eviction", "Format", "Kept", "LayerRule", "LayerSnapshot", "Method", "Quota", "Resolved", "Selection",
+    "Shape", "build", "register", "registry",
 ]  # fmt: skip

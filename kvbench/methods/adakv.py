@@ -1,6 +1,5 @@
 """AdaKV: heads share their budget."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from kvbench.config.errors import UserError
 from kvbench.kernels.top_k import top_k_mask
-from kvbench.methods.base import Kept, LayerSnapshot
+from kvbench.methods.base import Kept, LayerSnapshot, Quota
 from kvbench.methods.expected_attention import ExpectedAttention
 from kvbench.methods.registry import register
 from kvbench.methods.snapkv import SnapKV
@@ -66,20 +65,13 @@ class AdaKV(SnapKV):
             return super().scores(snapshot)
         return EXPECTED.scores(snapshot)[:, EXPECTED.sinks :]
 
-    def keep(
-        self,
-        snapshot: LayerSnapshot,
-        scores: Any,
-        tokens: int,
-        earlier: Sequence[Kept],
-        ratio: str | None = None,
-    ) -> Kept:
+    def keep(self, snapshot: LayerSnapshot, scores: Any, quota: Quota) -> Kept:
         if self.scorer == "snapkv":
-            return super().keep(snapshot, scores, tokens, earlier, ratio)
-        sinks = torch.arange(min(EXPECTED.sinks, tokens), device=scores.device)
-        if tokens <= EXPECTED.sinks:
+            return super().keep(snapshot, scores, quota)
+        sinks = torch.arange(min(EXPECTED.sinks, quota.tokens), device=scores.device)
+        if quota.tokens <= EXPECTED.sinks:
             return Kept([sinks] * snapshot.heads)
-        chosen = self.choose(scores, tokens - len(sinks), len(sinks))
+        chosen = self.choose(scores, quota.tokens - len(sinks), len(sinks))
         return Kept([torch.cat([sinks, row.nonzero()[:, 0] + len(sinks)]) for row in chosen])
 
     def choose(self, scores: Tensor, tokens: int, window: int) -> Tensor:

@@ -7,7 +7,6 @@ dimension, W window, K kept tokens, M room for appended tokens, P pages, N slots
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -17,7 +16,7 @@ from kvbench.config.errors import UserError
 from kvbench.formats.tokenwise import Codec, Rolling, Split
 from kvbench.kernels.sparse_decode import FP8
 from kvbench.kernels.top_k import top_k
-from kvbench.methods.budget import Budget, LayerRule, Shape
+from kvbench.methods.budget import Budget, LayerRule, Quota, Shape
 from kvbench.methods.snapshot import Kept, LayerSnapshot
 
 
@@ -64,31 +63,22 @@ class Eviction(Component):
         """What the choice needs and no budget changes; computed once per prompt, layer and setting."""
         return None
 
-    def keep(
-        self,
-        snapshot: LayerSnapshot,
-        scores: Any,
-        tokens: int,
-        earlier: Sequence[Kept],
-        ratio: str | None = None,
-    ) -> Kept:
-        """The tokens to keep; unless a method says otherwise those of highest score, ties to the earlier.
+    def keep(self, snapshot: LayerSnapshot, scores: Any, quota: Quota) -> Kept:
+        """The tokens to keep: by default those of highest score, ties going to the earlier token.
 
         Args:
             snapshot: the layer.
             scores: what `scores` returned for it, here `[H, T]`, or `[1, T]` for one choice per layer.
-            tokens: how many per KV head, below the length of the snapshot.
-            earlier: what this method kept in the layers before, for index reuse.
-            ratio: the budget as the user's fraction retained, if he gave one (kvpress rounds from it).
+            quota: how many tokens to keep in this layer, fewer than the snapshot holds.
         """
-        return Kept.uniform(top_k(scores, tokens).expand(snapshot.heads, -1))
+        return Kept.uniform(top_k(scores, quota.tokens).expand(snapshot.heads, -1))
 
-    def layer_tokens(self, tokens: int, shape: Shape, ratio: str | None = None) -> list[int]:
-        """The budget of each layer, `tokens` for all unless the method says otherwise."""
-        return [tokens] * shape.num_layers
+    def layer_tokens(self, quota: Quota, shape: Shape) -> list[int]:
+        """Tokens to keep per KV head, by layer: by default `quota.tokens` in each."""
+        return [quota.tokens] * shape.num_layers
 
-    def notes(self, tokens: int, shape: Shape, ratio: str | None = None) -> tuple[str, ...]:
-        """What a reader of the row must know about the budget, for example that a fallback was taken."""
+    def notes(self, quota: Quota, shape: Shape) -> tuple[str, ...]:
+        """Remarks on the budget for the reader of a result, e.g. that a fallback was taken."""
         return ()
 
     @property
@@ -331,7 +321,7 @@ class Native(Format):
     bytes_formula = "element bytes of the model's dtype"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Resolved:
     """A method with its budget made concrete for one prompt length.
 

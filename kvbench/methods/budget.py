@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
 
 from kvbench.config.errors import UserError
+from kvbench.methods.snapshot import Kept
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,21 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Quota:
+    """How much an eviction keeps.
+
+    Attributes:
+        tokens: tokens per KV head; in `Eviction.keep` those of its layer, elsewhere the budget of the method.
+        ratio: the fraction retained as the user wrote it, None for a budget in tokens (kvpress rounds from it).
+        earlier: what the same eviction kept in the layers before, for index reuse.
+    """
+
+    tokens: int
+    ratio: str | None = None
+    earlier: Sequence[Kept] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerRule:
     """Tokens per KV head of one layer.
 

@@ -1,6 +1,5 @@
 """ChunkKV: whole chunks of consecutive tokens are kept or evicted."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
@@ -11,7 +10,7 @@ from torch import Tensor
 from kvbench.config.errors import UserError
 from kvbench.kernels.pool import chunk_sums, pool
 from kvbench.kernels.top_k import top_k, top_k_mask
-from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Shape
+from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Quota, Shape
 from kvbench.methods.keydiff import KeyDiff
 from kvbench.methods.knorm import KNorm
 from kvbench.methods.registry import register
@@ -92,7 +91,8 @@ class ChunkKV(Eviction):
         # the first and the last chunk may be cut and are counted whole
         return 2 * (self.chunk - 1) if self.mode == "kvpress" and self.chunks == "fixed" else 0
 
-    def layer_tokens(self, tokens: int, shape: Shape, ratio: str | None = None) -> list[int]:
+    def layer_tokens(self, quota: Quota, shape: Shape) -> list[int]:
+        tokens = quota.tokens
         if self.mode == "kvpress" and shape.compressed >= self.chunk:
             tokens = max(tokens, self.chunk)
         return [tokens] * shape.num_layers
@@ -120,23 +120,16 @@ class ChunkKV(Eviction):
         rows_HX[:, of_T * self.chunk + place_T] = scores_HT
         return Chunks(of_T, rows_HX.view(len(scores_HT), len(sizes), self.chunk).sum(-1) / sizes)
 
-    def keep(
-        self,
-        snapshot: LayerSnapshot,
-        scores: Any,
-        tokens: int,
-        earlier: Sequence[Kept],
-        ratio: str | None = None,
-    ) -> Kept:
+    def keep(self, snapshot: LayerSnapshot, scores: Any, quota: Quota) -> Kept:
         if snapshot.layer % self.n_reuse:
-            return earlier[snapshot.layer - snapshot.layer % self.n_reuse]
+            return quota.earlier[snapshot.layer - snapshot.layer % self.n_reuse]
         if self.mode == "kvpress":
-            return self._keep_kvpress(snapshot, scores, tokens, ratio)
+            return self._keep_kvpress(snapshot, scores, quota)
         early = len(scores.of_T)
         tail = torch.arange(early, snapshot.length, device=scores.of_T.device)
-        if tokens <= len(tail):
-            return Kept([tail[len(tail) - tokens :]] * snapshot.heads)
-        rows = [_fill(row, scores.of_T, tokens - len(tail)) for row in scores.scores_HC]
+        if quota.tokens <= len(tail):
+            return Kept([tail[len(tail) - quota.tokens :]] * snapshot.heads)
+        rows = [_fill(row, scores.of_T, quota.tokens - len(tail)) for row in scores.scores_HC]
         return Kept([torch.cat([row, tail]) for row in rows] * (snapshot.heads // len(rows)))
 
     def _cut(self, snapshot: LayerSnapshot, length: int) -> tuple[Tensor, Tensor]:
@@ -150,18 +143,20 @@ class ChunkKV(Eviction):
         place = (position - begun) % self.chunk
         return (place == 0).cumsum(0) - 1, place
 
-    def _keep_kvpress(self, snapshot: LayerSnapshot, chunks: Chunks, tokens: int, ratio: str | None) -> Kept:
+    def _keep_kvpress(self, snapshot: LayerSnapshot, chunks: Chunks, quota: Quota) -> Kept:
         if snapshot.length < self.chunk:
-            return Kept.uniform(top_k(press_scores(self.scorer, snapshot, self.window, self.kernel), tokens))
+            return Kept.uniform(
+                top_k(press_scores(self.scorer, snapshot, self.window, self.kernel), quota.tokens)
+            )
         total = chunks.scores_HC.shape[1]
         if self.chunks != "fixed":
             ranked = chunks.scores_HC[0].sort(descending=True, stable=True).indices
-            count = int((chunks.of_T.bincount()[ranked].cumsum(0) <= tokens).sum())
-        elif ratio is None:
-            count = total * tokens // snapshot.length
+            count = int((chunks.of_T.bincount()[ranked].cumsum(0) <= quota.tokens).sum())
+        elif quota.ratio is None:
+            count = total * quota.tokens // snapshot.length
         else:
             # kvpress rounds in binary floating point from the fraction removed: int(10 * (1 - 0.8)) is 1
-            count = int(total * (1 - float(1 - Decimal(ratio))))
+            count = int(total * (1 - float(1 - Decimal(quota.ratio))))
         chosen = top_k_mask(chunks.scores_HC[0], max(1, count))
         return Kept([chosen[chunks.of_T].nonzero()[:, 0]] * snapshot.heads)
 

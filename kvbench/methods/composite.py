@@ -8,7 +8,7 @@ from typing import Any
 
 from kvbench.config.errors import UserError
 from kvbench.methods.base import Eviction, KeepAll, Method, ReadAll, Resolved, Selection
-from kvbench.methods.budget import Budget, LayerRule, Shape
+from kvbench.methods.budget import Budget, LayerRule, Quota, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +77,10 @@ class Composite(Method):
             if self.keep is not None:
                 kept = Budget(self.keep) if isinstance(self.keep, int) else Budget(ratio=str(self.keep))
             keep, ratio = kept.of(shape.compressed), kept.ratio
+        quota = Quota(keep, ratio)
         per_layer = [total] * shape.num_layers
         if self.evicts:
-            per_layer = self.eviction.layer_tokens(keep, shape, ratio)
+            per_layer = self.eviction.layer_tokens(quota, shape)
         selection, per_layer_read = self.selection, None
         if self.selects:
             # the newest token is there before another one is dropped
@@ -102,5 +103,5 @@ class Composite(Method):
             ratio=ratio,
             covers_prompt=all(rule == LayerRule() for rule in rules),
             dense=self.lossless and min(per_layer) >= total and (not self.selects or read >= total),
-            notes=self.eviction.notes(keep, shape, ratio),
+            notes=self.eviction.notes(quota, shape),
         )

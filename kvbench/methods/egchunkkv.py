@@ -1,6 +1,5 @@
 """Entropy-gated ChunkKV: of chunks whose score comes from a few tokens, only these are kept."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from kvbench.config.errors import UserError
 from kvbench.kernels.top_k import top_k_mask
-from kvbench.methods.base import Eviction, Kept, LayerSnapshot
+from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Quota
 from kvbench.methods.chunkkv import press_scores
 from kvbench.methods.registry import register
 
@@ -47,14 +46,7 @@ class EntropyGatedChunkKV(Eviction):
         """Scores of the tokens `[T]`, heads together."""
         return press_scores(self.scorer, snapshot, self.window, self.kernel).sum(0)
 
-    def keep(
-        self,
-        snapshot: LayerSnapshot,
-        scores: Any,
-        tokens: int,
-        earlier: Sequence[Kept],
-        ratio: str | None = None,
-    ) -> Kept:
+    def keep(self, snapshot: LayerSnapshot, scores: Any, quota: Quota) -> Kept:
         chunks = -(-len(scores) // self.chunk)
         rows_CX = torch.nn.functional.pad(scores, (0, chunks * self.chunk - len(scores)), value=-torch.inf)
         rows_CX = rows_CX.view(chunks, self.chunk)
@@ -65,11 +57,11 @@ class EntropyGatedChunkKV(Eviction):
         wanted_C = torch.where(gated, sizes_C.clamp(max=self.spiky), sizes_C)
         order = means_C.sort(descending=True, stable=True).indices
         before_C = (wanted_C[order].cumsum(0) - wanted_C[order])[order.argsort()]
-        granted_C = (tokens - before_C).clamp(min=0).minimum(wanted_C)
+        granted_C = (quota.tokens - before_C).clamp(min=0).minimum(wanted_C)
         rank_CX = rows_CX.sort(dim=1, descending=True, stable=True).indices.argsort(1)
         chosen = (rank_CX < granted_C[:, None]).flatten()[: len(scores)]
         # at most the budget is marked so far: these, then the best of the others
-        chosen = top_k_mask(scores.masked_fill(chosen, torch.inf), tokens)
+        chosen = top_k_mask(scores.masked_fill(chosen, torch.inf), quota.tokens)
         return Kept([chosen.nonzero()[:, 0]] * snapshot.heads)
 
 

@@ -1,6 +1,5 @@
 """H2O: heavy hitters and recent tokens."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from kvbench.config.errors import UserError
 from kvbench.kernels.top_k import lowest, top_k
-from kvbench.methods.base import Eviction, Kept, LayerSnapshot
+from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Quota
 from kvbench.methods.registry import register
 
 
@@ -48,17 +47,10 @@ class H2O(Eviction):
         assert snapshot.attention_sum_QT is not None
         return snapshot.attention_sum_QT.unflatten(0, (snapshot.heads, -1)).sum(1)
 
-    def keep(
-        self,
-        snapshot: LayerSnapshot,
-        scores: Any,
-        tokens: int,
-        earlier: Sequence[Kept],
-        ratio: str | None = None,
-    ) -> Kept:
-        recent = int(tokens * self.recent)
+    def keep(self, snapshot: LayerSnapshot, scores: Any, quota: Quota) -> Kept:
+        recent = int(quota.tokens * self.recent)
         old = snapshot.length - recent
-        heavy = top_k(scores[:, :old], tokens - recent)
+        heavy = top_k(scores[:, :old], quota.tokens - recent)
         newest = torch.arange(old, snapshot.length, device=heavy.device)
         return Kept.uniform(torch.cat([heavy, newest.expand(snapshot.heads, -1)], dim=-1))
 

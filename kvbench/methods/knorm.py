@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kvbench.methods.base import Eviction, LayerSnapshot, Shape
+from kvbench.methods.base import Eviction, LayerSnapshot, Quota, Shape
 from kvbench.methods.registry import register
 
 
@@ -26,6 +26,8 @@ class KNorm(Eviction):
     def scores(self, snapshot: LayerSnapshot) -> Tensor:
         return -snapshot.k_HTD.float().norm(dim=-1)
 
-    def layer_tokens(self, tokens: int, shape: Shape, ratio: str | None = None) -> list[int]:
+    def layer_tokens(self, quota: Quota, shape: Shape) -> list[int]:
         everything = shape.compressed + shape.max_new_tokens
-        return [everything if layer < self.dense_layers else tokens for layer in range(shape.num_layers)]
+        return [
+            everything if layer < self.dense_layers else quota.tokens for layer in range(shape.num_layers)
+        ]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from decimal import Decimal
 
-from kvbench.methods.base import Shape
+from kvbench.methods.base import Quota, Shape
 from kvbench.methods.registry import register
 from kvbench.methods.snapkv import SnapKV
 
@@ -38,9 +38,10 @@ class PyramidKV(SnapKV):
     window: int = 8
     beta: int = 20
 
-    def layer_tokens(self, tokens: int, shape: Shape, ratio: str | None = None) -> list[int]:
+    def layer_tokens(self, quota: Quota, shape: Shape) -> list[int]:
         if self.mode == "kvpress":
-            return self._kvpress(tokens, shape, ratio)
+            return self._kvpress(quota, shape)
+        tokens = quota.tokens
         room, share = shape.compressed - self.window, tokens - self.window
         # the official code: no eviction below the budget, the same everywhere below twice its share
         if share < 1 or shape.num_layers == 1 or shape.compressed < max(tokens, 2 * share):
@@ -52,17 +53,17 @@ class PyramidKV(SnapKV):
         step = (high - low) // (shape.num_layers - 1)
         return [high - layer * step + self.window for layer in range(shape.num_layers)]
 
-    def notes(self, tokens: int, shape: Shape, ratio: str | None = None) -> tuple[str, ...]:
-        layers = self.layer_tokens(tokens, shape, ratio)
+    def notes(self, quota: Quota, shape: Shape) -> tuple[str, ...]:
+        layers = self.layer_tokens(quota, shape)
         if max(layers) < shape.compressed and len(set(layers)) == 1:
             return ("pyramidkv: the same budget in every layer, as SnapKV",)
         return ()
 
-    def _kvpress(self, tokens: int, shape: Shape, ratio: str | None) -> list[int]:
+    def _kvpress(self, quota: Quota, shape: Shape) -> list[int]:
         """The same in kvpress' floating-point steps, from the fraction removed if the budget is a ratio."""
-        share = float(tokens)
-        if ratio is not None:
-            share = self.window + shape.compressed * (1 - float(1 - Decimal(ratio))) - self.window
+        share = float(quota.tokens)
+        if quota.ratio is not None:
+            share = self.window + shape.compressed * (1 - float(1 - Decimal(quota.ratio))) - self.window
         room = shape.compressed - self.window
         low = share / self.beta
         high = share * 2 - low

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -36,6 +37,10 @@ def register(name: str):
         if not (dataclasses.is_dataclass(cls) and issubclass(cls, tuple(_ROLES.values()))):
             raise TypeError(
                 f"{cls.__name__} must be a dataclass and an Eviction, Selection, Format or Method"
+            )
+        if issubclass(cls, Eviction) and "tokens" in inspect.signature(cls.keep).parameters:
+            raise TypeError(
+                f"{cls.__name__}.keep takes (self, snapshot, scores, quota): see kvbench.methods.Quota"
             )
         cls.name = name
         _CLASSES[name] = cls

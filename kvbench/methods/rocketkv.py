@@ -61,7 +61,15 @@ class RocketKV(Method):
         traffic, total = budget.of(shape.compressed), shape.compressed + shape.max_new_tokens
         if traffic >= total:
             rules = (LayerRule(),) * shape.num_layers
-            return Resolved(eviction, selection, self.format, rules, budget.ratio, True, self.lossless)
+            return Resolved(
+                eviction=eviction,
+                selection=selection,
+                format=self.format,
+                rules=rules,
+                ratio=budget.ratio,
+                covers_prompt=True,
+                dense=self.lossless,
+            )
         room = capacity(total, traffic, None if self.split == "adaptive" else float(self.split))
         if self.floor_2m:
             room = max(room, min(2 * shape.max_new_tokens, total))
@@ -73,4 +81,6 @@ class RocketKV(Method):
         )
         rules = tuple(LayerRule() if n < self.dense_layers else rule for n in range(shape.num_layers))
         hsa = HSA(page=page, channels=channels, pin_recent=self.pin_recent)
-        return Resolved(eviction, hsa, self.format, rules, budget.ratio, notes=notes)
+        return Resolved(
+            eviction=eviction, selection=hsa, format=self.format, rules=rules, ratio=budget.ratio, notes=notes
+        )

@@ -84,10 +84,10 @@ class RocketKVTensorRT(Method):
         held = (keep or shape.compressed) + shape.max_new_tokens
         rule = LayerRule(keep=keep, read=read if read < held else None)
         return Resolved(
-            eviction,
-            HSA(page=self.page, channels=shape.head_dim),
-            self.format,
-            (rule,) * shape.num_layers,
+            eviction=eviction,
+            selection=HSA(page=self.page, channels=shape.head_dim),
+            format=self.format,
+            rules=(rule,) * shape.num_layers,
             covers_prompt=rule == LayerRule(),
             dense=self.lossless and keep is None and read >= total,
             notes=(f"fixed sizes: {self.prompt_budget} tokens kept, {self.pages} pages of {self.page} read",),

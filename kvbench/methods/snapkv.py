@@ -1,6 +1,5 @@
 """SnapKV: the attention of the last queries decides."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from kvbench.kernels.pool import pool
 from kvbench.kernels.top_k import top_k_mask
-from kvbench.methods.base import Eviction, Kept, LayerSnapshot
+from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Quota
 from kvbench.methods.registry import register
 
 
@@ -59,19 +58,12 @@ class SnapKV(Eviction):
             return pool(raw_QT, self.kernel, self.pool).unflatten(0, (snapshot.heads, -1)).mean(1)
         return pool(raw_QT, self.kernel, self.pool, group=len(raw_QT) // snapshot.heads)
 
-    def keep(
-        self,
-        snapshot: LayerSnapshot,
-        scores: Any,
-        tokens: int,
-        earlier: Sequence[Kept],
-        ratio: str | None = None,
-    ) -> Kept:
+    def keep(self, snapshot: LayerSnapshot, scores: Any, quota: Quota) -> Kept:
         early = scores.shape[-1]
         window = torch.arange(early, snapshot.length, device=scores.device)
-        if tokens <= len(window):
-            return Kept([window[len(window) - tokens :]] * snapshot.heads)
-        chosen = self.choose(scores, tokens - len(window), len(window))
+        if quota.tokens <= len(window):
+            return Kept([window[len(window) - quota.tokens :]] * snapshot.heads)
+        chosen = self.choose(scores, quota.tokens - len(window), len(window))
         if self.heads == "query_head":
             everyone = chosen.new_ones(len(chosen), len(window))
             return Kept.per_query_head(torch.cat([chosen, everyone], dim=1), snapshot.heads)

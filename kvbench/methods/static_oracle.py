@@ -1,13 +1,12 @@
 """Static oracle: the upper bound of eviction after prefill."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 
 from kvbench.kernels.top_k import top_k, top_k_mask
-from kvbench.methods.base import Eviction, Kept, LayerSnapshot
+from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Quota
 from kvbench.methods.registry import register
 
 
@@ -41,14 +40,7 @@ class StaticOracle(Eviction):
             return snapshot.answer_sum_QT
         return snapshot.answer_sum_QT.unflatten(0, (snapshot.heads, -1)).sum(1)
 
-    def keep(
-        self,
-        snapshot: LayerSnapshot,
-        scores: Any,
-        tokens: int,
-        earlier: Sequence[Kept],
-        ratio: str | None = None,
-    ) -> Kept:
+    def keep(self, snapshot: LayerSnapshot, scores: Any, quota: Quota) -> Kept:
         if self.heads == "query_head":
-            return Kept.per_query_head(top_k_mask(scores, tokens), snapshot.heads)
-        return Kept.uniform(top_k(scores, tokens))
+            return Kept.per_query_head(top_k_mask(scores, quota.tokens), snapshot.heads)
+        return Kept.uniform(top_k(scores, quota.tokens))

@@ -1,13 +1,12 @@
 """StreamingLLM: attention sinks and a recent window."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from kvbench.methods.base import Eviction, Kept, LayerSnapshot
+from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Quota
 from kvbench.methods.registry import register
 
 
@@ -48,17 +47,10 @@ class StreamingLLM(Eviction):
     def steps(self) -> bool:
         return self.reindexes
 
-    def keep(
-        self,
-        snapshot: LayerSnapshot,
-        scores: Any,
-        tokens: int,
-        earlier: Sequence[Kept],
-        ratio: str | None = None,
-    ) -> Kept:
-        sinks = min(self.sinks, tokens)
-        positions = torch.arange(tokens, device=snapshot.k_HTD.device)
-        positions[sinks:] += snapshot.length - tokens
+    def keep(self, snapshot: LayerSnapshot, scores: Any, quota: Quota) -> Kept:
+        sinks = min(self.sinks, quota.tokens)
+        positions = torch.arange(quota.tokens, device=snapshot.k_HTD.device)
+        positions[sinks:] += snapshot.length - quota.tokens
         return Kept([positions] * snapshot.heads)
 
     def step(self, probs_RHGNC: Tensor, carried_RHC: Tensor | None, drop: int) -> Tensor:

@@ -12,7 +12,7 @@ from kvbench.engine.prefill import prefill
 from kvbench.kernels.forms import using
 from kvbench.kernels.pool import pool
 from kvbench.kernels.sparse_decode import cpu
-from kvbench.methods import Budget, Kept, Shape, build
+from kvbench.methods import Budget, Kept, Quota, Shape, build
 
 NEW = 12
 PROMPT = [(7 * i * i + 3 * i) % 250 for i in range(300)]
@@ -138,7 +138,7 @@ def test_evictions_decode_as_an_eager_model_on_the_cut_cache(model, entry):
     kept: list[Kept] = []
     for layer in snapshot.layers:
         scores = cell.eviction.scores(layer)
-        kept.append(cell.eviction.keep(layer, scores, cell.rules[layer.layer].keep, kept))
+        kept.append(cell.eviction.keep(layer, scores, Quota(cell.rules[layer.layer].keep, earlier=kept)))
     recorder = Recorder(model)
     ours = run(recorder, [cell], snapshot)
     tokens, logits = reference(model, [k.positions for k in kept])
@@ -271,7 +271,7 @@ def test_ragged_heads_are_stored_as_long_as_they_are(llama):
     sizes = []
     snapshot = prefill(llama, PROMPT[:-1], 64)
     for layer in snapshot.layers:
-        kept = cell.eviction.keep(layer, cell.eviction.scores(layer), 40, [])
+        kept = cell.eviction.keep(layer, cell.eviction.scores(layer), Quota(40))
         sizes += [len(p) for p in kept.positions]
     assert len(set(sizes)) > 1
     assert result.cells[0].kept == sum(sizes) / len(sizes)

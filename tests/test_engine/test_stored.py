@@ -12,7 +12,7 @@ from kvbench.engine.decode import DecodeOptions, decode_cells
 from kvbench.engine.prefill import prefill, rope_of
 from kvbench.kernels.forms import using
 from kvbench.kernels.rope import rotate
-from kvbench.methods import Budget, Shape, build
+from kvbench.methods import Budget, Quota, Shape, build
 from kvbench.models.boundaries import boundaries
 
 NEW, LAYERS, HEADS, GROUP, DIM = 12, 3, 2, 3, 16
@@ -141,7 +141,9 @@ class Reference:
 def kept_by(cell, snapshot):
     kept = []
     for layer in snapshot.layers:
-        kept.append(cell.eviction.keep(layer, cell.eviction.scores(layer), cell.rules[0].keep, kept))
+        kept.append(
+            cell.eviction.keep(layer, cell.eviction.scores(layer), Quota(cell.rules[0].keep, earlier=kept))
+        )
     return kept
 
 

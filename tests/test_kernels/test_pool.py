@@ -7,7 +7,7 @@ from kvbench_testing.triton import DEVICE, INTERPRETED, needs_triton
 
 from kvbench.kernels import forms, pool
 from kvbench.kernels.pool import cpu, naive, portable
-from kvbench.methods.base import LayerSnapshot
+from kvbench.methods.base import LayerSnapshot, Quota
 from kvbench.methods.chunkkv import ChunkKV
 from kvbench.methods.snapkv import SnapKV
 
@@ -96,7 +96,7 @@ def test_methods_keep_the_same_tokens(form):
         # the attention itself in one form: this is about what follows
         with forms.using("portable"):
             snapshot.window_scores(8)
-        tokens = method.keep(snapshot, method.scores(snapshot), 100, [])
+        tokens = method.keep(snapshot, method.scores(snapshot), Quota(100))
         return [row.tolist() for row in tokens.positions]
 
     for method in methods:

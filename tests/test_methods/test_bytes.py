@@ -9,7 +9,7 @@ from kvbench_testing.cases import DIM, EVERY, NEW, SHAPES, name_of, tensors
 from kvbench.engine.lanes import make_lanes
 from kvbench.engine.raw import _turns
 from kvbench.kernels.attention_sum import attention_sum
-from kvbench.methods import Budget, LayerSnapshot, Shape, build, registry
+from kvbench.methods import Budget, LayerSnapshot, Quota, Shape, build, registry
 
 LAYERS = 4
 
@@ -33,7 +33,7 @@ def test_measured_bytes_are_those_of_the_formula(case, length):
     kept = carried = None
     if rule.keep is not None:
         scores = eviction.scores(layer)
-        kept = eviction.keep(layer, scores, rule.keep, [])
+        kept = eviction.keep(layer, scores, Quota(rule.keep))
         carried = eviction.carry(layer, scores, kept)
     lanes = make_lanes(layer, resolved, rule, kept, slice(0, 1), NEW, carried=carried)
     heads = SHAPES["gqa3"][1]
@@ -49,7 +49,7 @@ def test_measured_bytes_are_those_of_the_formula(case, length):
 def test_ragged_heads_take_no_more_than_they_keep():
     layer = layer_of("mha", 331)
     cell = build({"method": "adakv"}).resolve(Shape(331, NEW, LAYERS, DIM), Budget(tokens=100))
-    kept = cell.eviction.keep(layer, cell.eviction.scores(layer), 100, [])
+    kept = cell.eviction.keep(layer, cell.eviction.scores(layer), Quota(100))
     lanes = make_lanes(layer, cell, cell.rules[0], kept, slice(0, 1), NEW)
     assert len({len(positions) for positions in kept.positions}) > 1
     assert len(lanes) == 4 and torch.tensor([lane.kept for lane in lanes]).sum() <= 4 * 100.5

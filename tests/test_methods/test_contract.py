@@ -1,5 +1,7 @@
 """What every registered method must keep to, whatever it is; a new one is tested with no edit here."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from kvbench_testing.cases import (
@@ -16,7 +18,7 @@ from kvbench_testing.cases import (
     tensors,
 )
 
-from kvbench.methods import Budget, Shape, build
+from kvbench.methods import Budget, Eviction, Shape, build, register
 
 
 def budgets(name, params, length):
@@ -105,3 +107,12 @@ def test_budgets_of_the_layers_average_to_the_budget(case, length):
         else:
             # whole steps from layer to layer may add half a token per layer
             assert wanted <= mean <= wanted + LAYERS / 2
+
+
+def test_an_eviction_with_the_earlier_signature_of_keep_is_named():
+    class Earlier(Eviction):
+        def keep(self, snapshot, scores, tokens, earlier, ratio=None):  # type: ignore[override]
+            raise NotImplementedError
+
+    with pytest.raises(TypeError, match=r"Earlier.keep takes \(self, snapshot, scores, quota\)"):
+        register("earlier")(dataclass(frozen=True)(Earlier))

@@ -9,7 +9,7 @@ from kvbench.engine.attention import register_attention
 from kvbench.engine.decode import DecodeOptions, decode_cells
 from kvbench.engine.dense_answer import watch_answer
 from kvbench.engine.prefill import prefill
-from kvbench.methods import Budget, Shape, build
+from kvbench.methods import Budget, Quota, Shape, build
 
 PROMPT = [(7 * i * i + 3 * i) % 250 for i in range(180)]
 LENGTH, NEW, TOKENS = len(PROMPT) - 1, 6, 60
@@ -46,7 +46,9 @@ def masks(cell, snapshot):
     for layer, rule in zip(snapshot.layers, cell.rules, strict=True):
         visible = torch.ones(layer.heads, layer.group, LENGTH + NEW, dtype=torch.bool)
         if rule.keep is not None:
-            kept = cell.eviction.keep(layer, cell.eviction.scores(layer), rule.keep, kept_so_far)
+            kept = cell.eviction.keep(
+                layer, cell.eviction.scores(layer), Quota(rule.keep, earlier=kept_so_far)
+            )
             kept_so_far.append(kept)
             visible[..., :LENGTH] = False
             for head, positions in enumerate(kept.positions):

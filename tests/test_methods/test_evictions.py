@@ -8,7 +8,7 @@ from kvbench.engine.compress import AuditError, audit
 from kvbench.kernels.pool import pool
 from kvbench.kernels.top_k import top_k, top_k_mask
 from kvbench.kernels.window_scores import naive, window_scores
-from kvbench.methods import Budget, LayerSnapshot, Shape, build
+from kvbench.methods import Budget, LayerSnapshot, Quota, Shape, build
 from kvbench.methods.adakv import AdaKV
 from kvbench.methods.chunkkv import ChunkKV
 from kvbench.methods.keydiff import KeyDiff
@@ -29,7 +29,7 @@ def peaked(length, peaks, heads=1, group=1, window=2, layer=0):
 
 
 def keep(method, layer, tokens, earlier=(), ratio=None):
-    kept = method.keep(layer, method.scores(layer), tokens, list(earlier), ratio)
+    kept = method.keep(layer, method.scores(layer), Quota(tokens, ratio, earlier))
     return [p.tolist() for p in kept.positions]
 
 
@@ -88,7 +88,7 @@ def test_snapkv_per_query_head_stores_the_union_with_members():
     q[0, 0, 0] = q[1, 0, 1] = 1.0
     layer = LayerSnapshot(k, k, q, 0, 1, 1.0)
     method = SnapKV(heads="query_head", window=1, kernel=1)
-    kept = method.keep(layer, method.scores(layer), 2, [])
+    kept = method.keep(layer, method.scores(layer), Quota(2))
     assert kept.positions[0].tolist() == [2, 6, 9]
     assert kept.members is not None
     assert kept.members[0].tolist() == [[True, False, True], [False, True, True]]
@@ -139,7 +139,7 @@ def test_chunkkv_per_kv_head_chooses_for_each_head():
 
 def test_chunkkv_followers_take_the_leaders_indices():
     method = ChunkKV(window=2, chunk=4, n_reuse=2)
-    first = method.keep(peaked(14, {1: 5.0}), method.scores(peaked(14, {1: 5.0})), 6, [])
+    first = method.keep(peaked(14, {1: 5.0}), method.scores(peaked(14, {1: 5.0})), Quota(6))
     follower = peaked(14, {5: 5.0}, layer=1)
     assert keep(method, follower, 6, [first]) == [[0, 1, 2, 3, 12, 13]]
     leader = peaked(14, {5: 5.0}, layer=2)
@@ -173,7 +173,7 @@ def test_chunkkv_as_kvpress_counts_a_cut_chunk_as_a_whole_one():
     method = ChunkKV(mode="kvpress", scorer="knorm", window=20, chunk=20, kernel=5)
     (first, *_) = keep(method, layer, 34)
     assert first == [*range(40)] and len(first) > 34
-    kept = method.keep(layer, method.scores(layer), 34, [])
+    kept = method.keep(layer, method.scores(layer), Quota(34))
     audit(kept, layer, 34, method)
     with pytest.raises(AuditError, match="more than 34"):
         audit(kept, layer, 34, ChunkKV())

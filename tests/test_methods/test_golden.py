@@ -5,6 +5,7 @@ import torch
 from kvbench_testing.golden import digest, future_rope, snapshot, tensors
 
 import kvbench
+from kvbench.methods import Quota
 from kvbench.methods.chunkkv import ChunkKV
 
 KVPRESS = {"mode": "kvpress", "window": 64, "kernel": 5}
@@ -58,7 +59,7 @@ def test_chunkkv_as_kvpress_breaks_its_boundary_tie_towards_the_start():
     # kvpress keeps 51 tokens here: five whole chunks and the one-token tail, which ties with whole ones
     layer, method = snapshot(), ChunkKV(**KVPRESS, chunk=10)
     chunks = method.scores(layer)
-    kept = method.keep(layer, chunks, 66, [], "0.2")
+    kept = method.keep(layer, chunks, Quota(66, "0.2"))
     assert len((kept.positions[0] // 10).unique()) == int(34 * (1 - 0.8)) == 6
     ranked = chunks.scores_HC[0].sort(descending=True).values
     assert torch.equal(ranked[5], ranked[6]), "the hash is not checked because of this tie"

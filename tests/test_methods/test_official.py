@@ -8,7 +8,7 @@ from kvbench_testing.golden import snapshot
 
 import kvbench
 from kvbench.engine.raw import _frequencies, _turns
-from kvbench.methods import Budget, Kept, Shape, build
+from kvbench.methods import Budget, Kept, Quota, Shape, build
 from kvbench.methods.adakv import AdaKV
 from kvbench.methods.expected_attention import ExpectedAttention
 
@@ -119,7 +119,7 @@ def test_adakv_over_expected_attention_as_kvpress_registers_it(tokens):
     scores = ExpectedAttention(epsilon=0.01).scores(layer)
     assert bool(scores[:, :4].isinf().all()) and not bool(scores[:, 4:].isinf().any())
     method = AdaKV(scorer="expected_attention", mode="kvpress")
-    kept = lists(method.keep(layer, method.scores(layer), tokens, []).positions)
+    kept = lists(method.keep(layer, method.scores(layer), Quota(tokens)).positions)
     if tokens < 4:
         assert kept == [list(range(tokens))] * 2
         return
@@ -137,7 +137,7 @@ def test_adakv_over_expected_attention_by_the_papers_counts():
     layer = with_all_queries()
     scores = ExpectedAttention(epsilon=0.01).scores(layer)[:, 4:]
     method = AdaKV(scorer="expected_attention", alpha=0.5)
-    kept = lists(method.keep(layer, method.scores(layer), 60, []).positions)
+    kept = lists(method.keep(layer, method.scores(layer), Quota(60)).positions)
     winners = scores.flatten().sort(descending=True, stable=True).indices[: 2 * 56] // scores.shape[1]
     counts = [round(int((winners == head).sum()) * 0.5 + 28) for head in range(2)]
     assert kept == [
@@ -174,7 +174,7 @@ class Decoding:
         layer.k_HTD, layer.v_HTD, layer.q_QWD, layer.scaling = k[0], k[0], q[0], DIM**-0.5
         layer.attention_sum_QT = full
         scores = self.method.scores(layer)
-        kept = self.method.keep(layer, scores, self.tokens, [])
+        kept = self.method.keep(layer, scores, Quota(self.tokens))
         carried = self.method.carry(layer, scores, kept)
         held = [positions.tolist() for positions in kept.positions]
         yield held
@@ -306,8 +306,7 @@ def test_h2o_is_observed_attention_of_heavy_hitters():
 
 def test_kept_is_what_the_engine_expects():
     layer = snapshot(window=331)
-    kept = build({"method": "adakv"}).eviction.keep(
-        layer, build({"method": "adakv"}).eviction.scores(layer), 100, []
-    )
+    eviction = build({"method": "adakv"}).eviction
+    kept = eviction.keep(layer, eviction.scores(layer), Quota(100))
     assert isinstance(kept, Kept) and kept.members is None
     assert len({len(p) for p in kept.positions}) == 2, "heads keep different numbers of tokens"

@@ -14,7 +14,7 @@ from kvbench.engine.compress import cell_lanes
 from kvbench.engine.decode import DecodeOptions, decode_cells
 from kvbench.engine.dense_answer import watch_answer
 from kvbench.engine.prefill import prefill, prefill_for
-from kvbench.methods import Budget, Shape, build
+from kvbench.methods import Budget, Quota, Shape, build
 
 LENGTH = 331
 PROMPT = [(7 * i * i + 3 * i) % 250 for i in range(180)]
@@ -131,7 +131,7 @@ def test_in_the_engine_no_eviction_recalls_more(folder, model):
                     best = mass.topk(len(chosen)).values.sum()
                     assert float(mass[chosen].sum()) <= float(best) + 1e-5, name
                     if heads == "kv_head":
-                        own = oracles[heads].keep(layer, oracles[heads].scores(layer), len(chosen), [])
+                        own = oracles[heads].keep(layer, oracles[heads].scores(layer), Quota(len(chosen)))
                         assert float(mass[own.positions[at]].sum()) == pytest.approx(float(best), abs=1e-5)
 
 

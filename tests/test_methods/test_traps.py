@@ -6,7 +6,7 @@ from kvbench_testing.golden import LENGTH, snapshot, tensors
 
 import kvbench
 from kvbench.config.errors import UserError
-from kvbench.methods import Budget, LayerSnapshot, Shape, build
+from kvbench.methods import Budget, LayerSnapshot, Quota, Shape, build
 
 EVICTIONS = [
     "random",
@@ -107,7 +107,7 @@ def test_tensorrts_snapkv_is_scored_in_fp32():
     assert torch.equal(halves, exact) and len(halves[0].unique()) > 500
     equal = LayerSnapshot(*(torch.ones(1, 50, 4) for _ in range(3)))
     kept = build({"method": "rocketkv_trtllm", "window": 2}).parts()[0]
-    assert lists(kept.keep(equal, kept.scores(equal), 6, []).positions) == [[0, 1, 2, 3, 48, 49]]
+    assert lists(kept.keep(equal, kept.scores(equal), Quota(6)).positions) == [[0, 1, 2, 3, 48, 49]]
 
 
 def test_the_oracle_ranks_bf16_in_fp32():
