@@ -139,6 +139,14 @@ def log_axis(axes: Axes | SecondaryAxis, which: str, form: str = "%g") -> None:
     axis.set_minor_locator(NullLocator())
 
 
+def length_axis(axes: Axes, lengths: pd.Series) -> None:
+    """A log axis with a tick at each length, in units of 1024 where whole."""
+    ticks = sorted(lengths.unique())
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, labels=[f"{tick // 1024}K" if tick % 1024 == 0 else str(tick) for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
 def render(figure: matplotlib.figure.Figure, form: str) -> bytes:
     """The figure as "svg" or "png" bytes, without a date."""
     buffer = io.BytesIO()

@@ -11,7 +11,9 @@ from kvbench.cli import main as cli
 from kvbench.config.compose import compose
 from kvbench.config.errors import UserError
 from kvbench.experiments import run
-from kvbench.experiments.roofline.run import RooflineConfig, markdown, scan
+from kvbench.experiments.roofline.config import RooflineConfig
+from kvbench.experiments.roofline.report import markdown
+from kvbench.experiments.roofline.run import scan
 
 COMMITTED = Path(__file__).parents[2] / "results" / "roofline"
 SMALL = {

@@ -15,7 +15,9 @@ from kvbench.cost import measure as machine
 from kvbench.cost.hardware import Rate
 from kvbench.experiments import run
 from kvbench.experiments.roofline_check import run as module
-from kvbench.experiments.roofline_check.run import KEY, check, compare, markdown
+from kvbench.experiments.roofline_check.config import RooflineCheckConfig
+from kvbench.experiments.roofline_check.report import markdown
+from kvbench.experiments.roofline_check.run import KEY, check, compare
 
 COMMITTED = Path(__file__).parents[2] / "results" / "roofline_check"
 DEVICE = cost.Hardware(
@@ -152,7 +154,7 @@ def test_doctor_prints_a_device_that_can_be_used(monkeypatch, capsys, tmp_path):
 def test_check_needs_lengths_beyond_the_short_one(quick):
     with pytest.raises(UserError, match="lengths: 256"):
         check(
-            module.CheckConfig(
+            RooflineCheckConfig(
                 run_dir="x", models=("llama31_8b",), lengths=(256,), method={"dense": {"method": "dense"}}
             )
         )

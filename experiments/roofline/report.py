@@ -1,0 +1,120 @@
+"""Table, CSV and figures of the experiment `roofline`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from kvbench.report import style
+from kvbench.report.plots import save
+
+
+def write_report(frame: pd.DataFrame, folder: Path) -> Path:
+    """Write everything to a folder.
+
+    Args:
+        frame: from `kvbench.experiments.roofline.run.scan`.
+        folder: created if missing.
+
+    Returns:
+        The Markdown table.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(folder / "roofline.csv", index=False, float_format="%.6g")
+    table = folder / "table.md"
+    table.write_text(markdown(frame), encoding="utf-8")
+    for model, rows in frame.groupby("model"):
+        save(step_figure(rows), folder / "figures", f"step.{model}")
+        if rows["usd_per_million_tokens_max"].notna().any():
+            save(dollars_figure(rows), folder / "figures", f"dollars.{model}")
+    return table
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """One table per model and device."""
+    lines = [
+        "Every figure here is `modelled`: a lower bound on time and money, see docs/cost.md. Budgets are nominal:",
+        "methods at the same number neither take the same memory nor give the same answers.",
+    ]
+    for (model, device), rows in frame.groupby(["model", "device"], sort=False):
+        price = rows["usd_per_hour"].iloc[0]
+        rent = f", ${price:.2f} per hour" if pd.notna(price) else ""
+        lines += ["", f"## {model} on {device}{rent}", ""]
+        lines += [
+            f"| tokens | method | budget | cache MB | read MB per step | ms per token, batch {rows['batch'].iloc[0]} "
+            "| largest batch | tokens/s at it | $ per million tokens | $ per 1000 requests |",
+            "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        lines += [_line(row) for row in rows.sort_values("length", kind="stable").to_dict("records")]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: dict[str, Any]) -> str:
+    def number(name: str, digits: int, times: float = 1) -> str:
+        return "-" if pd.isna(row[name]) else f"{times * row[name]:,.{digits}f}"
+
+    bound = "" if row["exact"] else "≤ "
+    cells = [
+        str(row["length"]), row["method"], row["budget"], bound + number("resident_mb", 0),
+        bound + number("read_mb", 0), number("step_ms", 2) if row["fits"] else "does not fit",
+        str(row["max_batch"]), number("tokens_per_s_max", 0), number("usd_per_million_tokens_max", 3),
+        number("usd_per_request_max", 3, 1000),
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def step_figure(frame: pd.DataFrame) -> style.Figure:
+    """Milliseconds per decode step at the configured batch, one panel per device; rows of one model."""
+
+    def finish(axes: Axes, rows: pd.DataFrame) -> None:
+        axes.set_ylim(bottom=0)
+        axes.axhline(rows["weights_ms"].iloc[0], color=style.GREY, linestyle=":", linewidth=1.2)
+
+    floor = Line2D([], [], color=style.GREY, linestyle=":", label="weights alone")
+    label = f"decode step, batch {frame['batch'].iloc[0]} (ms)"
+    return _by_length(frame, "step_ms", label, "Modelled lower bound, weights included.", finish, [floor])
+
+
+def dollars_figure(frame: pd.DataFrame) -> style.Figure:
+    """Dollars per million tokens at the largest batch that fits, one panel per device; rows of one model."""
+
+    def finish(axes: Axes, rows: pd.DataFrame) -> None:
+        style.log_axis(axes, "y")
+
+    note = "Modelled lower bound: decoding alone, at the largest batch that fits."
+    return _by_length(frame, "usd_per_million_tokens_max", "$ per million tokens", note, finish)
+
+
+def _by_length(
+    frame: pd.DataFrame, column: str, label: str, note: str, finish: Callable[[Axes, pd.DataFrame], None],
+    handles: Sequence[Line2D] = (),
+) -> style.Figure:  # fmt: skip
+    frame = frame.assign(name=(frame["method"] + " " + frame["budget"]).str.strip())
+    devices = [
+        (device, rows) for device, rows in frame.groupby("device", sort=False) if rows[column].notna().any()
+    ]
+    with mpl.rc_context(style.SETTINGS):
+        looks = style.styles(frame["name"])
+        figure, panels = style.panels(len(devices))
+        for axes, (device, rows) in zip(panels, devices, strict=True):
+            # lines often coincide: later ones are drawn smaller
+            for place, (name, look) in enumerate(looks.items()):
+                points = rows[rows["name"] == name].dropna(subset=[column]).sort_values("length")
+                axes.plot(
+                    points["length"], points[column], color=look.colour, marker=look.marker, linestyle=look.line,
+                    linewidth=max(1.0, 2.6 - 0.4 * place), markersize=max(3.0, 8 - 0.9 * place),
+                )  # fmt: skip
+            style.length_axis(axes, rows["length"])
+            finish(axes, rows)
+            axes.set_title(str(device))
+            axes.set_xlabel("prompt (tokens)")
+            axes.set_ylabel(label)
+        note = f"{frame['model'].iloc[0]}, bf16. {note} Equal budgets do not mean equal answers."
+        style.legend(figure, [*style.method_handles(looks), *handles], note)
+    return figure
