@@ -22,8 +22,8 @@ from matplotlib import pyplot as plt
 
 import kvbench
 from kvbench.claude import (
+    Assumptions,
     PriceBook,
-    Switches,
     Synthetic,
     SyntheticTrace,
     break_even,
@@ -84,7 +84,7 @@ plt.show()
 # %%
 prices = PriceBook.load(None)
 placements = {name: named(name) for name in ["none", *PLACEMENTS]}
-turns = [[request] for request in SyntheticTrace(Synthetic(**SHAPE), prices).requests(Switches())]
+turns = [[request] for request in SyntheticTrace(Synthetic(**SHAPE), prices).requests(Assumptions())]
 curves = by_turn(turns, placements, prices)
 pd.Series(
     {name: break_even(curve, curves["none"]) for name, curve in curves.items() if name != "none"}, name="turn"

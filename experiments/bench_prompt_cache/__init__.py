@@ -40,7 +40,7 @@ def main(composed: Composed, progress: ProgressFactory) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(cfg.trace or scratch)
         if cfg.trace is None:
-            sessions.write(folder, cfg.sessions)
+            sessions.write_sessions(folder, cfg.sessions)
         found = [measure(folder, blocks="types"), measure(folder, blocks="hash")]
     out = Path(cfg.run_dir)
     out.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.placements import named
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.simulate import simulate
@@ -69,11 +69,11 @@ def measure(
     cpu, wall = [], []
     for _ in range(repeat):
         started = time.process_time(), time.perf_counter()
-        simulate(_open(folder, prices, blocks).requests(Switches()), chosen, prices)
+        simulate(_open(folder, prices, blocks).requests(Assumptions()), chosen, prices)
         cpu.append(time.process_time() - started[0])
         wall.append(time.perf_counter() - started[1])
     tracemalloc.start()
-    totals = simulate(_open(folder, prices, blocks).requests(Switches()), chosen, prices)
+    totals = simulate(_open(folder, prices, blocks).requests(Assumptions()), chosen, prices)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     requests = totals[placements[0]].requests

@@ -11,7 +11,7 @@ import pandas as pd
 
 from kvbench.claude import curves, plots, tables
 from kvbench.claude.article import table as article_rows
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.bound import lower_bound
 from kvbench.claude.counts import ApiCounter
 from kvbench.claude.misses import diagnose
@@ -61,7 +61,7 @@ class RagConfig:
         take_counts: count every block with the API's count_tokens, which needs the key and costs nothing, and write
             the run's counts.json.
         prices: price file or folder, null for the shipped one.
-        switches: the undocumented points.
+        switches: assumptions on the undocumented points.
         seed: of the questions.
     """
 
@@ -78,7 +78,7 @@ class RagConfig:
     counts: str | None = None
     take_counts: bool = False
     prices: str | None = None
-    switches: Switches = field(default_factory=Switches)
+    switches: Assumptions = field(default_factory=Assumptions)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -188,10 +188,10 @@ def keep_counts(cfg: RagConfig, runner: Runner) -> None:
         runner.counter.save(Path(cfg.run_dir) / "counts.json")
 
 
-def agreement(trace: Trace, prices: PriceBook, switches: Switches) -> bool:
+def agreement(trace: Trace, prices: PriceBook, assumptions: Assumptions) -> bool:
     """Whether the simulator gives the usage that was reported, to the token, on every request."""
-    simulator = Simulator(as_sent, prices, switches)
-    for request in trace.requests(switches):
+    simulator = Simulator(as_sent, prices, assumptions)
+    for request in trace.requests(assumptions):
         usage = simulator.feed(request).usage
         if request.usage is None or _tokens(usage) != _tokens(request.usage):
             return False
@@ -208,7 +208,7 @@ def frame(rows: Sequence[RagRow], cfg: RagConfig) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
     for row in rows:
         ranges = simulate_range(row.trace, {"as sent": as_sent, "none": none}, prices, cfg.switches)
-        line = tables.row(row.name, ranges["as sent"], ranges["none"].base)
+        line = tables.cost_row(row.name, ranges["as sent"], ranges["none"].base)
         line |= {"layout": row.family, "marked_requests": row.marked, "simulator_agrees": row.agrees}
         line["input_bound_usd"] = tables.usd(lower_bound(row.requests, prices, cfg.switches))
         lines.append(line)
@@ -275,7 +275,7 @@ def break_evens(rows: Sequence[RagRow], cfg: RagConfig, prices: PriceBook) -> pd
 
 
 def _shown_columns(costs: pd.DataFrame) -> pd.DataFrame:
-    table = tables.shown(costs)
+    table = tables.display_table(costs)
     table["marked"] = costs["marked_requests"]
     table["agrees"] = costs["simulator_agrees"].map({True: "yes", False: "NO"})
     table["input USD"] = costs["input_usd"].map("{:.4f}".format)

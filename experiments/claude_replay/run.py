@@ -11,7 +11,7 @@ import pandas as pd
 
 from kvbench.claude import curves, plots, tables
 from kvbench.claude.article import table as article_rows
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.bound import lower_bound
 from kvbench.claude.misses import Diagnosis, diagnose
 from kvbench.claude.placements import Placement, as_sent, named, none
@@ -47,7 +47,7 @@ class ReplayConfig:
         date: day that undated traces start on.
         prices: price file or folder, null for the shipped one.
         strict: stop at the first defect of the trace.
-        switches: the undocumented points.
+        switches: assumptions on the undocumented points.
         choices: modelling choices of Claude Code sessions.
         synthetic: shape of generated conversations, also for the curves.
         run_dir: where the results go.
@@ -72,7 +72,7 @@ class ReplayConfig:
     date: str = "2026-11-24"
     prices: str | None = None
     strict: bool = False
-    switches: Switches = field(default_factory=Switches)
+    switches: Assumptions = field(default_factory=Assumptions)
     choices: Choices = field(default_factory=Choices)
     synthetic: Synthetic = field(default_factory=Synthetic)
 
@@ -101,19 +101,19 @@ class ReplayConfig:
 
 
 @dataclass
-class Replayed:
+class ReplayResult:
     """Results of a replay; see `write` for what becomes of them."""
 
     costs: pd.DataFrame
-    moves: pd.DataFrame
-    choices: pd.DataFrame
+    point_deltas: pd.DataFrame
+    choice_deltas: pd.DataFrame
     diagnosis: Diagnosis | None
     bound: int | None
     problems: list[str]
     notes: list[str]
 
 
-def replay(cfg: ReplayConfig) -> Replayed:
+def replay(cfg: ReplayConfig) -> ReplayResult:
     """Replays a trace under every placement.
 
     Raises:
@@ -130,8 +130,8 @@ def replay(cfg: ReplayConfig) -> Replayed:
         # the cautious plan does not count on a 1h marker that prolongs what was written for 5 minutes (U2)
         cautious = replace(cfg.switches, ttl_lookup="matched")
         fixed = dict(placements)
-        for name, switches in zip(PLANS, (cfg.switches, cautious), strict=True):
-            found = plan(trace.requests(switches), prices, switches, width=cfg.width, fixed=fixed)
+        for name, assumptions in zip(PLANS, (cfg.switches, cautious), strict=True):
+            found = plan(trace.requests(assumptions), prices, assumptions, width=cfg.width, fixed=fixed)
             placements[name] = found.placement
             if not found.exact:
                 notes.append(
@@ -142,15 +142,15 @@ def replay(cfg: ReplayConfig) -> Replayed:
     plain = ranges["none"].base
     if not plain.requests:
         raise UserError(f"trace={cfg.trace}: no request could be read; {'; '.join(_problems(trace)[:1])}")
-    costs = pd.DataFrame([tables.row(name, result, plain) for name, result in ranges.items()])
-    choices = _choice_moves(cfg, trace, placements, ranges, prices)
+    costs = pd.DataFrame([tables.cost_row(name, result, plain) for name, result in ranges.items()])
+    choices = _choice_deltas(cfg, trace, placements, ranges, prices)
     diagnosis = diagnose(trace, named(cfg.doctor), prices, cfg.switches) if cfg.doctor else None
-    return Replayed(
-        costs, tables.moves(ranges), choices, diagnosis, bound, _problems(trace), notes + _notes(trace)
+    return ReplayResult(
+        costs, tables.point_deltas(ranges), choices, diagnosis, bound, _problems(trace), notes + _notes(trace)
     )
 
 
-def write(cfg: ReplayConfig, results: Replayed) -> Path:
+def write(cfg: ReplayConfig, results: ReplayResult) -> Path:
     """Writes tables and figures into the run's folder; returns the Markdown file."""
     folder = Path(cfg.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,16 +159,19 @@ def write(cfg: ReplayConfig, results: Replayed) -> Path:
         f"# Prompt-caching cost of {Path(cfg.trace).name if cfg.trace else 'generated conversations'}\n",
         *([] if cfg.trace else [f"{_generated(cfg.synthetic)}\n"]),
         tables.GUIDE,
-        tables.markdown(tables.shown(results.costs)),
+        tables.markdown(tables.display_table(results.costs)),
     ]
     if results.bound is not None:
         parts.append(f"No placement can cost less than ${tables.usd(results.bound):.4f} of input.\n")
-    frames = {"costs": results.costs, "open_points": results.moves}
+    frames = {"costs": results.costs, "open_points": results.point_deltas}
     parts += [f"- {note}\n" for note in results.notes]
-    parts += ["## What each undocumented point, turned alone, moves, in USD\n", tables.moved(results.moves)]
-    if not results.choices.empty:
-        parts += ["## What each modelling choice moves, in USD\n", tables.markdown(results.choices)]
-        frames["choices"] = results.choices
+    parts += [
+        "## What each undocumented point, turned alone, moves, in USD\n",
+        tables.point_deltas_text(results.point_deltas),
+    ]
+    if not results.choice_deltas.empty:
+        parts += ["## What each modelling choice moves, in USD\n", tables.markdown(results.choice_deltas)]
+        frames["choices"] = results.choice_deltas
     if results.diagnosis is not None:
         frames["misses"] = tables.findings_table(results.diagnosis)
         parts += [f"## Misses of {cfg.doctor}\n", tables.markdown(tables.diagnosis_table(results.diagnosis))]
@@ -212,7 +215,7 @@ def _trace(cfg: ReplayConfig, prices: PriceBook) -> Trace:
     )
 
 
-def _choice_moves(
+def _choice_deltas(
     cfg: ReplayConfig,
     trace: Trace,
     placements: Mapping[str, Placement],
@@ -227,7 +230,7 @@ def _choice_moves(
         name: simulate(replace(trace, choices=choices).requests(cfg.switches), fixed, prices, cfg.switches)
         for name, choices in trace.choices.flips()
     }
-    return tables.choice_moves({name: ranges[name].base for name in fixed}, turned)
+    return tables.choice_deltas({name: ranges[name].base for name in fixed}, turned)
 
 
 def _problems(trace: Trace) -> list[str]:
@@ -252,7 +255,7 @@ def _notes(trace: Trace) -> list[str]:
     ]
 
 
-def _figures(cfg: ReplayConfig, results: Replayed, prices: PriceBook, folder: Path) -> None:
+def _figures(cfg: ReplayConfig, results: ReplayResult, prices: PriceBook, folder: Path) -> None:
     plots.costs(results.costs, folder / "costs.svg")
     plots.tokens(results.costs, folder / "tokens.svg")
     single = cfg.generated(replace(cfg.synthetic, sessions=1, fan_out=1), prices)

@@ -13,17 +13,17 @@ from kvbench.claude.simulate import Trace
 from kvbench.claude.traces.open import FileTrace, open_trace
 from kvbench.claude.traces.recorded import RecordedTrace
 from kvbench.experiments.claude_rag_cost.run import keep_counts, runner_of
-from kvbench.experiments.two_layer import api
+from kvbench.experiments.two_layer import claude_api
 from kvbench.experiments.two_layer.breakeven import BreakEven, Fleet, break_even
 from kvbench.experiments.two_layer.config import TwoLayerConfig
-from kvbench.experiments.two_layer.sessions import Alone, Session, sessions
+from kvbench.experiments.two_layer.sessions import IsolatedSessions, Session, sessions
 
 if TYPE_CHECKING:
-    from kvbench.experiments.two_layer.hosted import Host, Served
+    from kvbench.experiments.two_layer.hosted import Host, ServingCost
 
 
 @dataclass(frozen=True)
-class Cell:
+class RentCase:
     """Break-even under another rent and utilisation.
 
     Attributes:
@@ -40,7 +40,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Answers:
+class LengthCase:
     """Costs when the answers are so many times as long.
 
     Attributes:
@@ -52,8 +52,8 @@ class Answers:
 
     times: int
     tokens: float
-    priced: Sequence[api.Priced]
-    served: Sequence[Served]
+    priced: Sequence[claude_api.PlacementCost]
+    served: Sequence[ServingCost]
 
 
 @dataclass(frozen=True)
@@ -68,37 +68,37 @@ class Comparison:
         priced: layer 1.
         served: layer 2.
         title: of model and device.
-        cells: sensitivity to rent and utilisation, of the cheapest way to serve.
-        answers: sensitivity to the length of the answers.
+        rent_cases: sensitivity to rent and utilisation, of the cheapest way to serve.
+        length_cases: sensitivity to the length of the answers.
     """
 
     recorded: Sequence[Session]
     sources: Sequence[str]
     models: Sequence[str]
     problems: Sequence[str]
-    priced: Sequence[api.Priced]
-    served: Sequence[Served]
+    priced: Sequence[claude_api.PlacementCost]
+    served: Sequence[ServingCost]
     title: str
-    cells: Sequence[Cell]
-    answers: Sequence[Answers]
+    rent_cases: Sequence[RentCase]
+    length_cases: Sequence[LengthCase]
 
     @property
-    def plain(self) -> api.Priced:
+    def plain(self) -> claude_api.PlacementCost:
         """The API without cache_control."""
         return next(found for found in self.priced if found.name == "none")
 
     @property
-    def cheapest(self) -> api.Priced:
+    def cheapest(self) -> claude_api.PlacementCost:
         """The cheapest placement at the API that can be chosen beforehand."""
-        return api.cheapest(self.priced)
+        return claude_api.cheapest(self.priced)
 
     @property
-    def best(self) -> Served:
+    def best(self) -> ServingCost:
         """The way to serve with the lowest cost per session on a full device."""
         return cheapest_way(self.served)
 
 
-def cheapest_way(served: Sequence[Served]) -> Served:
+def cheapest_way(served: Sequence[ServingCost]) -> ServingCost:
     """The way to serve with the lowest cost per session on a full device."""
     return min(served, key=lambda found: found.fleet.usd_per_session)
 
@@ -117,17 +117,17 @@ def compare(cfg: TwoLayerConfig) -> Comparison:
 
         host = Host(cfg)
     source = _trace(cfg, prices)
-    trace = Alone(source)
+    trace = IsolatedSessions(source)
     requests = list(trace.requests(cfg.switches))
     recorded = sessions(requests)
-    priced = [] if cfg.layer == "model" else api.price(trace, cfg, prices, len(recorded))
+    priced = [] if cfg.layer == "model" else claude_api.price(trace, cfg, prices, len(recorded))
     served = host.serve(recorded) if host else []
-    as_recorded = Answers(1, _generated(recorded), priced, served)
-    cells: list[Cell] = []
-    answers: list[Answers] = []
+    as_recorded = LengthCase(1, _generated(recorded), priced, served)
+    rent_cases: list[RentCase] = []
+    length_cases: list[LengthCase] = []
     if host and priced:
-        cells = _cells(cfg, host, recorded, as_recorded)
-        answers = [
+        rent_cases = _rent_cases(cfg, host, recorded, as_recorded)
+        length_cases = [
             as_recorded if times == 1 else _longer(cfg, host, trace, prices, times) for times in cfg.outputs
         ]
     return Comparison(
@@ -138,8 +138,8 @@ def compare(cfg: TwoLayerConfig) -> Comparison:
         priced=priced,
         served=served,
         title=_title(cfg, host) if host else "",
-        cells=cells,
-        answers=answers,
+        rent_cases=rent_cases,
+        length_cases=length_cases,
     )
 
 
@@ -157,25 +157,29 @@ def _trace(cfg: TwoLayerConfig, prices: PriceBook) -> FileTrace:
     return RecordedTrace(Path(runner.folder) / f"{cfg.layout}.jsonl", prices)
 
 
-def _cells(cfg: TwoLayerConfig, host: Host, recorded: Sequence[Session], base: Answers) -> list[Cell]:
-    best, price = cheapest_way(base.served), api.cheapest(base.priced).usd
-    cells = []
+def _rent_cases(
+    cfg: TwoLayerConfig, host: Host, recorded: Sequence[Session], base: LengthCase
+) -> list[RentCase]:
+    best, price = cheapest_way(base.served), claude_api.cheapest(base.priced).usd
+    rent_cases = []
     for utilisation in cfg.utilisations:
         (found,) = host.serve(recorded, utilisation, only=best.name)
         for times in cfg.rents:
             fleet = Fleet(host.usd_per_hour * times, found.fleet.capacity)
-            cells.append(Cell(fleet.usd_per_hour, utilisation, fleet.capacity, break_even(price, fleet)))
-    return cells
+            rent_cases.append(
+                RentCase(fleet.usd_per_hour, utilisation, fleet.capacity, break_even(price, fleet))
+            )
+    return rent_cases
 
 
-def _longer(cfg: TwoLayerConfig, host: Host, trace: Trace, prices: PriceBook, times: int) -> Answers:
-    longer = api.Longer(trace, times)
+def _longer(cfg: TwoLayerConfig, host: Host, trace: Trace, prices: PriceBook, times: int) -> LengthCase:
+    longer = claude_api.LongerAnswers(trace, times)
     recorded = sessions(longer.requests(cfg.switches))
     # nothing is compared with the planned placement
-    priced = api.price(longer, replace(cfg, plan=False), prices, len(recorded))
-    return Answers(times, _generated(recorded), priced, host.serve(recorded))
+    priced = claude_api.price(longer, replace(cfg, plan=False), prices, len(recorded))
+    return LengthCase(times, _generated(recorded), priced, host.serve(recorded))
 
 
 def _generated(recorded: Sequence[Session]) -> float:
     """Generated tokens per session."""
-    return sum(turn.output for session in recorded for turn in session) / len(recorded)
+    return sum(request.output for session in recorded for request in session) / len(recorded)

@@ -16,7 +16,7 @@ from kvbench.experiments.two_layer.config import TwoLayerConfig
 from kvbench.report import style
 
 if TYPE_CHECKING:
-    from kvbench.experiments.two_layer.hosted import Served
+    from kvbench.experiments.two_layer.hosted import ServingCost
 
 POINTS = 600
 ALIKE = 0.05  # share by which capacities may differ
@@ -52,9 +52,9 @@ def per_day(found: Comparison, cfg: TwoLayerConfig) -> style.Figure:
     return figure
 
 
-def _alike(served: Sequence[Served]) -> list[list[Served]]:
+def _alike(served: Sequence[ServingCost]) -> list[list[ServingCost]]:
     """Ways to serve by capacity, those together that would be one line to the eye."""
-    groups: list[list[Served]] = []
+    groups: list[list[ServingCost]] = []
     for way in sorted(served, key=lambda way: way.fleet.capacity):
         if groups and way.fleet.capacity <= (1 + ALIKE) * groups[-1][0].fleet.capacity:
             groups[-1].append(way)

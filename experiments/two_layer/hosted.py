@@ -12,7 +12,7 @@ from kvbench.config.errors import UserError
 from kvbench.config.typed import build, unknown
 from kvbench.experiments.two_layer.breakeven import DAY, Fleet
 from kvbench.experiments.two_layer.config import Throughput, TwoLayerConfig
-from kvbench.experiments.two_layer.sessions import Load, Session, Turn, capacity, loaded, unloaded
+from kvbench.experiments.two_layer.sessions import HostedRequest, Load, Session, capacity, loaded, unloaded
 
 if TYPE_CHECKING:
     from kvbench.cost import Account, Hardware, ModelShape
@@ -25,13 +25,13 @@ class Timing(Protocol):
 
     basis: str
 
-    def seconds(self, turn: Turn, reused: int) -> tuple[float, float]:
+    def seconds(self, request: HostedRequest, reused: int) -> tuple[float, float]:
         """Seconds of a request of whose prompt so many tokens need no prefill: prefill, and the rest."""
         ...
 
 
 @dataclass(frozen=True)
-class Served:
+class ServingCost:
     """One way to serve the sessions.
 
     Attributes:
@@ -77,7 +77,7 @@ class Host:
 
     def serve(
         self, recorded: Sequence[Session], utilisation: float | None = None, only: str | None = None
-    ) -> list[Served]:
+    ) -> list[ServingCost]:
         """Every way to serve the sessions.
 
         Args:
@@ -88,7 +88,7 @@ class Host:
         Raises:
             UserError: a prompt that is longer than the model's context.
         """
-        longest = max(turn.prompt + turn.output for session in recorded for turn in session)
+        longest = max(request.prompt + request.output for session in recorded for request in session)
         if longest > self.shape.positions:
             raise UserError(
                 f"hosted_model: a request has {longest} tokens, {self.shape.name} takes {self.shape.positions}; give "
@@ -98,23 +98,23 @@ class Host:
         ways = self._ways.values() if only is None else [self._ways[only]]
         return [self._served(way, recorded, busy_s) for way in ways]
 
-    def _served(self, way: _Way, recorded: Sequence[Session], busy_s: float) -> Served:
+    def _served(self, way: _Way, recorded: Sequence[Session], busy_s: float) -> ServingCost:
         nothing = Load(float("inf"), 0.0, 0.0)
         modelled = _Modelled(way, self)
-        turns = [turn for session in recorded for turn in session]
-        if any(modelled.batch(turn) < 1 for turn in turns):
+        requests = [request for session in recorded for request in session]
+        if any(modelled.batch(request) < 1 for request in requests):
             note = "the longest request does not fit beside the weights"
-            return Served(way.name, "modelled", Fleet(self.usd_per_hour, 0), nothing, nothing, 0, note)
+            return ServingCost(way.name, "modelled", Fleet(self.usd_per_hour, 0), nothing, nothing, 0, note)
         entry = self.cfg.measured.get(way.key)
         timing: Timing = modelled
         if entry is not None:
             timing = _Measured(build(Throughput, entry, f"measured.{way.key}"))
-        pool = modelled.pool(turns) if way.prefix else 0.0
+        pool = modelled.pool(requests) if way.prefix else 0.0
         found = capacity(recorded, timing.seconds, pool, busy_s)
         quiet = unloaded(recorded, timing.seconds, pool)
         busy = loaded(recorded, timing.seconds, pool, found) if found else quiet
-        batch = None if entry is not None else min(map(modelled.batch, turns))
-        return Served(way.name, timing.basis, Fleet(self.usd_per_hour, found), busy, quiet, batch)
+        batch = None if entry is not None else min(map(modelled.batch, requests))
+        return ServingCost(way.name, timing.basis, Fleet(self.usd_per_hour, found), busy, quiet, batch)
 
 
 @dataclass(frozen=True)
@@ -167,25 +167,25 @@ class _Modelled:
         self._rest = functools.cache(self._rest_of)
         self._account = functools.cache(lambda prompt, new: way.account(host.shape, prompt, new))
 
-    def batch(self, turn: Turn) -> int:
+    def batch(self, request: HostedRequest) -> int:
         """Sequences like this one that are decoded together."""
         cfg = self._host.cfg
-        use = self._account(turn.prompt, turn.output)
+        use = self._account(request.prompt, request.output)
         return min(cfg.batch, cost.max_batch(use, self._host.device, cfg.usable, cfg.weight_element))
 
-    def pool(self, turns: Sequence[Turn]) -> float:
+    def pool(self, requests: Sequence[HostedRequest]) -> float:
         """Tokens that fit beside the weights."""
         cfg = self._host.cfg
-        longest = max(turns, key=lambda turn: turn.prompt)
+        longest = max(requests, key=lambda request: request.prompt)
         use = self._account(longest.prompt, longest.output)
         element = use.element if cfg.weight_element is None else cfg.weight_element
         room = cfg.usable * self._host.device.memory - self._host.shape.weight_bytes(element)
         return room / (use.resident / use.prompt)
 
-    def seconds(self, turn: Turn, reused: int) -> tuple[float, float]:
+    def seconds(self, request: HostedRequest, reused: int) -> tuple[float, float]:
         """See Timing."""
-        key = (turn.prompt, turn.output)
-        return self._prefill(*key, reused), self._rest(*key, self.batch(turn))
+        key = (request.prompt, request.output)
+        return self._prefill(*key, reused), self._rest(*key, self.batch(request))
 
     def _estimate(self, prompt: int, new: int, batch: int, cached: int = 0) -> cost.Estimate:
         cfg = self._host.cfg
@@ -215,6 +215,6 @@ class _Measured:
     def __init__(self, rates: Throughput) -> None:
         self._rates = rates
 
-    def seconds(self, turn: Turn, reused: int) -> tuple[float, float]:
+    def seconds(self, request: HostedRequest, reused: int) -> tuple[float, float]:
         """See Timing."""
-        return (turn.prompt - reused) / self._rates.prefill, turn.output / self._rates.decode
+        return (request.prompt - reused) / self._rates.prefill, request.output / self._rates.decode

@@ -12,14 +12,14 @@ import pandas as pd
 from kvbench.claude.tables import markdown
 from kvbench.config.text import counted
 from kvbench.config.typed import as_yaml
-from kvbench.experiments.two_layer import api, figure
+from kvbench.experiments.two_layer import claude_api, figure
 from kvbench.experiments.two_layer.breakeven import BreakEven, break_even
-from kvbench.experiments.two_layer.compare import Answers, Cell, Comparison, cheapest_way
+from kvbench.experiments.two_layer.compare import Comparison, LengthCase, RentCase, cheapest_way
 from kvbench.experiments.two_layer.config import LAYERS, TwoLayerConfig
 from kvbench.report.plots import save
 
 if TYPE_CHECKING:
-    from kvbench.experiments.two_layer.hosted import Served
+    from kvbench.experiments.two_layer.hosted import ServingCost
 
 NEVER = "never"
 
@@ -100,8 +100,8 @@ def _parts(cfg: TwoLayerConfig, found: Comparison) -> list[str]:
     if both:
         parts += [_verdict(found), "![dollars per day](figures/per_day.png)\n"]
         parts += ["## What it leaves out\n", *(f"- {line}" for line in LEFT_OUT), ""]
-        parts += [_rent_title(found), _rents(found.cells)]
-        parts += ["## If the answers were longer\n", _lengths(found.answers)]
+        parts += [_rent_title(found), _rents(found.rent_cases)]
+        parts += ["## If the answers were longer\n", _lengths(found.length_cases)]
     else:
         parts += ["## What it leaves out\n", *(f"- {line}" for line in LEFT_OUT)]
     if found.problems:
@@ -114,7 +114,7 @@ def _layers(cfg: TwoLayerConfig) -> list[str]:
 
 
 def _sessions(cfg: TwoLayerConfig, found: Comparison) -> str:
-    turns = [turn for session in found.recorded for turn in session]
+    requests = [request for session in found.recorded for request in session]
     count = len(found.recorded)
     source = (
         f"trace {Path(cfg.trace).name}"
@@ -123,9 +123,10 @@ def _sessions(cfg: TwoLayerConfig, found: Comparison) -> str:
     )
     return (
         f"{counted(count, 'recorded session')} ({source}); per session "
-        f"{counted(len(turns) / count, 'request', '.0f')}, "
-        f"{sum(turn.prompt for turn in turns) / count:,.0f} prompt tokens (longest prompt "
-        f"{max(turn.prompt for turn in turns):,}), {sum(turn.output for turn in turns) / count:,.0f} generated. "
+        f"{counted(len(requests) / count, 'request', '.0f')}, "
+        f"{sum(request.prompt for request in requests) / count:,.0f} prompt tokens (longest prompt "
+        f"{max(request.prompt for request in requests):,}), "
+        f"{sum(request.output for request in requests) / count:,.0f} generated. "
         f"Tokens counted by: {', '.join(found.sources)}.\n"
     )
 
@@ -171,7 +172,7 @@ def _table(cfg: TwoLayerConfig, found: Comparison) -> pd.DataFrame:
     return pd.DataFrame(lines).fillna("")
 
 
-def _served_line(cfg: TwoLayerConfig, found: Comparison, served: Served) -> dict[str, str]:
+def _served_line(cfg: TwoLayerConfig, found: Comparison, served: ServingCost) -> dict[str, str]:
     line = {"layer": "model", "how": served.name, "basis": served.basis}
     if served.note:
         return line | {"USD per session": served.note}
@@ -232,9 +233,9 @@ def _rent_title(found: Comparison) -> str:
     )
 
 
-def _rents(cells: Sequence[Cell]) -> str:
+def _rents(rent_cases: Sequence[RentCase]) -> str:
     lines: dict[float, dict[str, str]] = {}
-    for cell in cells:
+    for cell in rent_cases:
         line = lines.setdefault(
             cell.utilisation, {"busy": f"{cell.utilisation:.0%}", "sessions per day": f"{cell.capacity:,}"}
         )
@@ -242,10 +243,10 @@ def _rents(cells: Sequence[Cell]) -> str:
     return markdown(pd.DataFrame(list(lines.values())))
 
 
-def _lengths(answers: Sequence[Answers]) -> str:
+def _lengths(answers: Sequence[LengthCase]) -> str:
     lines = []
     for found in answers:
-        best, cheapest = cheapest_way(found.served), api.cheapest(found.priced)
+        best, cheapest = cheapest_way(found.served), claude_api.cheapest(found.priced)
         line = {
             "answers": f"x{found.times}",
             "generated tokens per session": f"{found.tokens:,.0f}",

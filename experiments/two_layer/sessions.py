@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.request import Request
 from kvbench.claude.simulate import Trace
 from kvbench.config.errors import UserError
@@ -18,7 +18,7 @@ PAGE = 16  # tokens: a prefix cache holds whole pages of this many (vLLM's defau
 
 
 @dataclass(frozen=True)
-class Turn:
+class HostedRequest:
     """One request as a self-hosted model sees it.
 
     Attributes:
@@ -37,22 +37,22 @@ class Turn:
         return sum(tokens for _, tokens in self.path)
 
 
-Session = tuple[Turn, ...]
+Session = tuple[HostedRequest, ...]
 
-Cost = Callable[[Turn, int], tuple[float, float]]
+Cost = Callable[[HostedRequest, int], tuple[float, float]]
 """Seconds of the device for a request of whose prompt so many tokens are in the prefix cache: prefill, and the rest."""
 
 
-class Alone(Trace):
+class IsolatedSessions(Trace):
     """A trace whose sessions share nothing: each is a workspace of its own."""
 
     def __init__(self, trace: Trace) -> None:
         """The trace."""
         self._trace = trace
 
-    def requests(self, switches: Switches) -> Iterator[Request]:
+    def requests(self, assumptions: Assumptions) -> Iterator[Request]:
         """See Trace."""
-        for request in self._trace.requests(switches):
+        for request in self._trace.requests(assumptions):
             yield replace(request, workspace=f"{request.workspace}/{request.session}")
 
 
@@ -72,7 +72,7 @@ def sessions(requests: Iterable[Request]) -> list[Session]:
     if not grouped:
         raise UserError("trace: there is no request in it")
     return [
-        tuple(Turn(request.t - group[0].t, _path(request), request.output) for request in group)
+        tuple(HostedRequest(request.t - group[0].t, _path(request), request.output) for request in group)
         for group in grouped.values()
     ]
 
@@ -95,22 +95,22 @@ class PrefixPool:
         self._used = 0
         self._held: OrderedDict[tuple[int, int], int] = OrderedDict()
 
-    def serve(self, session: int, turn: Turn) -> int:
+    def serve(self, session: int, request: HostedRequest) -> int:
         """Looks a prompt up and keeps it.
 
         Args:
             session: which session it is of; sessions share nothing.
-            turn: the request.
+            request: the request.
 
         Returns:
             Tokens found: whole pages, and never the whole prompt, whose last token must be computed.
         """
         found, whole = 0, True
-        for name, tokens in turn.path:
+        for name, tokens in request.path:
             whole = whole and (session, name) in self._held
             found += tokens if whole else 0
         # the beginning is moved to the end of the queue last, so that it is dropped last
-        for name, tokens in reversed(turn.path):
+        for name, tokens in reversed(request.path):
             key = (session, name)
             if key not in self._held:
                 self._held[key] = tokens
@@ -118,7 +118,7 @@ class PrefixPool:
             self._held.move_to_end(key)
         while self._used > self._room:
             self._used -= self._held.popitem(last=False)[1]
-        found = min(found, turn.prompt - 1)
+        found = min(found, request.prompt - 1)
         return found - found % PAGE
 
 
@@ -168,23 +168,26 @@ def _measure(
     counted = range(warm, len(started) - warm)
     prefill = rest = 0.0
     found = total = 0
-    for _, number, turn in _merged(started, interval):
-        reused = prefixes.serve(number, turn)
+    for _, number, request in _merged(started, interval):
+        reused = prefixes.serve(number, request)
         if number in counted:
-            spent = cost(turn, reused)
+            spent = cost(request, reused)
             prefill += spent[0]
             rest += spent[1]
             found += reused
-            total += turn.prompt
+            total += request.prompt
     return Load((prefill + rest) / len(counted), prefill / (prefill + rest), found / total)
 
 
-def _merged(started: Sequence[tuple[int, Session]], interval: float) -> Iterator[tuple[float, int, Turn]]:
+def _merged(
+    started: Sequence[tuple[int, Session]], interval: float
+) -> Iterator[tuple[float, int, HostedRequest]]:
     """All requests in the order of their start; with an infinite interval one session after another."""
     if math.isinf(interval):
-        return iter([(turn.t, number, turn) for number, session in started for turn in session])
+        return iter([(request.t, number, request) for number, session in started for request in session])
     streams = [
-        [(number * interval + turn.t, number, turn) for turn in session] for number, session in started
+        [(number * interval + request.t, number, request) for request in session]
+        for number, session in started
     ]
     return heapq.merge(*streams, key=lambda item: item[:2])
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.traces.open import open_trace
 from kvbench.config.compose import Composed
@@ -41,7 +41,7 @@ def _recorded(cfg: LoadRunConfig, path: str, make: Renderer, positions: int) -> 
     """The sessions of a trace, and what captions say of them."""
     special = set(make.tokenizer.added_tokens_decoder)
     words = [token for token in range(len(make.tokenizer)) if token not in special]
-    requests = list(open_trace(path, PriceBook.load()).requests(Switches()))
+    requests = list(open_trace(path, PriceBook.load()).requests(Assumptions()))
     trace = cfg.trace
     sessions = of_trace(
         requests,

@@ -9,7 +9,7 @@ from kvbench.claims import table
 from kvbench.claims.claim import Result
 from kvbench.claims.evidence import RESULTS, Runs, load
 
-__all__ = ["Result", "evaluate", "write"]
+__all__ = ["Result", "evaluate", "write_tables"]
 
 
 def evaluate(runs: Runs | None = None) -> list[Result]:
@@ -29,7 +29,7 @@ def evaluate(runs: Runs | None = None) -> list[Result]:
     return [Result(source, claim, find(claim, stored)) for source in sources() for claim in source.claims]
 
 
-def write(runs: Sequence[str] = (), folder: Path = RESULTS) -> str:
+def write_tables(runs: Sequence[str] = (), folder: Path = RESULTS) -> str:
     """Check every claim and write `claims.csv` and `claims.md`.
 
     Args:

@@ -1,6 +1,6 @@
 """Claude prompt caching: rules, dated prices, traces, and what each placement of cache_control costs (modelled)."""
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.curves import break_even, by_gap, by_turn
 from kvbench.claude.placements import named
 from kvbench.claude.prices import PriceBook
@@ -8,6 +8,15 @@ from kvbench.claude.simulate import Trace, simulate, simulate_range
 from kvbench.claude.traces.synthetic import Synthetic, SyntheticTrace
 
 __all__ = [
-    "PriceBook", "Switches", "Synthetic", "SyntheticTrace", "Trace", "break_even", "by_gap", "by_turn", "named",
-    "simulate", "simulate_range",
+    "Assumptions",
+    "PriceBook",
+    "Synthetic",
+    "SyntheticTrace",
+    "Trace",
+    "break_even",
+    "by_gap",
+    "by_turn",
+    "named",
+    "simulate",
+    "simulate_range",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from kvbench.claude.request import (
     TEXT,
     TOOL,
     TOOLS,
-    Block,
+    ContentBlock,
     Hashing,
     Marker,
     Node,
@@ -101,9 +101,9 @@ def table(prices: PriceBook) -> list[dict[str, object]]:
 
 def _prompt(context: int) -> list[Node]:
     blocks = [
-        Block(TOOLS, TOOL, 1, TOOL_TOKENS),
-        Block(SYSTEM, TEXT, 2, SYSTEM_TOKENS),
-        Block(SYSTEM, TEXT, 100 + context, CONTEXT_TOKENS),
+        ContentBlock(TOOLS, TOOL, 1, TOOL_TOKENS),
+        ContentBlock(SYSTEM, TEXT, 2, SYSTEM_TOKENS),
+        ContentBlock(SYSTEM, TEXT, 100 + context, CONTEXT_TOKENS),
     ]
     node, nodes = root(), []
     for block in blocks:

@@ -1,4 +1,4 @@
-"""The points that the documentation leaves open, as named switches, and the ranges over them."""
+"""The points that the documentation leaves open, as named assumptions, and the ranges over them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvbench.config.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Switches:
+class Assumptions:
     """What the simulator assumes where the documentation is silent; the defaults are its literal reading.
 
     The first eight fields are the points U1-U8, the others come from single rules; `alternative` is the
@@ -119,7 +119,7 @@ class Switches:
         """Checks every value.
 
         Raises:
-            UserError: a value outside its switch's choices.
+            UserError: a value outside its choices.
         """
         for name, hint in get_type_hints(type(self)).items():
             choices, value = get_args(hint), getattr(self, name)
@@ -132,11 +132,11 @@ class Switches:
 
     @property
     def hashing(self) -> Hashing:
-        """The switches that act on the prefix hash, before the lookup."""
+        """The assumptions that act on the prefix hash, before the lookup."""
         return Hashing(self.string_form, self.key_order, self.params_scope, self.tool_prompt)
 
-    def flips(self) -> Iterator[tuple[str, str, Switches]]:
-        """Each open point turned to its other end, one at a time: (code, text, switches)."""
+    def flips(self) -> Iterator[tuple[str, str, Assumptions]]:
+        """Each open point turned to its other end, one at a time: (code, text, assumptions)."""
         for spec in fields(self):
             if "alternative" not in spec.metadata:
                 continue
@@ -145,8 +145,8 @@ class Switches:
                 other = spec.default
             yield spec.metadata["code"], spec.metadata["text"], replace(self, **{spec.name: other})
 
-    def combined(self, others: Sequence[Switches]) -> Switches:
-        """These switches with every point that any of the others has turned."""
+    def combined(self, others: Sequence[Assumptions]) -> Assumptions:
+        """These assumptions with every point that any of the others has turned."""
         turned = {
             spec.name: getattr(other, spec.name)
             for other in others

@@ -4,14 +4,14 @@ Whatever the markers are, at each request that contains it a block is billed as 
 uncached. It can be read only if it was read or written before, early enough for that response to have begun
 and late enough to be alive. A block that was read may live for an hour on (a 1h marker further back in the
 prompt keeps the whole prefix and bills only what is new). Dropped are the ties between blocks, the four
-breakpoints and the lookback, so the sum over blocks is at most the cost of any placement, under any switches.
+breakpoints and the lookback, so the sum over blocks is at most the cost of any placement, under any assumptions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import Request
 from kvbench.claude.rules import EXACT_SOURCES, UNDECIDED_SHARE
@@ -20,7 +20,9 @@ _SCALE = 1000
 _State = list[tuple[int, float]]
 
 
-def lower_bound(requests: Iterable[Request], prices: PriceBook, switches: Switches | None = None) -> int:
+def lower_bound(
+    requests: Iterable[Request], prices: PriceBook, assumptions: Assumptions | None = None
+) -> int:
     """Input cost in nano-dollars below which no placement of markers can go.
 
     Time and memory grow with the number of (request, block) pairs.
@@ -28,23 +30,23 @@ def lower_bound(requests: Iterable[Request], prices: PriceBook, switches: Switch
     Args:
         requests: the trace, in the order of the requests' start.
         prices: the price book.
-        switches: only the unknown minimum and the unverified prices matter.
+        assumptions: only the unknown minimum and the unverified prices matter.
     """
-    switches = switches or Switches()
+    assumptions = assumptions or Assumptions()
     states: dict[tuple[str, str, int], _State] = {}
     visible: dict[tuple[str, str, int], float] = {}
     fixed = count = 0
     for request in requests:
         count += 1
         total = request.head.tokens + request.tail
-        rates = prices.rates(request.model, request.t, total, unverified=switches.unverified_prices)
+        rates = prices.rates(request.model, request.t, total, unverified=assumptions.unverified_prices)
         # rounding each factor and each block down keeps it a bound
         factor = int(prices.multipliers(request, rates)[0] * _SCALE)
         base, five, hour, read = (
             factor * rate for rate in (rates.base, rates.write_5m, rates.write_1h, rates.read)
         )
         fixed += request.tail * base
-        cacheable = request.head.tokens >= _smallest(request, prices, switches)
+        cacheable = request.head.tokens >= _smallest(request, prices, assumptions)
         t, begins = request.t, request.t + request.ttft
         node = request.head
         while node.parent is not None:
@@ -66,8 +68,8 @@ def lower_bound(requests: Iterable[Request], prices: PriceBook, switches: Switch
     return (fixed + sum(state[0][0] for state in states.values())) // _SCALE - count
 
 
-def _smallest(request: Request, prices: PriceBook, switches: Switches) -> int:
-    minimum = prices.minimum(request.model, request.t, switches.unknown_minimum)
+def _smallest(request: Request, prices: PriceBook, assumptions: Assumptions) -> int:
+    minimum = prices.minimum(request.model, request.t, assumptions.unknown_minimum)
     return minimum if request.source in EXACT_SOURCES else minimum - minimum // UNDECIDED_SHARE
 
 

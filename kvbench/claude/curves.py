@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.placements import Placement
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import Request
@@ -16,7 +16,7 @@ def by_turn(
     turns: Sequence[Sequence[Request]],
     placements: Mapping[str, Placement],
     prices: PriceBook,
-    switches: Switches | None = None,
+    assumptions: Assumptions | None = None,
 ) -> dict[str, list[int]]:
     """Cumulative cost after each turn, in nano-dollars, by placement.
 
@@ -24,11 +24,11 @@ def by_turn(
         turns: the requests of each turn of one conversation.
         placements: placements by name.
         prices: the price book.
-        switches: assumptions on undocumented points.
+        assumptions: assumptions on undocumented points.
     """
     curves: dict[str, list[int]] = {}
     for name, placement in placements.items():
-        simulator = Simulator(placement, prices, switches)
+        simulator = Simulator(placement, prices, assumptions)
         curves[name] = []
         for requests in turns:
             for request in requests:
@@ -51,7 +51,7 @@ def by_gap(
     gaps: Sequence[float],
     placements: Mapping[str, Placement],
     prices: PriceBook,
-    switches: Switches | None = None,
+    assumptions: Assumptions | None = None,
 ) -> dict[str, list[int]]:
     """Cost of the same conversation with other gaps between its turns, in nano-dollars, by placement.
 
@@ -60,13 +60,13 @@ def by_gap(
         gaps: seconds between the last request of a turn and the first of the next.
         placements: placements by name.
         prices: the price book.
-        switches: assumptions on undocumented points.
+        assumptions: assumptions on undocumented points.
     """
     curves: dict[str, list[int]] = {name: [] for name in placements}
     for gap in gaps:
         trace = ListTrace(spaced(turns, gap))
         for name, totals in simulate(
-            trace.requests(switches or Switches()), placements, prices, switches
+            trace.requests(assumptions or Assumptions()), placements, prices, assumptions
         ).items():
             curves[name].append(totals.cost)
     return curves

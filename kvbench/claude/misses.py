@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.placements import HOUR, Placement
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import KINDS, TIERS, TTL_NAMES, Marker, Node, Request, Usage
@@ -81,7 +81,7 @@ def diagnose(
     trace: Trace,
     placement: Placement,
     prices: PriceBook,
-    switches: Switches | None = None,
+    assumptions: Assumptions | None = None,
     alternatives: dict[str, Placement] | None = None,
 ) -> Diagnosis:
     """Explains every miss of a trace.
@@ -90,16 +90,16 @@ def diagnose(
         trace: the trace; the blocks of all its prompts are remembered.
         placement: where the markers are.
         prices: the price book.
-        switches: assumptions on undocumented points.
+        assumptions: assumptions on undocumented points.
         alternatives: placements whose net saving is wanted too; 1h on the same places always is.
     """
-    switches = switches or Switches()
-    doctor = _Doctor(placement, prices, switches)
-    doctor.run(trace.requests(switches))
-    found = doctor.result
+    assumptions = assumptions or Assumptions()
+    finder = _MissFinder(placement, prices, assumptions)
+    finder.run(trace.requests(assumptions))
+    found = finder.result
     others = {"the same places with ttl 1h": with_ttl(placement, HOUR), **(alternatives or {})}
     legal = {name: _or_none(place) for name, place in others.items()}
-    for name, totals in simulate(trace.requests(switches), legal, prices, switches).items():
+    for name, totals in simulate(trace.requests(assumptions), legal, prices, assumptions).items():
         found.net[name] = found.cost - totals.input_cost
     return found
 
@@ -123,12 +123,12 @@ class _Written:
     visible: float
 
 
-class _Doctor:
-    def __init__(self, placement: Placement, prices: PriceBook, switches: Switches) -> None:
+class _MissFinder:
+    def __init__(self, placement: Placement, prices: PriceBook, assumptions: Assumptions) -> None:
         self.placement = placement
         self.prices = prices
-        self.switches = switches
-        self.cache = Cache(switches)
+        self.assumptions = assumptions
+        self.cache = Cache(assumptions)
         self.result = Diagnosis()
         self._seen: dict[tuple[str, str], set[int]] = {}
         self._written: dict[tuple[str, str], dict[int, _Written]] = {}
@@ -145,7 +145,7 @@ class _Doctor:
         written = self._written.setdefault(scope, {})
         markers = self.placement(request)
         wrong = marker_error(markers)
-        minimum = self.prices.minimum(request.model, request.t, self.switches.unknown_minimum)
+        minimum = self.prices.minimum(request.model, request.t, self.assumptions.unknown_minimum)
         outcome = self.cache.serve(request, () if wrong else markers, minimum)
         cost = self._cost(request, outcome.usage)
         self.result.requests += 1
@@ -168,7 +168,7 @@ class _Doctor:
         self.result.findings.append(Finding(request.id, reason, detail, tokens, saving))
 
     def _cost(self, request: Request, usage: Usage) -> int:
-        return self.prices.cost(request, usage, unverified=self.switches.unverified_prices)[0]
+        return self.prices.cost(request, usage, unverified=self.assumptions.unverified_prices)[0]
 
     def _saving(self, request: Request, usage: Usage, shared: Node | None, cost: int) -> int:
         """What this request would have saved if everything up to the shared block had been read."""
@@ -218,7 +218,7 @@ class _Doctor:
                     "lookback exceeded",
                     f"the entry at block {node.index} is {steps} positions before the marker",
                 )
-            if self.switches.ttl_lookup == "matched" and all(ttl != entry.ttl for _, ttl in after):
+            if self.assumptions.ttl_lookup == "matched" and all(ttl != entry.ttl for _, ttl in after):
                 return "other lifetime", f"the entry at block {node.index} is {name}"
             return "lost under load", f"the entry at block {node.index} was not found"
         return "shared part not marked", f"the entry at block {node.index} lies behind every marker"
@@ -238,7 +238,7 @@ class _Doctor:
             return "shared part not marked", f"no marker at or after block {shared.index} wrote it"
         other = _at(last[0].head, shared.index + 1)
         where = f"block {block.index} ({TIERS[block.tier]}, {KINDS[block.kind]})"
-        if other is not None and block.own and other.own == block.own:
+        if other is not None and block.block_hash and other.block_hash == block.block_hash:
             return "parameter changed", f"{where} is the same, a parameter of {TIERS[block.tier]} is not"
         if any(node.index == block.index for node, _ in markers) and any(
             node.index == block.index for node, _ in last[1]

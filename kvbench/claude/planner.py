@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.placements import FIVE, HOUR, Placement, registry
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import Marker, Node, Request, last_markable
@@ -50,7 +50,7 @@ class _State:
 def plan(
     requests: Iterable[Request],
     prices: PriceBook,
-    switches: Switches | None = None,
+    assumptions: Assumptions | None = None,
     *,
     width: int = 24,
     fixed: Mapping[str, Placement] | None = None,
@@ -60,19 +60,19 @@ def plan(
     Args:
         requests: the trace, in the order of the requests' start; held in memory, ids must be unique.
         prices: the price book.
-        switches: assumptions on undocumented points.
+        assumptions: assumptions on undocumented points.
         width: states kept per request.
         fixed: placements to try as well; the plan is never dearer than any of them.
     """
-    switches = switches or Switches()
+    assumptions = assumptions or Assumptions()
     others = registry() if fixed is None else fixed
     scopes: dict[tuple[str, str], list[Request]] = {}
     for request in requests:
         scopes.setdefault((request.workspace, request.model), []).append(request)
     result = Plan()
     for members in scopes.values():
-        best, exact = _search(members, prices, switches, width, list(others.values()))
-        candidates = [best, *(_replay(members, prices, switches, place) for place in others.values())]
+        best, exact = _search(members, prices, assumptions, width, list(others.values()))
+        candidates = [best, *(_replay(members, prices, assumptions, place) for place in others.values())]
         cost, chosen = min(candidates, key=lambda candidate: candidate[0])
         result.cost += cost
         result.exact = result.exact and exact
@@ -84,14 +84,18 @@ _Solution = tuple[int, list[tuple[Marker, ...]]]
 
 
 def _search(
-    requests: Sequence[Request], prices: PriceBook, switches: Switches, width: int, fixed: Sequence[Placement]
+    requests: Sequence[Request],
+    prices: PriceBook,
+    assumptions: Assumptions,
+    width: int,
+    fixed: Sequence[Placement],
 ) -> tuple[_Solution, bool]:
     paths = [_path(request.head) for request in requests]
     last_use = {cum: index for index, path in enumerate(paths) for cum in path}
-    states = [_State(0, Cache(switches))]
+    states = [_State(0, Cache(assumptions))]
     exact = True
     for index, request in enumerate(requests):
-        minimum = prices.minimum(request.model, request.t, switches.unknown_minimum)
+        minimum = prices.minimum(request.model, request.t, assumptions.unknown_minimum)
         places = _places(index, requests, paths, minimum)
         seeds = [place(request) for place in fixed]
         following: list[_State] = []
@@ -99,7 +103,7 @@ def _search(
             for markers in dict.fromkeys([*_actions(state.cache, request, paths[index], places), *seeds]):
                 cache = state.cache.copy()
                 usage = cache.serve(request, markers, minimum).usage
-                cost = prices.cost(request, usage, unverified=switches.unverified_prices)[0]
+                cost = prices.cost(request, usage, unverified=assumptions.unverified_prices)[0]
                 _forget(cache, request, lambda cum, now=index: last_use.get(cum, -1) > now)
                 following.append(_State(state.cost + cost, cache, markers, state))
         kept = _undominated(following, request)
@@ -116,14 +120,14 @@ def _search(
 
 
 def _replay(
-    requests: Sequence[Request], prices: PriceBook, switches: Switches, placement: Placement
+    requests: Sequence[Request], prices: PriceBook, assumptions: Assumptions, placement: Placement
 ) -> _Solution:
-    cache, cost, chosen = Cache(switches), 0, []
+    cache, cost, chosen = Cache(assumptions), 0, []
     for request in requests:
         markers = placement(request)
-        minimum = prices.minimum(request.model, request.t, switches.unknown_minimum)
+        minimum = prices.minimum(request.model, request.t, assumptions.unknown_minimum)
         usage = cache.serve(request, markers, minimum).usage
-        cost += prices.cost(request, usage, unverified=switches.unverified_prices)[0]
+        cost += prices.cost(request, usage, unverified=assumptions.unverified_prices)[0]
         chosen.append(markers)
     return cost, chosen
 

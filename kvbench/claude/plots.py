@@ -28,7 +28,7 @@ def costs(frame: pd.DataFrame, path: Path) -> None:
     """Cost by placement in the order of the table, with the range over the open points.
 
     Args:
-        frame: rows of `tables.row`; with a column `layout`, rows of one layout have one colour.
+        frame: rows of `tables.cost_row`; with a column `layout`, rows of one layout have one colour.
         path: file to write; its suffix is the format.
     """
     groups = frame["layout"] if "layout" in frame else pd.Series("", index=frame.index)

@@ -38,7 +38,7 @@ def mix(cumulative: int, values: Sequence[int]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class ContentBlock:
     """One content block as it was sent, without its content.
 
     Attributes:
@@ -47,8 +47,8 @@ class Block:
         hash: hash of the content with JSON keys sorted and a string written as a text block.
         tokens: tokens of this block alone.
         source: how the tokens were counted: usage, scaled, fixture, reconstructed, estimate.
-        order: hash of the JSON as sent, 0 when its keys are sorted already (switch U6).
-        string: the content was a bare string (switch U4).
+        order: hash of the JSON as sent, 0 when its keys are sorted already (assumption U6).
+        string: the content was a bare string (assumption U4).
         message: index of the message the block is in, -1 outside messages.
         type: the block's own type name, for reports.
         markable: whether cache_control may stand on it (R5).
@@ -71,12 +71,12 @@ class Node:
 
     __slots__ = (
         "__weakref__",
+        "block_hash",
         "cum",
         "index",
         "kind",
         "markable",
         "message",
-        "own",
         "parent",
         "server",
         "tier",
@@ -91,7 +91,7 @@ class Node:
         tier: int,
         kind: int,
         message: int = -1,
-        own: int = 0,
+        block_hash: int = 0,
         markable: bool = True,
     ) -> None:
         """Appends a block to a chain.
@@ -103,7 +103,7 @@ class Node:
             tier: TOOLS, SYSTEM or MESSAGES.
             kind: kind of the block.
             message: index of its message.
-            own: hash of the block alone.
+            block_hash: hash of the block alone.
             markable: whether cache_control may stand on it.
         """
         self.parent = parent
@@ -112,7 +112,7 @@ class Node:
         self.tier = tier
         self.kind = kind
         self.message = message
-        self.own = own
+        self.block_hash = block_hash
         self.markable = markable
         self.index = 0 if parent is None else parent.index + 1
         # nearest server-tool result at or before this block: the API puts its own breakpoint there (R7)
@@ -125,7 +125,7 @@ Marker = tuple[Node, int]
 
 @dataclass(frozen=True, slots=True)
 class Hashing:
-    """Which differences between two requests change the prefix: the switches that act before the lookup.
+    """Which differences between two requests change the prefix: the assumptions that act before the lookup.
 
     Attributes:
         string_form: U4, "equal" or "distinct".
@@ -139,7 +139,7 @@ class Hashing:
     params_scope: str = "messages"
     tool_prompt: str = "prefix"
 
-    def value(self, block: Block) -> int:
+    def value(self, block: ContentBlock) -> int:
         """The block's contribution to the cumulative hash."""
         value = block.hash
         if block.order and self.key_order == "significant":
@@ -159,7 +159,7 @@ def root(salt: int = 0, tokens: int = 0) -> Node:
     return Node(None, mix(1, (salt,)), tokens, TOOLS, TEXT)
 
 
-def append(parent: Node, block: Block, hashing: Hashing, salts: Sequence[int]) -> Node:
+def append(parent: Node, block: ContentBlock, hashing: Hashing, salts: Sequence[int]) -> Node:
     """Appends a block, folding in the salt of each tier that it opens.
 
     Args:
@@ -237,10 +237,12 @@ class Request:
     geo: str = ""
     speed: str = ""
     tail: int = 0
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[ContentBlock, ...] = ()
 
 
-def chain(blocks: Sequence[Block], hashing: Hashing, salts: Sequence[int], before: int = 0) -> list[Node]:
+def chain(
+    blocks: Sequence[ContentBlock], hashing: Hashing, salts: Sequence[int], before: int = 0
+) -> list[Node]:
     """The chain of a whole prompt.
 
     Args:

@@ -19,7 +19,7 @@ from kvbench.claude.request import (
     TOOL_USE,
     TOOLS,
     TTL_SECONDS,
-    Block,
+    ContentBlock,
     Hashing,
     Node,
     Request,
@@ -54,7 +54,7 @@ _KINDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class ParsedRequest:
     """A request as blocks: what a trace records of it.
 
     Attributes:
@@ -66,14 +66,14 @@ class Sent:
         tool_prompt: which of its own tool-use prompts the API adds (R21): "auto", "any", "" without tools.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[ContentBlock, ...]
     markers: tuple[tuple[int, int], ...]
     automatic: int | None
     params: Mapping[str, Mapping[str, str]]
     tool_prompt: str = ""
 
 
-def parse(body: Json, counter: Counter, betas: Sequence[str] = ()) -> Sent:
+def parse(body: Json, counter: Counter, betas: Sequence[str] = ()) -> ParsedRequest:
     """Blocks and markers of a request body.
 
     Args:
@@ -82,7 +82,7 @@ def parse(body: Json, counter: Counter, betas: Sequence[str] = ()) -> Sent:
         betas: values of the anthropic-beta header.
     """
     model = str(body.get("model", ""))
-    blocks: list[Block] = []
+    blocks: list[ContentBlock] = []
     markers: list[tuple[int, int]] = []
     for tier, message, role, first, item, string in _items(body, model):
         control = _control(item)
@@ -91,11 +91,11 @@ def parse(body: Json, counter: Counter, betas: Sequence[str] = ()) -> Sent:
         blocks.append(_block(tier, message, role if first else role + "+", item, string, counter, model))
     top = body.get("cache_control")
     automatic = None if top is None else ttl_of(top)
-    return Sent(tuple(blocks), tuple(markers), automatic, _params(body, betas), _tool_prompt(body))
+    return ParsedRequest(tuple(blocks), tuple(markers), automatic, _params(body, betas), _tool_prompt(body))
 
 
-def request(
-    sent: Sent,
+def build_request(
+    parsed: ParsedRequest,
     *,
     id: str,
     t: float,
@@ -113,13 +113,13 @@ def request(
     """Builds the prefix chain of a parsed request and places its markers, the automatic one included (R4).
 
     Args:
-        sent: the parsed request.
+        parsed: the parsed request.
         hashing: which differences change the prefix.
         hidden: tokens of the API's own tool-use prompt (R21).
         id, t, model, output, ttft, session, workspace, batch, geo, speed: see `Request`.
     """
     before, tail = split_hidden(hidden, hashing)
-    nodes = chain(sent.blocks, hashing, salts(sent.params, hashing), before)
+    nodes = chain(parsed.blocks, hashing, salts(parsed.params, hashing), before)
     head = nodes[-1]
     tools_end, system_end = tier_ends(nodes)
     return Request(
@@ -129,17 +129,17 @@ def request(
         head=head,
         tools_end=tools_end,
         system_end=system_end,
-        markers=place(nodes, sent),
+        markers=placed_markers(nodes, parsed),
         session=session,
         workspace=workspace,
         ttft=ttft,
         output=output,
-        source=weakest({block.source for block in sent.blocks}),
+        source=weakest({block.source for block in parsed.blocks}),
         batch=batch,
         geo=geo,
         speed=speed,
         tail=tail,
-        blocks=sent.blocks,
+        blocks=parsed.blocks,
     )
 
 
@@ -148,17 +148,17 @@ def split_hidden(hidden: int, hashing: Hashing) -> tuple[int, int]:
     return (hidden, 0) if hashing.tool_prompt == "prefix" else (0, hidden)
 
 
-def place(nodes: Sequence[Node], sent: Sent) -> tuple[tuple[Node, int], ...]:
+def placed_markers(nodes: Sequence[Node], parsed: ParsedRequest) -> tuple[tuple[Node, int], ...]:
     """Markers of a request on its nodes."""
-    placed = [(nodes[index], ttl) for index, ttl in sent.markers]
-    if sent.automatic is not None:
+    placed = [(nodes[index], ttl) for index, ttl in parsed.markers]
+    if parsed.automatic is not None:
         node = last_markable(nodes[-1])
         if node is not None and all(marked is not node for marked, _ in placed):
-            placed.append((node, sent.automatic))
+            placed.append((node, parsed.automatic))
     return tuple(sorted(placed, key=lambda marker: marker[0].index))
 
 
-def mark(body: Json, ttls: Mapping[int, str]) -> dict[str, Any]:
+def with_markers(body: Json, ttls: Mapping[int, str]) -> dict[str, Any]:
     """A copy of a request with its markers replaced.
 
     Args:
@@ -287,7 +287,7 @@ def _last_new_turn(messages: Sequence[Json]) -> int:
 
 def _block(
     tier: int, message: int, place: str, item: Json, string: bool, counter: Counter, model: str
-) -> Block:
+) -> ContentBlock:
     type_ = "tool" if tier == TOOLS else str(item.get("type", "text"))
     bare = _bare(item)
     canonical = json.dumps(bare, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -300,7 +300,7 @@ def _block(
         source = "estimate"
     if images := _images(item):
         tokens, source = tokens + images * IMAGE_TOKENS, "estimate"
-    return Block(
+    return ContentBlock(
         tier=tier,
         kind=_kind(tier, type_),
         hash=digest(place + canonical),

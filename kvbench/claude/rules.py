@@ -1,7 +1,7 @@
 """The rule engine: one organisation's cache, request after request.
 
 Rules (R1-R26) are those of the prompt-caching documentation as of 2026-11; what it leaves open is in
-`Switches`. The same engine drives the simulator, the planner and the loopback server.
+`Assumptions`. The same engine drives the simulator, the planner and the loopback server.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.request import (
     MESSAGES,
     THINKING,
@@ -82,20 +82,20 @@ class Outcome:
 class Cache:
     """Cached prefixes of one organisation, isolated by workspace and model (R25)."""
 
-    def __init__(self, switches: Switches | None = None, *, isolation: str = "workspace") -> None:
+    def __init__(self, assumptions: Assumptions | None = None, *, isolation: str = "workspace") -> None:
         """An empty cache.
 
         Args:
-            switches: assumptions on undocumented points.
+            assumptions: assumptions on undocumented points.
             isolation: "workspace" (Claude API) or "organization" (Bedrock, Google Cloud).
         """
-        self.switches = switches or Switches()
+        self.assumptions = assumptions or Assumptions()
         self._by_workspace = isolation == "workspace"
         self._scopes: dict[tuple[str, str], tuple[Store, Store]] = {}
-        self.lookback = LOOKBACK + (self.switches.lookback == "before")
-        self._collapse = self.switches.tool_runs == "one"
-        self._conversation = self.switches.positions == "conversation"
-        self._plain = self.switches.ttl_lookup == "ignored"
+        self.lookback = LOOKBACK + (self.assumptions.lookback == "before")
+        self._collapse = self.assumptions.tool_runs == "one"
+        self._conversation = self.assumptions.positions == "conversation"
+        self._plain = self.assumptions.ttl_lookup == "ignored"
         self._writes = 0
         self._sweep_at = SWEEP_EVERY
 
@@ -105,7 +105,7 @@ class Cache:
 
     def copy(self) -> Cache:
         """An independent copy, for planning ahead."""
-        other = Cache(self.switches, isolation="workspace" if self._by_workspace else "organization")
+        other = Cache(self.assumptions, isolation="workspace" if self._by_workspace else "organization")
         for key, (fives, hours) in self._scopes.items():
             other._scopes[key] = (
                 {cum: Entry(entry.expires, entry.visible) for cum, entry in fives.items()},
@@ -139,8 +139,8 @@ class Cache:
         if request.source not in EXACT_SOURCES:
             margin = minimum // UNDECIDED_SHARE
             undecided = any(abs(node.tokens - minimum) <= margin for node, _ in markers)
-            if undecided and self.switches.near_minimum != "counted":
-                minimum += margin + 1 if self.switches.near_minimum == "uncached" else -margin
+            if undecided and self.assumptions.near_minimum != "counted":
+                minimum += margin + 1 if self.assumptions.near_minimum == "uncached" else -margin
         return [marker for marker in markers if marker[0].tokens >= minimum], undecided
 
     def serve(self, request: Request, markers: Sequence[Marker], minimum: int) -> Outcome:
@@ -158,11 +158,11 @@ class Cache:
         now = request.t
         fives, hours = self.scope(request)
         hit, entry = self._lookup(usable, fives, hours, now)
-        if hit is not None and self.switches.lost_reads and self._lost(request):
+        if hit is not None and self.assumptions.lost_reads and self._lost(request):
             hit = entry = None
         start = 0
         if hit is not None and entry is not None:
-            start = hit.tokens - hit.tokens % self.switches.granularity
+            start = hit.tokens - hit.tokens % self.assumptions.granularity
             self._refresh(hit, entry, fives, hours, now)
         last_index = -1 if hit is None else hit.index
         written = [marker for marker in usable if marker[0].index > last_index]
@@ -237,7 +237,7 @@ class Cache:
             # with TTL classes kept apart, only the class that was read lives on
             if held is not None and held.expires >= now and (self._plain or held is entry):
                 held.expires = max(held.expires, now + ttl)
-        if self.switches.refresh == "prefixes":
+        if self.assumptions.refresh == "prefixes":
             node = hit.parent
             while node is not None and node.index:
                 for store, ttl in ((fives, 300), (hours, 3600)):
@@ -256,7 +256,7 @@ class Cache:
             store[cum] = Entry(expires, visible)
 
     def _lost(self, request: Request) -> bool:
-        return zlib.crc32(f"{request.workspace}/{request.id}".encode()) < self.switches.lost_reads * 2**32
+        return zlib.crc32(f"{request.workspace}/{request.id}".encode()) < self.assumptions.lost_reads * 2**32
 
 
 def _with_server_tools(head: Node, markers: Sequence[Marker]) -> list[Marker]:

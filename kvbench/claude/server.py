@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from kvbench.claude import request_json, validate
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import Usage, digest
 from kvbench.claude.responder import Responder, fixed
@@ -32,7 +32,7 @@ SAMPLING = ("temperature", "top_p", "top_k")
 
 
 @dataclass(frozen=True)
-class Served:
+class LoggedRequest:
     """One request that the server has answered.
 
     Attributes:
@@ -66,7 +66,7 @@ class Engine:
         *,
         responder: Responder | None = None,
         counter: Counter | None = None,
-        switches: Switches | None = None,
+        assumptions: Assumptions | None = None,
         clock: Callable[[], float] = time.time,
         ttft: float = 0.0,
     ) -> None:
@@ -76,18 +76,18 @@ class Engine:
             prices: gives the known models and their minimums.
             responder: answers; default is one fixed text.
             counter: counts tokens; default is by characters.
-            switches: assumptions on undocumented points.
+            assumptions: assumptions on undocumented points.
             clock: seconds since the epoch.
             ttft: seconds until an answer begins, as far as the cache is concerned.
         """
         self.prices = prices
         self.responder = responder or fixed()
         self.counter = counter or CharCounter()
-        self.switches = switches or Switches()
+        self.assumptions = assumptions or Assumptions()
         self.clock = clock
         self.ttft = ttft
-        self.log: list[Served] = []
-        self._cache = Cache(self.switches)
+        self.log: list[LoggedRequest] = []
+        self._cache = Cache(self.assumptions)
         self._lock = threading.Lock()
 
     def message(self, body: Json, headers: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
@@ -103,14 +103,14 @@ class Engine:
                 usage = self._serve(body, headers, name)
             except ApiError as error:
                 error.request_id = name
-                self.log.append(Served(name, body, None))
+                self.log.append(LoggedRequest(name, body, None))
                 raise
             content = self.responder(body) if body["max_tokens"] else []
             if content:
                 usage.output = sum(
                     self.counter.count(request_json.text_of(block), body["model"])[0] for block in content
                 )
-            self.log.append(Served(name, body, usage))
+            self.log.append(LoggedRequest(name, body, usage))
         calls = any(block["type"] == "tool_use" for block in content)
         return name, {
             "id": f"msg_loopback_{number}",
@@ -130,27 +130,27 @@ class Engine:
             ApiError: the request is not valid.
         """
         self._check(body, {}, needs_max=False)
-        sent = request_json.parse(body, self.counter)
-        hidden = self.prices.tool_prompt(body["model"], sent.tool_prompt)
-        return hidden + sum(block.tokens for block in sent.blocks)
+        parsed = request_json.parse(body, self.counter)
+        hidden = self.prices.tool_prompt(body["model"], parsed.tool_prompt)
+        return hidden + sum(block.tokens for block in parsed.blocks)
 
     def _serve(self, body: Json, headers: Mapping[str, str], name: str) -> Usage:
         self._check(body, headers, needs_max=True)
         betas = [beta.strip() for beta in headers.get("anthropic-beta", "").split(",") if beta.strip()]
-        sent = request_json.parse(body, self.counter, betas)
-        if not sent.blocks:
+        parsed = request_json.parse(body, self.counter, betas)
+        if not parsed.blocks:
             raise ApiError(400, "invalid_request_error", "messages: at least one block is required")
-        request = request_json.request(
-            sent,
+        request = request_json.build_request(
+            parsed,
             id=name,
             t=self.clock(),
             model=self.prices.resolve(body["model"]),
-            hashing=self.switches.hashing,
+            hashing=self.assumptions.hashing,
             ttft=self.ttft,
             workspace=workspace_of(headers),
-            hidden=self.prices.tool_prompt(body["model"], sent.tool_prompt),
+            hidden=self.prices.tool_prompt(body["model"], parsed.tool_prompt),
         )
-        minimum = self.prices.minimum(request.model, request.t, self.switches.unknown_minimum)
+        minimum = self.prices.minimum(request.model, request.t, self.assumptions.unknown_minimum)
         return self._cache.serve(request, request.markers, minimum).usage
 
     def _check(self, body: Json, headers: Mapping[str, str], *, needs_max: bool) -> None:

@@ -1,11 +1,11 @@
-"""Replays a trace under placements and switches; money and tokens come out, memory stays flat."""
+"""Replays a trace under placements and assumptions; money and tokens come out, memory stays flat."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.placements import Placement
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import Request
@@ -77,14 +77,16 @@ class Totals:
 
 
 class Simulator:
-    """One placement under one set of switches; feed it requests in the order of their start."""
+    """One placement under one set of assumptions; feed it requests in the order of their start."""
 
-    def __init__(self, placement: Placement, prices: PriceBook, switches: Switches | None = None) -> None:
+    def __init__(
+        self, placement: Placement, prices: PriceBook, assumptions: Assumptions | None = None
+    ) -> None:
         """A simulator with an empty cache."""
         self.placement = placement
         self.prices = prices
-        self.switches = switches or Switches()
-        self.cache = Cache(self.switches)
+        self.assumptions = assumptions or Assumptions()
+        self.cache = Cache(self.assumptions)
         self.totals = Totals()
 
     def feed(self, request: Request) -> Outcome:
@@ -93,12 +95,12 @@ class Simulator:
         Raises:
             UserError: unknown model, no price for its date, or an illegal placement.
         """
-        minimum = self.prices.minimum(request.model, request.t, self.switches.unknown_minimum)
+        minimum = self.prices.minimum(request.model, request.t, self.assumptions.unknown_minimum)
         markers = self.placement(request)
         if wrong := marker_error(markers):
             raise UserError(f"request {request.id}: {wrong}")
         outcome = self.cache.serve(request, markers, minimum)
-        paid, out = self.prices.cost(request, outcome.usage, unverified=self.switches.unverified_prices)
+        paid, out = self.prices.cost(request, outcome.usage, unverified=self.assumptions.unverified_prices)
         usage = outcome.usage
         limited = usage.total if self.prices.reads_limited(request.model) else usage.total - usage.read
         self.totals.add(outcome, paid, out, int(request.t // 60), limited)
@@ -109,7 +111,7 @@ def simulate(
     requests: Iterable[Request],
     placements: Mapping[str, Placement],
     prices: PriceBook,
-    switches: Switches | None = None,
+    assumptions: Assumptions | None = None,
 ) -> dict[str, Totals]:
     """Replays a trace once, under several placements side by side.
 
@@ -117,9 +119,9 @@ def simulate(
         requests: the trace, in the order of the requests' start.
         placements: placements by name.
         prices: the price book.
-        switches: assumptions on undocumented points.
+        assumptions: assumptions on undocumented points.
     """
-    simulators = {name: Simulator(placement, prices, switches) for name, placement in placements.items()}
+    simulators = {name: Simulator(placement, prices, assumptions) for name, placement in placements.items()}
     feeds = [simulator.feed for simulator in simulators.values()]
     for request in requests:
         for feed in feeds:
@@ -132,7 +134,7 @@ class Range:
     """A placement's result under the documented reading and under every open point turned.
 
     Attributes:
-        base: totals with the given switches.
+        base: totals with the given assumptions.
         flips: cost minus the base's cost when one point is turned, nano-dollars, by code.
         low: lowest cost found, all points that lower it turned together included.
         high: highest cost found, likewise.
@@ -145,21 +147,21 @@ class Range:
 
 
 class Trace:
-    """Something that can be replayed more than once; the prefix hashes may depend on the switches."""
+    """Something that can be replayed more than once; the prefix hashes may depend on the assumptions."""
 
-    def requests(self, switches: Switches) -> Iterable[Request]:
-        """The requests in the order of their start, chains built under these switches."""
+    def requests(self, assumptions: Assumptions) -> Iterable[Request]:
+        """The requests in the order of their start, chains built under these assumptions."""
         raise NotImplementedError
 
 
 class ListTrace(Trace):
-    """A trace held in memory whose chains do not depend on the switches."""
+    """A trace held in memory whose chains do not depend on the assumptions."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
         """The requests, in the order of their start."""
         self._requests = requests
 
-    def requests(self, switches: Switches) -> Iterable[Request]:
+    def requests(self, assumptions: Assumptions) -> Iterable[Request]:
         """See Trace."""
         return self._requests
 
@@ -168,18 +170,18 @@ def simulate_range(
     trace: Trace,
     placements: Mapping[str, Placement],
     prices: PriceBook,
-    switches: Switches | None = None,
+    assumptions: Assumptions | None = None,
 ) -> dict[str, Range]:
-    """Results as ranges over the switches, not as points.
+    """Results as ranges over the assumptions, not as points.
 
     Every point is turned alone; then all points that alone lower (raise) a placement's cost are turned
     together. The ends are those found: points that only act in combination may lie outside.
     """
-    switches = switches or Switches()
-    base = simulate(trace.requests(switches), placements, prices, switches)
+    assumptions = assumptions or Assumptions()
+    base = simulate(trace.requests(assumptions), placements, prices, assumptions)
     ranges = {name: Range(totals) for name, totals in base.items()}
-    turned: dict[str, Switches] = {}
-    for code, _, flipped in switches.flips():
+    turned: dict[str, Assumptions] = {}
+    for code, _, flipped in assumptions.flips():
         turned[code] = flipped
         for name, totals in simulate(trace.requests(flipped), placements, prices, flipped).items():
             ranges[name].flips[code] = totals.cost - base[name].cost
@@ -188,7 +190,7 @@ def simulate_range(
         for sign in (-1, 1):
             chosen = [code for code, delta in ranges[name].flips.items() if delta * sign > 0]
             if len(chosen) > 1:
-                combined = switches.combined([turned[code] for code in chosen])
+                combined = assumptions.combined([turned[code] for code in chosen])
                 found.append(
                     simulate(trace.requests(combined), {name: placement}, prices, combined)[name].cost
                 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.misses import FIXES, Diagnosis
 from kvbench.claude.prices import NANO, dollars
 from kvbench.claude.simulate import Range, Totals
@@ -18,7 +18,7 @@ def usd(nano: int) -> float:
     return nano / NANO
 
 
-def row(name: str, result: Range, plain: Totals) -> dict[str, Any]:
+def cost_row(name: str, result: Range, plain: Totals) -> dict[str, Any]:
     """One placement: cost with its range, what it saves, and its tokens.
 
     Args:
@@ -47,8 +47,8 @@ def row(name: str, result: Range, plain: Totals) -> dict[str, Any]:
     }
 
 
-def shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns of `row` that a reader needs; the files have all of them."""
+def display_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns of `cost_row` that a reader needs; the files have all of them."""
     table = pd.DataFrame({"placement": frame["placement"], "requests": frame["requests"]})
     table["USD"] = frame["cost_usd"].map("{:.4f}".format)
     table["range"] = [
@@ -73,9 +73,9 @@ GUIDE = (
 )
 
 
-def moves(ranges: Mapping[str, Range]) -> pd.DataFrame:
+def point_deltas(ranges: Mapping[str, Range]) -> pd.DataFrame:
     """Dollars by which each open point, turned alone, moves each placement: one row per point."""
-    texts = {code: text for code, text, _ in Switches().flips()}
+    texts = {code: text for code, text, _ in Assumptions().flips()}
     frame = pd.DataFrame(
         {name: {code: usd(delta) for code, delta in r.flips.items()} for name, r in ranges.items()}
     )
@@ -84,8 +84,8 @@ def moves(ranges: Mapping[str, Range]) -> pd.DataFrame:
     return frame
 
 
-def moved(frame: pd.DataFrame) -> str:
-    """The rows of `moves` that move anything, in Markdown, and the names of the others."""
+def point_deltas_text(frame: pd.DataFrame) -> str:
+    """The rows of `point_deltas` that move anything, in Markdown, and the names of the others."""
     money = frame.drop(columns=["point", "open"])
     still = (money == 0).all(axis=1)
     text = "" if still.all() else markdown(frame[~still]) + "\n"
@@ -94,7 +94,7 @@ def moved(frame: pd.DataFrame) -> str:
     return text
 
 
-def choice_moves(base: Mapping[str, Totals], turned: Mapping[str, Mapping[str, Totals]]) -> pd.DataFrame:
+def choice_deltas(base: Mapping[str, Totals], turned: Mapping[str, Mapping[str, Totals]]) -> pd.DataFrame:
     """Dollars by which each modelling choice moves each placement: one row per choice."""
     rows = [
         {"choice": choice, **{name: usd(found[name].cost - base[name].cost) for name in base}}

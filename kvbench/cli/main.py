@@ -179,7 +179,7 @@ def _new(args: argparse.Namespace) -> None:
 def _claims(args: argparse.Namespace) -> None:
     from kvbench import claims
 
-    print(claims.write(args.run))
+    print(claims.write_tables(args.run))
 
 
 def _doctor(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from kvbench.claude.prices import PriceBook
-from kvbench.claude.request import MESSAGES, TEXT, Block, Hashing, Node, Request, append, root
+from kvbench.claude.request import MESSAGES, TEXT, ContentBlock, Hashing, Node, Request, append, root
 
 SONNET = "claude-sonnet-4-6"
 
@@ -46,7 +46,9 @@ def blocks() -> Callable[..., list[Node]]:
         for number in range(count):
             kind = kinds[number] if kinds else TEXT
             message = messages[number] if messages else number
-            block = Block(tier, kind, seed * 1000 + node.index, tokens, source="usage", message=message)
+            block = ContentBlock(
+                tier, kind, seed * 1000 + node.index, tokens, source="usage", message=message
+            )
             node = append(node, block, Hashing(), (0, 0, 0))
             nodes.append(node)
         return nodes

@@ -2,10 +2,10 @@
 
 import pytest
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.misses import FIXES, diagnose
 from kvbench.claude.placements import as_sent
-from kvbench.claude.request import SYSTEM, Block, Hashing, append, root
+from kvbench.claude.request import SYSTEM, ContentBlock, Hashing, append, root
 from kvbench.claude.simulate import ListTrace
 
 FIVE, HOUR = 300, 3600
@@ -16,12 +16,12 @@ START = 1.79e9
 def findings(prices, ask):
     """Findings of requests given as (seconds, head, markers, other fields)."""
 
-    def run(*rows, switches=None):
+    def run(*rows, assumptions=None):
         requests = [
             ask(head, START + t, id=f"q{k}", markers=tuple(markers), **dict(*fields))
             for k, (t, head, markers, *fields) in enumerate(rows)
         ]
-        return diagnose(ListTrace(requests), as_sent, prices, switches)
+        return diagnose(ListTrace(requests), as_sent, prices, assumptions)
 
     return run
 
@@ -100,9 +100,9 @@ def test_marker_on_a_block_that_changes_every_turn(findings, blocks):
 
 
 def test_parameter_changed(findings, prices):
-    one, two = (append(root(), Block(SYSTEM, 0, 7, 2000), Hashing(), (0, salt, 0)) for salt in (0, 1))
-    prefix = append(root(), Block(0, 1, 3, 2000), Hashing(), (0, 0, 0))
-    one, two = (append(prefix, Block(SYSTEM, 0, 7, 2000), Hashing(), (0, salt, 0)) for salt in (0, 1))
+    one, two = (append(root(), ContentBlock(SYSTEM, 0, 7, 2000), Hashing(), (0, salt, 0)) for salt in (0, 1))
+    prefix = append(root(), ContentBlock(0, 1, 3, 2000), Hashing(), (0, 0, 0))
+    one, two = (append(prefix, ContentBlock(SYSTEM, 0, 7, 2000), Hashing(), (0, salt, 0)) for salt in (0, 1))
     found = only(findings((0, one, [(one, FIVE)]), (1, two, [(two, FIVE)])))
     assert found.reason == "parameter changed"
     assert "block 2 (system" in found.detail
@@ -126,8 +126,8 @@ def test_other_model_and_other_workspace(findings, blocks):
 def test_switches_have_their_own_reasons(findings, blocks):
     nodes = blocks(2, 1000)
     rows = ((0, nodes[1], [(nodes[1], HOUR)]), (1, nodes[1], [(nodes[1], FIVE)]))
-    assert only(findings(*rows, switches=Switches(ttl_lookup="matched"))).reason == "other lifetime"
-    assert only(findings(*rows, switches=Switches(lost_reads=1.0))).reason == "lost under load"
+    assert only(findings(*rows, assumptions=Assumptions(ttl_lookup="matched"))).reason == "other lifetime"
+    assert only(findings(*rows, assumptions=Assumptions(lost_reads=1.0))).reason == "lost under load"
 
 
 def test_requests_that_the_api_would_reject(findings, blocks):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.bound import lower_bound
 from kvbench.claude.placements import none, registry
 from kvbench.claude.planner import plan
@@ -17,7 +17,7 @@ from kvbench.claude.request import (
     TEXT,
     TOOL_RESULT,
     TOOLS,
-    Block,
+    ContentBlock,
     Hashing,
     Request,
     append,
@@ -27,14 +27,14 @@ from kvbench.claude.rules import Cache
 from kvbench.claude.simulate import simulate
 
 BOOK = PriceBook.load()
-BASE = Switches()
+BASE = Assumptions()
 
 
 def make(steps, model="claude-sonnet-4-6"):
     """Requests from (gap, keep, blocks, tokens): each keeps a part of the prompt before and adds blocks."""
     requests, t, fresh = [], 1.79e9, 100
-    tools = append(root(), Block(TOOLS, 1, 1, 1200), Hashing(), (0, 0, 0))
-    system = append(tools, Block(SYSTEM, TEXT, 2, 900), Hashing(), (0, 0, 0))
+    tools = append(root(), ContentBlock(TOOLS, 1, 1, 1200), Hashing(), (0, 0, 0))
+    system = append(tools, ContentBlock(SYSTEM, TEXT, 2, 900), Hashing(), (0, 0, 0))
     nodes = [system]
     for number, (gap, keep, blocks, tokens) in enumerate(steps):
         t += gap
@@ -42,7 +42,7 @@ def make(steps, model="claude-sonnet-4-6"):
         for _ in range(blocks):
             fresh += 1
             kind = TOOL_RESULT if fresh % 3 == 0 else TEXT
-            block = Block(MESSAGES, kind, fresh, tokens, message=2 * number)
+            block = ContentBlock(MESSAGES, kind, fresh, tokens, message=2 * number)
             nodes = [*nodes, append(nodes[-1], block, Hashing(), (0, 0, 0))]
         requests.append(
             Request(f"q{number}", t, model, nodes[-1], tools, system, ttft=2.0, output=10, source="usage")
@@ -121,11 +121,11 @@ def test_bound_plan_and_placements_are_in_order(steps):
 
 
 @settings(max_examples=15, deadline=None)
-@given(STEPS, st.sampled_from([switches for _, _, switches in Switches().flips()]))
-def test_no_placement_undercuts_the_bound_under_any_switch(steps, switches):
+@given(STEPS, st.sampled_from([assumptions for _, _, assumptions in Assumptions().flips()]))
+def test_no_placement_undercuts_the_bound_under_any_switch(steps, assumptions):
     requests = make(steps)
-    bound = lower_bound(requests, BOOK, switches)
-    for totals in simulate(requests, registry(), BOOK, switches).values():
+    bound = lower_bound(requests, BOOK, assumptions)
+    for totals in simulate(requests, registry(), BOOK, assumptions).values():
         assert bound <= totals.input_cost
 
 

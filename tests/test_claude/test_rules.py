@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.request import (
     SERVER_RESULT,
     SYSTEM,
@@ -40,7 +40,7 @@ def test_lookback_reaches_twenty_positions(blocks, ask, at, counted, before):
     """R8 and U1: entry at 15; breakpoint 34 is the last to see it if itself is number 1, else 35."""
     nodes = blocks(40)
     for lookback, hit in (("counted", counted), ("before", before)):
-        cache = Cache(Switches(lookback=lookback))
+        cache = Cache(Assumptions(lookback=lookback))
         serve(cache, ask(nodes[14]), [(nodes[14], FIVE)])
         assert (serve(cache, ask(nodes[at - 1], 1), [(nodes[at - 1], FIVE)]).read > 0) == hit
 
@@ -53,12 +53,12 @@ def test_runs_of_tool_blocks_are_one_position(blocks, ask):
     single = blocks(22, start=start[0], kinds=[TOOL_USE, TOOL_RESULT] * 11)
     for name, hit_runs, hit_single in (("before", True, False), ("counted", False, False)):
         for chain, hit in ((nodes, hit_runs), (single, hit_single)):
-            cache = Cache(Switches(lookback=name))
+            cache = Cache(Assumptions(lookback=name))
             serve(cache, ask(start[0]), [(start[0], FIVE)])
             assert (serve(cache, ask(chain[-1], 1), [(chain[-1], FIVE)]).read > 0) == hit
     # one message less is within both readings of U1, and out of reach if every block counts
     for runs_are, hit in (("one", True), ("each", False)):
-        cache = Cache(Switches(tool_runs=runs_are))
+        cache = Cache(Assumptions(tool_runs=runs_are))
         serve(cache, ask(start[0]), [(start[0], FIVE)])
         assert (serve(cache, ask(nodes[113], 1), [(nodes[113], FIVE)]).read > 0) == hit
 
@@ -143,7 +143,7 @@ def test_ttl_classes_in_the_lookup(blocks, ask):
     """U2: a 5m marker reads a 1h entry, or does not see it."""
     nodes = blocks(3)
     for lookup, read in (("ignored", 300), ("matched", 0)):
-        cache = Cache(Switches(ttl_lookup=lookup))
+        cache = Cache(Assumptions(ttl_lookup=lookup))
         serve(cache, ask(nodes[2]), [(nodes[2], HOUR)])
         assert serve(cache, ask(nodes[2], 1), [(nodes[2], FIVE)]).read == read
 
@@ -153,7 +153,7 @@ def test_refresh_of_shorter_entries(blocks, ask):
     nodes = blocks(10)
     other = blocks(1, start=nodes[4], seed=9)
     for refresh, read in (("hit", 0), ("prefixes", 500)):
-        cache = Cache(Switches(refresh=refresh))
+        cache = Cache(Assumptions(refresh=refresh))
         for t in (0.0, 200.0):
             serve(cache, ask(nodes[9], t), [(nodes[4], FIVE), (nodes[9], FIVE)])
         assert serve(cache, ask(other[0], 400), [(nodes[4], FIVE)]).read == read
@@ -164,7 +164,7 @@ def test_what_counts_as_a_position(blocks, ask):
     kinds = [TEXT] + [THINKING] * 15 + [TEXT] * 6
     nodes = blocks(22, kinds=kinds)
     for positions, hit in (("all", False), ("conversation", True)):
-        cache = Cache(Switches(positions=positions))
+        cache = Cache(Assumptions(positions=positions))
         serve(cache, ask(nodes[0]), [(nodes[0], FIVE)])
         assert (serve(cache, ask(nodes[21], 1), [(nodes[21], FIVE)]).read > 0) == hit
 
@@ -172,12 +172,12 @@ def test_what_counts_as_a_position(blocks, ask):
 def test_lost_reads_and_granularity(blocks, ask):
     """U7 loses the given share of reads, the same ones each time; U8 rounds a hit down."""
     nodes = blocks(3)
-    cache = Cache(Switches(lost_reads=0.5))
+    cache = Cache(Assumptions(lost_reads=0.5))
     first = [serve(cache, ask(nodes[2], k, id=f"q{k}"), [(nodes[2], FIVE)]).read for k in range(100)]
-    cache = Cache(Switches(lost_reads=0.5))
+    cache = Cache(Assumptions(lost_reads=0.5))
     assert first == [serve(cache, ask(nodes[2], k, id=f"q{k}"), [(nodes[2], FIVE)]).read for k in range(100)]
     assert 30 < sum(read > 0 for read in first) < 70
-    cache = Cache(Switches(granularity=128))
+    cache = Cache(Assumptions(granularity=128))
     serve(cache, ask(nodes[2]), [(nodes[2], FIVE)])
     assert serve(cache, ask(nodes[2], 1), [(nodes[2], FIVE)]) == Usage(read=256, uncached=44)
 
@@ -185,7 +185,7 @@ def test_lost_reads_and_granularity(blocks, ask):
 def test_estimates_near_the_minimum_are_undecided(blocks, ask):
     nodes = blocks(1, 1000)
     for near, written in (("counted", 0), ("cached", 1000), ("uncached", 0)):
-        cache = Cache(Switches(near_minimum=near))
+        cache = Cache(Assumptions(near_minimum=near))
         outcome = cache.serve(ask(nodes[0], source="estimate"), [(nodes[0], FIVE)], 1024)
         assert outcome.undecided
         assert outcome.usage.write_5m == written

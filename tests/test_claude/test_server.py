@@ -8,7 +8,7 @@ import pytest
 anthropic = pytest.importorskip("anthropic")
 
 from kvbench.claude import request_json, responder  # noqa: E402
-from kvbench.claude.assumptions import Switches  # noqa: E402
+from kvbench.claude.assumptions import Assumptions  # noqa: E402
 from kvbench.claude.placements import as_sent  # noqa: E402
 from kvbench.claude.recording.recorder import Recorder  # noqa: E402
 from kvbench.claude.server import Engine, LoopbackServer  # noqa: E402
@@ -84,10 +84,10 @@ def reported(usage):
     )
 
 
-def simulated(path, prices, switches=None):
-    simulator = Simulator(as_sent, prices, switches)
+def simulated(path, prices, assumptions=None):
+    simulator = Simulator(as_sent, prices, assumptions)
     trace = RecordedTrace(path, prices)
-    usages = [simulator.feed(found).usage for found in trace.requests(switches or Switches())]
+    usages = [simulator.feed(found).usage for found in trace.requests(assumptions or Assumptions())]
     assert trace.problems.lines == []
     return [(usage.read, usage.write_5m, usage.write_1h, usage.uncached) for usage in usages]
 
@@ -285,7 +285,7 @@ def test_bad_lines_of_a_recorded_trace(server, recorder, prices, clock):
     bad = ["{broken", unknown, negative, missing, five, order, usage]
     recorder.path.write_text("\n".join([*good[:1], *bad, *good[1:], back]) + "\n")
     trace = RecordedTrace(recorder.path, prices)
-    assert len(list(trace.requests(Switches()))) == 4
+    assert len(list(trace.requests(Assumptions()))) == 4
     expected = [
         ("line 2", "JSONDecodeError"),
         ("line 3", "nearest are claude-sonnet-4-6"),
@@ -344,8 +344,8 @@ def test_a_recorded_trace_can_be_replayed_as_an_experiment(server, recorder, clo
 @pytest.mark.parametrize("where", ["prefix", "uncached"])
 def test_the_apis_own_tool_prompt_is_billed_and_agreed_on(prices, clock, tmp_path, where):
     """R21: 497 tokens with tools, 589 with a forced one, none without; both readings add up and are replayed."""
-    switches = Switches(tool_prompt=where)
-    engine = Engine(prices, clock=clock, switches=switches)
+    assumptions = Assumptions(tool_prompt=where)
+    engine = Engine(prices, clock=clock, assumptions=assumptions)
     recorder = Recorder(tmp_path / "t.jsonl", clock=clock)
     with LoopbackServer(engine) as server:
         asked = client(server, recorder)
@@ -365,4 +365,6 @@ def test_the_apis_own_tool_prompt_is_billed_and_agreed_on(prices, clock, tmp_pat
     assert totals[3] - totals[2] == 589 - 497
     system = engine.counter.count(LONG, MODEL)[0]
     assert again.cache_read_input_tokens == tool + system + (497 if where == "prefix" else 0)
-    assert simulated(recorder.path, prices, switches) == list(map(reported, (without, first, again, forced)))
+    assert simulated(recorder.path, prices, assumptions) == list(
+        map(reported, (without, first, again, forced))
+    )

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from kvbench.claude import curves
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.placements import explicit_four, named, none, previous_turn, registry
-from kvbench.claude.request import Block, Hashing, append, root
+from kvbench.claude.request import ContentBlock, Hashing, append, root
 from kvbench.claude.simulate import ListTrace, Simulator, simulate, simulate_range
 from kvbench.claude.traces import sessions
 from kvbench.claude.traces.claude_code import ClaudeCodeTrace
@@ -27,7 +27,9 @@ def test_a_range_holds_every_open_point(prices):
     trace = SyntheticTrace(Synthetic(turns=6, tool_calls=22, context=22_000), prices)
     found = simulate_range(trace, PLACES, prices)
     result = found["automatic"]
-    assert set(result.flips) == {code for code, _, _ in Switches().flips()} >= {f"U{k}" for k in range(1, 9)}
+    assert (
+        set(result.flips) == {code for code, _, _ in Assumptions().flips()} >= {f"U{k}" for k in range(1, 9)}
+    )
     assert result.flips["R9"] > 0
     assert result.flips["U8"] > 0
     assert result.low <= result.base.cost < result.high
@@ -51,7 +53,7 @@ def test_what_counts_towards_the_rate_limit(prices, blocks, ask):
 
 
 def test_an_illegal_placement_is_named(prices):
-    requests = list(SyntheticTrace(Synthetic(turns=3), prices).requests(Switches()))
+    requests = list(SyntheticTrace(Synthetic(turns=3), prices).requests(Assumptions()))
     backwards = Simulator(lambda request: ((request.tools_end, 300), (request.head, 3600)), prices)
     with pytest.raises(UserError, match=r"request s0/0/0: a 1h breakpoint .* comes after a 5m one"):
         backwards.feed(requests[0])
@@ -72,7 +74,7 @@ def test_memory_is_flat_in_the_length_of_the_trace(prices):
         spec = Synthetic(sessions=sessions, turns=20, stagger=4_000.0)
         gc.collect()
         tracemalloc.start()
-        simulate(SyntheticTrace(spec, prices).requests(Switches()), PLACES, prices)
+        simulate(SyntheticTrace(spec, prices).requests(Assumptions()), PLACES, prices)
         used = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return used
@@ -81,15 +83,15 @@ def test_memory_is_flat_in_the_length_of_the_trace(prices):
 
 
 def test_session_files_are_held_one_at_a_time(tmp_path, prices):
-    sessions.write(tmp_path, 20)
+    sessions.write_sessions(tmp_path, 20)
     alive = weakref.WeakSet()
-    for request in ClaudeCodeTrace(tmp_path, prices).requests(Switches()):
+    for request in ClaudeCodeTrace(tmp_path, prices).requests(Assumptions()):
         alive.add(request.head)
         assert len(alive) <= 2 * max(sessions.REQUESTS)
 
 
 def test_placements_are_legal_and_never_beyond_the_prompt(prices):
-    for request in SyntheticTrace(Synthetic(turns=5, tools=0), prices).requests(Switches()):
+    for request in SyntheticTrace(Synthetic(turns=5, tools=0), prices).requests(Assumptions()):
         for placement in registry().values():
             markers = placement(request)
             assert [node.index for node, _ in markers] == sorted({node.index for node, _ in markers})
@@ -97,22 +99,22 @@ def test_placements_are_legal_and_never_beyond_the_prompt(prices):
 
 
 def test_the_turn_before(prices):
-    first, second, third = SyntheticTrace(Synthetic(turns=3), prices).requests(Switches())
+    first, second, third = SyntheticTrace(Synthetic(turns=3), prices).requests(Assumptions())
     assert previous_turn(second.head).cum == first.head.cum
     assert previous_turn(first.head) is None
     assert len(explicit_four(third)) == 4
 
 
 def test_automatic_walks_back_over_what_cannot_be_marked(prices):
-    text = append(root(), Block(2, 0, 1, 2000), Hashing(), (0, 0, 0))
-    thinking = append(text, Block(2, 4, 2, 100, markable=False), Hashing(), (0, 0, 0))
-    request = next(iter(SyntheticTrace(Synthetic(turns=1), prices).requests(Switches())))
+    text = append(root(), ContentBlock(2, 0, 1, 2000), Hashing(), (0, 0, 0))
+    thinking = append(text, ContentBlock(2, 4, 2, 100, markable=False), Hashing(), (0, 0, 0))
+    request = next(iter(SyntheticTrace(Synthetic(turns=1), prices).requests(Assumptions())))
     request.head = thinking
     assert named("automatic")(request) == ((text, 300),)
 
 
 def test_five_minute_cliff_and_break_even(prices):
-    turns = [[request] for request in SyntheticTrace(Synthetic(turns=8), prices).requests(Switches())]
+    turns = [[request] for request in SyntheticTrace(Synthetic(turns=8), prices).requests(Assumptions())]
     found = curves.by_gap(turns, [60.0, 301.0, 3601.0], PLACES | {"1h": named("automatic_1h")}, prices)
     assert found["automatic"][0] < found["none"][0] < found["automatic"][1]
     assert found["1h"][1] < found["none"][1] < found["1h"][2]
@@ -124,12 +126,14 @@ def test_five_minute_cliff_and_break_even(prices):
 
 
 def test_replaying_twice_gives_the_same_numbers(prices):
-    trace = ListTrace(list(SyntheticTrace(Synthetic(sessions=3, jitter=True), prices).requests(Switches())))
+    trace = ListTrace(
+        list(SyntheticTrace(Synthetic(sessions=3, jitter=True), prices).requests(Assumptions()))
+    )
     assert repr(simulate_range(trace, PLACES, prices)) == repr(simulate_range(trace, PLACES, prices))
 
 
 def test_the_benchmark_counts_what_it_replays(tmp_path):
-    sessions.write(tmp_path, 3)
+    sessions.write_sessions(tmp_path, 3)
     speed = measure(Path(tmp_path), repeat=1)
     assert (speed.requests, speed.placements) == (13, 4)
     assert "13 requests x 4 placements, loading included" in str(speed)
@@ -137,7 +141,7 @@ def test_the_benchmark_counts_what_it_replays(tmp_path):
 
 def test_switches_are_checked():
     with pytest.raises(UserError, match=r"switches\.lookback=after: allowed are counted, before"):
-        Switches(lookback="after")
+        Assumptions(lookback="after")
     with pytest.raises(UserError, match="lost_reads"):
-        Switches(lost_reads=2.0)
+        Assumptions(lost_reads=2.0)
     assert none(None) == ()

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.recording.sse import Reply, decoder
 from kvbench.claude.request import Usage, digest
 from kvbench.claude.tokens import (
@@ -126,7 +126,7 @@ def test_counts_are_scaled_to_the_recorded_usage(tmp_path, prices):
     first = line("a", 0, [(1, 1000), (2, 500)], {"write_5m": 1200, "uncached": 450}, markers=[[0, "5m"]])
     second = line("b", 2, [(3, 100)], {"read": 1200, "uncached": 570}, markers=[[0, "5m"]], t=1.79e9 + 9)
     path.write_text(f"{first}\n{second}\n")
-    one, two = RecordedTrace(path, prices).requests(Switches())
+    one, two = RecordedTrace(path, prices).requests(Assumptions())
     assert [(block.tokens, block.source) for block in two.blocks] == [
         (1200, "scaled"),
         (450, "scaled"),
@@ -134,7 +134,8 @@ def test_counts_are_scaled_to_the_recorded_usage(tmp_path, prices):
     ]
     assert (one.head.tokens, two.head.tokens, two.source) == (1650, 1770, "scaled")
     plain = [
-        request.head.tokens for request in RecordedTrace(path, prices, calibrate=False).requests(Switches())
+        request.head.tokens
+        for request in RecordedTrace(path, prices, calibrate=False).requests(Assumptions())
     ]
     assert plain == [1500, 1600]
 
@@ -144,7 +145,7 @@ def test_a_line_that_builds_on_a_lost_one_is_named(tmp_path, prices):
     whole = line("a", 0, [(1, 1000)], None, prompt="0" * 32)
     path.write_text(f"{whole}\n")
     trace = RecordedTrace(path, prices)
-    assert list(trace.requests(Switches())) == []
+    assert list(trace.requests(Assumptions())) == []
     assert trace.problems.lines == [
         "t.jsonl, line 1: it builds on a line that is missing or could not be read; this request is left out"
     ]

@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.placements import named
 from kvbench.claude.simulate import simulate
 from kvbench.claude.traces import sessions
@@ -16,7 +16,7 @@ from kvbench.claude.traces.problems import Problems
 from kvbench.claude.traces.synthetic import Synthetic, SyntheticTrace
 from kvbench.config.errors import UserError
 
-BASE = Switches()
+BASE = Assumptions()
 
 
 def session(*requests, **fields):
@@ -188,7 +188,7 @@ def test_synthetic_sessions(prices):
 
 
 def test_generated_sessions_are_reproducible_and_loadable(tmp_path, prices):
-    one, two = sessions.write(tmp_path / "a", 3), sessions.write(tmp_path / "b", 3)
+    one, two = sessions.write_sessions(tmp_path / "a", 3), sessions.write_sessions(tmp_path / "b", 3)
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
     trace = ClaudeCodeTrace(tmp_path / "a", prices)
     assert len(list(trace.requests(BASE))) == 2 + 4 + 7

@@ -30,7 +30,7 @@ def run(capsys, *words):
 
 
 def test_replay_of_session_files(tmp_path, capsys):
-    sessions.write(tmp_path / "trace", 4)
+    sessions.write_sessions(tmp_path / "trace", 4)
     (tmp_path / "trace" / "bad.json").write_text("{")
     out = tmp_path / "out"
     code, text, _ = run(capsys, "experiment=claude_replay", f"trace={tmp_path / 'trace'}", f"run_dir={out}")

@@ -16,7 +16,7 @@ from kvbench.experiments.claude_rag_cost.run import RagConfig
 from kvbench.experiments.two_layer import report
 from kvbench.experiments.two_layer.config import TwoLayerConfig
 from kvbench.experiments.two_layer.hosted import PREFIX, Host
-from kvbench.experiments.two_layer.sessions import Turn
+from kvbench.experiments.two_layer.sessions import HostedRequest
 from kvbench.runs.config import expanded
 
 MIDNIGHT = 1_795_478_400.0
@@ -210,7 +210,7 @@ def test_mistakes_are_one_line(trace, tmp_path, capsys, words, message):
 def test_prompts_beyond_the_models_context_are_refused():
     cfg = TwoLayerConfig(run_dir="x", method={"dense": {"method": "dense"}}, hosted_model="llama3_8b")
     with pytest.raises(Exception, match="a request has 8201 tokens, llama3_8b takes 8192"):
-        Host(cfg).serve([(Turn(0.0, ((1, 8200),), 1),)])
+        Host(cfg).serve([(HostedRequest(0.0, ((1, 8200),), 1),)])
 
 
 def test_the_file_says_the_defaults():

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from kvbench.experiments.two_layer import figure
-from kvbench.experiments.two_layer.api import Priced
 from kvbench.experiments.two_layer.breakeven import Fleet
+from kvbench.experiments.two_layer.claude_api import PlacementCost
 from kvbench.experiments.two_layer.compare import Comparison
 from kvbench.experiments.two_layer.config import TwoLayerConfig
-from kvbench.experiments.two_layer.hosted import Served
+from kvbench.experiments.two_layer.hosted import ServingCost
 from kvbench.experiments.two_layer.sessions import Load
 
 LOAD = Load(1.0, 0.5, 0.0)
@@ -16,11 +16,11 @@ CFG = TwoLayerConfig(run_dir="x", method={"dense": {"method": "dense"}})
 
 
 def way(name, capacity):
-    return Served(name, "modelled", Fleet(1.0, capacity), LOAD, LOAD, 1)
+    return ServingCost(name, "modelled", Fleet(1.0, capacity), LOAD, LOAD, 1)
 
 
 def drawn(*served):
-    priced = [Priced("none", 4.0, 4.0, 4.0, 0.0), Priced("automatic", 1.0, 0.9, 1.2, 0.9)]
+    priced = [PlacementCost("none", 4.0, 4.0, 4.0, 0.0), PlacementCost("automatic", 1.0, 0.9, 1.2, 0.9)]
     found = Comparison([], [], [], [], priced, served, "m on d", [], [])
     axes = figure.per_day(found, CFG).axes[0]
     return {

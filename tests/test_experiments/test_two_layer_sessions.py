@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from kvbench.claude.assumptions import Switches
-from kvbench.claude.request import MESSAGES, TEXT, TOOL, TOOLS, Block, Hashing, Request, chain
+from kvbench.claude.assumptions import Assumptions
+from kvbench.claude.request import MESSAGES, TEXT, TOOL, TOOLS, ContentBlock, Hashing, Request, chain
 from kvbench.claude.simulate import ListTrace
 from kvbench.config.errors import UserError
 from kvbench.experiments.two_layer.sessions import (
-    Alone,
+    HostedRequest,
+    IsolatedSessions,
     PrefixPool,
-    Turn,
     capacity,
     loaded,
     sessions,
@@ -20,7 +20,7 @@ from kvbench.experiments.two_layer.sessions import (
 
 
 def turn(t, *blocks, output=10):
-    return Turn(float(t), tuple(blocks), output)
+    return HostedRequest(float(t), tuple(blocks), output)
 
 
 def tokens(turn, reused):
@@ -37,7 +37,10 @@ SESSION = (
 
 def request(name, session, t, blocks, output=5, before=0):
     nodes = chain(
-        [Block(tier, kind, own, size) for tier, kind, own, size in blocks], Hashing(), (0, 0, 0), before
+        [ContentBlock(tier, kind, own, size) for tier, kind, own, size in blocks],
+        Hashing(),
+        (0, 0, 0),
+        before,
     )
     return Request(id=name, t=t, model="m", head=nodes[-1], session=session, output=output)
 
@@ -65,7 +68,7 @@ def test_requests_that_cannot_be_served():
 
 def test_sessions_of_a_trace_are_workspaces_of_their_own():
     trace = ListTrace([request(name, name, 0.0, [(TOOLS, TOOL, 1, 30)]) for name in "ab"])
-    assert len({found.workspace for found in Alone(trace).requests(Switches())}) == 2
+    assert len({found.workspace for found in IsolatedSessions(trace).requests(Assumptions())}) == 2
 
 
 def test_a_pool_finds_whole_pages_of_what_was_there_and_not_the_last_token():

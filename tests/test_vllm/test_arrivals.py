@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from kvbench.claude.request import MESSAGES, TEXT, Block, Hashing, Request, append, root
+from kvbench.claude.request import MESSAGES, TEXT, ContentBlock, Hashing, Request, append, root
 from kvbench.config.errors import UserError
 from kvbench.vllm.arrivals import Session, Turn, of_prompts, of_trace, poisson
 
@@ -15,7 +15,7 @@ def chain(*blocks):
     """The last node of a prompt of (hash, tokens) blocks."""
     node = root()
     for digest, tokens in blocks:
-        node = append(node, Block(MESSAGES, TEXT, digest, tokens), Hashing(), (0, 0, 0))
+        node = append(node, ContentBlock(MESSAGES, TEXT, digest, tokens), Hashing(), (0, 0, 0))
     return node
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
-from kvbench.claims.checks import article, limits, memory, printed, prompt_cache, rocket, runs, serving
+from kvbench.claims.checks import article, claude, limits, memory, printed, rocket, runs, vllm
 from kvbench.claims.claim import Claim, Finding, arguments
 from kvbench.claims.evidence import Runs
 from kvbench.config.errors import UserError
@@ -20,7 +20,7 @@ Check = Callable[..., Finding]
 
 def registry() -> dict[str, Check]:
     """All checks by name."""
-    modules = (article, limits, memory, printed, prompt_cache, rocket, runs, serving)
+    modules = (article, claude, limits, memory, printed, rocket, runs, vllm)
     return {
         name: member
         for module in modules

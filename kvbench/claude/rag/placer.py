@@ -40,12 +40,12 @@ class Placer:
     def marked(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """A request's JSON with the placement's markers."""
         self._count += 1
-        plain = request_json.mark(body, {})
-        sent = request_json.parse(plain, self._counter)
-        built: Request = request_json.request(
-            sent, id=self._name(self._count), t=0.0, model=str(body["model"]), hashing=Hashing()
+        plain = request_json.with_markers(body, {})
+        parsed = request_json.parse(plain, self._counter)
+        built: Request = request_json.build_request(
+            parsed, id=self._name(self._count), t=0.0, model=str(body["model"]), hashing=Hashing()
         )
         # a block's place in its chain counts from 1
-        return request_json.mark(
+        return request_json.with_markers(
             plain, {node.index - 1: TTL_NAMES[ttl] for node, ttl in self._placement(built)}
         )

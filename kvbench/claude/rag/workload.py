@@ -15,7 +15,7 @@ import anthropic
 from langchain_anthropic import ChatAnthropic
 from langchain_core.tools import BaseTool
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.placements import Placement
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.rag import prompts
@@ -74,7 +74,7 @@ class VirtualClock:
 
 
 @dataclass
-class Ran:
+class WorkloadRun:
     """One run of the workload.
 
     Attributes:
@@ -107,7 +107,7 @@ class Runner:
         workload: Workload,
         prices: PriceBook,
         folder: Path,
-        switches: Switches | None = None,
+        assumptions: Assumptions | None = None,
         *,
         live: bool = False,
         counter: Counter | None = None,
@@ -118,7 +118,7 @@ class Runner:
             workload: what to run.
             prices: the price book.
             folder: where the traces go.
-            switches: assumptions of the loopback server.
+            assumptions: assumptions of the loopback server.
             live: talk to the real API, which costs money.
             counter: counts tokens; default is by characters.
 
@@ -131,7 +131,7 @@ class Runner:
         self.workload = workload
         self.prices = prices
         self.folder = folder
-        self.switches = switches or Switches()
+        self.assumptions = assumptions or Assumptions()
         self.live = live
         self.counter = counter or CharCounter()
         self._tool = search_tool(workload.sizes)
@@ -144,7 +144,7 @@ class Runner:
         *,
         label: str = "",
         plan_ids: Callable[[int], str] | None = None,
-    ) -> Ran:
+    ) -> WorkloadRun:
         """Runs one layout.
 
         Args:
@@ -180,14 +180,14 @@ class Runner:
                 clock.now += seconds
 
             engine = Engine(
-                self.prices, responder=answer, counter=counter, switches=self.switches, clock=clock
+                self.prices, responder=answer, counter=counter, assumptions=self.assumptions, clock=clock
             )
             with LoopbackServer(engine) as server:
                 where = {"base_url": server.url, "api_key": "loopback"}
                 answers = self._converse(layout, middleware, recorder, pass_time, where)
             bodies = [served.body for served in engine.log]
         trace = RecordedTrace(path, self.prices)
-        return Ran(layout, list(trace.requests(self.switches)), bodies, answers)
+        return WorkloadRun(layout, list(trace.requests(self.assumptions)), bodies, answers)
 
     def _converse(
         self,

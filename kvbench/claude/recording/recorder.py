@@ -19,7 +19,7 @@ from typing import Any
 from kvbench.claude import request_json
 from kvbench.claude.recording.sse import Reply, decoder
 from kvbench.claude.recording.tee import AsyncTee, AsyncTransport, SyncTee, Transport
-from kvbench.claude.request import KINDS, TIERS, TTL_NAMES, Block, mix
+from kvbench.claude.request import KINDS, TIERS, TTL_NAMES, ContentBlock, mix
 from kvbench.claude.server import workspace_of
 from kvbench.claude.tokens import Counter, best_counter
 
@@ -56,7 +56,7 @@ class Recorder:
         self.contents = contents
         self.clock = clock
         self._session: contextvars.ContextVar[str] = contextvars.ContextVar("session", default="")
-        self._blocks: dict[str, tuple[Block, ...]] = {}
+        self._blocks: dict[str, tuple[ContentBlock, ...]] = {}
         self._lines: dict[str, int] = {}
         self._workspaces: dict[str, str] = {}
         self._number = 0
@@ -173,30 +173,30 @@ class Recorder:
         self, request: Mapping[str, Any], session: str, betas: list[str], *, ok: bool
     ) -> dict[str, Any]:
         try:
-            sent = request_json.parse(request, self.counter, betas)
+            parsed = request_json.parse(request, self.counter, betas)
         except (KeyError, TypeError, AttributeError):
             return {"same": 0, "blocks": [], "markers": [], "automatic": None, "params": {}}
         before = self._blocks.get(session, ())
         same = 0
-        while same < min(len(before), len(sent.blocks)) and before[same] == sent.blocks[same]:
+        while same < min(len(before), len(parsed.blocks)) and before[same] == parsed.blocks[same]:
             same += 1
         if not ok or self._lines.get(session, 0) % WHOLE_EVERY == 0:
             same = 0
         if ok:
-            self._blocks[session] = sent.blocks
+            self._blocks[session] = parsed.blocks
             self._lines[session] = self._lines.get(session, 0) + 1
         return {
             "same": same,
-            "prompt": f"{mix(1, [block.hash for block in sent.blocks]):032x}",
-            "blocks": [block_json(block) for block in sent.blocks[same:]],
-            "markers": [[index, TTL_NAMES[ttl]] for index, ttl in sent.markers],
-            "automatic": TTL_NAMES[sent.automatic] if sent.automatic is not None else None,
-            "params": sent.params,
-            "tool_prompt": sent.tool_prompt,
+            "prompt": f"{mix(1, [block.hash for block in parsed.blocks]):032x}",
+            "blocks": [block_json(block) for block in parsed.blocks[same:]],
+            "markers": [[index, TTL_NAMES[ttl]] for index, ttl in parsed.markers],
+            "automatic": TTL_NAMES[parsed.automatic] if parsed.automatic is not None else None,
+            "params": parsed.params,
+            "tool_prompt": parsed.tool_prompt,
         }
 
 
-def block_json(block: Block) -> dict[str, Any]:
+def block_json(block: ContentBlock) -> dict[str, Any]:
     """A block as it stands in a trace; fields at their default are left out."""
     line: dict[str, Any] = {
         "tier": TIERS[block.tier],

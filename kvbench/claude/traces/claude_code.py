@@ -14,7 +14,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import SYSTEM, TEXT, THINKING, TOOL_RESULT, TOOL_USE, TOOLS, Request, digest
 from kvbench.claude.simulate import Trace
@@ -81,8 +81,8 @@ class ClaudeCodeTrace(Trace):
             raise UserError(f"trace={self.path}: no session files (*.json) there")
         self._reported = False
 
-    def requests(self, switches: Switches) -> Iterator[Request]:
-        """See Trace; hash ids leave nothing for the switches to change."""
+    def requests(self, assumptions: Assumptions) -> Iterator[Request]:
+        """See Trace; hash ids leave nothing for the assumptions to change."""
         for file in self.files:
             yield from self._session(file)
         self._reported = True
@@ -155,7 +155,7 @@ class _Session:
                 continue
             replied = item.get("output_types") or ()
             if request.t < latest:
-                self.problems.mend(
+                self.problems.corrected(
                     place, f"its time {item['t']} runs backwards; kept at the time of the one before"
                 )
                 request.t = latest

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import MESSAGES, TEXT, Node, Request, mix, root
 from kvbench.claude.simulate import Trace
@@ -56,8 +56,8 @@ class MooncakeTrace(Trace):
         self.model = self.prices.resolve(self.model)
         self._reported = False
 
-    def requests(self, switches: Switches) -> Iterator[Request]:
-        """See Trace; hash ids leave nothing for the switches to change."""
+    def requests(self, assumptions: Assumptions) -> Iterator[Request]:
+        """See Trace; hash ids leave nothing for the assumptions to change."""
         problems = Problems() if self._reported else self.problems
         start = datetime.datetime.combine(self.date, datetime.time(), datetime.UTC).timestamp()
         latest = start
@@ -75,7 +75,9 @@ class MooncakeTrace(Trace):
                     problems.skip(place, f"{type(error).__name__}: {error}")
                     continue
                 if request.t < latest:
-                    problems.mend(place, "its timestamp runs backwards; kept at the time of the line before")
+                    problems.corrected(
+                        place, "its timestamp runs backwards; kept at the time of the line before"
+                    )
                     request.t = latest
                 latest = request.t
                 yield request

@@ -30,7 +30,7 @@ class Problems:
         self.skipped += 1
         self._add(f"{place}: {what}; this request is left out")
 
-    def mend(self, place: str, what: str) -> None:
+    def corrected(self, place: str, what: str) -> None:
         """A request that is used after a correction, which `what` names.
 
         Raises:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import (
     KINDS,
     TIERS,
     TOOLS,
     TTL_SECONDS,
-    Block,
+    ContentBlock,
     Hashing,
     Node,
     Request,
@@ -26,7 +26,7 @@ from kvbench.claude.request import (
     root,
     tier_ends,
 )
-from kvbench.claude.request_json import Sent, place, salts, split_hidden
+from kvbench.claude.request_json import ParsedRequest, placed_markers, salts, split_hidden
 from kvbench.claude.rules import marker_error
 from kvbench.claude.simulate import Trace
 from kvbench.claude.tokens import weakest
@@ -65,12 +65,12 @@ class RecordedTrace(Trace):
             raise UserError(f"trace={self.path}: no such file")
         self._reported = False
 
-    def requests(self, switches: Switches) -> Iterator[Request]:
+    def requests(self, assumptions: Assumptions) -> Iterator[Request]:
         """See Trace; lines stand in the order in which responses ended and are yielded by start."""
         problems = Problems() if self._reported else self.problems
         waiting: list[tuple[float, int, Request]] = []
         latest = float("-inf")
-        for number, request in self._lines(switches.hashing, problems):
+        for number, request in self._lines(assumptions.hashing, problems):
             heapq.heappush(waiting, (request.t, number, request))
             if len(waiting) > WINDOW:
                 latest = max(latest, waiting[0][0])
@@ -100,7 +100,7 @@ class RecordedTrace(Trace):
                     continue
                 # a millisecond is rounding
                 if end < ended - 1e-3:
-                    problems.mend(where, "its time runs backwards; kept, in the order of the starts")
+                    problems.corrected(where, "its time runs backwards; kept, in the order of the starts")
                 ended = max(ended, end)
                 if request is not None:
                     yield number, request
@@ -115,13 +115,13 @@ class RecordedTrace(Trace):
         model = self.prices.resolve(row["model"])
         hidden = split_hidden(self.prices.tool_prompt(model, row.get("tool_prompt", "")), hashing)
         nodes, blocks = session.extend(row, usage if self.calibrate else None, hashing, hidden)
-        sent = Sent(
+        parsed = ParsedRequest(
             tuple(blocks),
             tuple((index, TTL_SECONDS[ttl]) for index, ttl in row.get("markers") or ()),
             TTL_SECONDS[row["automatic"]] if row.get("automatic") else None,
             row.get("params") or {},
         )
-        markers = place(nodes, sent)
+        markers = placed_markers(nodes, parsed)
         if wrong := marker_error(markers):
             raise UserError(wrong)
         tools_end, system_end = tier_ends(nodes)
@@ -143,7 +143,7 @@ class RecordedTrace(Trace):
             geo=row.get("geo", ""),
             speed=row.get("speed", ""),
             tail=hidden[1],
-            blocks=sent.blocks,
+            blocks=parsed.blocks,
         )
 
 
@@ -156,14 +156,14 @@ class _Session:
     """The prompt before, of one conversation."""
 
     def __init__(self) -> None:
-        self._blocks: list[Block] = []
+        self._blocks: list[ContentBlock] = []
         self._nodes: list[Node] = []
         self._contents: list[int] = []  # hash of the contents up to and including each block
         self._start: tuple[tuple[int, int, int], int] | None = None  # salts and tokens before the first block
 
     def extend(
         self, row: Mapping[str, Any], usage: Usage | None, hashing: Hashing, hidden: tuple[int, int]
-    ) -> tuple[list[Node], list[Block]]:
+    ) -> tuple[list[Node], list[ContentBlock]]:
         same = row.get("same", 0)
         if not 0 <= same <= len(self._blocks):
             raise UserError(f"same={same}, but the prompt before has {len(self._blocks)} blocks")
@@ -193,8 +193,8 @@ class _Session:
 
 
 def _calibrated(
-    new: Sequence[Block], before: int, row: Mapping[str, Any], same: int, usage: Usage, tail: int
-) -> list[Block]:
+    new: Sequence[ContentBlock], before: int, row: Mapping[str, Any], same: int, usage: Usage, tail: int
+) -> list[ContentBlock]:
     """New blocks whose tokens add up to the reported usage, at the last marker and at the end.
 
     Args:
@@ -214,7 +214,7 @@ def _calibrated(
     return _scaled(new, usage.total - before - tail)
 
 
-def _scaled(blocks: Sequence[Block], total: int) -> list[Block]:
+def _scaled(blocks: Sequence[ContentBlock], total: int) -> list[ContentBlock]:
     counted = sum(block.tokens for block in blocks)
     if total <= 0 or not counted or total == counted:
         return list(blocks)
@@ -228,11 +228,11 @@ def _scaled(blocks: Sequence[Block], total: int) -> list[Block]:
     return scaled
 
 
-def _block(entry: Mapping[str, Any]) -> Block:
+def _block(entry: Mapping[str, Any]) -> ContentBlock:
     tokens = entry["tokens"]
     if not isinstance(tokens, int) or tokens < 0:
         raise UserError(f"tokens={tokens}: must be a whole number, not negative")
-    return Block(
+    return ContentBlock(
         tier=TIERS.index(entry["tier"]),
         kind=KINDS.index(entry["kind"]),
         hash=int(entry["hash"], 16),

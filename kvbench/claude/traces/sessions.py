@@ -26,7 +26,7 @@ GAPS = (6.0, 9.0, 12.0, 15.0, 18.0, 25.0, 40.0, 80.0, 200.0, 900.0)
 GROWTH = (64, 150, 250, 350, 500, 700, 1_000, 1_800, 3_200, 7_000)
 
 
-def write(folder: Path, count: int, seed: int = 0) -> list[Path]:
+def write_sessions(folder: Path, count: int, seed: int = 0) -> list[Path]:
     """Writes `count` session files into a folder and returns their paths.
 
     Args:

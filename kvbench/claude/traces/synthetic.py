@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import (
     MESSAGES,
@@ -18,7 +18,7 @@ from kvbench.claude.request import (
     TOOL_RESULT,
     TOOL_USE,
     TOOLS,
-    Block,
+    ContentBlock,
     Hashing,
     Node,
     Request,
@@ -102,8 +102,8 @@ class SyntheticTrace(Trace):
         self._model = model
         self._first = datetime.datetime.combine(date, datetime.time(), datetime.UTC).timestamp()
 
-    def requests(self, switches: Switches) -> Iterator[Request]:
-        """See Trace; generated hashes leave nothing for the switches to change."""
+    def requests(self, assumptions: Assumptions) -> Iterator[Request]:
+        """See Trace; generated hashes leave nothing for the assumptions to change."""
         waiting: list[tuple[float, int, Request, Iterator[Request]]] = []
         opened = 0
         while waiting or opened < self.spec.sessions:
@@ -168,9 +168,9 @@ def _stable(spec: Synthetic) -> tuple[Node, Node | None, Node | None]:
     node = root()
     tools_end = system_end = None
     if spec.tools:
-        node = tools_end = append(node, Block(TOOLS, TOOL, 1, spec.tools), _HASHING, _SALTS)
+        node = tools_end = append(node, ContentBlock(TOOLS, TOOL, 1, spec.tools), _HASHING, _SALTS)
     if spec.system:
-        node = system_end = append(node, Block(SYSTEM, TEXT, 2, spec.system), _HASHING, _SALTS)
+        node = system_end = append(node, ContentBlock(SYSTEM, TEXT, 2, spec.system), _HASHING, _SALTS)
     return node, tools_end, system_end
 
 
@@ -179,5 +179,5 @@ def _question(head: Node, spec: Synthetic, number: int, turn: int, copy: int) ->
 
 
 def _block(node: Node, kind: int, tokens: int, name: tuple[int, ...], message: int) -> Node:
-    block = Block(MESSAGES, kind, hash(name) & 0xFFFFFFFFFFFFFFFF, tokens, message=message)
+    block = ContentBlock(MESSAGES, kind, hash(name) & 0xFFFFFFFFFFFFFFFF, tokens, message=message)
     return append(node, block, _HASHING, _SALTS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.placements import Placement, named
 from kvbench.claude.planner import plan
 from kvbench.claude.prices import PriceBook
@@ -18,7 +18,7 @@ PLANNER = "planner"
 
 
 @dataclass(frozen=True)
-class Priced:
+class PlacementCost:
     """Dollars per session under one placement; modelled.
 
     Attributes:
@@ -36,12 +36,12 @@ class Priced:
     read: float
 
 
-def cheapest(priced: Sequence[Priced]) -> Priced:
+def cheapest(priced: Sequence[PlacementCost]) -> PlacementCost:
     """The cheapest placement that can be chosen beforehand; the planned one needs the whole trace."""
     return min((found for found in priced if found.name != PLANNER), key=lambda found: found.usd)
 
 
-class Longer(Trace):
+class LongerAnswers(Trace):
     """A trace whose answers are so many times as long; the prompts stay as they were recorded."""
 
     def __init__(self, trace: Trace, times: int) -> None:
@@ -49,13 +49,13 @@ class Longer(Trace):
         self._trace = trace
         self._times = times
 
-    def requests(self, switches: Switches) -> Iterable[Request]:
+    def requests(self, assumptions: Assumptions) -> Iterable[Request]:
         """See Trace."""
-        for request in self._trace.requests(switches):
+        for request in self._trace.requests(assumptions):
             yield replace(request, output=request.output * self._times)
 
 
-def price(trace: Trace, cfg: TwoLayerConfig, prices: PriceBook, count: int) -> list[Priced]:
+def price(trace: Trace, cfg: TwoLayerConfig, prices: PriceBook, count: int) -> list[PlacementCost]:
     """Every placement, in the order of the configuration, the planned one last.
 
     Args:
@@ -70,7 +70,7 @@ def price(trace: Trace, cfg: TwoLayerConfig, prices: PriceBook, count: int) -> l
         placements[PLANNER] = found.placement
     ranges = simulate_range(trace, placements, prices, cfg.switches)
     return [
-        Priced(
+        PlacementCost(
             name,
             usd(found.base.cost) / count,
             usd(found.low) / count,

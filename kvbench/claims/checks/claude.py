@@ -9,7 +9,7 @@ from typing import Literal
 
 from kvbench.claims.claim import Finding, Reading
 from kvbench.claude import article
-from kvbench.claude.assumptions import Switches
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.placements import named
 from kvbench.claude.prices import NANO, PriceBook, Rates
 from kvbench.claude.request import (
@@ -17,7 +17,7 @@ from kvbench.claude.request import (
     TEXT,
     TOOL_RESULT,
     TOOL_USE,
-    Block,
+    ContentBlock,
     Hashing,
     Marker,
     Node,
@@ -150,13 +150,13 @@ def lookback_positions(hit: int, missed: int) -> Finding:
         missed: messages of one block each, over which it was not.
     """
     fits = [
-        switches
-        for switches in (Switches(lookback="counted"), Switches(lookback="before"))
-        if _found(switches, hit, 6) and not _found(switches, missed, 1)
+        assumptions
+        for assumptions in (Assumptions(lookback="counted"), Assumptions(lookback="before"))
+        if _found(assumptions, hit, 6) and not _found(assumptions, missed, 1)
     ]
     found = []
-    for switches in fits:
-        cache = Cache(switches)
+    for assumptions in fits:
+        cache = Cache(assumptions)
         found += [
             Reading(
                 name="the breakpoint included, as the page counts", value=cache.lookback, basis="modelled"
@@ -196,7 +196,7 @@ def cached_below_minimum(tokens: int) -> Finding:
 
 
 def article_total(case: str) -> Finding:
-    """Dollars of the article's ten turns, under one of the readings of `promptcache.article`."""
+    """Dollars of the article's ten turns, under one of the readings of `kvbench.claude.article`."""
     value = article.cost(_case(case), _prices()) / NANO
     printed = _case(case).printed
     note = ""
@@ -234,14 +234,14 @@ def model_exists(model: str) -> Finding:
 def placement_breakpoints(placement: str) -> Finding:
     """How many breakpoints a placement sets on a prompt with tools, system prompt and two turns."""
     prices = _prices()
-    *_, last = SyntheticTrace(Synthetic(turns=2), prices).requests(Switches())
+    *_, last = SyntheticTrace(Synthetic(turns=2), prices).requests(Assumptions())
     found = len(named(placement)(last))
     return Finding((Reading(name=f"placement {placement}", value=found, basis="modelled"),))
 
 
-def _found(switches: Switches, messages: int, run: int) -> bool:
+def _found(assumptions: Assumptions, messages: int, run: int) -> bool:
     """Whether an entry is found from `messages` messages behind it, of `run` tool blocks each."""
-    cache = Cache(switches)
+    cache = Cache(assumptions)
     kinds = [(TOOL_USE, TOOL_RESULT)[n % 2] for n in range(messages) for _ in range(run)]
     nodes = _chain([(TEXT, 100), *((kind, 100) for kind in kinds)])
     cache.serve(_request(nodes[0], 0), [(nodes[0], FIVE)], 0)
@@ -270,7 +270,9 @@ def _chain(blocks: Sequence[tuple[int, int]]) -> list[Node]:
     """Blocks of messages by kind and tokens."""
     node, nodes = root(), []
     for number, (kind, tokens) in enumerate(blocks):
-        node = append(node, Block(MESSAGES, kind, number, tokens, message=number), Hashing(), (0, 0, 0))
+        node = append(
+            node, ContentBlock(MESSAGES, kind, number, tokens, message=number), Hashing(), (0, 0, 0)
+        )
         nodes.append(node)
     return nodes
 
