@@ -1,4 +1,4 @@
-"""Which form of an operation runs: the device's best one, unless a caller asks for another."""
+"""Which form of an operation runs: the fastest on the device, unless a caller forces another."""
 
 import contextlib
 import functools
@@ -15,12 +15,16 @@ from kvbench.kernels.dtypes import CODES
 #: forms by name, and the module of an operation that holds each
 MODULES = {"naive": "naive", "portable": "portable", "compiled": "cpu", "triton": "triton_form"}
 
-_asked: ContextVar[str | None] = ContextVar("kvbench_form", default=None)
+#: the form in which an operation would run for a device and a dtype of the keys
+Rule = Callable[[torch.device, torch.dtype], str]
+
+_forced: ContextVar[str | None] = ContextVar("kvbench_form", default=None)
+_calls: ContextVar[dict[str, Rule] | None] = ContextVar("kvbench_operations", default=None)
 
 
 @contextlib.contextmanager
 def using(form: str) -> Iterator[None]:
-    """Inside, operations run in this form; those that do not have it, in the portable one.
+    """Force a form inside the context; operations without it run in the portable one.
 
     For tests and comparisons. A thread started inside does not inherit it.
 
@@ -28,11 +32,58 @@ def using(form: str) -> Iterator[None]:
         form: naive, portable, compiled or triton.
     """
     assert form in MODULES, f"{form} is none of {', '.join(MODULES)}"
-    before = _asked.set(form)
+    before = _forced.set(form)
     try:
         yield
     finally:
-        _asked.reset(before)
+        _forced.reset(before)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[dict[str, Rule]]:
+    """Collect the operations that are called inside the context.
+
+    Yields:
+        The rule of each operation by name: that of its package, `pool`, or `pool.chunk_sums` for a function whose
+        rule is another one. Operations that an operation dispatches to are included.
+    """
+    calls: dict[str, Rule] = {}
+    before = _calls.set(calls)
+    try:
+        yield calls
+    finally:
+        _calls.reset(before)
+
+
+def note(operation: str, rule: Callable[..., str], *sizes: int) -> None:
+    """Tell `recording` that an operation is called.
+
+    Args:
+        operation: `__name__` of its package, with `.function` appended for a function with a rule of its own.
+        rule: its form by device, dtype and `sizes`.
+        sizes: what else the rule depends on.
+    """
+    calls = _calls.get()
+    if calls is not None:
+        name = operation.removeprefix(f"{__package__}.")
+        calls[name] = lambda device, dtype: rule(device, dtype, *sizes)
+
+
+def dispatch(
+    operation: str, rule: Callable[..., str], device: torch.device, dtype: torch.dtype, *sizes: int, part: str = ""
+) -> ModuleType:  # fmt: skip
+    """The module of the form that an operation's rule chooses; `recording` sees the call.
+
+    Args:
+        operation: `__name__` of its package.
+        rule: its form by device, dtype and `sizes`.
+        device: where the tensors are.
+        dtype: of the keys.
+        sizes: what else the rule depends on.
+        part: name of the function, where its rule is not that of the package.
+    """
+    note(f"{operation}.{part}" if part else operation, rule, *sizes)
+    return load(operation, rule(device, dtype, *sizes))
 
 
 def choose(
@@ -45,19 +96,24 @@ def choose(
 
     Args:
         device: where the tensors are.
-        dtype: of the keys; other forms than naive and portable know 16-bit and 32-bit floating point only.
+        dtype: of the keys; only the naive and portable forms take other dtypes than 16-bit and 32-bit floating point.
         compiled: whether the operation's compiled form can be used here.
         triton: whether the operation has a Triton form.
     """
-    form = _asked.get() or _best(device)
+    form = _forced.get() or _best(device)
     if form == "naive":
         return form
     has = (form == "triton" and triton) or (form == "compiled" and compiled())
     return form if has and dtype in CODES else "portable"
 
 
+def portable(device: torch.device, dtype: torch.dtype) -> str:
+    """The rule of an operation that has one form, written in torch."""
+    return "portable"
+
+
 def load(operation: str, form: str) -> ModuleType:
-    """The module that holds a form; imported on first use, so that nothing needs triton that does not run it.
+    """The module of a form, imported on first use: triton is imported only where a Triton form runs.
 
     Args:
         operation: the operation's package, its `__name__`.

@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
-from kvbench.kernels import forms, window_scores
+from kvbench.kernels import forms
+
+#: raised when the numbers of any form change
+VERSION = 1
 
 
 def form(device: torch.device, dtype: torch.dtype) -> str:
@@ -25,8 +28,5 @@ def attention_sum(q_QTD: Tensor, k_HTD: Tensor, scaling: float) -> Tensor:
     Returns:
         `[Q, T]` fp32. Source: H2O, Zhang et al. 2023, section 3.
     """
-    chosen = form(k_HTD.device, k_HTD.dtype)
-    if chosen == "triton":
-        # a window of all queries
-        return window_scores.window_scores(q_QTD, k_HTD, scaling)
-    return forms.load(__name__, chosen).attention_sum(q_QTD, k_HTD, scaling).float()
+    module = forms.dispatch(__name__, form, k_HTD.device, k_HTD.dtype)
+    return module.attention_sum(q_QTD, k_HTD, scaling).float()

@@ -7,10 +7,18 @@ from kvbench.kernels import forms
 from kvbench.kernels.hsa_scores import cpu
 from kvbench.kernels.top_k import select_tokens
 
+#: raised when the numbers of any form change
+VERSION = 1
+
 
 def form(device: torch.device, dtype: torch.dtype) -> str:
     """The form that runs; see `forms.choose`."""
     return forms.choose(device, dtype, cpu.available)
+
+
+def logits_form(device: torch.device, dtype: torch.dtype) -> str:
+    """The form of `channel_logits`, which has no compiled one."""
+    return forms.choose(device, dtype)
 
 
 def hsa_scores(q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, length: Tensor) -> Tensor:
@@ -34,7 +42,7 @@ def hsa_scores(q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, le
         `[R, H, P]` fp32: the probability of each single token of the page, averaged over the group.
     """
     assert 1 <= channels <= q_RHGD.shape[-1]
-    module = forms.load(__name__, form(bounds_RHEP.device, bounds_RHEP.dtype))
+    module = forms.dispatch(__name__, form, bounds_RHEP.device, bounds_RHEP.dtype)
     return module.hsa_scores(q_RHGD, bounds_RHEP, channels, page, length)
 
 
@@ -57,8 +65,10 @@ def hsa_select(
         int32 `[R, H, tokens]`, ascending; -1 behind the last where there are fewer.
     """
     assert 1 <= channels <= q_RHGD.shape[-1]
-    if form(bounds_RHEP.device, bounds_RHEP.dtype) == "triton":
-        return forms.load(__name__, "triton").hsa_select(q_RHGD, bounds_RHEP, channels, page, length, tokens)
+    where = bounds_RHEP.device, bounds_RHEP.dtype
+    if form(*where) == "triton":
+        module = forms.dispatch(__name__, form, *where)
+        return module.hsa_select(q_RHGD, bounds_RHEP, channels, page, length, tokens)
     scores_RHP = hsa_scores(q_RHGD, bounds_RHEP, channels, page, length)
     return select_tokens(scores_RHP, tokens, page, length)
 
@@ -78,5 +88,6 @@ def channel_logits(q_RHGD: Tensor, keys_RHDT: Tensor, channels: int, length: Ten
     Returns:
         `[R, H, G, T]` fp32, of any value from `length` on.
     """
-    chosen = forms.choose(keys_RHDT.device, keys_RHDT.dtype)
-    return forms.load(__name__, chosen).channel_logits(q_RHGD, keys_RHDT, channels, length)
+    where = keys_RHDT.device, keys_RHDT.dtype
+    module = forms.dispatch(__name__, logits_form, *where, part="channel_logits")
+    return module.channel_logits(q_RHGD, keys_RHDT, channels, length)

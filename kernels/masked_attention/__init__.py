@@ -4,6 +4,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from kvbench.kernels import forms
+
+#: raised when the numbers of any form change
+VERSION = 1
 #: cuDNN's is left out: it makes a plan for every new length of the keys
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -26,6 +30,7 @@ def masked_attention(
     Returns:
         `[B, Q, N, D]`.
     """
+    forms.note(__name__, forms.portable)
     if q_BQND.device.type != "cuda":
         return scaled_dot_product_attention(
             q_BQND, k_BHCD, v_BHCD, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True

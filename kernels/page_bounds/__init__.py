@@ -5,6 +5,9 @@ from torch import Tensor
 
 from kvbench.kernels import forms
 
+#: raised when the numbers of any form change
+VERSION = 1
+
 
 def form(device: torch.device, dtype: torch.dtype) -> str:
     """The form that runs; see `forms.choose`."""
@@ -22,7 +25,8 @@ def page_bounds(k_BHTD: Tensor, page: int, pages: int) -> tuple[Tensor, Tensor]:
     Returns:
         (minimum, maximum), each `[B, H, pages, D]` in the dtype of the keys, of any strides.
     """
-    return forms.load(__name__, form(k_BHTD.device, k_BHTD.dtype)).page_bounds(k_BHTD, page, pages)
+    module = forms.dispatch(__name__, form, k_BHTD.device, k_BHTD.dtype)
+    return module.page_bounds(k_BHTD, page, pages)
 
 
 def update_page_bounds(low_BHPD: Tensor, high_BHPD: Tensor, k_BHD: Tensor, page: Tensor) -> None:
@@ -34,5 +38,5 @@ def update_page_bounds(low_BHPD: Tensor, high_BHPD: Tensor, k_BHD: Tensor, page:
         k_BHD: the appended key `[B, H, D]`.
         page: index of the page, a 1-element integer tensor on the same device (no host synchronisation).
     """
-    module = forms.load(__name__, form(low_BHPD.device, low_BHPD.dtype))
+    module = forms.dispatch(__name__, form, low_BHPD.device, low_BHPD.dtype)
     module.update_page_bounds(low_BHPD, high_BHPD, k_BHD, page)

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from kvbench.kernels import forms
 
+#: raised when the numbers of any form change
+VERSION = 1
 #: kinds of fp8 codes, and torch's names for them
 FP8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
@@ -25,7 +27,8 @@ def to_fp8(x_BHTD: Tensor, scale: Tensor, code: str) -> Tensor:
     Returns:
         uint8 `[B, H, T, D]`. Source: OCP 8-bit floating point specification 1.0.
     """
-    return forms.load(__name__, form(x_BHTD.device, x_BHTD.dtype)).to_fp8(x_BHTD, scale, code)
+    module = forms.dispatch(__name__, form, x_BHTD.device, x_BHTD.dtype)
+    return module.to_fp8(x_BHTD, scale, code)
 
 
 def from_fp8(codes_BHTD: Tensor, scale: Tensor, code: str, dtype: torch.dtype) -> Tensor:
@@ -37,7 +40,8 @@ def from_fp8(codes_BHTD: Tensor, scale: Tensor, code: str, dtype: torch.dtype) -
         code: e4m3 or e5m2.
         dtype: of the result.
     """
-    return forms.load(__name__, form(codes_BHTD.device, dtype)).from_fp8(codes_BHTD, scale, code, dtype)
+    module = forms.dispatch(__name__, form, codes_BHTD.device, dtype)
+    return module.from_fp8(codes_BHTD, scale, code, dtype)
 
 
 def pack(x_BHTD: Tensor, bits: int, group: int, axis: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,12 +60,13 @@ def pack(x_BHTD: Tensor, bits: int, group: int, axis: int) -> tuple[Tensor, Tens
         Codes uint8 `[B, H, T, D * bits / 8]`, the first of a byte's numbers in its low bits; scale and zero point fp16
         `[B, H, T / g, D]` or `[B, H, T, D / g]`.
     """
-    return forms.load(__name__, form(x_BHTD.device, x_BHTD.dtype)).pack(x_BHTD, bits, group, axis)
+    module = forms.dispatch(__name__, form, x_BHTD.device, x_BHTD.dtype)
+    return module.pack(x_BHTD, bits, group, axis)
 
 
 def unpack(
     codes: Tensor, scale: Tensor, zero: Tensor, bits: int, group: int, axis: int, dtype: torch.dtype
 ) -> Tensor:
     """The numbers of what `pack` returned: `[B, H, T, D]` in `dtype`; computed in fp32."""
-    module = forms.load(__name__, form(codes.device, dtype))
+    module = forms.dispatch(__name__, form, codes.device, dtype)
     return module.unpack(codes, scale, zero, bits, group, axis, dtype)

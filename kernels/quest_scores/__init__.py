@@ -5,6 +5,9 @@ from torch import Tensor
 
 from kvbench.kernels import forms
 
+#: raised when the numbers of any form change
+VERSION = 1
+
 
 def form(device: torch.device, dtype: torch.dtype) -> str:
     """The form that runs; see `forms.choose`."""
@@ -25,5 +28,5 @@ def quest_scores(q_RHGD: Tensor, low_RHPD: Tensor, high_RHPD: Tensor) -> Tensor:
     Returns:
         `[R, H, G, P]` fp32, not scaled.
     """
-    module = forms.load(__name__, form(low_RHPD.device, low_RHPD.dtype))
+    module = forms.dispatch(__name__, form, low_RHPD.device, low_RHPD.dtype)
     return module.quest_scores(q_RHGD, low_RHPD, high_RHPD).float()

@@ -3,6 +3,11 @@
 import torch
 from torch import Tensor
 
+from kvbench.kernels import forms
+
+#: raised when the numbers of any form change
+VERSION = 1
+
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates by the given angles; they add up: a post-RoPE key moves by a difference of positions.
@@ -18,6 +23,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         `[..., D]` in the dtype of x; computed in fp32. Source: RoFormer, Su et al. 2021, section 3.4.
     """
+    forms.note(__name__, forms.portable)
     rotary = cos.shape[-1]
     turned = x[..., :rotary].float()
     first, second = turned.chunk(2, dim=-1)

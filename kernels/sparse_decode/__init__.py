@@ -9,6 +9,9 @@ from kvbench.kernels import forms
 from kvbench.kernels.quantise_kv import from_fp8
 from kvbench.kernels.sparse_decode import cpu
 
+#: raised when the numbers of any form change
+VERSION = 1
+
 
 @dataclass(frozen=True)
 class FP8:
@@ -53,12 +56,12 @@ def sparse_decode(
         Output `[R, H, G, D]` in the dtype of q, and the natural-log sum of exponentials `[R, H, G]` fp32. A head
         without slots gets zeros and -inf.
     """
-    chosen = form(q_RHGD.device, q_RHGD.dtype, q_RHGD.shape[2], q_RHGD.shape[3])
+    where = q_RHGD.device, q_RHGD.dtype, q_RHGD.shape[2], q_RHGD.shape[3]
     stored = k_BHKD, v_BHKD, k_tail_RHMD, v_tail_RHMD
-    decode = forms.load(__name__, chosen).sparse_decode
+    decode = forms.dispatch(__name__, form, *where).sparse_decode
     if fp8 is None:
         return decode(q_RHGD, *stored, tail, scaling, index_RHN, mask_HGK)
-    if chosen == "triton":
+    if form(*where) == "triton":
         return decode(q_RHGD, *stored, tail, scaling, index_RHN, mask_HGK, fp8=fp8)
     scales = (fp8.k_scale, fp8.v_scale) * 2
     numbers = (from_fp8(x, scale, fp8.code, q_RHGD.dtype) for x, scale in zip(stored, scales, strict=True))

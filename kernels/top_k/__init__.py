@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from kvbench.kernels import forms
-from kvbench.kernels.top_k import cpu
-from kvbench.kernels.top_k.portable import top_k_mask as top_k_mask
+from kvbench.kernels.top_k import cpu, portable
+
+#: raised when the numbers of any form change
+VERSION = 1
 
 
 def form(device: torch.device, dtype: torch.dtype) -> str:
@@ -22,7 +24,22 @@ def top_k(scores: Tensor, k: int) -> Tensor:
         scores: `[..., T]`, no NaN.
         k: how many.
     """
-    return forms.load(__name__, form(scores.device, scores.dtype)).top_k(scores, k)
+    module = forms.dispatch(__name__, form, scores.device, scores.dtype)
+    return module.top_k(scores, k)
+
+
+def top_k_mask(scores: Tensor, k: int) -> Tensor:
+    """Marks the k highest scores along the last dimension; among equal scores the earlier position wins.
+
+    Args:
+        scores: `[..., T]`, no NaN.
+        k: how many, at most T are marked.
+
+    Returns:
+        bool `[..., T]` with exactly `min(k, T)` True per row.
+    """
+    forms.note(f"{__name__}.top_k_mask", forms.portable)
+    return portable.top_k_mask(scores, k)
 
 
 def lowest(scores: Tensor, k: int) -> Tensor:
@@ -47,5 +64,5 @@ def select_tokens(scores_XP: Tensor, tokens: int, page: int, length: Tensor) -> 
         int32 `[..., tokens]`, ascending; -1 behind the last where fewer slots are in use. A page that does not fit
         gives its first tokens.
     """
-    module = forms.load(__name__, form(scores_XP.device, scores_XP.dtype))
+    module = forms.dispatch(__name__, form, scores_XP.device, scores_XP.dtype)
     return module.select_tokens(scores_XP, tokens, page, length)

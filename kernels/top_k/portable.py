@@ -5,15 +5,7 @@ from torch import Tensor
 
 
 def top_k_mask(scores: Tensor, k: int) -> Tensor:
-    """Marks the k highest scores along the last dimension; among equal scores the earlier position wins.
-
-    Args:
-        scores: `[..., T]`, no NaN.
-        k: how many, at most T are marked.
-
-    Returns:
-        bool `[..., T]` with exactly `min(k, T)` True per row.
-    """
+    """Marks the k highest scores; see `kernels.top_k.top_k_mask`."""
     if k >= scores.shape[-1]:
         return torch.ones_like(scores, dtype=torch.bool)
     if k <= 0:

@@ -6,6 +6,9 @@ from torch import Tensor
 from kvbench.kernels import forms
 from kvbench.kernels.window_scores import cpu
 
+#: raised when the numbers of any form change
+VERSION = 1
+
 
 def form(device: torch.device, dtype: torch.dtype) -> str:
     """The form that runs; see `forms.choose`."""
@@ -23,5 +26,5 @@ def window_scores(q_QWD: Tensor, k_HTD: Tensor, scaling: float) -> Tensor:
     Returns:
         `[Q, T]` fp32; each row sums to W. Source: SnapKV, Li et al. 2024, section 3.
     """
-    module = forms.load(__name__, form(k_HTD.device, k_HTD.dtype))
+    module = forms.dispatch(__name__, form, k_HTD.device, k_HTD.dtype)
     return module.window_scores(q_QWD, k_HTD, scaling).float()
