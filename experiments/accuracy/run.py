@@ -12,7 +12,7 @@ from kvbench.config.errors import UserError
 from kvbench.engine.attention import register_attention
 from kvbench.engine.decode import Decoded, DecodeOptions, decode_cells
 from kvbench.engine.decode import Group as DecodedGroup
-from kvbench.engine.dense_answer import watch_answer
+from kvbench.engine.dense_answer import decode_dense_answer
 from kvbench.engine.prefill import Snapshot, prefill_for, sliding_window
 from kvbench.methods import Resolved, Shape
 from kvbench.models.load import LoadedModel, load_model
@@ -131,7 +131,7 @@ def _run_part(
     options_ = DecodeOptions(
         max_new_tokens=group.sample.max_new_tokens,
         eos=frozenset() if cfg.decode.ignore_eos else loaded.eos_ids,
-        block_rows=cfg.decode.block_rows,
+        batch_rows=cfg.decode.block_rows,
         kl=cfg.kl,
         # only a query-aware prefill ends with the prompt
         first_token=cfg.decode.first_token
@@ -139,7 +139,7 @@ def _run_part(
         else "compressed",
     )
     if any("answer" in cell.method.needs for cell in cells):
-        watch_answer(loaded.model, snapshot, question, last, options_)
+        decode_dense_answer(loaded.model, snapshot, question, last, options_)
     shown.stage("compress and decode")
     layer = snapshot.layers[0]
     room = group.sample.max_new_tokens + (len(question) if first_turn is None else 0)

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from kvbench.config.errors import UserError
 from kvbench.engine.attention import register_attention
-from kvbench.engine.compress import Seat, build_blocks
+from kvbench.engine.compress import RowSpan, build_batches
 from kvbench.engine.decode import measure_resident, read_bytes
-from kvbench.engine.lanes import BlockCache
+from kvbench.engine.lanes import BatchCache
 from kvbench.engine.prefill import Snapshot, prefill_for
 from kvbench.experiments.accuracy.run import make_renderer, split_prompt, write_plan
 from kvbench.methods import Resolved, Shape
@@ -130,10 +130,10 @@ def _measure(
     clock = CudaClock(model.device) if model.device.type == "cuda" else CpuClock()
     provenance.reset_peak(model.device)
     room = options.warmup + options.steps + Step.CAPTURE_STEPS
-    seat = Seat(0, slice(0, batch))
+    span = RowSpan(0, slice(0, batch))
 
-    def compress() -> BlockCache:
-        (cache,) = build_blocks(snapshot, [cell], [seat], 1, batch, room, with_dense=False, share=False)
+    def compress() -> BatchCache:
+        (cache,) = build_batches(snapshot, [cell], [span], 1, batch, room, with_dense=False, share=False)
         clock.wait()
         return cache
 
@@ -178,15 +178,15 @@ class Step:
 
     Args:
         model: loaded with the attention hook.
-        cache: one block.
+        cache: one batch.
         last: the token that every row is fed first.
-        rows: rows of the block.
+        rows: rows of the batch.
     """
 
     #: steps run on a side stream before the capture, as CUDA graphs require, and the captured one
     CAPTURE_STEPS = 4
 
-    def __init__(self, model: PreTrainedModel, cache: BlockCache, last: int, rows: int) -> None:
+    def __init__(self, model: PreTrainedModel, cache: BatchCache, last: int, rows: int) -> None:
         self.model, self.cache = model, cache
         self.tokens = torch.full((rows, 1), last, device=model.device)
         self.position = torch.full((rows, 1), cache.get_seq_length(), device=model.device)

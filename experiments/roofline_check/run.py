@@ -19,7 +19,7 @@ from kvbench.cost.measure import measure as measure_device
 from kvbench.cost.measure import place
 from kvbench.cost.shapes import ModelShape, model_shape
 from kvbench.engine.compress import cell_lanes
-from kvbench.engine.lanes import BlockLayer
+from kvbench.engine.lanes import BatchLayer
 from kvbench.experiments.efficiency.run import CpuClock, CudaClock
 from kvbench.experiments.roofline_check.config import FIXED_LENGTH, RooflineCheckConfig
 from kvbench.kernels.dev.bench import Clock
@@ -203,8 +203,8 @@ def measure(
     )
 
 
-def _layer(snapshot: LayerSnapshot, cell: Resolved, room: int) -> BlockLayer:
+def _layer(snapshot: LayerSnapshot, cell: Resolved, room: int) -> BatchLayer:
     """A copy of the layer's cache that shares no memory with the others."""
     copy = dataclasses.replace(snapshot, k_HTD=snapshot.k_HTD.clone(), v_HTD=snapshot.v_HTD.clone())
     lanes = cell_lanes(copy, cell, slice(0, 1), room, {}, {}, share=False)
-    return BlockLayer(lanes, 1, copy.group, copy.k_HTD, copy.heads, room)
+    return BatchLayer(lanes, 1, copy.group, copy.k_HTD, copy.heads, room)

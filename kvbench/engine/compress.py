@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvbench.engine.lanes import BlockCache, BlockLayer, Lane, make_lanes, plain_lane
+from kvbench.engine.lanes import BatchCache, BatchLayer, Lane, make_lanes, plain_lane
 from kvbench.engine.prefill import Snapshot
 from kvbench.engine.stored import StoredLane
 from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Quota, Resolved
 
 
 @dataclass(frozen=True)
-class Seat:
-    """Where a cell sits: rows of one block, the first free, the second (if any) teacher-forced."""
+class RowSpan:
+    """Where a cell sits: rows of one batch, the first free, the second (if any) teacher-forced."""
 
-    block: int
+    batch: int
     rows: slice
 
 
@@ -26,63 +26,63 @@ class AuditError(RuntimeError):
     """A cell's cache is not what its method promised."""
 
 
-def seat(cells: int, block_rows: int, rows_each: int) -> tuple[list[Seat], int]:
-    """Seats for the cells behind the dense row, which is row 0 of block 0.
+def assign_rows(cells: int, batch_rows: int, rows_each: int) -> tuple[list[RowSpan], int]:
+    """Rows for the cells behind the dense row, which is row 0 of batch 0.
 
     Args:
         cells: how many.
-        block_rows: rows of a block, the same for every run of a configuration.
+        batch_rows: rows of a batch, the same for every run of a configuration.
         rows_each: 1, or 2 with a teacher-forced row.
 
     Returns:
-        One seat per cell, and the number of blocks.
+        One span per cell, and the number of batches.
     """
-    seats, block, row = [], 0, 1
+    spans, batch, row = [], 0, 1
     for _ in range(cells):
-        if row + rows_each > block_rows:
-            block, row = block + 1, 0
-        seats.append(Seat(block, slice(row, row + rows_each)))
+        if row + rows_each > batch_rows:
+            batch, row = batch + 1, 0
+        spans.append(RowSpan(batch, slice(row, row + rows_each)))
         row += rows_each
-    return seats, block + 1
+    return spans, batch + 1
 
 
-def build_blocks(
-    snapshot: Snapshot, cells: list[Resolved], seats: list[Seat], blocks: int, block_rows: int, room: int,
+def build_batches(
+    snapshot: Snapshot, cells: list[Resolved], spans: list[RowSpan], batches: int, batch_rows: int, room: int,
     with_dense: bool = True, share: bool = True,
-) -> list[BlockCache]:  # fmt: skip
-    """Compress for every cell and lay the caches out in blocks.
+) -> list[BatchCache]:  # fmt: skip
+    """Compress for every cell and lay the caches out in batches.
 
     Scores are computed once per eviction and layer, and each set of kept tokens once per eviction and budget.
 
     Args:
         snapshot: the prefilled prompt.
         cells: methods with their budgets.
-        seats: from `seat`, one per cell.
-        blocks: number of blocks.
-        block_rows: rows per block.
+        spans: from `assign_rows`, one per cell.
+        batches: number of batches.
+        batch_rows: rows per batch.
         room: tokens that will be appended at most.
-        with_dense: row 0 of block 0 is the dense row.
+        with_dense: row 0 of batch 0 is the dense row.
         share: rows of a cell share one prefix; False gives each its own, as separate requests would have.
 
     Raises:
         AuditError: an eviction kept more or other than it may.
     """
     kept_so_far: dict[tuple[Any, ...], list[Kept]] = {}
-    layers: list[list[BlockLayer]] = [[] for _ in range(blocks)]
+    layers: list[list[BatchLayer]] = [[] for _ in range(batches)]
     for layer in snapshot.layers:
         scores: dict[Eviction, Any] = {}
-        lanes: list[list[Lane | StoredLane]] = [[] for _ in range(blocks)]
+        lanes: list[list[Lane | StoredLane]] = [[] for _ in range(batches)]
         if with_dense:
             lanes[0].append(plain_lane(layer, slice(0, 1)))
-        for cell, at in zip(cells, seats, strict=True):
-            lanes[at.block] += cell_lanes(layer, cell, at.rows, room, scores, kept_so_far, share)
+        for cell, at in zip(cells, spans, strict=True):
+            lanes[at.batch] += cell_lanes(layer, cell, at.rows, room, scores, kept_so_far, share)
         layer.forget()
-        for block in range(blocks):
-            lanes[block] += _padding(layer, lanes[block], block_rows, room)
-            layers[block].append(
-                BlockLayer(lanes[block], block_rows, layer.group, layer.k_HTD, layer.heads, room)
+        for batch in range(batches):
+            lanes[batch] += _padding(layer, lanes[batch], batch_rows, room)
+            layers[batch].append(
+                BatchLayer(lanes[batch], batch_rows, layer.group, layer.k_HTD, layer.heads, room)
             )
-    return [BlockCache(block, snapshot.length) for block in layers]
+    return [BatchCache(batch, snapshot.length) for batch in layers]
 
 
 def cell_lanes(
@@ -94,7 +94,7 @@ def cell_lanes(
     Args:
         layer: the layer.
         cell: the method with its budgets.
-        rows: rows of the block that it takes.
+        rows: rows of the batch that it takes.
         room: tokens that will be appended at most.
         scores: of this layer so far, by eviction.
         kept_so_far: what evictions kept in the layers before.
@@ -162,10 +162,10 @@ def audit(kept: Kept, layer: LayerSnapshot, tokens: int, eviction: Eviction) -> 
         raise AuditError(f"{where}: more than {most} tokens kept")
 
 
-def _padding(layer: LayerSnapshot, lanes: list[Lane | StoredLane], block_rows: int, room: int) -> list[Lane]:
-    """Empty lanes for the rows of a block that no cell takes."""
+def _padding(layer: LayerSnapshot, lanes: list[Lane | StoredLane], batch_rows: int, room: int) -> list[Lane]:
+    """Empty lanes for the rows of a batch that no cell takes."""
     taken = max((lane.rows.stop for lane in lanes), default=0)
-    if taken == block_rows:
+    if taken == batch_rows:
         return []
     nothing: Tensor = layer.k_HTD[None, :, :0]
-    return [Lane(rows=slice(taken, block_rows), heads=slice(0, layer.heads), k_BHKD=nothing, v_BHKD=nothing)]
+    return [Lane(rows=slice(taken, batch_rows), heads=slice(0, layer.heads), k_BHKD=nothing, v_BHKD=nothing)]

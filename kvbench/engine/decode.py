@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvbench.engine.compress import Seat, build_blocks, seat
-from kvbench.engine.lanes import BlockCache, BlockLayer, Lane
+from kvbench.engine.compress import RowSpan, assign_rows, build_batches
+from kvbench.engine.lanes import BatchCache, BatchLayer, Lane
 from kvbench.engine.prefill import Snapshot
 from kvbench.engine.stored import StoredLane
 from kvbench.methods.base import Resolved
@@ -24,7 +24,7 @@ class DecodeOptions:
     Attributes:
         max_new_tokens: tokens to generate at most, M.
         eos: ids that end an answer; none are heeded when empty.
-        block_rows: rows per forward pass; a cell's last digits depend on it, so that it is part of the cell's
+        batch_rows: rows per forward pass; a cell's last digits depend on it, so that it is part of the cell's
             id.
         kl: add a teacher-forced row per cell and measure the divergence from dense.
         first_token: "compressed" (the last prompt token is a decode step) or "dense" (prefill gives the first
@@ -33,7 +33,7 @@ class DecodeOptions:
 
     max_new_tokens: int
     eos: frozenset[int] = frozenset()
-    block_rows: int = 48
+    batch_rows: int = 48
     kl: bool = True
     first_token: str = "compressed"
 
@@ -81,8 +81,8 @@ class Group:
 class _Run:
     """One row that generates freely."""
 
-    def __init__(self, at: Seat, eos: frozenset[int]) -> None:
-        self.block, self.row, self.eos = at.block, at.rows.start, eos
+    def __init__(self, at: RowSpan, eos: frozenset[int]) -> None:
+        self.batch, self.row, self.eos = at.batch, at.rows.start, eos
         self.done = False
         self.out = Decoded()
 
@@ -109,21 +109,21 @@ def decode_cells(
         progress: called after each step with (steps done, steps at most).
     """
     started = time.perf_counter()
-    seats, blocks = seat(len(cells), options.block_rows, 2 if options.kl else 1)
+    spans, batches = assign_rows(len(cells), options.batch_rows, 2 if options.kl else 1)
     room = len(question) + options.max_new_tokens
-    caches = build_blocks(snapshot, cells, seats, blocks, options.block_rows, room)
+    caches = build_batches(snapshot, cells, spans, batches, options.batch_rows, room)
     _wait(model)
     compressed = time.perf_counter()
 
-    runs = [_Run(Seat(0, slice(0, 1)), options.eos)] + [_Run(at, options.eos) for at in seats]
-    for run, cell_seat in zip(runs, [Seat(0, slice(0, 1)), *seats], strict=True):
-        resident = measure_resident(caches[cell_seat.block], cell_seat.rows.start)
+    runs = [_Run(RowSpan(0, slice(0, 1)), options.eos)] + [_Run(at, options.eos) for at in spans]
+    for run, span in zip(runs, [RowSpan(0, slice(0, 1)), *spans], strict=True):
+        resident = measure_resident(caches[span.batch], span.rows.start)
         run.out.kept = resident.kept
         run.out.resident, run.out.resident_bf16 = resident.bytes, resident.bf16
         run.out.resident_end = resident.bytes
     if question:
-        _feed(model, caches, question, options.block_rows)
-    divergence = _Divergence(seats) if options.kl and cells else None
+        _feed(model, caches, question, options.batch_rows)
+    divergence = _Divergence(spans) if options.kl and cells else None
     steps = _steps(model, snapshot, caches, runs, divergence, last, options, progress)
     _wait(model)
     if divergence is not None:
@@ -138,7 +138,7 @@ def decode_cells(
 
 
 def _steps(
-    model: PreTrainedModel, snapshot: Snapshot, caches: list[BlockCache], runs: list[_Run],
+    model: PreTrainedModel, snapshot: Snapshot, caches: list[BatchCache], runs: list[_Run],
     divergence: _Divergence | None, last: int, options: DecodeOptions, progress: Callable[[int, int], None],
 ) -> int:  # fmt: skip
     """Decode steps until every free row has ended; returns how many."""
@@ -148,29 +148,29 @@ def _steps(
         steps -= 1
         for run in runs:
             run.take(last)
-    tokens = torch.full((len(caches), options.block_rows), last, device=model.device)
+    tokens = torch.full((len(caches), options.batch_rows), last, device=model.device)
     done = 0
     for step in range(steps):
         if all(run.done for run in runs):
             break
         running = [run for run in runs if not run.done]
         upcoming = []
-        for block, cache in enumerate(caches):
-            position = torch.full((options.block_rows, 1), cache.get_seq_length(), device=model.device)
+        for batch, cache in enumerate(caches):
+            position = torch.full((options.batch_rows, 1), cache.get_seq_length(), device=model.device)
             logits = model(
-                input_ids=tokens[block][:, None], position_ids=position, past_key_values=cache, use_cache=True
+                input_ids=tokens[batch][:, None], position_ids=position, past_key_values=cache, use_cache=True
             ).logits[:, -1].float()  # fmt: skip
             following = logits.argmax(-1)
             if divergence is not None:
-                divergence.see(block, logits, following, active=not runs[0].done)
+                divergence.see(batch, logits, following, active=not runs[0].done)
             upcoming.append(following)
         tokens = torch.stack(upcoming)
         on_host = tokens.cpu()
         for run in running:
-            run.take(int(on_host[run.block, run.row]))
+            run.take(int(on_host[run.batch, run.row]))
             if run.done or step == steps - 1:
-                run.out.read, run.out.read_bf16 = read_bytes(caches[run.block], run.row, step + 1)
-                run.out.resident_end = measure_resident(caches[run.block], run.row).bytes
+                run.out.read, run.out.read_bf16 = read_bytes(caches[run.batch], run.row, step + 1)
+                run.out.resident_end = measure_resident(caches[run.batch], run.row).bytes
         done = step + 1
         progress(done, steps)
     return done
@@ -179,23 +179,23 @@ def _steps(
 class _Divergence:
     """KL from dense over its own continuation, from rows that are fed dense's tokens in step with it."""
 
-    def __init__(self, seats: list[Seat]) -> None:
+    def __init__(self, spans: list[RowSpan]) -> None:
         self.rows: dict[int, list[int]] = {}
         self.cells: dict[int, list[int]] = {}
-        for cell, at in enumerate(seats):
-            self.rows.setdefault(at.block, []).append(at.rows.stop - 1)
-            self.cells.setdefault(at.block, []).append(cell)
-        self.kl = torch.zeros(len(seats), dtype=torch.float64)
-        self.agree = torch.zeros(len(seats))
+        for cell, at in enumerate(spans):
+            self.rows.setdefault(at.batch, []).append(at.rows.stop - 1)
+            self.cells.setdefault(at.batch, []).append(cell)
+        self.kl = torch.zeros(len(spans), dtype=torch.float64)
+        self.agree = torch.zeros(len(spans))
         self.tokens = 0
 
-    def see(self, block: int, logits_RV: Tensor, following_R: Tensor, active: bool) -> None:
-        """Account for one step of a block, and put dense's token in the place of the forced rows' own."""
-        if block == 0:
+    def see(self, batch: int, logits_RV: Tensor, following_R: Tensor, active: bool) -> None:
+        """Account for one step of a batch, and put dense's token in the place of the forced rows' own."""
+        if batch == 0:
             self.log_p = logits_RV[0].log_softmax(-1)
             self.token = following_R[0].clone()
             self.tokens += active
-        rows, cells = self.rows.get(block, []), self.cells.get(block, [])
+        rows, cells = self.rows.get(batch, []), self.cells.get(batch, [])
         if rows and active:
             log_q = logits_RV[rows].log_softmax(-1)
             self.kl[cells] += (self.log_p.exp() * (self.log_p - log_q)).sum(-1).double().cpu()
@@ -210,7 +210,7 @@ class _Divergence:
                 decoded.agree = float(self.agree[cell]) / self.tokens
 
 
-def _feed(model: PreTrainedModel, caches: list[BlockCache], question: list[int], rows: int) -> None:
+def _feed(model: PreTrainedModel, caches: list[BatchCache], question: list[int], rows: int) -> None:
     """The question of a query-agnostic prompt: every row reads all that it kept."""
     ids = torch.tensor(question, device=model.device).expand(rows, -1)
     for cache in caches:
@@ -221,7 +221,7 @@ def _feed(model: PreTrainedModel, caches: list[BlockCache], question: list[int],
         cache.select_from_now(True)
 
 
-def _lanes(layer: BlockLayer, row: int) -> list[Lane | StoredLane]:
+def _lanes(layer: BatchLayer, row: int) -> list[Lane | StoredLane]:
     lanes = [*layer.lanes, *layer.stored]
     return [lane for lane in lanes if lane.rows.start <= row < lane.rows.stop]
 
@@ -235,10 +235,10 @@ class Resident:
     bf16: int
 
 
-def measure_resident(cache: BlockCache, row: int) -> Resident:
+def measure_resident(cache: BatchCache, row: int) -> Resident:
     """Measured from the tensors of a row, appended tokens included."""
     total = fixed = heads = kept = element = 0
-    for layer in cache.block_layers:
+    for layer in cache.batch_layers:
         element = layer.k_tail.element_size()
         for lane in _lanes(layer, row):
             width = lane.heads.stop - lane.heads.start
@@ -251,7 +251,7 @@ def measure_resident(cache: BlockCache, row: int) -> Resident:
     return Resident(kept / heads, total, fixed + (total - fixed) * 2 // element)
 
 
-def read_bytes(cache: BlockCache, row: int, steps: int) -> tuple[float, float]:
+def read_bytes(cache: BatchCache, row: int, steps: int) -> tuple[float, float]:
     """Bytes of K, V and auxiliary data that a row read per step, mean over all `steps` so far.
 
     Returns:
@@ -259,7 +259,7 @@ def read_bytes(cache: BlockCache, row: int, steps: int) -> tuple[float, float]:
     """
     total = fixed = 0.0
     element = 2
-    for layer in cache.block_layers:
+    for layer in cache.batch_layers:
         element = layer.k_tail.element_size()
         slots = layer.slots_read(row, layer.filled - steps, steps)
         total += slots * 2 * layer.k_tail.shape[-1] * element + layer.score_bytes[row]

@@ -7,13 +7,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvbench.engine.decode import DecodeOptions
-from kvbench.engine.lanes import BlockCache, BlockLayer, plain_lane
+from kvbench.engine.lanes import BatchCache, BatchLayer, plain_lane
 from kvbench.engine.prefill import Snapshot
 from kvbench.kernels.attention_sum import attention_sum
 from kvbench.methods.base import LayerSnapshot
 
 
-class WatchedLayer(BlockLayer):
+class DenseAnswerLayer(BatchLayer):
     """The dense row alone, which remembers the queries of its decode steps."""
 
     def __init__(self, snapshot: LayerSnapshot, room: int) -> None:
@@ -36,7 +36,7 @@ class WatchedLayer(BlockLayer):
 
 
 @torch.inference_mode()
-def watch_answer(
+def decode_dense_answer(
     model: PreTrainedModel, snapshot: Snapshot, question: list[int], last: int, options: DecodeOptions
 ) -> None:
     """Decode dense's answer, and note in every layer what its decode steps attend to, see `answer_sum_QT`.
@@ -49,8 +49,8 @@ def watch_answer(
         options: of the decoding whose answer it is.
     """
     room = len(question) + options.max_new_tokens
-    layers = [WatchedLayer(layer, room) for layer in snapshot.layers]
-    cache = BlockCache(list[BlockLayer](layers), snapshot.length)
+    layers = [DenseAnswerLayer(layer, room) for layer in snapshot.layers]
+    cache = BatchCache(list[BatchLayer](layers), snapshot.length)
 
     def feed(ids: list[int]) -> int:
         start = cache.get_seq_length()

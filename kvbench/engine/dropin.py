@@ -15,7 +15,7 @@ from kvbench.config.errors import UserError
 from kvbench.engine.attention import NAME, register_attention
 from kvbench.engine.compress import cell_lanes
 from kvbench.engine.decode import measure_resident
-from kvbench.engine.lanes import BlockCache, BlockLayer, Lane
+from kvbench.engine.lanes import BatchCache, BatchLayer, Lane
 from kvbench.engine.prefill import PrefillLayer, check_window, rope_of
 from kvbench.engine.stored import StoredLane
 from kvbench.methods import Budget, Method, Shape, build
@@ -89,7 +89,7 @@ class DropInCache(Cache):
         self.model, self.method, self.budget = model, method, budget
         self.room, self.attention = max_new_tokens, attention
         self.starts: list[int] = []
-        self.blocks: BlockCache | None = None
+        self.batch: BatchCache | None = None
         self.dropin_layers = [
             DropInLayer(self) for _ in range(model.config.get_text_config().num_hidden_layers)
         ]
@@ -101,9 +101,9 @@ class DropInCache(Cache):
         Raises:
             UserError: before the second token, when nothing is compressed yet.
         """
-        if self.blocks is None:
+        if self.batch is None:
             raise UserError("resident_bytes: nothing is compressed before the second token")
-        return measure_resident(self.blocks, row).bytes
+        return measure_resident(self.batch, row).bytes
 
     def see(self, length: int, rows: int, padding_BT: Tensor | None) -> None:
         """Takes note of where each row of the prompt starts."""
@@ -129,12 +129,12 @@ class DropInCache(Cache):
                 cell = self.method.resolve(shape, self.budget)
                 lanes += cell_lanes(snapshot, cell, slice(row, row + 1), self.room, {}, kept_so_far[row])
             first = layer.prefilled[0].snapshot(number, count)
-            layer.block = BlockLayer(
+            layer.batch = BatchLayer(
                 lanes, len(self.starts), first.group, first.k_HTD, first.heads, self.room
             )
             layer.prefilled = []
-        blocks = [layer.block for layer in self.dropin_layers if layer.block is not None]
-        self.blocks = BlockCache(blocks, self.dropin_layers[0].length)
+        layers = [layer.batch for layer in self.dropin_layers if layer.batch is not None]
+        self.batch = BatchCache(layers, self.dropin_layers[0].length)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         raise UserError("num_beams: a kvbench cache serves greedy search and sampling")
@@ -159,14 +159,14 @@ class DropInCache(Cache):
 
 
 class DropInLayer(CacheLayerMixin):
-    """One layer: the dense prefill of every row, then the block that is made of it."""
+    """One layer: the dense prefill of every row, then the batch that is made of it."""
 
     def __init__(self, owner: DropInCache) -> None:
         super().__init__()
         self.owner = owner
         self.length = 0
         self.prefilled: list[PrefillLayer] = []
-        self.block: BlockLayer | None = None
+        self.batch: BatchLayer | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.length == 0:
@@ -176,17 +176,17 @@ class DropInLayer(CacheLayerMixin):
             raise UserError(
                 "past_key_values: a kvbench cache serves one prompt, prefilled at once; make a new one"
             )
-        if self.owner.blocks is None:
+        if self.owner.batch is None:
             self.owner.compress()
-        assert self.block is not None
-        if self.block.filled == self.owner.room:
+        assert self.batch is not None
+        if self.batch.filled == self.owner.room:
             raise UserError(f"max_new_tokens: the cache was made for {self.owner.room}")
-        self.block.update(key_states, value_states)
+        self.batch.update(key_states, value_states)
         return self, self
 
     def attend(self, q_BQTD: Tensor, scaling: float, padding_BT: Tensor | None = None) -> Tensor:
-        if self.block is not None:
-            return self.block.attend(q_BQTD, scaling)
+        if self.batch is not None:
+            return self.batch.attend(q_BQTD, scaling)
         assert self.keys is not None and self.values is not None
         if not self.owner.starts:
             self.owner.see(self.length, len(q_BQTD), padding_BT)
@@ -210,7 +210,7 @@ class DropInLayer(CacheLayerMixin):
         return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
-        return self.length + (self.block.filled if self.block is not None else 0)
+        return self.length + (self.batch.filled if self.batch is not None else 0)
 
     def get_max_length(self) -> int:
         return -1

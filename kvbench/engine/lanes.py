@@ -1,8 +1,8 @@
 """The compact caches of many cells, decoded as one batch.
 
 A *lane* is what one cell keeps in one layer, read by its rows of the batch: a prefix that prefill left (a
-reference to the snapshot where nothing was evicted) and, in the block's tail, the tokens appended since. Rows
-of a block advance in step, so that the tail is one tensor for all of them.
+reference to the snapshot where nothing was evicted) and, in the batch's tail, the tokens appended since. Rows
+of a batch advance in step, so that the tail is one tensor for all of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kvbench.methods.per_query_head import PerQueryHead
 
 @dataclass(kw_only=True)
 class Lane(BaseLane):
-    """A lane that refers to its kept tokens, and to the block's tail.
+    """A lane that refers to its kept tokens, and to the batch's tail.
 
     Attributes:
         k_BHKD: kept keys, B = 1 when the rows share them.
@@ -63,7 +63,7 @@ def make_lanes(
         cell: the method.
         rule: its budget in this layer.
         kept: what the eviction keeps, None for everything.
-        rows: rows of the block that the cell takes.
+        rows: rows of the batch that the cell takes.
         room: tokens that may be appended.
         share: one prefix for all rows; False gives every row its own, as separate requests would have.
         carried: what the eviction carries along, see `Eviction.carry`.
@@ -135,8 +135,8 @@ def _closed_up(snapshot: LayerSnapshot, k_HKD: Tensor, positions_HK: Tensor) -> 
     return rotate(k_HKD, cos, sin)
 
 
-class BlockLayer(CacheLayerMixin):
-    """One layer of a block: the lanes of its rows and the tail they append to."""
+class BatchLayer(CacheLayerMixin):
+    """One layer of a batch: the lanes of its rows and the tail they append to."""
 
     def __init__(
         self, lanes: Sequence[Lane | StoredLane], rows: int, group: int, like: Tensor, heads: int, room: int
@@ -303,37 +303,37 @@ class BlockLayer(CacheLayerMixin):
         return self.room
 
 
-class BlockCache(Cache):
-    """The cache of one block of rows: `compressed` prompt tokens behind every row, then the tail.
+class BatchCache(Cache):
+    """The cache of one batch of rows: `compressed` prompt tokens behind every row, then the tail.
 
     Attributes:
         compressed: logical length of the prompt part, L, whatever each row kept of it.
     """
 
-    def __init__(self, layers: list[BlockLayer], compressed: int) -> None:
-        self.block_layers = layers
+    def __init__(self, layers: list[BatchLayer], compressed: int) -> None:
+        self.batch_layers = layers
         self.compressed = compressed
         super().__init__(layers=list(layers))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """The logical length, not the kept one."""
-        return self.compressed + self.block_layers[layer_idx].filled
+        return self.compressed + self.batch_layers[layer_idx].filled
 
     @property
     def recordable(self) -> bool:
         """Whether a CUDA graph can hold a step: the same operations on the same memory each time."""
-        return all(lane.store.static for layer in self.block_layers for lane in layer.stored)
+        return all(lane.store.static for layer in self.batch_layers for lane in layer.stored)
 
     def stop_counting(self) -> None:
         """What is read is not counted from now on: a timed step shall do nothing else than decode."""
-        for layer in self.block_layers:
+        for layer in self.batch_layers:
             layer.counting = False
             for lane in layer.stored:
                 lane.counting = False
 
     def select_from_now(self, selecting: bool) -> None:
         """Whether decode steps select; question tokens read everything kept."""
-        for layer in self.block_layers:
+        for layer in self.batch_layers:
             layer.selecting = selecting
 
 
@@ -342,7 +342,7 @@ def _per_query_head(index: Tensor | None) -> bool:
     return index is not None and index.dim() == 4
 
 
-def _job_table(layer: BlockLayer) -> np.ndarray:
+def _job_table(layer: BatchLayer) -> np.ndarray:
     """Addresses and lengths for the compiled form `[9, rows, heads]`; steps fill in the rest."""
     table = cpu.new_table(layer.rows, layer.heads)
     fields = dict(zip(cpu.FIELDS, table, strict=True))

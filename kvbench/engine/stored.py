@@ -1,6 +1,6 @@
 """Lanes with a storage of their own: lossy formats, and evictions that go on while decoding.
 
-A plain lane refers to what prefill left and to the block's tail; such a lane stores every token of its rows
+A plain lane refers to what prefill left and to the batch's tail; such a lane stores every token of its rows
 itself. Its attention runs on a copy in the model's dtype that is made at each step, or reads fp8 codes.
 """
 
@@ -22,10 +22,10 @@ from kvbench.methods.base import Eviction, ReadAll, Selection, Stored
 
 @dataclass(kw_only=True)
 class BaseLane:
-    """What some rows of a block read in one layer.
+    """What some rows of a batch read in one layer.
 
     Attributes:
-        rows: the rows of the block.
+        rows: the rows of the batch.
         heads: the KV heads; all of them, or one where heads keep different numbers of tokens.
         mask_HGK: which query head may read which kept token, or None.
         selection: what chooses the tokens of a step.

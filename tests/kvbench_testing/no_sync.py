@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from kvbench.engine.attention import register_attention
-from kvbench.engine.compress import Seat, build_blocks
+from kvbench.engine.compress import RowSpan, build_batches
 from kvbench.engine.prefill import prefill
 from kvbench.experiments.efficiency.run import Step
 from kvbench.kernels import forms
@@ -42,8 +42,8 @@ def main(folder: str, methods: list[str]) -> None:
             shape, Budget(tokens=60)
         )
         with forms.using("triton"), stub.compiling_for(stub.CHIPS["sm_90"]) as compiled:
-            (cache,) = build_blocks(
-                snapshot, [cell], [Seat(0, slice(0, 2))], 1, 2, 8, with_dense=False, share=False
+            (cache,) = build_batches(
+                snapshot, [cell], [RowSpan(0, slice(0, 2))], 1, 2, 8, with_dense=False, share=False
             )
             step = Step(model, cache, PROMPT[-1], 2)
             with NoSync():

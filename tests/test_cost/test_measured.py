@@ -8,7 +8,7 @@ from kvbench import cost
 from kvbench.cost.shapes import from_config
 from kvbench.engine.attention import register_attention
 from kvbench.engine.decode import DecodeOptions, decode_cells
-from kvbench.engine.dense_answer import watch_answer
+from kvbench.engine.dense_answer import decode_dense_answer
 from kvbench.engine.prefill import prefill_for
 from kvbench.methods import Budget, Shape, build, registry
 
@@ -56,8 +56,8 @@ def decoded(tiny_model_dir):
         method.resolve(rule, Budget(tokens=tokens) if tokens else None)
         for method, (_, tokens) in zip(built, CASES, strict=True)
     ]
-    options = DecodeOptions(NEW, block_rows=16, kl=False)
-    watch_answer(model, snapshot, [], PROMPT[-1], options)
+    options = DecodeOptions(NEW, batch_rows=16, kl=False)
+    decode_dense_answer(model, snapshot, [], PROMPT[-1], options)
     group = decode_cells(model, snapshot, [], PROMPT[-1], cells, options)
     return shape, dict(zip(map(str, CASES), group.cells, strict=True))
 

@@ -121,7 +121,7 @@ def test_rocketkv_mt_of_a_turn_is_rocketkv_of_the_whole_conversation_at_the_firs
     cell = build({"method": "rocketkv", "window": 32}).resolve(shape, Budget(tokens=200))
     for ids, row in zip(prompts, turns(frame, "rocketkv_mt"), strict=True):
         snapshot = prefill(model, ids[:-1], 32)
-        result = decode_cells(model, snapshot, [], ids[-1], [cell], DecodeOptions(8, block_rows=16))
+        result = decode_cells(model, snapshot, [], ids[-1], [cell], DecodeOptions(8, batch_rows=16))
         assert result.cells[0].ids == row["output_ids"]
         assert result.cells[0].kl == pytest.approx(row["kl_to_dense"], rel=1e-3, abs=1e-5)
         assert result.cells[0].read == pytest.approx(row["bytes_read_per_step"])

@@ -77,7 +77,7 @@ def test_generate_gives_the_tokens_of_the_engine(model, folder, entry, tokens):
     hooked = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=register_attention()).eval()
     shape = Shape(len(ids), NEW, LAYERS, 16)
     cell = build(entry).resolve(shape, Budget(tokens=tokens) if tokens else None)
-    options = DecodeOptions(NEW, block_rows=2, kl=False, first_token="dense")
+    options = DecodeOptions(NEW, batch_rows=2, kl=False, first_token="dense")
     snapshot = prefill(hooked, ids, 64, needs=NEEDS)
     result = decode_cells(hooked, snapshot, [], ids[-1], [] if cell.dense else [cell], options)
     assert found == (result.dense if cell.dense else result.cells[0]).ids
@@ -124,7 +124,7 @@ def test_ratios_are_of_each_prompt(model):
         warnings.simplefilter("ignore")
         cache = kvbench.cache(model, "snapkv", ratio=0.2, window=8, max_new_tokens=NEW)
     generate(model, cache, ids, mask)
-    assert [lane.kept for lane in cache.blocks.block_layers[0].lanes] == [40, 20]
+    assert [lane.kept for lane in cache.batch.batch_layers[0].lanes] == [40, 20]
 
 
 def test_a_prompt_of_one_token(model):

@@ -5,9 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from kvbench.engine.attention import register_attention
-from kvbench.engine.compress import AuditError, audit, seat
+from kvbench.engine.compress import AuditError, assign_rows, audit
 from kvbench.engine.decode import DecodeOptions, decode_cells
-from kvbench.engine.lanes import BlockLayer
+from kvbench.engine.lanes import BatchLayer
 from kvbench.engine.prefill import prefill
 from kvbench.kernels.forms import using
 from kvbench.kernels.pool import pool
@@ -71,7 +71,7 @@ def run(model, cells, snapshot=None, rows=16, kl=False, question=(), prompt=PROM
         list(question),
         prompt[-1],
         cells,
-        DecodeOptions(NEW, block_rows=rows, kl=kl, **options),
+        DecodeOptions(NEW, batch_rows=rows, kl=kl, **options),
     )
 
 
@@ -164,7 +164,7 @@ def test_many_cells_together_equal_each_alone(llama):
     )
 
 
-def test_more_cells_than_rows_go_to_further_blocks(llama):
+def test_more_cells_than_rows_go_to_further_batches(llama):
     cells = [resolve(llama, *entry) for entry in ENTRIES]
     wide, narrow = run(llama, cells, rows=32, kl=True), run(llama, cells, rows=4, kl=True)
     assert [c.ids for c in narrow.cells] == [c.ids for c in wide.cells]
@@ -287,7 +287,7 @@ def test_first_token_dense_takes_it_from_the_prefill(llama):
         [],
         PROMPT[-1],
         [cell],
-        DecodeOptions(NEW, block_rows=4, kl=True, first_token="dense"),
+        DecodeOptions(NEW, batch_rows=4, kl=True, first_token="dense"),
     )
     dense = reference(llama, [None] * 4)[0]
     assert result.dense.ids == dense
@@ -295,10 +295,10 @@ def test_first_token_dense_takes_it_from_the_prefill(llama):
     assert result.cells[0].kl_tokens == NEW - 1
 
 
-def test_seats_keep_a_cell_in_one_block():
-    seats, blocks = seat(5, block_rows=4, rows_each=2)
-    assert blocks == 3
-    assert [(s.block, s.rows.start, s.rows.stop) for s in seats] == [
+def test_a_cell_stays_in_one_batch():
+    spans, batches = assign_rows(5, batch_rows=4, rows_each=2)
+    assert batches == 3
+    assert [(s.batch, s.rows.start, s.rows.stop) for s in spans] == [
         (0, 1, 3), (1, 0, 2), (1, 2, 4), (2, 0, 2), (2, 2, 4),
     ]  # fmt: skip
 
@@ -315,14 +315,14 @@ def test_a_cell_that_keeps_too_much_or_repeats_positions_fails_loudly(llama):
 
 def test_heads_are_never_expanded_in_storage(llama, monkeypatch):
     shapes = []
-    original = BlockLayer.__init__
+    original = BatchLayer.__init__
 
     def spy(self, *args, **kwargs):
         original(self, *args, **kwargs)
         shapes.append(self.k_tail.shape[1])
         shapes.extend(lane.k_BHKD.shape[1] for lane in self.lanes)
 
-    monkeypatch.setattr(BlockLayer, "__init__", spy)
+    monkeypatch.setattr(BatchLayer, "__init__", spy)
     run(llama, [resolve(llama, *e) for e in ENTRIES])
     assert max(shapes) == llama.config.num_key_value_heads
 

@@ -50,7 +50,7 @@ def decoded(model, entries, kl=True):
     shape = Shape(len(PROMPT) - 1, NEW, LAYERS, DIM)
     cells = [build(entry).resolve(shape, Budget(tokens=tokens)) for entry, tokens in entries]
     snapshot = prefill(model, PROMPT[:-1], 16, chunk=64, needs=frozenset({"attention_sum"}))
-    options = DecodeOptions(NEW, block_rows=2 * len(entries) + 1 if kl else len(entries) + 1, kl=kl)
+    options = DecodeOptions(NEW, batch_rows=2 * len(entries) + 1 if kl else len(entries) + 1, kl=kl)
     group = decode_cells(model, snapshot, [], PROMPT[-1], cells, options)
     return [group.dense, *group.cells]
 

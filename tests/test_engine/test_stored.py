@@ -7,7 +7,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from kvbench.config.errors import UserError
 from kvbench.engine.attention import register_attention
-from kvbench.engine.compress import Seat, build_blocks
+from kvbench.engine.compress import RowSpan, build_batches
 from kvbench.engine.decode import DecodeOptions, decode_cells
 from kvbench.engine.prefill import prefill, rope_of
 from kvbench.kernels.forms import using
@@ -53,7 +53,7 @@ def resolve(entry, tokens, compressed=COMPRESSED, new=NEW):
 
 def run(model, snapshot, cells, rows=12, kl=False, question=(), new=NEW, last=PROMPT[-1]):
     return decode_cells(
-        model, snapshot, list(question), last, cells, DecodeOptions(new, block_rows=rows, kl=kl)
+        model, snapshot, list(question), last, cells, DecodeOptions(new, batch_rows=rows, kl=kl)
     )
 
 
@@ -201,8 +201,8 @@ def test_reindexed_streaming_equals_positions_inside_the_cache(model, eager, sna
 def test_rounding_of_reindexed_sinks_does_not_add_up(model, snapshot, format):
     entry = {"method": "streaming_llm", "positions": "reindexed", "format": {"name": format}}
     cell = resolve(entry, 40, new=600)
-    (cache,) = build_blocks(snapshot, [cell], [Seat(0, slice(0, 1))], 1, 1, 600, with_dense=False)
-    lane = cache.block_layers[0].stored[0]
+    (cache,) = build_batches(snapshot, [cell], [RowSpan(0, slice(0, 1))], 1, 1, 600, with_dense=False)
+    lane = cache.batch_layers[0].stored[0]
     if format == "native":
         lane.store.slots[:2] = [x.bfloat16() for x in lane.store.slots[:2]]
     start = lane._read()[0][:, :, :5].clone().float()
@@ -218,9 +218,9 @@ def test_rounding_of_reindexed_sinks_does_not_add_up(model, snapshot, format):
 @pytest.mark.parametrize("entry", STEPPING, ids=lambda e: e["method"])
 def test_memory_stays_constant_while_decoding(model, snapshot, entry):
     cell = resolve(entry, 40)
-    (cache,) = build_blocks(snapshot, [cell], [Seat(0, slice(0, 2))], 1, 2, NEW, with_dense=False)
+    (cache,) = build_batches(snapshot, [cell], [RowSpan(0, slice(0, 2))], 1, 2, NEW, with_dense=False)
     places = [
-        [x.data_ptr() for x in lane.store.slots] for layer in cache.block_layers for lane in layer.stored
+        [x.data_ptr() for x in lane.store.slots] for layer in cache.batch_layers for lane in layer.stored
     ]
     result = run(model, snapshot, [cell]).cells[0]
     carried = 4 * HEADS * LAYERS * 40 if entry["method"] == "h2o" else 0
@@ -230,7 +230,7 @@ def test_memory_stays_constant_while_decoding(model, snapshot, entry):
         position = torch.full((2, 1), len(PROMPT) + step)
         with torch.inference_mode():
             model(input_ids=torch.tensor([[5], [6]]), position_ids=position, past_key_values=cache)
-        lanes = [lane for layer in cache.block_layers for lane in layer.stored]
+        lanes = [lane for layer in cache.batch_layers for lane in layer.stored]
         assert [[x.data_ptr() for x in lane.store.slots] for lane in lanes] == places
         assert all(x.shape[2] == 41 for lane in lanes for x in lane.store.slots)
         assert {lane.store.count for lane in lanes} == {40} and cache.recordable

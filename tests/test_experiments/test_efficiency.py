@@ -5,7 +5,7 @@ import torch
 from kvbench_testing.recording import Graph
 
 from kvbench.engine.attention import register_attention
-from kvbench.engine.compress import Seat, build_blocks
+from kvbench.engine.compress import RowSpan, build_batches
 from kvbench.engine.decode import read_bytes
 from kvbench.engine.prefill import prefill
 from kvbench.experiments.efficiency.run import Step
@@ -50,8 +50,8 @@ def portable():
 def make_step(model, entry, rows=2):
     snapshot = prefill(model, PROMPT[:-1], 64, needs=frozenset({"attention_sum", "rope"}))
     cell = build(entry).resolve(Shape(len(PROMPT) - 1, 16, 3, 16), Budget(tokens=48))
-    (cache,) = build_blocks(
-        snapshot, [cell], [Seat(0, slice(0, rows))], 1, rows, 16, with_dense=False, share=False
+    (cache,) = build_batches(
+        snapshot, [cell], [RowSpan(0, slice(0, rows))], 1, rows, 16, with_dense=False, share=False
     )
     return Step(model, cache, PROMPT[-1], rows)
 
@@ -72,7 +72,7 @@ def test_a_recorded_step_replays_like_running_it(model, portable, entry):
         assert torch.equal(recorded.tokens, eager.tokens)
         assert torch.equal(recorded.position, eager.position)
     assert recorded.cache.recordable
-    for ours, theirs in zip(recorded.cache.block_layers, eager.cache.block_layers, strict=True):
+    for ours, theirs in zip(recorded.cache.batch_layers, eager.cache.batch_layers, strict=True):
         assert torch.allclose(ours.k_tail, theirs.k_tail, atol=1e-6)
 
 
@@ -83,7 +83,7 @@ def test_what_moves_in_memory_is_not_recorded(model):
 @torch.inference_mode()
 def test_rows_of_a_batch_have_caches_of_their_own(model):
     step = make_step(model, ENTRIES[1], rows=3)
-    for layer in step.cache.block_layers:
+    for layer in step.cache.batch_layers:
         (lane,) = layer.lanes
         assert lane.k_BHKD.shape[0] == 3 and lane.k_BHKD.stride(0) > 0
         assert lane.resident_bytes() == (2 * 2 * 48 * 16 * 4, 0)
@@ -101,10 +101,10 @@ def test_counting_what_is_read_can_stop(model, format):
     assert before[0] > 0
     step.cache.stop_counting()
     step.eager()
-    lanes = [lane for layer in step.cache.block_layers for lane in layer.stored]
-    selected = [layer.slots_selected.tolist() for layer in step.cache.block_layers]
+    lanes = [lane for layer in step.cache.batch_layers for lane in layer.stored]
+    selected = [layer.slots_selected.tolist() for layer in step.cache.batch_layers]
     step.eager()
-    assert [layer.slots_selected.tolist() for layer in step.cache.block_layers] == selected
+    assert [layer.slots_selected.tolist() for layer in step.cache.batch_layers] == selected
     if format:
         assert read_bytes(step.cache, 0, 1) == before and lanes
     assert step.tokens.tolist() != tokens

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from kvbench.engine.attention import register_attention
 from kvbench.engine.decode import DecodeOptions, decode_cells
-from kvbench.engine.dense_answer import watch_answer
+from kvbench.engine.dense_answer import decode_dense_answer
 from kvbench.engine.prefill import prefill
 from kvbench.methods import Budget, Quota, Shape, build
 
@@ -36,7 +36,7 @@ def snapshot(model):
     found = prefill(model, PROMPT[:-1], 64, needs=NEEDS)
     for layer in found.layers:
         layer.boundaries_T = torch.tensor([2 * (n % 23 == 7) + (n % 23 == 15) for n in range(LENGTH)])
-    watch_answer(model, found, [], PROMPT[-1], DecodeOptions(NEW))
+    decode_dense_answer(model, found, [], PROMPT[-1], DecodeOptions(NEW))
     return found
 
 
@@ -88,6 +88,6 @@ def test_an_eviction_decodes_as_an_eager_model_that_cannot_see_what_is_gone(case
     name, params = case
     shape = Shape(LENGTH, NEW, 4, model.config.head_dim)
     cell = build({"method": name, **params}).resolve(shape, Budget(tokens=TOKENS))
-    options = DecodeOptions(NEW, block_rows=4, kl=False)
+    options = DecodeOptions(NEW, batch_rows=4, kl=False)
     ours = decode_cells(model, snapshot, [], PROMPT[-1], [cell], options).cells[0]
     assert ours.ids == eager_tokens(folder, masks(cell, snapshot))

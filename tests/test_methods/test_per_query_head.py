@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kvbench.engine.compress import cell_lanes
-from kvbench.engine.lanes import BlockLayer
+from kvbench.engine.lanes import BatchLayer
 from kvbench.methods import Budget, LayerSnapshot, Shape, build
 
 HEADS, GROUP, DIM, LENGTH, NEW, LAYERS = 2, 4, 32, 400, 8, 4
@@ -47,57 +47,57 @@ def snapshot(expanded, layer=0):
 
 
 def decode(entry, heads, tokens, keep, rows=2, steps=3, layer=0):
-    """Outputs `[steps, rows, Q, D]` and the block, of a cache per query head or of expanded ones."""
+    """Outputs `[steps, rows, Q, D]` and the batch, of a cache per query head or of expanded ones."""
     expanded = heads == "kv_head"
     made = snapshot(expanded, layer)
     method = build({**entry, "heads": heads, "keep": keep})
     cell = method.resolve(Shape(LENGTH, NEW, LAYERS, DIM), Budget(tokens=tokens))
     lanes = cell_lanes(made, cell, slice(0, rows), NEW, {}, {})
-    block = BlockLayer(lanes, rows, made.group, made.k_HTD, made.heads, NEW)
+    batch = BatchLayer(lanes, rows, made.group, made.k_HTD, made.heads, NEW)
     outputs = []
     for step in range(steps):
         k, v = (draw(rows, HEADS, 1, DIM, seed=10 * step + n) for n in (5, 6))
         if expanded:
             k, v = (x.repeat_interleave(GROUP, dim=1) for x in (k, v))
-        block.update(k, v)
+        batch.update(k, v)
         q = draw(rows, HEADS * GROUP, 1, DIM, seed=10 * step + 7) * 2
-        outputs.append(block.attend(q, SCALING)[:, 0])
-    return torch.stack(outputs), block
+        outputs.append(batch.attend(q, SCALING)[:, 0])
+    return torch.stack(outputs), batch
 
 
 @pytest.mark.parametrize("selection", SELECTIONS, ids=name_of)
 @pytest.mark.parametrize("eviction", EVICTIONS, ids=name_of)
 def test_every_query_head_chooses_as_it_would_in_an_expanded_cache(eviction, selection):
     entry = {**eviction, "selection": selection}
-    ours, block = decode(entry, "query_head", 24, 60, layer=1)
+    ours, batch = decode(entry, "query_head", 24, 60, layer=1)
     theirs, expanded = decode(entry, "kv_head", 24, 60, layer=1)
     assert torch.allclose(ours, theirs, atol=1e-5)
     # nobody reads nothing, and K and V are not expanded
     assert bool((ours.abs().sum(-1) > 0).all())
-    stored, theirs_stored = (sum(lane.k_BHKD.numel() for lane in b.lanes) for b in (block, expanded))
+    stored, theirs_stored = (sum(lane.k_BHKD.numel() for lane in b.lanes) for b in (batch, expanded))
     assert stored < theirs_stored
     state, theirs_state = (
-        sum(lane.selection.resident_bytes(lane.state) for lane in b.lanes) for b in (block, expanded)
+        sum(lane.selection.resident_bytes(lane.state) for lane in b.lanes) for b in (batch, expanded)
     )
-    lists = sum(4 * int(lane.mask_HGK.sum()) for lane in block.lanes)
+    lists = sum(4 * int(lane.mask_HGK.sum()) for lane in batch.lanes)
     assert state == theirs_state + lists
-    assert sum(lane.selection.fixed_bytes(lane.state) for lane in block.lanes) == lists + (
+    assert sum(lane.selection.fixed_bytes(lane.state) for lane in batch.lanes) == lists + (
         sum(lane.selection.fixed_bytes(lane.state) for lane in expanded.lanes)
     )
-    read, theirs_read = (b.slots_read(1, 0, 3) for b in (block, expanded))
+    read, theirs_read = (b.slots_read(1, 0, 3) for b in (batch, expanded))
     assert theirs_read / GROUP <= read < theirs_read
-    assert block.score_bytes == expanded.score_bytes
+    assert batch.score_bytes == expanded.score_bytes
 
 
-def attended(block):
+def attended(batch):
     """Per query head: the slots that it reads, those that it may read, and the attention to each of these."""
     q = draw(1, HEADS * GROUP, DIM, seed=99).view(1, HEADS, GROUP, DIM) * 2
-    for lane in block.lanes:
-        k_tail = block.k_tail[lane.rows, lane.heads]
-        place = lane.k_BHKD, k_tail, block.tail[0] + lane.kept, lane.state, lane.read
+    for lane in batch.lanes:
+        k_tail = batch.k_tail[lane.rows, lane.heads]
+        place = lane.k_BHKD, k_tail, batch.tail[0] + lane.kept, lane.state, lane.read
         index = lane.selection.select(q[:, lane.heads], *place, SCALING)
         for head in range(lane.heads.stop - lane.heads.start):
-            keys = torch.cat([lane.k_BHKD[0, head], k_tail[0, head, : block.filled]])
+            keys = torch.cat([lane.k_BHKD[0, head], k_tail[0, head, : batch.filled]])
             for g in range(GROUP):
                 readable = torch.ones(len(keys), dtype=torch.bool)
                 readable[: lane.kept] = lane.mask_HGK[head, g]
@@ -110,9 +110,9 @@ def attended(block):
 def test_query_heads_read_their_budget_of_their_own_tokens_and_none_recalls_more_than_the_oracle(eviction):
     mass = {}
     for selection in SELECTIONS:
-        _, block = decode({**eviction, "selection": selection}, "query_head", 24, 60, rows=1)
-        found = list(attended(block))
-        wanted = block.lanes[0].read
+        _, batch = decode({**eviction, "selection": selection}, "query_head", 24, 60, rows=1)
+        found = list(attended(batch))
+        wanted = batch.lanes[0].read
         for read, readable, _ in found:
             assert len(set(read)) == len(read) and bool(readable[read].all())
             few = 3 if selection["name"] == "quest" else 0  # the newest page is not full

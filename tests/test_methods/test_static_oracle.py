@@ -12,7 +12,7 @@ from kvbench.config.errors import UserError
 from kvbench.engine.attention import register_attention
 from kvbench.engine.compress import cell_lanes
 from kvbench.engine.decode import DecodeOptions, decode_cells
-from kvbench.engine.dense_answer import watch_answer
+from kvbench.engine.dense_answer import decode_dense_answer
 from kvbench.engine.prefill import prefill, prefill_for
 from kvbench.methods import Budget, Quota, Shape, build
 
@@ -84,13 +84,13 @@ def test_the_answers_attention_is_that_of_an_eager_model(folder, model, fed):
     end = len(PROMPT) - 1 - fed
     ids, question = PROMPT[:end], PROMPT[end:-1]
     snapshot = prefill(model, ids, 8)
-    watch_answer(model, snapshot, question, PROMPT[-1], DecodeOptions(NEW))
+    decode_dense_answer(model, snapshot, question, PROMPT[-1], DecodeOptions(NEW))
     tokens, expected = eager_answer(folder, ids, question, PROMPT[-1], NEW)
     for layer, sums in zip(snapshot.layers, expected, strict=True):
         assert torch.allclose(layer.answer_sum_QT, sums, atol=1e-4)
     # it ends where the answer does
     short = prefill(model, ids, 8)
-    watch_answer(model, short, question, PROMPT[-1], DecodeOptions(NEW, frozenset({tokens[1]})))
+    decode_dense_answer(model, short, question, PROMPT[-1], DecodeOptions(NEW, frozenset({tokens[1]})))
     count = tokens.index(tokens[1]) + 1
     _, expected = eager_answer(folder, ids, question, PROMPT[-1], count)
     assert torch.allclose(short.layers[0].answer_sum_QT, expected[0], atol=1e-4)
@@ -98,7 +98,7 @@ def test_the_answers_attention_is_that_of_an_eager_model(folder, model, fed):
 
 def test_a_first_token_of_prefill_is_no_step(folder, model):
     whole = prefill(model, PROMPT, 8)
-    watch_answer(model, whole, [], PROMPT[-1], DecodeOptions(NEW, first_token="dense"))
+    decode_dense_answer(model, whole, [], PROMPT[-1], DecodeOptions(NEW, first_token="dense"))
     first, _ = eager_answer(folder, PROMPT[:-1], [], PROMPT[-1], 1)
     _, expected = eager_answer(folder, PROMPT, [], first[0], NEW - 1)
     for layer, sums in zip(whole.layers, expected, strict=True):
@@ -109,7 +109,7 @@ def test_in_the_engine_no_eviction_recalls_more(folder, model):
     methods = {name_of(case): build({"method": case[0], **case[1]}) for case in EVICTIONS}
     tokenizer = AutoTokenizer.from_pretrained(folder)
     snapshot = prefill_for(list(methods.values()), model, tokenizer, PROMPT[:-1])
-    watch_answer(model, snapshot, [], PROMPT[-1], DecodeOptions(NEW))
+    decode_dense_answer(model, snapshot, [], PROMPT[-1], DecodeOptions(NEW))
     shape = Shape(len(PROMPT) - 1, NEW, 4, 16)
     oracles = {}
     for heads in ("kv_head", "query_head"):
@@ -137,8 +137,8 @@ def test_in_the_engine_no_eviction_recalls_more(folder, model):
 
 def test_it_decodes_closer_to_dense_than_chance(model):
     snapshot = prefill(model, PROMPT[:-1], 8)
-    options = DecodeOptions(NEW, block_rows=8)
-    watch_answer(model, snapshot, [], PROMPT[-1], options)
+    options = DecodeOptions(NEW, batch_rows=8)
+    decode_dense_answer(model, snapshot, [], PROMPT[-1], options)
     shape = Shape(len(PROMPT) - 1, NEW, 4, 16)
     cells = [build({"method": m}).resolve(shape, Budget(tokens=60)) for m in ("static_oracle", "random")]
     oracle, random = decode_cells(model, snapshot, [], PROMPT[-1], cells, options).cells
