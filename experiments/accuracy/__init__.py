@@ -18,5 +18,5 @@ def main(composed: Composed, progress: ProgressFactory) -> str:
 
 def reported(folder: str) -> str:
     """Write the report of a run; returns its table and where the rest is."""
-    files = report.write(folder)
+    files = report.write_report(folder)
     return f"{files['table.md'].read_text(encoding='utf-8')}\nreport: {files['report.html']}"

@@ -21,7 +21,7 @@ from kvbench.runs.config import RunConfig, resolved_yaml
 from kvbench.runs.plan import Cell, Group, make_plan
 from kvbench.runs.progress import ProgressDisplay, ProgressFactory
 from kvbench.runs.record import group_fields, kernel_form, method_fields
-from kvbench.runs.rerun import Repeat
+from kvbench.runs.rerun import Rerun
 from kvbench.runs.store import Record, Store
 from kvbench.tasks import Prompt, Renderer
 
@@ -44,7 +44,7 @@ def run_accuracy(cfg: RunConfig, progress: ProgressFactory) -> None:
     store.write_config(resolved_yaml(cfg))
     write_plan(store, [(g.task.label, cell.label, cell.id) for g in groups for cell in g.cells])
     done = store.done()
-    repeat = Repeat(cfg)
+    rerun = Rerun(cfg)
     pending = [(group, [cell for cell in group.cells if cell.id not in done]) for group in groups]
     pending = [(group, cells) for group, cells in pending if cells]
     with progress(sum(len(cells) for _, cells in pending), len(pending)) as shown:
@@ -57,7 +57,7 @@ def run_accuracy(cfg: RunConfig, progress: ProgressFactory) -> None:
                     f"decode.block_rows: {group.name} does not fit in memory with {cfg.decode.block_rows}; give less, "
                     "or a smaller model.prefill_chunk, fewer methods or budgets at once"
                 ) from None
-            records = [{**record, "command": repeat.command(record)} for record in records]
+            records = [{**record, "command": rerun.command(record)} for record in records]
             store.extend(records)
             shown.cells_done(len(records))
 

@@ -74,7 +74,7 @@ def write(folder: Path, model: str, stages: dict[str, Stages]) -> None:
     """Write table.md and stages.csv."""
     import pandas as pd
 
-    from kvbench.report.tables import Table, number
+    from kvbench.report.format import Table, number
 
     dense = stages["dense"].total
     rows = [

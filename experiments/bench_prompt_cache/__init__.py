@@ -11,7 +11,7 @@ from kvbench.config.compose import Composed
 from kvbench.config.errors import UserError
 from kvbench.experiments.bench_prompt_cache.measure import Speed, measure
 from kvbench.experiments.common import configuration
-from kvbench.report.tables import Table
+from kvbench.report.format import Table
 from kvbench.runs.progress import ProgressFactory
 
 

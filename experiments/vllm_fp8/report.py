@@ -9,8 +9,8 @@ from pathlib import Path
 import matplotlib as mpl
 
 from kvbench.report import stats, style
+from kvbench.report.format import Table
 from kvbench.report.plots import save
-from kvbench.report.tables import Table
 from kvbench.runs.store import Record
 from kvbench.vllm import page
 from kvbench.vllm.campaign import capacity, of_kind

@@ -12,8 +12,8 @@ import matplotlib as mpl
 
 from kvbench.config.errors import UserError
 from kvbench.report import style
+from kvbench.report.format import Table
 from kvbench.report.plots import save
-from kvbench.report.tables import Table
 from kvbench.runs.store import Record, digest
 from kvbench.vllm import measure, page
 from kvbench.vllm.arrivals import Session

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 
 from kvbench.experiments.vllm_prefix_caching.run import WAYS, Way, predicted
 from kvbench.report import style
+from kvbench.report.format import Table
 from kvbench.report.plots import save
-from kvbench.report.tables import Table
 from kvbench.runs.store import Record
 from kvbench.vllm.about import about
 

@@ -16,8 +16,8 @@ from kvbench.config.errors import UserError
 from kvbench.experiments.vllm_rag import workload as rag
 from kvbench.models.load import ModelConfig
 from kvbench.report import style
+from kvbench.report.format import Table
 from kvbench.report.plots import save
-from kvbench.report.tables import Table
 from kvbench.runs.store import Record
 from kvbench.vllm import latency, page
 from kvbench.vllm.campaign import Campaign, Job, Ready, of_kind

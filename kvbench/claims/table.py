@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from kvbench.claims.claim import NEEDS_GPU, REPRODUCED, VERDICTS, Claim, Reading, Result
+from kvbench.report.format import markdown_table
 
 _RELATIONS = {"equal": "", "at most": "≤ ", "at least": "≥ "}
 _UNITS = {"x": "x"}
@@ -22,18 +23,21 @@ def frame(results: Sequence[Result]) -> pd.DataFrame:
 def readme(results: Sequence[Result]) -> str:
     """Verdicts by paper, then the headline claims, as Markdown."""
     papers = list(dict.fromkeys(result.source.paper for result in results))
-    counts = [["", "claims", *VERDICTS]]
+    counts = []
     for paper in papers:
         own = [result for result in results if result.source.paper == paper]
         counts.append([paper, str(len(own)), *(str(_count(own, verdict)) for verdict in VERDICTS)])
     counts.append(["all", str(len(results)), *(str(_count(results, verdict)) for verdict in VERDICTS)])
-    headlines = [["", "claim", "printed", "ours", "verdict"]]
-    headlines += [
+    headlines = [
         [result.source.paper, _said(result.claim), printed(result.claim), ours(result), result.verdict]
         for result in results
         if result.claim.headline
     ]
-    return "\n\n".join([_markdown(headlines), _markdown(counts), _bases(results)])
+    tables = [
+        markdown_table(["", "claim", "printed", "ours", "verdict"], headlines),
+        markdown_table(["", "claims", *VERDICTS], counts),
+    ]
+    return "\n\n".join([*tables, _bases(results)])
 
 
 def _bases(results: Sequence[Result]) -> str:
@@ -65,8 +69,7 @@ def full(results: Sequence[Result]) -> str:
     ]
     for paper in dict.fromkeys(result.source.paper for result in results):
         own = [result for result in results if result.source.paper == paper]
-        rows = [["claim", "where, setting", "printed", "ours", "verdict"]]
-        rows += [
+        rows = [
             [
                 _said(r.claim),
                 f"{r.claim.where}; {r.claim.setting}",
@@ -76,7 +79,8 @@ def full(results: Sequence[Result]) -> str:
             ]
             for r in own
         ]
-        parts += [f"## {paper}", own[0].source.source + ".", _markdown(rows)]
+        table = markdown_table(["claim", "where, setting", "printed", "ours", "verdict"], rows)
+        parts += [f"## {paper}", own[0].source.source + ".", table]
     return "\n\n".join(parts) + "\n"
 
 
@@ -169,9 +173,3 @@ def _row(result: Result) -> dict[str, object]:
 
 def _count(results: Sequence[Result], verdict: str) -> int:
     return sum(result.verdict == verdict for result in results)
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    lines.insert(1, "|" + " --- |" * len(rows[0]))
-    return "\n".join(lines)

@@ -143,7 +143,7 @@ def _status(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from kvbench import report
 
-    print(report.write(args.folder)["report.html"])
+    print(report.write_report(args.folder)["report.html"])
 
 
 def _compare(args: argparse.Namespace) -> None:

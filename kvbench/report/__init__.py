@@ -1,8 +1,29 @@
 """Tables, figures and the HTML report of a run; reads only the store."""
 
-from kvbench.report.compare import compare, comparison_text
-from kvbench.report.run_view import Run, load
-from kvbench.report.text import explain, status
-from kvbench.report.write import write
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Run", "compare", "comparison_text", "explain", "load", "status", "write"]
+if TYPE_CHECKING:
+    from kvbench.report.comparison import compare, comparison_text
+    from kvbench.report.console import explain, status
+    from kvbench.report.files import write_report
+    from kvbench.report.run import Run, load
+
+__all__ = ["Run", "compare", "comparison_text", "explain", "load", "status", "write_report"]
+
+_MODULES = {
+    "Run": "run",
+    "compare": "comparison",
+    "comparison_text": "comparison",
+    "explain": "console",
+    "load": "run",
+    "status": "console",
+    "write_report": "files",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # imported on first use, so that `kvbench.report.format` loads neither pandas nor matplotlib
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

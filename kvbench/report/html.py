@@ -8,10 +8,11 @@ import jinja2
 import pandas as pd
 
 import kvbench
-from kvbench.report import provenance
-from kvbench.report.run_view import Run
+from kvbench.report import caveats
+from kvbench.report.format import number
+from kvbench.report.run import Run
 from kvbench.report.summary import SETTING
-from kvbench.report.tables import BETTER, GUIDE, WORSE, all_tables, configurations, number
+from kvbench.report.tables import BETTER, GUIDE, WORSE, all_tables, configurations
 
 _EXAMPLES = 4
 _OUTPUT = 400  # characters of an output shown
@@ -55,7 +56,7 @@ def page(run: Run, figures: list[Picture]) -> str:
         name=run.name,
         version=kvbench.__version__,
         notes=run.notes(),
-        facts=provenance.facts(run.prepared),
+        facts=caveats.facts(run.prepared),
         figures=figures,
         tables=all_tables(run.summary()),
         guide=GUIDE,

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from kvbench.report import stats, style
-from kvbench.report.tables import MB
+from kvbench.report.format import MB
 
 BYTES = {
     "bytes_resident": "KV bytes resident after compression (MB)",

@@ -2,6 +2,8 @@
 
 import pandas as pd
 
+from kvbench.report.format import MB, markdown_table, number
+
 
 def table(summary: pd.DataFrame) -> str:
     """Score and KL per task of the largest budget, one row per method, with the bytes that a decode step reads.
@@ -15,13 +17,13 @@ def table(summary: pd.DataFrame) -> str:
     rows = summary[summary["is_dense"] | (budgets == budget)]
     header = ["method", "resident MB", "read MB per step"]
     header += [f"{task.removeprefix('ruler_')}{what}" for task in tasks for what in (": score", ": KL")]
-    lines = [header, ["---"] * len(header)]
+    lines = []
     for method in ["dense", *sorted(set(rows["method"]) - {"dense"})]:
         own = rows[rows["method"] == method].set_index("task")
         line = [
             method,
-            f"{own['bytes_resident'].mean() / 1e6:.1f}",
-            f"{own['bytes_read_per_step'].mean() / 1e6:.1f}",
+            number(own["bytes_resident"].mean() / MB, ".1f"),
+            number(own["bytes_read_per_step"].mean() / MB, ".1f"),
         ]
         for task in tasks:
             row = own.loc[task]
@@ -37,7 +39,7 @@ def table(summary: pd.DataFrame) -> str:
         f"Measured: {where}; {what}, budget {budget:.0f}, n = {first['n']} with 95 % intervals."
         " KL(dense || method) in nats."
     )
-    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", caption])
+    return f"{markdown_table(header, lines)}\n\n{caption}"
 
 
 def insert(readme: str, name: str, text: str) -> str:

@@ -1,17 +1,14 @@
-"""Tables as data, and their Markdown form."""
+"""The tables of a run."""
 
-import html
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import pandas as pd
 
 from kvbench.config.text import counted
 from kvbench.report import stats
+from kvbench.report.format import MB, Table, escaped, number
 from kvbench.report.summary import ALL_SEEDS, SETTING, TABLE, budget_key, joined, pooled
 
-MB = 1e6
 WORSE, BETTER = "▼", "▲"
 GUIDE = (
     "Everything in these tables is measured: kept tokens (per layer and KV head, mean), bytes resident "
@@ -25,27 +22,6 @@ GUIDE = (
     "Several seeds of one sample are averaged first and count as one sample.",
     "A difference that is not detectable is not a proof of equality: look at its interval.",
 )
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of strings; `caption` says everything needed to read it without the rest of the report."""
-
-    title: str
-    caption: str
-    header: list[str]
-    rows: list[list[str]]
-
-    def markdown(self) -> str:
-        """GitHub-flavoured Markdown, title and caption included; cells are escaped."""
-        cells = [[_escape(text) for text in row] for row in [self.header, *self.rows]]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "| " + " | ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)) + " |"
-            for row in cells
-        ]
-        lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-        return "\n".join([f"### {_escape(self.title)}", "", _escape(self.caption), "", *lines, ""])
 
 
 def all_tables(summary: pd.DataFrame) -> list[Table]:
@@ -70,10 +46,10 @@ def all_tables(summary: pd.DataFrame) -> list[Table]:
 
 def markdown(summary: pd.DataFrame, title: str, notes: list[str]) -> str:
     """The whole of table.md: what weakens the numbers first, then every table, then how to read them."""
-    lines = [f"# {_escape(title)}", ""]
-    lines += [*(f"- **{_escape(note)}**" for note in notes), ""] if notes else []
+    lines = [f"# {escaped(title)}", ""]
+    lines += [*(f"- **{escaped(note)}**" for note in notes), ""] if notes else []
     lines += [table.markdown() for table in all_tables(summary)]
-    lines += ["## How to read", "", *(f"- {_escape(line)}" for line in GUIDE), ""]
+    lines += ["## How to read", "", *(f"- {escaped(line)}" for line in GUIDE), ""]
     return "\n".join(lines)
 
 
@@ -208,13 +184,6 @@ def _time(row: pd.Series) -> str:
     return f"{number(row['decode_ms_per_token'], '.3g')} [{low}, {high}]"
 
 
-def number(value: float, form: str) -> str:
-    """A formatted number, or a dash where there is none; never as 1.5e+03."""
-    if math.isnan(value):
-        return "-"
-    return format(value, ",.0f" if form.endswith("g") and abs(value) >= 1000 else form)
-
-
 def _setting(rows: pd.DataFrame) -> str:
     names = {column: joined(rows[column]) for column in (*SETTING, "device", "wording")}
     wording = f", wording {names['wording']}" if names["wording"] else ""
@@ -239,7 +208,3 @@ def _name(rows: pd.DataFrame, columns: tuple[str, ...] = ("model", "protocol", "
     values = [rows[column].iloc[0] for column in columns]
     # the user's own prompts have no length that was asked for: 0
     return ", ".join(str(value) for value in values if value != 0)
-
-
-def _escape(text: str) -> str:
-    return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")

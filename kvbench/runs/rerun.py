@@ -17,8 +17,8 @@ from kvbench.runs.config import RunConfig
 _SETTLED = set("experiment task method variants ablate budget protocol seeds limit run_dir".split())
 
 
-class Repeat:
-    """Commands for the cells of a run.
+class Rerun:
+    """Commands that rerun the cells of a run.
 
     Args:
         cfg: the run's configuration.

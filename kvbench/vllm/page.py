@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from kvbench.report.tables import Table
+from kvbench.report.format import Table
 from kvbench.runs.store import Record
 from kvbench.vllm.about import about
 from kvbench.vllm.campaign import of_kind

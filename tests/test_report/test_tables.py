@@ -1,7 +1,8 @@
 import pandas as pd
 
+from kvbench.report.format import Table
 from kvbench.report.summary import prepare, summarise
-from kvbench.report.tables import Table, all_tables, markdown
+from kvbench.report.tables import all_tables, markdown
 
 
 def tables_of(records):

@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from kvbench.runs import config
 from kvbench.runs.config import RunConfig
-from kvbench.runs.rerun import Repeat, text
+from kvbench.runs.rerun import Rerun, text
 
 RECORD = {
     "cell": "0123456789abcdef",
@@ -34,7 +34,7 @@ OVERRIDES = [
 
 
 def repeated(cfg: RunConfig, **record: Any) -> RunConfig:
-    words = shlex.split(Repeat(cfg).command(RECORD | record))
+    words = shlex.split(Rerun(cfg).command(RECORD | record))
     assert words[:2] == ["kvbench", "run"]
     return config.load(words[2:])
 

@@ -21,7 +21,7 @@ import pytest
 from kvbench.cli import doctor_vllm
 from kvbench.config.cpuinfo import processor
 from kvbench.experiments.vllm_prefix_caching.run import TEXT, predicted
-from kvbench.report.tables import Table
+from kvbench.report.format import Table
 from kvbench.vllm import environment, metrics
 from kvbench.vllm.config import ServingConfig
 from kvbench.vllm.driver import Answer, Driver

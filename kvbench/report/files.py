@@ -1,12 +1,12 @@
-"""The whole report of a run: summary.csv, table.md, figures, report.html."""
+"""The files of a report: summary.csv, table.md, figures, report.html."""
 
 from pathlib import Path
 
 from kvbench.report import html, plots
-from kvbench.report.run_view import load
+from kvbench.report.run import load
 
 
-def write(run_dir: str | Path) -> dict[str, Path]:
+def write_report(run_dir: str | Path) -> dict[str, Path]:
     """Writes the report into the run's folder.
 
     Args:

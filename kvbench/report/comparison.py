@@ -6,9 +6,10 @@ import pandas as pd
 
 from kvbench.config.errors import UserError
 from kvbench.report import stats
-from kvbench.report.run_view import load
+from kvbench.report.format import MB, Table, number
+from kvbench.report.run import load
 from kvbench.report.summary import METHOD, SAMPLE, TASK
-from kvbench.report.tables import MB, Table, configurations, number
+from kvbench.report.tables import configurations
 
 KEY = ["model", "protocol", *TASK, *METHOD]
 _VALUES = ["score", "kl_to_dense", "bytes_resident", "bytes_read_per_step"]

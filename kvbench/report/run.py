@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from kvbench.config.errors import UserError
-from kvbench.report import plots, provenance, summary, tables
+from kvbench.report import caveats, plots, summary, tables
 from kvbench.report.style import Figure
 from kvbench.runs.store import Record, Store
 
@@ -129,7 +129,7 @@ class Run:
 
     def notes(self) -> list[str]:
         """Everything that weakens the numbers: missing cells, mixed devices, unreadable lines."""
-        return provenance.notes(self.prepared, self.plan, self.problems)
+        return caveats.find(self.prepared, self.plan, self.problems)
 
     def figures(self, kind: str, **where: object) -> Iterator[tuple[str, Figure]]:
         """All figures of a kind with their file names; arguments as for `plot`."""

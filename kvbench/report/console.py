@@ -6,8 +6,8 @@ from typing import Any
 
 from kvbench.config.errors import UserError
 from kvbench.config.text import counted
-from kvbench.report.run_view import load
-from kvbench.report.tables import number
+from kvbench.report.format import number
+from kvbench.report.run import load
 
 _PAIRING = ("model", "dtype", "task", "length", "protocol", "timing", "seed", "sample", "sample_hash")
 

@@ -1,4 +1,4 @@
-"""What a reader must know before believing a table: where cells come from, what is missing or mixed."""
+"""Caveats of a run's numbers, what is missing or mixed, and the facts of where its cells were measured."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,8 +19,8 @@ _UNIFORM = {
 }
 
 
-def notes(cells: pd.DataFrame, plan: dict[str, Any], problems: list[str]) -> list[str]:
-    """Sentences about everything in a run that weakens its numbers; empty for a clean run.
+def find(cells: pd.DataFrame, plan: dict[str, Any], problems: list[str]) -> list[str]:
+    """Everything in a run that weakens its numbers, a sentence each; empty for a clean run.
 
     Args:
         cells: the run's cells after `summary.prepare`.

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from kvbench.config.errors import UserError
-from kvbench.report import compare, comparison_text, explain, load, status, write
+from kvbench.report import compare, comparison_text, explain, load, status, write_report
 from kvbench.runs.store import Store
 
 
@@ -32,7 +32,7 @@ def test_an_empty_run_is_one_line(tmp_path):
     Store(tmp_path).write_config("name: x\n")
     for ask in (Store(tmp_path).read, lambda: status(tmp_path)):
         ask()
-    for ask in (load(tmp_path).summary, load(tmp_path).table, lambda: write(tmp_path)):
+    for ask in (load(tmp_path).summary, load(tmp_path).table, lambda: write_report(tmp_path)):
         with pytest.raises(UserError, match=r"^run: [^\n]+ has no finished cell yet$"):
             ask()
 
@@ -48,7 +48,7 @@ def test_an_experiment_without_cells_has_its_table_and_files(tmp_path):
     message = (
         r"has no cells of methods; its results are in costs.csv, table.md \(in Python: .table\(\) and .frame"
     )
-    for ask in (run.cells, run.summary, lambda: run.plot("score_vs_read"), lambda: write(tmp_path)):
+    for ask in (run.cells, run.summary, lambda: run.plot("score_vs_read"), lambda: write_report(tmp_path)):
         with pytest.raises(UserError, match=message):
             ask()
     assert status(tmp_path) == f"{tmp_path}: no cells of methods; results are in costs.csv, table.md"
@@ -100,7 +100,7 @@ def test_plot_mistakes(run_dir, kind, where, message):
 
 def test_write_makes_every_file(run_dir, tmp_path):
     Store(tmp_path / "r", worker="w").extend(load(run_dir).records)
-    paths = write(tmp_path / "r")
+    paths = write_report(tmp_path / "r")
     assert all(path.is_file() and path == tmp_path / "r" / name for name, path in paths.items())
     assert {"summary.csv", "table.md", "report.html"} <= set(paths)
     assert next(path for path in paths.values() if path.suffix == ".png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,92 @@
+"""Formatted numbers and Markdown tables; imports neither pandas nor matplotlib."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MB = 1e6
+MISSING = "-"
+
+
+def number(value: float | None, spec: str, scale: float = 1) -> str:
+    """A formatted number, or a dash for None and NaN.
+
+    Args:
+        value: the number.
+        spec: format specification. With `g`, numbers from 1000 on become whole numbers with separators, not 1.5e+03.
+        scale: factor to the unit shown.
+    """
+    if value is None or math.isnan(value):
+        return MISSING
+    if scale != 1:
+        value *= scale
+    return format(value, ",.0f" if spec.endswith("g") and abs(value) >= 1000 else spec)
+
+
+def escaped(text: str) -> str:
+    """Text for a Markdown table or heading: HTML and pipes escaped, on one line."""
+    return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
+
+
+def markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[bool] = (), padded: bool = False
+) -> str:
+    """A GitHub-flavoured Markdown table without a final newline; cells are escaped.
+
+    Args:
+        header: column names.
+        rows: the cells.
+        right: per column whether it is right-aligned; no alignment when empty.
+        padded: pad the cells, so that the columns line up in the source.
+    """
+    cells = [[escaped(text) for text in row] for row in (header, *rows)]
+    if padded:
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        cells = [[text.ljust(width) for text, width in zip(row, widths, strict=True)] for row in cells]
+        rule = f"|{'|'.join('-' * (width + 2) for width in widths)}|"
+    elif right:
+        rule = f"|{'|'.join('---:' if numeric else '---' for numeric in right)}|"
+    else:
+        rule = f"| {' | '.join('---' for _ in header)} |"
+    first, *others = (f"| {' | '.join(row)} |" for row in cells)
+    return "\n".join([first, rule, *others])
+
+
+def frame_table(frame: pd.DataFrame, digits: int = 4) -> str:
+    """A data frame as a Markdown table with a final newline; `None.` for one without rows.
+
+    Args:
+        frame: the table; columns of numbers are right-aligned.
+        digits: decimals of floats.
+    """
+    if frame.empty:
+        return "None.\n"
+
+    def cell(value: Any) -> str:
+        return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+    rows = [[cell(value) for value in values] for values in frame.to_numpy(object)]
+    right = [kind.kind in "biufc" for kind in frame.dtypes]
+    return markdown_table([str(name) for name in frame.columns], rows, right=right) + "\n"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of strings; `caption` says everything needed to read it on its own."""
+
+    title: str
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """GitHub-flavoured Markdown, title and caption included; all text is escaped."""
+        table = markdown_table(self.header, self.rows, padded=True)
+        return "\n".join([f"### {escaped(self.title)}", "", escaped(self.caption), "", table, ""])
