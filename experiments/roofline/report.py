@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from kvbench.report import style
+from kvbench.report.format import markdown_table, number
 from kvbench.report.plots import save
 
 
@@ -46,27 +47,30 @@ def markdown(frame: pd.DataFrame) -> str:
         price = rows["usd_per_hour"].iloc[0]
         rent = f", ${price:.2f} per hour" if pd.notna(price) else ""
         lines += ["", f"## {model} on {device}{rent}", ""]
-        lines += [
-            f"| tokens | method | budget | cache MB | read MB per step | ms per token, batch {rows['batch'].iloc[0]} "
-            "| largest batch | tokens/s at it | $ per million tokens | $ per 1000 requests |",
-            "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-        ]
-        lines += [_line(row) for row in rows.sort_values("length", kind="stable").to_dict("records")]
+        header = [
+            "tokens", "method", "budget", "cache MB", "read MB per step",
+            f"ms per token, batch {rows['batch'].iloc[0]}", "largest batch", "tokens/s at it",
+            "$ per million tokens", "$ per 1000 requests",
+        ]  # fmt: skip
+        cells = [_cells(row) for row in rows.sort_values("length", kind="stable").to_dict("records")]
+        lines.append(markdown_table(header, cells, right=[name != "method" for name in header]))
     return "\n".join(lines) + "\n"
 
 
-def _line(row: dict[str, Any]) -> str:
-    def number(name: str, digits: int, times: float = 1) -> str:
-        return "-" if pd.isna(row[name]) else f"{times * row[name]:,.{digits}f}"
-
+def _cells(row: dict[str, Any]) -> list[str]:
     bound = "" if row["exact"] else "≤ "
-    cells = [
-        str(row["length"]), row["method"], row["budget"], bound + number("resident_mb", 0),
-        bound + number("read_mb", 0), number("step_ms", 2) if row["fits"] else "does not fit",
-        str(row["max_batch"]), number("tokens_per_s_max", 0), number("usd_per_million_tokens_max", 3),
-        number("usd_per_request_max", 3, 1000),
-    ]  # fmt: skip
-    return f"| {' | '.join(cells)} |"
+    return [
+        str(row["length"]),
+        row["method"],
+        row["budget"],
+        bound + number(row["resident_mb"], ",.0f"),
+        bound + number(row["read_mb"], ",.0f"),
+        number(row["step_ms"], ",.2f") if row["fits"] else "does not fit",
+        str(row["max_batch"]),
+        number(row["tokens_per_s_max"], ",.0f"),
+        number(row["usd_per_million_tokens_max"], ",.3f"),
+        number(row["usd_per_request_max"], ",.3f", 1000),
+    ]
 
 
 def step_figure(frame: pd.DataFrame) -> style.Figure:

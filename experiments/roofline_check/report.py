@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from kvbench.experiments.roofline_check.config import FIXED_LENGTH
 from kvbench.report import style
+from kvbench.report.format import markdown_table, number
 from kvbench.report.plots import save
 
 
@@ -45,19 +46,22 @@ def markdown(frame: pd.DataFrame) -> str:
         f"torch {torch_version}, {date}. Measured: medians (20th to 80th percentile). Modelled: bytes over the read",
         f"bandwidth, {middle:.1f} GB/s, the median of a reading per row ({low:.1f} to {high:.1f}): a lower bound.",
         f"Fixed: a step over {FIXED_LENGTH} tokens less what its bytes take, measured per method.",
-        "",
-        "| tokens | method | budget | read MB | measured ms | modelled ms | measured / modelled | fixed ms "
-        "| measured / (modelled + fixed) | faster than dense | modelled |",
-        "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
+    header = [
+        "tokens", "method", "budget", "read MB", "measured ms", "modelled ms", "measured / modelled", "fixed ms",
+        "measured / (modelled + fixed)", "faster than dense", "modelled",
+    ]  # fmt: skip
+    cells = []
     for row in frame.sort_values(["length", "method"], kind="stable").to_dict("records"):
         spread = f"{row['median_ms']:.3f} ({row['p20_ms']:.3f} to {row['p80_ms']:.3f})"
-        lines.append(
-            f"| {row['length']} | {row['method']} | {row['budget']} | {row['read_mb']:.2f} | {spread} "
-            f"| {row['modelled_ms']:.3f} | {row['ratio']:.2f} | {row['fixed_ms']:.3f} | {row['ratio_with_fixed']:.2f} "
-            f"| {row['speedup']:.1f} x | {row['speedup_modelled']:.1f} x |"
+        cells.append(
+            [str(row["length"]), row["method"], row["budget"], number(row["read_mb"], ".2f"), spread]
         )
-    return "\n".join(lines) + "\n"
+        columns = {"modelled_ms": ".3f", "ratio": ".2f", "fixed_ms": ".3f", "ratio_with_fixed": ".2f"}
+        cells[-1] += [number(row[name], spec) for name, spec in columns.items()]
+        cells[-1] += [f"{row[name]:.1f} x" for name in ("speedup", "speedup_modelled")]
+    table = markdown_table(header, cells, right=[name != "method" for name in header])
+    return "\n".join([*lines, "", table]) + "\n"
 
 
 def figure(frame: pd.DataFrame, note: str) -> style.Figure:
