@@ -1,15 +1,20 @@
 """Cost of a trace under every placement of cache_control."""
 
 from kvbench.config.compose import Composed
-from kvbench.config.typed import as_yaml
-from kvbench.experiments.claude_replay.run import ReplayConfig, replay, write
+from kvbench.experiments.claude_replay.config import ReplayConfig
 from kvbench.experiments.common import configuration, result
 from kvbench.runs.progress import ProgressFactory
 
 
 def main(composed: Composed, progress: ProgressFactory) -> str:
-    """Replay the trace, write tables and figures; returns the table and where the rest is."""
+    """Replay the trace; write tables and figures.
+
+    Returns:
+        The table and the folder of the other files.
+    """
     cfg = configuration(composed, ReplayConfig)
-    path = write(cfg, replay(cfg))
-    path.with_name("config.yaml").write_text(as_yaml(cfg), encoding="utf-8")
-    return result(path)
+    # pandas and matplotlib load only once the configuration is valid
+    from kvbench.experiments.claude_replay.report import write_report
+    from kvbench.experiments.claude_replay.run import replay
+
+    return result(write_report(cfg, replay(cfg)))

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from kvbench.claude.placements import none
 from kvbench.claude.prices import PriceBook
+from kvbench.claude.rag.config import build_runner, save_counts
 from kvbench.claude.simulate import Trace
 from kvbench.claude.traces.open import FileTrace, open_trace
 from kvbench.claude.traces.recorded import RecordedTrace
-from kvbench.experiments.claude_rag_cost.run import keep_counts, runner_of
 from kvbench.experiments.two_layer import claude_api
 from kvbench.experiments.two_layer.breakeven import BreakEven, Fleet, break_even
 from kvbench.experiments.two_layer.config import TwoLayerConfig
@@ -151,9 +151,9 @@ def _title(cfg: TwoLayerConfig, host: Host) -> str:
 def _trace(cfg: TwoLayerConfig, prices: PriceBook) -> FileTrace:
     if cfg.trace is not None:
         return open_trace(cfg.trace, prices, model=cfg.claude_model)
-    runner = runner_of(cfg, prices)
+    runner = build_runner(cfg, prices)
     runner.run(cfg.layout, none, label=cfg.layout)
-    keep_counts(cfg, runner)
+    save_counts(cfg, runner)
     return RecordedTrace(Path(runner.folder) / f"{cfg.layout}.jsonl", prices)
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kvbench.claude.placements import registry
+from kvbench.claude.rag.config import RagConfig
 from kvbench.config.errors import UserError
-from kvbench.experiments.claude_rag_cost.run import RagConfig
 from kvbench.runs.config import BudgetConfig
 
 LAYERS = {"api": "prompt caching at the API", "model": "a model of one's own on a rented device"}

@@ -44,7 +44,7 @@ LEFT_OUT = (
 )
 
 
-def write(cfg: TwoLayerConfig, found: Comparison) -> Path:
+def write_report(cfg: TwoLayerConfig, found: Comparison) -> Path:
     """Writes table.md, rows.csv, config.yaml and the figure into the run's folder; returns the Markdown file."""
     folder = Path(cfg.run_dir)
     folder.mkdir(parents=True, exist_ok=True)

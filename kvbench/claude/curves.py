@@ -11,6 +11,11 @@ from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import Request
 from kvbench.claude.simulate import ListTrace, Simulator, simulate
 
+# seconds: dense enough to show where a cliff is, and both sides of each lifetime
+GAPS = tuple(
+    sorted({*(float(round(10 * 540 ** (step / 60))) for step in range(61)), 299.0, 301.0, 3599.0, 3601.0})
+)
+
 
 def by_turn(
     turns: Sequence[Sequence[Request]],

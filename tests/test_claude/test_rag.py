@@ -190,7 +190,7 @@ def test_passages_have_the_asked_size_and_overlap():
 def test_nothing_imports_torch():
     """In a fresh interpreter, with the whole workload imported."""
     code = (
-        "import sys, kvbench.claude.rag.workload, kvbench.experiments.claude_rag_cost.run\n"
+        "import sys, kvbench.claude.rag.workload, kvbench.experiments.claude_rag_cost.report\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

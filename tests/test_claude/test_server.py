@@ -324,7 +324,9 @@ def test_malformed_requests_get_an_error_body(server, messages):
 
 
 def test_a_recorded_trace_can_be_replayed_as_an_experiment(server, recorder, clock, tmp_path):
-    from kvbench.experiments.claude_replay.run import ReplayConfig, replay, write
+    from kvbench.experiments.claude_replay.config import ReplayConfig
+    from kvbench.experiments.claude_replay.report import write_report
+    from kvbench.experiments.claude_replay.run import replay
 
     sdk = client(server, recorder)
     for turn in range(3):
@@ -338,7 +340,7 @@ def test_a_recorded_trace_can_be_replayed_as_an_experiment(server, recorder, clo
     assert costs["planner"] <= costs["as_sent"] < costs["none"]
     assert results.diagnosis.findings == []
     assert "Rejected by the API: 1 request, " in results.notes[-1]
-    assert write(cfg, results).exists()
+    assert write_report(cfg, results).exists()
 
 
 @pytest.mark.parametrize("where", ["prefix", "uncached"])

@@ -16,7 +16,7 @@ from kvbench.claude.traces import sessions
 from kvbench.claude.traces.claude_code import ClaudeCodeTrace
 from kvbench.claude.traces.synthetic import Synthetic, SyntheticTrace
 from kvbench.config.errors import UserError
-from kvbench.experiments.bench_prompt_cache.measure import measure
+from kvbench.experiments.bench_prompt_cache.run import measure
 
 MIDNIGHT = 1_795_478_400.0
 PLACES = {name: named(name) for name in ("none", "automatic", "explicit_four")}

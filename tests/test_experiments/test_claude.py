@@ -19,8 +19,8 @@ from kvbench.claude.traces import sessions
 from kvbench.cli.main import main
 from kvbench.config.compose import compose
 from kvbench.config.typed import build
-from kvbench.experiments.claude_rag_cost.run import RagConfig
-from kvbench.experiments.claude_replay.run import ReplayConfig
+from kvbench.experiments.claude_rag_cost.config import RagCostConfig
+from kvbench.experiments.claude_replay.config import ReplayConfig
 
 
 def run(capsys, *words):
@@ -86,7 +86,9 @@ def test_mistakes_are_one_line(tmp_path, capsys, words, message):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("name", "cls"), [("claude_replay", ReplayConfig), ("claude_rag_cost", RagConfig)])
+@pytest.mark.parametrize(
+    ("name", "cls"), [("claude_replay", ReplayConfig), ("claude_rag_cost", RagCostConfig)]
+)
 def test_the_files_say_the_defaults(name, cls):
     data = compose([f"experiment={name}"]).data
     names = {field.name for field in dataclasses.fields(cls)} - {"run_dir"}
@@ -173,7 +175,8 @@ def test_the_core_needs_neither_torch_nor_the_extra():
         "import sys\n"
         "for name in ('anthropic', 'langgraph', 'langchain_anthropic', 'torch', 'httpx2'):\n"
         "    sys.modules[name] = None\n"
-        "import kvbench.experiments.claude_replay.run, kvbench.experiments.claude_rag_cost.run, kvbench.claude.server\n"
+        "import kvbench.experiments.claude_replay.report, kvbench.experiments.claude_rag_cost.report\n"
+        "import kvbench.claude.server\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

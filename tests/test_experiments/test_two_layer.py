@@ -8,11 +8,11 @@ import pytest
 pytest.importorskip("hydra")
 
 from kvbench import cost
+from kvbench.claude.rag.config import RagConfig
 from kvbench.claude.request import KINDS, TIERS
 from kvbench.cli.main import main
 from kvbench.config.compose import compose
 from kvbench.config.typed import build
-from kvbench.experiments.claude_rag_cost.run import RagConfig
 from kvbench.experiments.two_layer import report
 from kvbench.experiments.two_layer.config import TwoLayerConfig
 from kvbench.experiments.two_layer.hosted import PREFIX, Host

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Sequence
@@ -13,8 +14,10 @@ from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.placements import named
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.simulate import simulate
+from kvbench.claude.traces import sessions
 from kvbench.claude.traces.claude_code import Choices, ClaudeCodeTrace
 from kvbench.config.text import counted
+from kvbench.experiments.bench_prompt_cache.config import BenchConfig
 
 PLACEMENTS = ("none", "automatic", "explicit_four", "stable_1h_tail_5m")
 
@@ -47,6 +50,15 @@ class Speed:
             f"({self.per_second * self.placements:,.0f} placement-requests/s) of processor time, "
             f"{self.wall_per_second:,.0f} requests/s by the clock, peak {self.peak_mib:.1f} MiB"
         )
+
+
+def measure_all(cfg: BenchConfig) -> list[Speed]:
+    """Speeds with one block per content type and with 64-token blocks."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(cfg.trace or scratch)
+        if cfg.trace is None:
+            sessions.write_sessions(folder, cfg.sessions)
+        return [measure(folder, blocks="types"), measure(folder, blocks="hash")]
 
 
 def measure(
