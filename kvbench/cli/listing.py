@@ -8,62 +8,46 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from kvbench.config.compose import file, options
+from kvbench.config.groups import Groups
+
+
+_HEADER = ["name", "family", "description", "budget", "bytes per layer and KV head", "source"]
 
 
 def show(what: str, config_dirs: Sequence[str], console: Console | None = None) -> None:
-    """Print the methods, tasks, models, experiments, devices or model shapes that there are."""
+    """Print the methods, tasks, models, experiments, devices or model shapes."""
     console = console or Console(highlight=False)
-    header, rows = _methods(config_dirs) if what == "methods" else _group(what.removesuffix("s"), config_dirs)
+    groups, group = Groups(tuple(config_dirs)), what.removesuffix("s")
+    if group == "method":
+        header, rows = _HEADER, _methods(groups)
+    else:
+        header = ["name", "description"]
+        rows = [[name, groups.description(group, name)] for name in groups.options(group)]
     if not console.is_terminal:
         for row in [header, *rows]:
             console.file.write("\t".join(row) + "\n")
         return
-    table = Table(*header, show_lines=what == "methods")
+    table = Table(*header, show_lines=group == "method")
     for row in rows:
-        # formulas hold brackets and the like
+        # rich would take [...] in formulas for markup
         table.add_row(*[cell.replace("[", "\\[") for cell in row])
     console.print(table)
 
 
-def _methods(config_dirs: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """The names that `method=[...]` takes: the methods, and settings of them under a name of their own."""
-    from kvbench.methods import registry
-
-    header = ["name", "family", "description", "budget", "bytes per layer and KV head", "source"]
+def _methods(groups: Groups) -> list[list[str]]:
+    """The options of `method=[...]`: the registered methods, and named settings of them."""
+    classes = groups.declared("method")
     rows = []
-    for name in options("method", config_dirs):
-        text = file("method", name, config_dirs).read_text(encoding="utf-8")
-        # one of a plugin's is not known here
-        cls = registry().get((yaml.safe_load(text) or {}).get("method", ""))
-        if cls is None:
-            rows.append([name, "", _comment(text), "", "", ""])
-        else:
-            described = _first_sentence(cls) if name == cls.name else _comment(text)
-            rows.append([name, cls.family, described, cls.budget_meaning, cls.bytes_formula, cls.source])
-    return header, sorted(rows, key=lambda row: (row[1], row[0]))
-
-
-def _group(group: str, config_dirs: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    names = options(group, config_dirs)
-    rows = [[name, _comment(file(group, name, config_dirs).read_text(encoding="utf-8"))] for name in names]
-    return ["name", "description"], rows
-
-
-def _comment(text: str) -> str:
-    """The first comment line of a configuration file that is neither Hydra's nor a command."""
-    comments = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
-    return next((line for line in comments if not line.startswith(("@package", "kvbench run"))), "")
-
-
-def _first_sentence(cls: type) -> str:
-    paragraph = (inspect.getdoc(cls) or "").partition("\n\n")[0]
-    sentence = " ".join(paragraph.split()).partition(". ")[0]
-    return sentence if sentence.endswith(".") else f"{sentence}."
+    for name in groups.options("method"):
+        # the method of a plugin is unknown here
+        cls = classes.get(groups.entry("method", name).get("method", ""))
+        of_class = cls.constants if cls else {}
+        facts = [of_class.get(key, "") for key in ("family", "budget_meaning", "bytes_formula", "source")]
+        rows.append([name, facts[0], groups.description("method", name), *facts[1:]])
+    return sorted(rows, key=lambda row: (row[1], row[0]))
 
 
 _FAMILIES = {

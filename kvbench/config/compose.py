@@ -1,6 +1,6 @@
-"""Hydra composition: experiment, overrides and the user's own folders into plain data.
+"""Hydra composition: an experiment, overrides and the user's folders become plain data.
 
-Hydra's errors span lines and speak of structs and defaults lists; here each becomes one line for the user.
+Hydra's errors span several lines and mention structs and defaults lists; each becomes one line here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import importlib.resources
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -25,14 +24,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from kvbench.config.errors import UserError
+from kvbench.config.groups import Groups, module_names
 from kvbench.config.typed import unknown
 
 RUNS = Path("results/runs")
-_ADVICE = "not of the form key=value, as experiment=quickstart; quote values that hold blanks, commas or ="
-# keys under which a user may add names of his own without Hydra's `+`
-_OPEN = ("variants", "ablate", "setups", "measured")
-# configuration groups of which one option is chosen, and of which several can be
-_ONE, _SEVERAL = ("experiment", "model", "budget", "serving"), ("task", "method")
+_FORM = "not of the form key=value, as experiment=quickstart; quote values with blanks, commas or ="
+# keys that accept new names without Hydra's `+`
+_EXTENSIBLE = ("variants", "ablate", "setups", "measured")
+# configuration groups with one chosen option, and those with any number
+_SINGLE_CHOICE, _MULTIPLE_CHOICE = ("experiment", "model", "budget", "serving"), ("task", "method")
 
 
 @dataclass(frozen=True)
@@ -46,22 +46,22 @@ class Composed:
 
 
 def run_dir(composed: Composed) -> Path:
-    """The folder of the run: the user's, else one per experiment, so that the same command resumes.
+    """The run's folder: the user's choice, else one per experiment, so that the same command resumes.
 
     Raises:
-        UserError: it is no folder that can be written.
+        UserError: it is not a writable folder.
     """
     given = composed.data.get("run_dir")
     if given is not None and (not isinstance(given, str) or not given):
         raise UserError(f"run_dir: {given!r} is not the path of a folder")
     folder = Path(given or RUNS / composed.name)
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        # tried, because file systems as /proc claim that root can write
-        with TemporaryFile(dir=there):
+        # writing is the only test: os.access lets root write in /proc
+        with TemporaryFile(dir=existing):
             return folder
     except OSError as problem:
-        raise UserError(f"run_dir: cannot write in {there}") from problem
+        raise UserError(f"run_dir: cannot write in {existing}") from problem
 
 
 def experiment_keys(composed: Composed, cls: type) -> dict[str, Any]:
@@ -72,11 +72,11 @@ def experiment_keys(composed: Composed, cls: type) -> dict[str, Any]:
         cls: the experiment's dataclass.
 
     Raises:
-        UserError: a key that is neither a field nor one that all experiments share (method, budget ...).
+        UserError: a key that is neither a field nor shared by all experiments (method, budget ...).
     """
     names = {field.name for field in dataclasses.fields(cls)}
     text = importlib.resources.files("kvbench.conf").joinpath("config.yaml").read_text(encoding="utf-8")
-    shared = {*yaml.safe_load(text), *_ONE, *_SEVERAL}
+    shared = {*yaml.safe_load(text), *_SINGLE_CHOICE, *_MULTIPLE_CHOICE}
     for name in composed.data:
         if name not in names | shared:
             raise unknown(name, name, sorted(names), "key")
@@ -84,72 +84,56 @@ def experiment_keys(composed: Composed, cls: type) -> dict[str, Any]:
     return {**chosen, "run_dir": str(run_dir(composed))}
 
 
-def options(group: str, config_dirs: Sequence[str] = ()) -> list[str]:
-    """The names that a configuration group offers, those of the user's folders included."""
-    folders = [root.joinpath(group) for root in _roots(config_dirs)]
-    entries = [entry.name for folder in folders if folder.is_dir() for entry in folder.iterdir()]
-    return sorted({name.removesuffix(".yaml") for name in entries if name.endswith(".yaml")})
-
-
-def file(group: str, name: str, config_dirs: Sequence[str] = ()) -> Traversable:
-    """The file of one of the options."""
-    files = [root.joinpath(group, f"{name}.yaml") for root in _roots(config_dirs)]
-    return next(file for file in files if file.is_file())
-
-
-def _roots(config_dirs: Sequence[str]) -> list[Traversable]:
-    return [importlib.resources.files("kvbench.conf"), *map(Path, config_dirs)]
-
-
 def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Composed:
     """Compose `experiment=NAME` and the other overrides.
 
-    `task.KEY=VALUE`, where KEY names no task, is for every chosen task that has the key. So is `KEY: VALUE`
-    directly under `task` in an experiment, for tasks whose KEY is not set otherwise.
+    `task.KEY=VALUE`, where KEY is not the name of a task, applies to every chosen task that has the key. So does
+    `KEY: VALUE` directly under `task` in an experiment, for tasks that do not set KEY otherwise.
 
     Raises:
-        UserError: no experiment, an override that cannot be read, or names nothing that exists.
+        UserError: no experiment, or an override that is malformed or names something that does not exist.
     """
     dirs = checked_dirs(config_dirs)
     parsed = _parse(overrides)
-    own = [line for item in parsed if not _for_every_task(item, dirs) for line in _lines(item)]
-    data, name = _hydra(own, dirs)
-    shared = _every_task(data, dirs)
-    lines = list(_shared_lines(shared, data, dirs)) if shared else []
-    for item in parsed:
-        key = _for_every_task(item, dirs)
-        lines += _spread(key, item, data) if key else _lines(item)
-    if lines != own:
-        data, name = _hydra(lines, dirs)
+    groups = Groups(dirs, _plugins(parsed, Groups(dirs)))
+    with groups.nodes():
+        own = [line for item in parsed if not _key_of_every_task(item, groups) for line in _lines(item)]
+        data, name = _hydra(own, groups)
+        shared = _shared_settings(data, groups)
+        lines = list(_shared_lines(shared, data, groups)) if shared else []
+        for item in parsed:
+            key = _key_of_every_task(item, groups)
+            lines += _spread(key, item, data) if key else _lines(item)
+        if lines != own:
+            data, name = _hydra(lines, groups)
     if not name:
-        known = ", ".join(options("experiment", dirs))
+        known = ", ".join(groups.options("experiment"))
         raise UserError(f"experiment: missing, give experiment=NAME; known: {known}")
     if "experiment" in data:
         raise UserError(f"experiment={name}: its file does not begin with the line '# @package _global_'")
     for key in shared:
         del data["task"][key]
-    return Composed(name, data, tuple(overrides), tuple(dirs))
+    return Composed(name, data, tuple(overrides), dirs)
 
 
-def checked_dirs(config_dirs: Sequence[str]) -> list[str]:
+def checked_dirs(config_dirs: Sequence[str]) -> tuple[str, ...]:
     """The user's folders as absolute paths.
 
     Raises:
-        UserError: there is no such folder, or it hides a file of kvbench.
+        UserError: a folder does not exist, or has an option with the name of a shipped one.
     """
-    return [_checked_dir(folder) for folder in config_dirs]
+    return tuple(_checked_dir(folder) for folder in config_dirs)
 
 
 def _checked_dir(folder: str) -> str:
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"--config-dir: there is no folder {folder!r}")
-    shipped = importlib.resources.files("kvbench.conf")
     for path in sorted(root.glob("*/*.yaml")):
-        name = path.relative_to(root)
-        # Hydra would silently take ours
-        if shipped.joinpath(*name.parts).is_file():
-            raise UserError(f"--config-dir: {path} has the name of a file of kvbench ({name}); rename it")
+        group = path.parent.name
+        # Hydra would silently take the shipped one
+        if path.stem in Groups().options(group):
+            raise UserError(f"--config-dir: {path} has the name of a {group} of kvbench; rename it")
     return str(root.resolve())
 
 
@@ -159,62 +143,73 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
         try:
             item = OverridesParser.create().parse_override(text)
         except HydraException:
-            raise UserError(f"{text}: {_ADVICE}") from None
+            raise UserError(f"{text}: {_FORM}") from None
         key = item.key_or_group
         if not key:
-            raise UserError(f"{text}: {_ADVICE}")
+            raise UserError(f"{text}: {_FORM}")
         if item.is_sweep_override():
             raise UserError(f"{key}: several values are written as a list: {key}=[a,b]")
-        if key in (*_ONE, *_SEVERAL) and not item.is_delete():
+        if key in (*_SINGLE_CHOICE, *_MULTIPLE_CHOICE) and not item.is_delete():
             _check_choice(key, item.value())
         parsed.append(item)
     return parsed
 
 
 def _check_choice(group: str, value: Any) -> None:
-    """Hydra would speak of config groups, or merge a set of keys."""
-    names = value if isinstance(value, list) and group in _SEVERAL else [value]
+    """Refuses what is not a name; Hydra would mention config groups, or merge a set of keys."""
+    names = value if isinstance(value, list) and group in _MULTIPLE_CHOICE else [value]
     for name in names:
         if not isinstance(name, str | QuotedString):
-            form = f"{group}=[NAME,NAME]" if group in _SEVERAL else f"{group}=NAME"
+            form = f"{group}=[NAME,NAME]" if group in _MULTIPLE_CHOICE else f"{group}=NAME"
             form += " or budget.tokens=[...]" if group == "budget" else ""
             given = "null" if name is None else name
-            raise UserError(
-                f"{group}: {given} is not a name, give {form}; known: {', '.join(options(group))}"
-            )
+            known = ", ".join(Groups().options(group))
+            raise UserError(f"{group}: {given} is not a name, give {form}; known: {known}")
+
+
+def _plugins(parsed: Sequence[Override], groups: Groups) -> tuple[str, ...]:
+    """The modules under `plugins`, of the overrides or else of the experiment's file."""
+    given = {item.key_or_group: item.value() for item in parsed if not item.is_delete()}
+    names = given.get("plugins")
+    if names is None and (file := groups.file("experiment", str(given.get("experiment")))):
+        try:
+            data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except yaml.YAMLError:
+            return ()
+        names = data.get("plugins") if isinstance(data, dict) else None
+    return module_names(names)
 
 
 def _lines(item: Override) -> list[str]:
     text, key = str(item.input_line), item.key_or_group
-    if key.split(".")[0] not in _OPEN or text[0] in "+~":
+    if key.split(".")[0] not in _EXTENSIBLE or text[0] in "+~":
         return [text]
-    # Hydra would merge, so that nothing could be taken away
-    return [f"~{key}", f"+{text}"] if key in _OPEN else [f"++{text}"]
+    # Hydra would merge, so that no name could be removed
+    return [f"~{key}", f"+{text}"] if key in _EXTENSIBLE else [f"++{text}"]
 
 
-def _for_every_task(item: Override, dirs: Sequence[str]) -> str | None:
+def _key_of_every_task(item: Override, groups: Groups) -> str | None:
     """KEY of an override `task.KEY=VALUE`, unless KEY is the name of a task."""
     group, _, key = item.key_or_group.partition(".")
-    return key if group == "task" and key and "." not in key and key not in options("task", dirs) else None
+    return key if group == "task" and key and "." not in key and key not in groups.options("task") else None
 
 
-def _every_task(data: dict[str, Any], dirs: Sequence[str]) -> dict[str, Any]:
+def _shared_settings(data: dict[str, Any], groups: Groups) -> dict[str, Any]:
     """Settings that an experiment gives directly under `task`."""
-    tasks = options("task", dirs)
+    tasks = groups.options("task")
     entries = data.get("task") or {}
     return {key: value for key, value in entries.items() if not isinstance(value, dict) and key not in tasks}
 
 
-def _shared_lines(shared: dict[str, Any], data: dict[str, Any], dirs: Sequence[str]) -> Iterator[str]:
-    """Those settings as overrides, for each task that has the key and whose value nobody else set."""
-    names = options("task", dirs)
-    files = {name: yaml.safe_load(file("task", name, dirs).read_text(encoding="utf-8")) for name in names}
-    known = sorted({key for entry in files.values() for key in entry})
+def _shared_lines(shared: dict[str, Any], data: dict[str, Any], groups: Groups) -> Iterator[str]:
+    """Those settings as overrides, for each task that has the key at its default."""
+    entries = {name: groups.entry("task", name) for name in groups.options("task")}
+    known = sorted({key for entry in entries.values() for key in entry})
     for key, value in shared.items():
         if key not in known:
-            raise unknown(f"task.{key}", key, [*names, *known], "task or key of a task")
+            raise unknown(f"task.{key}", key, [*entries, *known], "task or key of a task")
         for label, entry in data["task"].items():
-            default = files.get(label, {}).get(key, ...)
+            default = entries.get(label, {}).get(key, ...)
             if isinstance(entry, dict) and entry.get(key) == default:
                 yield f"task.{label}.{key}={json.dumps(value)}"
 
@@ -229,10 +224,10 @@ def _spread(key: str, item: Override, data: dict[str, Any]) -> list[str]:
     return [f"task.{label}.{key}={item.get_value_element_as_str()}" for label in having]
 
 
-def _hydra(lines: Sequence[str], dirs: Sequence[str]) -> tuple[dict[str, Any], str | None]:
+def _hydra(lines: Sequence[str], groups: Groups) -> tuple[dict[str, Any], str | None]:
     """Compose; returns the plain data and the name of the experiment."""
-    search = ",".join(f"'file://{folder}'" for folder in dirs)
-    lines = [f"hydra.searchpath=[{search}]", *lines] if dirs else list(lines)
+    search = ",".join(f"'file://{folder}'" for folder in groups.config_dirs)
+    lines = [f"hydra.searchpath=[{search}]", *lines] if groups.config_dirs else list(lines)
     try:
         with initialize_config_module("kvbench.conf", version_base="1.3"):
             cfg = hydra_compose("config", overrides=lines, return_hydra_config=True)
@@ -241,23 +236,23 @@ def _hydra(lines: Sequence[str], dirs: Sequence[str]) -> tuple[dict[str, Any], s
             del cfg["hydra"]
         data = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingConfigException as error:
-        raise _no_such_option(error, dirs) from None
+        raise _no_such_option(error, groups) from None
     except HydraException as error:
-        raise _translate(error, dirs) from None
+        raise _translate(error, groups) from None
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UserError(_one_line(error)) from None
     assert isinstance(data, dict)
     return {str(key): value for key, value in data.items()}, name
 
 
-def _no_such_option(error: MissingConfigException, dirs: Sequence[str]) -> UserError:
+def _no_such_option(error: MissingConfigException, groups: Groups) -> UserError:
     group, _, name = (error.missing_cfg_file or "").partition("/")
     if group == "model" and "/" in name:
         return UserError(f"model: {name!r} looks like a folder; give it as model.path={name}")
-    return unknown(group, name, options(group, dirs), group)
+    return unknown(group, name, groups.options(group), group)
 
 
-def _translate(error: HydraException, dirs: Sequence[str]) -> UserError:
+def _translate(error: HydraException, groups: Groups) -> UserError:
     cause = error.__cause__
     if not isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return UserError(_one_line(cause or error))
@@ -265,7 +260,7 @@ def _translate(error: HydraException, dirs: Sequence[str]) -> UserError:
     group = key.split(".")[0]
     parent = cause.parent_node
     siblings = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
-    if key == f"{group}.{word}" and word in options(group, dirs):
+    if key == f"{group}.{word}" and word in groups.options(group):
         return UserError(f"{key}: {word} is not selected ({group}=[{','.join(siblings)}]); add it there")
     if key == word:
         siblings = sorted({*siblings, "experiment", "method", "task"} - {"hydra"})

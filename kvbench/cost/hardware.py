@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from kvbench.config import compose
 from kvbench.config.errors import UserError
+from kvbench.config.groups import Groups
 from kvbench.config.typed import build, unknown
 
 GROUP = "hardware"
@@ -107,7 +107,7 @@ class Hardware:
 
 def hardware_names(config_dirs: Sequence[str] = ()) -> list[str]:
     """The devices that there are."""
-    return compose.options(GROUP, config_dirs)
+    return Groups(tuple(config_dirs)).options(GROUP)
 
 
 def hardware(name: str, config_dirs: Sequence[str] = ()) -> Hardware:
@@ -121,8 +121,8 @@ def hardware(name: str, config_dirs: Sequence[str] = ()) -> Hardware:
         UserError: there is none of that name, or its file is not right.
     """
     known = hardware_names(config_dirs)
-    if name in known:
-        text = compose.file(GROUP, name, config_dirs).read_text(encoding="utf-8")
+    if name in known and (file := Groups(tuple(config_dirs)).file(GROUP, name)):
+        text = file.read_text(encoding="utf-8")
     elif Path(name).is_file():
         text, name = Path(name).read_text(encoding="utf-8"), Path(name).stem
     else:

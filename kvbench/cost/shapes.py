@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from kvbench.config import compose
 from kvbench.config.errors import UserError
+from kvbench.config.groups import Groups
 from kvbench.config.typed import build, unknown
 
 GROUP = "shape"
@@ -103,10 +103,10 @@ def model_shape(name: str, config_dirs: Sequence[str] = ()) -> ModelShape:
     """
     from kvbench.models import embedded
 
-    known = compose.options(GROUP, config_dirs)
+    groups = Groups(tuple(config_dirs))
+    known = groups.options(GROUP)
     if name in known:
-        text = compose.file(GROUP, name, config_dirs).read_text(encoding="utf-8")
-        return build(ModelShape, {"name": name, **yaml.safe_load(text)}, f"{GROUP}.{name}")
+        return build(ModelShape, {"name": name, **groups.entry(GROUP, name)}, f"{GROUP}.{name}")
     folder = embedded.ensure() if name == embedded.NAME else Path(name)
     if not (folder / "config.json").is_file():
         raise unknown(GROUP, name, [*known, embedded.NAME, "a folder with config.json"], "model shape")

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import yaml
 
-from kvbench.config.compose import Composed, compose, options, run_dir
+from kvbench.config.compose import Composed, compose, run_dir
 from kvbench.config.errors import UserError
+from kvbench.config.groups import Groups, module_names
 from kvbench.config.typed import as_yaml, build, unknown
 from kvbench.models.load import ModelConfig
 
@@ -234,12 +235,13 @@ def expanded(
 def chosen(group: str, data: Mapping[str, Any], config_dirs: Sequence[str]) -> dict[str, Any]:
     """The entries of the chosen names, without what an experiment says of names that were then not chosen."""
     mark = {"task": "family", "method": "method"}[group]
+    groups = Groups(tuple(config_dirs), module_names(data.get("plugins")))
     found: dict[str, Any] = {}
     for label, value in _mapping(group, data.get(group)).items():
         entry = _mapping(f"{group}.{label}", value)
         if mark in entry:
             found[label] = dict(entry)
-        elif label not in (known := options(group, config_dirs)):
+        elif label not in (known := groups.options(group)):
             raise unknown(f"{group}.{label}", label, known, group)
     return found
 

@@ -24,12 +24,14 @@ class Family(ABC):
         length: requested lengths in tokens, prompt and answer together.
         samples: number of samples per length and seed.
         max_new_tokens: tokens that are generated for an answer.
+        is_task: whether `task=[NAME]` takes the family's name; false where files of conf/task name its settings.
         seeded: whether other seeds give other samples.
         paths: fields that name files; what counts for a cell's identity is the content of these files.
     """
 
     family: ClassVar[str]
     version: ClassVar[int] = 1
+    is_task: ClassVar[bool] = True
     seeded: ClassVar[bool] = True
     paths: ClassVar[tuple[str, ...]] = ()
 

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
 from kvbench.tasks.base import register, stream
 from kvbench.tasks.length import fit
@@ -22,6 +23,8 @@ class CommonWords(Ruler):
     against 3, or 6 against 1 below 4096 tokens. One solved example comes first, of 40 words (10 times against
     3) or 20 (3 against 1). It stands in the same message; in RULER it is a turn of its own.
     """
+
+    is_task: ClassVar[bool] = False
 
     max_new_tokens: int = 120
 

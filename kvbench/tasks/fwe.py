@@ -3,6 +3,7 @@
 import string
 from dataclasses import dataclass
 from math import ceil
+from typing import ClassVar
 
 from kvbench.config.errors import UserError
 from kvbench.tasks.base import register, stream
@@ -25,6 +26,8 @@ class FrequentWords(Ruler):
     Attributes:
         alpha: exponent of the power law, above 1.
     """
+
+    is_task: ClassVar[bool] = False
 
     max_new_tokens: int = 50
     alpha: float = 2.0

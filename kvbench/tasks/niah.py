@@ -54,6 +54,7 @@ class Niah(Ruler):
         value_type: what values are, likewise.
     """
 
+    is_task: ClassVar[bool] = False
     paths: ClassVar[tuple[str, ...]] = ("essay",)
 
     haystack: hay.HaystackKind = "noise"

@@ -1,6 +1,7 @@
 """A conversation about needles in a haystack: a key is asked for in every turn."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from kvbench.config.errors import UserError
 from kvbench.tasks.base import register
@@ -22,6 +23,8 @@ class NiahTurns(Niah):
     Attributes:
         turns: questions of a conversation; each is about another key.
     """
+
+    is_task: ClassVar[bool] = True
 
     keys: int = 4
     turns: int = 4

@@ -4,6 +4,7 @@ import random
 import string
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 from kvbench.config.errors import UserError
 from kvbench.tasks import haystack as hay
@@ -28,6 +29,8 @@ class VariableTracking(Ruler):
         chains: number of chains, the first one is asked for.
         hops: assignments of a chain after its first.
     """
+
+    is_task: ClassVar[bool] = False
 
     max_new_tokens: int = 30
     chains: int = 1
