@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from kvbench.cli import main as cli
-from kvbench.config.compose import compose, options
+from kvbench.config.compose import compose
+from kvbench.config.groups import Groups
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,7 +29,7 @@ def commands(text: str) -> list[list[str]]:
 @EACH_TEXT
 def test_experiments_exist(file: Path):
     named = set(re.findall(r"experiment=([a-z]\w*)", file.read_text(encoding="utf-8")))
-    assert named <= set(options("experiment"))
+    assert named <= set(Groups().options("experiment"))
 
 
 @EACH_TEXT

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from kvbench.config.groups import Groups
 
-
 _HEADER = ["name", "family", "description", "budget", "bytes per layer and KV head", "source"]
 
 

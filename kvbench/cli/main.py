@@ -95,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, listing):
         text = "your own configuration, laid out as conf/"
         command.add_argument("--config-dir", action="append", default=[], metavar="DIR", help=text)
-    new = add("new", _new, "write a method of your own to start from")
-    new.add_argument("what", choices=("method",))
+    new = add("new", _new, "write a method or a task of your own to start from")
+    new.add_argument("what", choices=("method", "task"))
     new.add_argument("name", metavar="NAME", help="small letters, digits and underscores")
     status = add("status", _status, "how far a run is")
     report = add("report", _report, "write table, figures and HTML of a run")
@@ -173,7 +173,7 @@ def _ls(args: argparse.Namespace) -> None:
 def _new(args: argparse.Namespace) -> None:
     from kvbench.cli import scaffold
 
-    print(scaffold.new_method(args.name))
+    print(scaffold.new(args.what, args.name))
 
 
 def _claims(args: argparse.Namespace) -> None:

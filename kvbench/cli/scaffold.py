@@ -1,4 +1,4 @@
-"""What `kvbench new` writes: a method to start from, as one Python file and one YAML."""
+"""What `kvbench new` writes: a method or a task to start from, in one Python file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvbench.config.compose import options
+from kvbench.config import source
 from kvbench.config.errors import UserError
+from kvbench.config.groups import Groups
 
-_PYTHON = '''\
+_METHOD = '''\
 """{title}: what it does, in a line."""
 
 from dataclasses import dataclass
@@ -40,82 +41,144 @@ class {cls}(Eviction):
         """A score per prompt token and KV head, `[H, T]`."""
         return snapshot.window_scores(self.window).unflatten(0, (snapshot.heads, -1)).sum(1)
 '''
-_YAML = """\
-# @package method.{name}
-# {title}: what it does, in a line
-method: {name}
-window: 16
-"""
+_TASK = '''\
+"""{title}: what it asks, in a line."""
+
+from dataclasses import dataclass
+
+from kvbench.tasks import Family, Renderer, Sample, register
+from kvbench.tasks.base import stream
+from kvbench.tasks.haystack import text
+from kvbench.tasks.length import fit
+from kvbench.tasks.scorers import substring_all
+
+
+@register("{name}")
+@dataclass(frozen=True, kw_only=True)
+class {cls}(Family):
+    """Asks for `codes` numbers that are hidden in running text.
+
+    The fields are the parameters, besides those of `kvbench.tasks.base.Family`. Raise `version` whenever the same
+    parameters give other prompts or other scores.
+    """
+
+    codes: int = 1
+
+    @property
+    def metric(self) -> str:
+        return "substring_all"
+
+    def sample(self, index: int, seed: int, length: int, renderer: Renderer) -> Sample:
+        rng = stream("{name}", seed, index)
+        codes = [str(code) for code in rng.sample(range(100_000, 1_000_000), self.codes)]
+        filler = text("prose", None, rng)
+
+        def build(units: int) -> Sample:
+            """The sample with so many words of filler; `fit` finds how many meet the length."""
+            places = stream("{name} places", seed, index)
+            needles = [f"One of the codes is {{code}}." for code in codes]
+            return Sample(
+                context=filler.hide(needles, units, places),
+                question="\\n\\nWhich codes does the text name?",
+                answer_prefix="",
+                gold=tuple(codes),
+                max_new_tokens=self.max_new_tokens,
+                meta={{"haystack": filler.kind}},
+            )
+
+        return fit(build, renderer, length, smallest=self.codes)
+
+    def score(self, output: str, sample: Sample) -> float:
+        return substring_all(output, sample.gold)
+'''
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Something that `kvbench new` writes.
+
+    Attributes:
+        group: its configuration group.
+        folder: where a checkout has the others.
+        text: the template of the file.
+        then: what is left to do in a checkout.
+    """
+
+    group: str
+    folder: str
+    text: str
+    then: str = ""
+
+
+_KINDS = {
+    "method": _Kind(
+        "method", "methods", _METHOD, "once it is described: make docs, which regenerates docs/methods.md"
+    ),
+    "task": _Kind("task", "tasks", _TASK),
+}
 
 
 @dataclass(frozen=True)
 class Written:
-    """The files that were written, a command that tries them, and what is left to do for a checkout's tests."""
+    """The written file, what is left to do in a checkout, and a command that tries it."""
 
-    files: tuple[Path, Path]
+    file: Path
     command: str
-    left: str = ""
+    then: str = ""
 
     def __str__(self) -> str:
-        lines = [*(f"wrote {file}" for file in self.files), self.left, f"try it: {self.command}"]
+        lines = [f"wrote {self.file}", self.then, f"try it: {self.command}"]
         return "\n".join(line for line in lines if line)
 
 
-def new_method(name: str, folder: Path | None = None) -> Written:
-    """Write a method that works, to be made another one.
+def new(what: str, name: str, folder: Path | None = None) -> Written:
+    """Write a working method or task to change.
 
-    In a checkout of kvbench it goes among the others. Elsewhere the Python file is a plugin in the folder and
-    the YAML is under `conf/method/` there.
+    In a checkout of kvbench the file goes among the others. Elsewhere it is a plugin in the folder.
 
     Args:
+        what: "method" or "task".
         name: letters, digits and underscores.
         folder: where the user is; the working folder if not given.
 
     Raises:
-        UserError: a name that is taken or none, or a file that cannot be written.
+        UserError: the name is taken or not a valid one, or the file cannot be written.
     """
+    kind = _KINDS[what]
     folder = folder or Path()
-    _check(name)
+    _check(kind, name)
     root = _checkout(folder)
-    own = folder if root is None else root / "kvbench" / "methods"
-    python, conf = own / f"{name}.py", (root or folder) / "conf" / "method" / f"{name}.yaml"
-    for file in (python, conf):
-        if file.exists():
-            raise UserError(f"name: {file} exists; give another name")
+    file = (folder if root is None else root / "kvbench" / kind.folder) / f"{name}.py"
+    if file.exists():
+        raise UserError(f"name: {file} exists; give another name")
     words = {"name": name, "title": name.replace("_", " "), "cls": name.title().replace("_", "")}
     try:
-        for file, text in ((python, _PYTHON), (conf, _YAML)):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text.format(**words), encoding="utf-8")
+        file.write_text(kind.text.format(**words), encoding="utf-8")
     except OSError as error:
         raise UserError(f"name: cannot write {error.filename}: {error.strerror}") from None
-    if root is None:
-        command = f"kvbench run --config-dir conf experiment=quickstart plugins=[{name}] method=[{name}]"
-        return Written((python, conf), command)
-    command = f"kvbench run experiment=quickstart method=[{name}]"
+    plugin = f"plugins=[{name}] " if root is None else ""
     return Written(
-        (python, conf), command, "once it is described: make docs, which writes docs/methods.md anew"
+        file, f"kvbench run experiment=quickstart {plugin}{what}=[{name}]", kind.then if root else ""
     )
 
 
-def _check(name: str) -> None:
+def _check(kind: _Kind, name: str) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise UserError(
-            f"name: {name!r} is no name of a method; give small letters, digits and underscores, a letter first"
+            f"name: {name!r} is not a name for a {kind.group}; "
+            "give small letters, digits and underscores, a letter first"
         )
-    # methods imports torch, and mistakes of spelling should show at once
-    from kvbench.methods import registry
-
-    if name in registry() or name in options("method"):
-        raise UserError(f"name: there is a method {name!r} already; give another name")
-    # a plugin of the name of a package would hide it, a file among the methods one of its neighbours
-    if importlib.util.find_spec(name) or importlib.util.find_spec(f"kvbench.methods.{name}"):
+    groups = Groups()
+    if name in groups.options(kind.group) or name in groups.registered(kind.group):
+        raise UserError(f"name: there is a {kind.group} {name!r} already; give another name")
+    # a plugin would shadow a package of its name, a file among the methods one of its neighbours
+    if importlib.util.find_spec(name) or source.find(f"kvbench.{kind.folder}.{name}"):
         raise UserError(f"name: {name!r} is the name of a Python module already; give another name")
 
 
 def _checkout(folder: Path) -> Path | None:
     """The checkout of kvbench that a folder is in, or None."""
-    marks = ("kvbench/methods/registry.py", "conf/method/dense.yaml", "pyproject.toml")
+    marks = ("kvbench/methods/registry.py", "conf/config.yaml", "pyproject.toml")
     for root in (folder, *folder.absolute().parents):
         if all((root / mark).is_file() for mark in marks):
             return root

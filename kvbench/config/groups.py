@@ -95,13 +95,18 @@ class Groups:
         return next((line for line in comments if not line.startswith(("@package", "kvbench run"))), "")
 
     def declared(self, group: str) -> dict[str, Declared]:
-        """The registered classes that are options, by name; a plugin's class replaces one of the same name."""
+        """The registered classes that are options, by name."""
+        found = self.registered(group)
+        return {name: one for name, one in found.items() if one.constants.get("is_task", True)}
+
+    def registered(self, group: str) -> dict[str, Declared]:
+        """All registered classes, by name; a plugin's class replaces one of the same name."""
         if group not in _REGISTERED:
             return {}
         found = dict(_shipped(group))
         for plugin in self.plugins:
             found |= source.of_plugin(plugin, _REGISTERED[group].packages[0])
-        return {name: one for name, one in found.items() if one.constants.get("is_task", True)}
+        return found
 
     @contextmanager
     def nodes(self) -> Iterator[None]:

@@ -55,7 +55,7 @@ def of_package(package: str, registrar: str) -> dict[str, Declared]:
         package: dotted name, as `kvbench.formats`.
         registrar: the package whose `register` counts, as `kvbench.methods`.
     """
-    spec = _find(package)
+    spec = find(package)
     assert spec is not None
     found: dict[str, Declared] = {}
     for module in pkgutil.iter_modules(spec.submodule_search_locations):
@@ -69,7 +69,7 @@ def of_plugin(name: str, registrar: str) -> dict[str, Declared]:
     Raises:
         UserError: there is no such module, or its source has a syntax error.
     """
-    if _find(name) is None:
+    if find(name) is None:
         raise UserError(f"plugins: cannot import {name!r}: there is no such module")
     try:
         return of_module(name, registrar)
@@ -117,7 +117,7 @@ class _Module:
         return self.imports.get(node.id, f"{self.name}.{node.id}")
 
 
-def _find(name: str) -> ModuleSpec | None:
+def find(name: str) -> ModuleSpec | None:
     """The spec of a module, found without importing the packages that hold it."""
     spec = None
     places: list[str] | None = [os.getcwd(), *sys.path]
@@ -137,7 +137,7 @@ def _find(name: str) -> ModuleSpec | None:
 
 def _module(name: str) -> _Module | None:
     """The source of a module; None where there is none."""
-    spec = _find(name)
+    spec = find(name)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     package = spec.submodule_search_locations is not None
@@ -163,7 +163,9 @@ def _parsed(name: str, package: bool, file: Path, mtime_ns: int) -> _Module:
         elif isinstance(node, ast.ImportFrom):
             above = parent.split(".")[: len(parent.split(".")) - node.level + 1] if node.level else []
             origin = ".".join([*above, *([node.module] if node.module else [])])
-            module.imports.update({alias.asname or alias.name: f"{origin}.{alias.name}" for alias in node.names})
+            module.imports.update(
+                {alias.asname or alias.name: f"{origin}.{alias.name}" for alias in node.names}
+            )
     return module
 
 

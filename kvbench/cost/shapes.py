@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kvbench.config.errors import UserError
 from kvbench.config.groups import Groups
 from kvbench.config.typed import build, unknown

@@ -79,15 +79,19 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["explain", "nowhere", "abc"], "run: nowhere is not a run folder"),
         (["ls", "methods", "--config-dir", "/nowhere"], "--config-dir: there is no folder '/nowhere'"),
         (["ls", "tasks", "--markdown"], "--markdown: there is no page of tasks, only of methods"),
-        (["new", "task", "mine"], "invalid choice: 'task' (choose from 'method')"),
+        (["new", "model", "mine"], "invalid choice: 'model' (choose from 'method', 'task')"),
         (["new", "method"], "required: NAME"),
-        (["new", "method", "Mine"], "name: 'Mine' is no name of a method; give small letters"),
-        (["new", "method", "my-own"], "name: 'my-own' is no name of a method; give small letters"),
-        (["new", "method", "lambda"], "name: 'lambda' is no name of a method; give small letters"),
-        (["new", "method", "../up"], "name: '../up' is no name of a method; give small letters"),
+        (["new", "method", "Mine"], "name: 'Mine' is not a name for a method; give small letters"),
+        (["new", "method", "my-own"], "name: 'my-own' is not a name for a method; give small letters"),
+        (["new", "method", "lambda"], "name: 'lambda' is not a name for a method; give small letters"),
+        (["new", "method", "../up"], "name: '../up' is not a name for a method; give small letters"),
         (["new", "method", "snapkv"], "name: there is a method 'snapkv' already"),
         (["new", "method", "registry"], "name: 'registry' is the name of a Python module already"),
         (["new", "method", "json"], "name: 'json' is the name of a Python module already"),
+        (["new", "task", "Mine"], "name: 'Mine' is not a name for a task; give small letters"),
+        (["new", "task", "ruler_vt"], "name: there is a task 'ruler_vt' already"),
+        (["new", "task", "niah"], "name: there is a task 'niah' already"),
+        (["new", "task", "prompt"], "name: 'prompt' is the name of a Python module already"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -111,7 +115,9 @@ def test_no_traceback_from_the_installed_command(here: Path, argv: list[str]) ->
     assert done.stderr.startswith("kvbench: error: ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["ls", "experiments"], ["ls", "models"], ["ls", "tasks"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], *(["ls", what] for what in ("experiments", "models", "tasks", "methods"))]
+)
 def test_light_commands_do_not_import_torch(argv: list[str]) -> None:
     code = f"import sys, kvbench.cli.main\ntry: kvbench.cli.main.main({argv})\nfinally: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -130,6 +136,7 @@ def test_light_commands_do_not_import_torch(argv: list[str]) -> None:
         ("models", "smollm2_135m\tSmolLM2-135M-Instruct "),
         ("experiments", "tiny\t"),
         ("tasks", "needle\ta needle"),
+        ("tasks", "jsonl\t"),
     ],
 )
 def test_ls(here: Path, capsys: pytest.CaptureFixture[str], what: str, line: str) -> None:

@@ -1,4 +1,4 @@
-"""`kvbench new method`: in a checkout, elsewhere, and methods that live outside of the repository."""
+"""`kvbench new`: in a checkout, elsewhere, and methods that live outside of the repository."""
 
 import os
 import shutil
@@ -74,8 +74,8 @@ def tiny(model_dir: Path) -> list[str]:
 
 
 def test_plugins_run_a_written_method_and_one_of_a_package(elsewhere: Path, tiny_model_dir) -> None:
-    written = scaffold.new_method("my_own", elsewhere)
-    assert written.files == (elsewhere / "my_own.py", elsewhere / "conf/method/my_own.yaml")
+    written = scaffold.new("method", "my_own", elsewhere)
+    assert written.file == elsewhere / "my_own.py"
     (elsewhere / "my").mkdir()
     (elsewhere / "my" / "module.py").write_text(SCRIPT)
     words = written.command.removeprefix("kvbench ").replace("plugins=[my_own]", "plugins=[my_own,my.module]")
@@ -94,13 +94,46 @@ def test_a_method_of_a_script_runs_with_nothing_but_the_decorator(elsewhere: Pat
     assert lines[0] == "[17, 18, 19]" and lines[-1] == "['a', 'dense']"
 
 
+def test_a_written_task_runs_as_a_plugin(elsewhere: Path, tiny_model_dir) -> None:
+    written = scaffold.new("task", "my_task", elsewhere)
+    assert written.file == elsewhere / "my_task.py"
+    words = (
+        written.command.removeprefix("kvbench ").replace("experiment=quickstart", "experiment=tiny").split()
+    )
+    words += ["task.my_task.length=[512]", "task.my_task.codes=2", "limit=1", "--config-dir", "mine"]
+    python(elsewhere, "-m", "kvbench.cli.main", *words, "method=[snapkv]", *tiny(tiny_model_dir()))
+    frame = pd.read_csv(elsewhere / "results/runs/tiny/summary.csv")
+    assert set(frame["task"]) == {"my_task"} and set(frame["method"]) == {"dense", "snapkv"}
+
+
+@pytest.mark.parametrize("what", ["method", "task"])
+def test_written_files_are_in_the_house_style(what: str, tmp_path: Path) -> None:
+    written = scaffold.new(what, f"my_{what}", tmp_path)
+    for command in (["check"], ["format", "--check"]):
+        words = [sys.executable, "-m", "ruff", *command, "--config", str(ROOT / "pyproject.toml")]
+        done = subprocess.run([*words, str(written.file)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.slow
-def test_a_method_written_in_a_checkout_is_under_the_contract(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("what", "folder", "tests", "passed"),
+    [
+        # 3 shapes twice, layers at 5 lengths, bytes at 2, the oracle, the entry
+        ("method", "methods", ["test_contract.py", "test_bytes.py", "test_oracle.py"], 15),
+        # 4 lengths, 2 tokenizers, short lengths, seeds, gold, parameters, the entry
+        ("task", "tasks", ["test_tasks.py"], 11),
+    ],
+)
+def test_what_is_written_in_a_checkout_is_under_the_contract(
+    tmp_path: Path, what: str, folder: str, tests: list[str], passed: int
+) -> None:
     checkout, path = tmp_path / "checkout", tmp_path / "path" / "kvbench"
     ignored = shutil.ignore_patterns("__pycache__")
-    for folder in ("kvbench", *MAPPED, "tests/methods", "tests/support"):
-        shutil.copytree(ROOT / folder, checkout / folder, ignore=ignored)
-    for file in ("pyproject.toml", "tests/conftest.py", "tests/test_config.py"):
+    for part in ("kvbench", *MAPPED, f"tests/test_{folder}", "tests/kvbench_testing"):
+        shutil.copytree(ROOT / part, checkout / part, ignore=ignored)
+    (checkout / "tests/test_runs").mkdir()
+    for file in ("pyproject.toml", "tests/conftest.py", "tests/test_runs/test_config.py"):
         shutil.copy(ROOT / file, checkout / file)
     # as an editable install maps the folders
     path.mkdir(parents=True)
@@ -109,24 +142,17 @@ def test_a_method_written_in_a_checkout_is_under_the_contract(tmp_path: Path) ->
     for part in MAPPED:
         (path / part).symlink_to(checkout / part)
     before = {file for file in checkout.rglob("*") if file.is_file()}
-    out = python(checkout / "tests", "-m", "kvbench.cli.main", "new", "method", "brand_new", path=path.parent)
+    out = python(checkout / "tests", "-m", "kvbench.cli.main", "new", what, "brand_new", path=path.parent)
     after = {file for file in checkout.rglob("*.[py]*") if file.is_file() and "__pycache__" not in file.parts}
-    assert {str(file.relative_to(checkout)) for file in after - before} == {
-        "kvbench/methods/brand_new.py",
-        "conf/method/brand_new.yaml",
-    }
-    assert out.splitlines()[-1] == "try it: kvbench run experiment=quickstart method=[brand_new]"
-    tests = ["tests/methods/test_contract.py", "tests/methods/test_bytes.py", "tests/methods/test_oracle.py"]
-    done = python(
-        checkout, "-m", "pytest", "-q", "-k", "brand_new", *tests, "tests/test_config.py", path=path.parent
-    )
-    # 3 shapes twice, layers at 5 lengths, bytes at 2, the oracle, the YAML
-    assert int(done.splitlines()[-1].split(" passed")[0]) >= 15
+    assert {str(file.relative_to(checkout)) for file in after - before} == {f"kvbench/{folder}/brand_new.py"}
+    assert out.splitlines()[-1] == f"try it: kvbench run experiment=quickstart {what}=[brand_new]"
+    files = [*(f"tests/test_{folder}/{name}" for name in tests), "tests/test_runs/test_config.py"]
+    done = python(checkout, "-m", "pytest", "-q", "-k", "brand_new", *files, path=path.parent)
+    assert int(done.splitlines()[-1].split(" passed")[0]) >= passed
 
 
 def test_nothing_is_written_where_a_file_is_in_the_way(tmp_path: Path) -> None:
-    (tmp_path / "conf" / "method").mkdir(parents=True)
-    (tmp_path / "conf/method/mine_too.yaml").write_text("mine\n")
-    with pytest.raises(UserError, match=r"name: .*mine_too\.yaml exists"):
-        scaffold.new_method("mine_too", tmp_path)
-    assert not (tmp_path / "mine_too.py").exists()
+    (tmp_path / "mine_too.py").write_text("mine\n")
+    with pytest.raises(UserError, match=r"name: .*mine_too\.py exists"):
+        scaffold.new("method", "mine_too", tmp_path)
+    assert (tmp_path / "mine_too.py").read_text() == "mine\n"

@@ -8,8 +8,8 @@ import yaml
 
 from kvbench import cost
 from kvbench.cli import main as cli
-from kvbench.config.compose import options
 from kvbench.config.errors import UserError
+from kvbench.config.groups import Groups
 from kvbench.cost.shapes import from_config
 
 # parameters as the model cards and safetensors indices give them
@@ -21,11 +21,11 @@ PARAMS = {
 
 
 def test_every_shape_has_the_parameters_of_its_model():
-    assert {name: cost.model_shape(name).params for name in options("shape")} == PARAMS
+    assert {name: cost.model_shape(name).params for name in Groups().options("shape")} == PARAMS
 
 
 def test_models_that_can_be_run_can_be_priced():
-    assert set(options("model")) <= {*options("shape"), "smollm2_135m"}
+    assert set(Groups().options("model")) <= {*Groups().options("shape"), "smollm2_135m"}
 
 
 def test_the_embedded_model_is_read_from_its_config():

@@ -9,14 +9,15 @@ import yaml
 
 from kvbench import methods, tasks
 from kvbench.cli.main import main
-from kvbench.config.compose import options
 from kvbench.config.errors import UserError
+from kvbench.config.groups import Groups
 from kvbench.config.typed import build
 from kvbench.models.load import ModelConfig
 from kvbench.runs import config
 from kvbench.runs.config import RunConfig
 
 CONF = Path(__file__).parents[2] / "conf"
+GROUPS = Groups()
 EXPERIMENT = """\
 # @package _global_
 defaults:
@@ -54,11 +55,7 @@ def load(user_dir: Path):
 # --- what the package ships
 
 
-def yaml_of(group: str, name: str) -> dict:
-    return yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
-
-
-@pytest.mark.parametrize("name", options("experiment"))
+@pytest.mark.parametrize("name", GROUPS.options("experiment"))
 def test_every_experiment_composes(name: str) -> None:
     needs = {key: ["task.path=questions.jsonl"] for key in ("jsonl", "rocketkv_longbench", "chunkkv_gsm8k")}
     composed = config.compose([f"experiment={name}", *needs.get(name, [])])
@@ -68,7 +65,7 @@ def test_every_experiment_composes(name: str) -> None:
         assert config.from_yaml(config.resolved_yaml(cfg)) == cfg
 
 
-@pytest.mark.parametrize("name", options("experiment"))
+@pytest.mark.parametrize("name", GROUPS.options("experiment"))
 def test_every_experiment_says_its_command_first(name: str) -> None:
     package, command, purpose = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()[:3]
     assert package == "# @package _global_"
@@ -76,37 +73,34 @@ def test_every_experiment_says_its_command_first(name: str) -> None:
     assert purpose.startswith("# ")
 
 
-@pytest.mark.parametrize("name", options("method"))
-def test_every_method_file_builds_and_places_itself(name: str) -> None:
-    assert (CONF / "method" / f"{name}.yaml").read_text().startswith(f"# @package method.{name}\n")
-    assert methods.build(yaml_of("method", name)).describe()
+@pytest.mark.parametrize(
+    "file", sorted(CONF.glob("method/*")) + sorted(CONF.glob("task/*")), ids=lambda f: f.stem
+)
+def test_every_method_and_task_file_places_itself(file: Path) -> None:
+    assert file.read_text().startswith(f"# @package {file.parent.name}.{file.stem}\n")
 
 
-@pytest.mark.parametrize("name", [name for name, cls in methods.registry().items() if cls.family != "format"])
-def test_every_registered_method_has_a_file_with_its_defaults(name: str) -> None:
-    cls = methods.registry()[name]
-    composition = {"eviction", "selection", "format", "keep"}
-    fields = {f.name: f.default for f in dataclasses.fields(cls) if f.name not in composition}
-    assert yaml_of("method", name) == {"method": name, **fields}
+@pytest.mark.parametrize("name", GROUPS.options("method"))
+def test_every_method_builds(name: str) -> None:
+    assert methods.build(GROUPS.entry("method", name)).describe()
 
 
-@pytest.mark.parametrize("name", options("task"))
-def test_every_task_file_builds(name: str) -> None:
-    assert (CONF / "task" / f"{name}.yaml").read_text().startswith(f"# @package task.{name}\n")
-    entry = yaml_of("task", name)
+@pytest.mark.parametrize("name", GROUPS.options("task"))
+def test_every_task_builds(name: str) -> None:
+    entry = GROUPS.entry("task", name)
     if entry["family"] == "jsonl":
         entry["path"] = "questions.jsonl"
     assert tasks.build(name, entry).label == name
 
 
-@pytest.mark.parametrize("name", options("model"))
+@pytest.mark.parametrize("name", GROUPS.options("model"))
 def test_every_model_file_builds(name: str) -> None:
-    assert build(ModelConfig, yaml_of("model", name), "model").name == name
+    assert build(ModelConfig, GROUPS.entry("model", name), "model").name == name
 
 
-@pytest.mark.parametrize("name", options("budget"))
+@pytest.mark.parametrize("name", GROUPS.options("budget"))
 def test_every_budget_file_builds(name: str) -> None:
-    build(config.BudgetConfig, yaml_of("budget", name), "budget")
+    build(config.BudgetConfig, GROUPS.entry("budget", name), "budget")
 
 
 def test_primary_config_spells_out_the_defaults() -> None:
@@ -128,7 +122,7 @@ def test_an_experiment_with_nothing_else(load) -> None:
     assert (cfg.name, cfg.kind, cfg.run_dir) == ("mine", "accuracy", "results/runs/mine")
     assert cfg.task == {"needle": {"family": "niah", "length": [2048], "samples": 3, "wording": "ruler"}}
     assert list(cfg.method) == ["dense", "snapkv", "wide"]
-    assert cfg.method["snapkv"] == yaml_of("method", "snapkv") | {"window": 16}
+    assert cfg.method["snapkv"] == GROUPS.entry("method", "snapkv") | {"window": 16}
     assert cfg.method["wide"] == {"method": "snapkv", "kernel": 63}
 
 
@@ -195,7 +189,7 @@ def test_variants_are_added_or_replaced(load) -> None:
 def test_ablation_replaces_the_method_by_a_product(load, override: str) -> None:
     cfg = load(override, "ablate.wide.window=[8]")
     assert list(cfg.method) == ["dense", "snapkv[kernel=5]", "snapkv[kernel=7]", "wide[window=8]"]
-    assert cfg.method["snapkv[kernel=5]"] == yaml_of("method", "snapkv") | {"window": 16, "kernel": 5}
+    assert cfg.method["snapkv[kernel=5]"] == GROUPS.entry("method", "snapkv") | {"window": 16, "kernel": 5}
     assert cfg.method["wide[window=8]"] == {"method": "snapkv", "kernel": 63, "window": 8}
 
 
@@ -417,7 +411,7 @@ def test_users_folders(user_dir: Path) -> None:
         config.load(["experiment=mine"], [str(user_dir / "nowhere")])
     (user_dir / "method").mkdir()
     (user_dir / "method" / "snapkv.yaml").write_text("# @package method.snapkv\nmethod: snapkv\n")
-    with pytest.raises(UserError, match="has the name of a file of kvbench"):
+    with pytest.raises(UserError, match="has the name of a method of kvbench"):
         config.load(["experiment=mine"], [str(user_dir)])
 
 

@@ -1,22 +1,24 @@
 """What holds for every task: its configuration file, its contract, its errors."""
 
 from dataclasses import dataclass, fields
-from importlib.resources import files
-from pathlib import Path
 
 import pytest
-import yaml
 from transformers import AutoTokenizer
 
 from kvbench import tasks
 from kvbench.config.errors import UserError
+from kvbench.config.groups import Groups
 from kvbench.models import embedded
 from kvbench.tasks import Renderer, base
+from kvbench.tasks.ruler import Ruler
 
-CONF = {Path(file.name).stem: file for file in files("kvbench.conf").joinpath("task").iterdir()}
-GENERATED = sorted(set(CONF) - {"jsonl"})
+ENTRIES = {name: Groups().entry("task", name) for name in Groups().options("task")}
+FAMILIES = {label: tasks.registry()[entry["family"]] for label, entry in ENTRIES.items()}
+# tasks that need no file of the user's
+GENERATED = sorted(label for label, family in FAMILIES.items() if "path" not in family.paths)
+RULER = sorted(label for label in GENERATED if issubclass(FAMILIES[label], Ruler))
 # conversations: samples share their context, and the last turn has the length
-SINGLE = sorted(set(GENERATED) - {"niah_turns"})
+SINGLE = sorted(label for label in GENERATED if "turns" not in ENTRIES[label])
 # below these the example, the answers or a single needle are too long
 SHORTEST = {"ruler_vt": 1024, "ruler_cwe": 1024, "ruler_fwe": 1024, "ruler_niah_multikey_3": 1024}
 # prompts must not change unless the family's version does: hashes of the first sample of seed 0 and the
@@ -38,27 +40,20 @@ GOLDEN = {
 }
 
 
-def config(label: str) -> dict:
-    return yaml.safe_load(CONF[label].read_text(encoding="utf-8"))
-
-
 def build(label: str, **values) -> tasks.Task:
-    return tasks.build(label, {**config(label), **values})
+    return tasks.build(label, {**ENTRIES[label], **values})
 
 
-@pytest.mark.parametrize("label", sorted(CONF))
-def test_configuration_spells_out_every_parameter(label):
-    text = CONF[label].read_text(encoding="utf-8")
-    assert text.startswith(f"# @package task.{label}\n")
-    values = config(label)
-    if label == "jsonl":
-        values["path"] = "questions.jsonl"
-    task = tasks.build(label, values)
-    assert set(values) - {"family"} == {field.name for field in fields(task.config)}
-    assert task.family == values["family"]
-    assert (task.config.length, task.config.samples) == ((0,) if label == "jsonl" else (2048,), 20)
-    rulers = {"vt": 30, "cwe": 120, "fwe": 50}
-    assert task.max_new_tokens == rulers.get(task.family, 128)
+@pytest.mark.parametrize("label", sorted(ENTRIES))
+def test_an_entry_spells_out_every_parameter(label):
+    assert set(ENTRIES[label]) == {"family", *(field.name for field in fields(FAMILIES[label]))}
+
+
+@pytest.mark.parametrize("label", sorted(GOLDEN))
+def test_shipped_tasks_have_rulers_sizes(label):
+    task = build(label)
+    assert (task.config.length, task.config.samples) == ((2048,), 20)
+    assert task.max_new_tokens == {"vt": 30, "cwe": 120, "fwe": 50}.get(task.family, 128)
 
 
 def test_labels_are_rulers_thirteen_without_qa_and_ours():
@@ -73,11 +68,17 @@ def test_labels_are_rulers_thirteen_without_qa_and_ours():
         "multiquery",
     ]
     labels = {f"ruler_niah_{name}" for name in niah} | {"ruler_vt", "ruler_cwe", "ruler_fwe"}
-    assert set(CONF) == labels | {"needle_grid", "niah_turns", "jsonl"}
-    assert set(tasks.registry()) == {"niah", "vt", "cwe", "fwe", "needle_grid", "niah_turns", "jsonl"}
+    assert {label for label in ENTRIES if label.startswith("ruler_")} == labels
+    assert {"needle_grid", "niah_turns", "jsonl"} <= set(ENTRIES)
+    # families that are named by their settings only
+    assert not {"niah", "vt", "cwe", "fwe"} & set(ENTRIES)
 
 
-@pytest.mark.parametrize("label", GENERATED)
+def test_every_ruler_task_has_golden_prompts():
+    assert set(RULER) == set(GOLDEN)
+
+
+@pytest.mark.parametrize("label", sorted(GOLDEN))
 def test_prompts_are_golden(label, byte_renderer):
     task = build(label)
     samples = task.samples(1, 0, 8192, byte_renderer) + task.samples(2, 1, 8192, byte_renderer)[1:]
@@ -98,10 +99,10 @@ def test_lengths_are_met(label, length, renderer):
 
 @pytest.mark.parametrize("label", GENERATED)
 def test_lengths_that_are_too_short_are_refused(label, renderer):
-    with pytest.raises(
-        UserError, match=rf"^task\.{label}\.length: 150 is too short, this task needs \d+ tokens"
-    ):
-        build(label).samples(1, 0, 150, renderer)
+    length = 150 if label in RULER else ENTRIES[label]["max_new_tokens"] + 5
+    message = rf"^task\.{label}\.length: {length} is too short, this task needs \d+ tokens"
+    with pytest.raises(UserError, match=message):
+        build(label).samples(1, 0, length, renderer)
 
 
 @pytest.mark.parametrize("style", ["llama3", "mistral"])
@@ -119,26 +120,34 @@ def test_samples_depend_on_seed_and_index_alone(label, renderer):
     three = task.samples(3, 5, 1024, renderer)
     assert task.samples(1, 5, 1024, renderer) == three[:1]
     assert build(label, samples=99, length=[4096]).samples(3, 5, 1024, renderer) == three
-    assert tasks.build("another", config(label)).samples(3, 5, 1024, renderer) == three
+    assert tasks.build("another", ENTRIES[label]).samples(3, 5, 1024, renderer) == three
     other = task.samples(3, 6, 1024, renderer)
-    golds = [sample.gold for sample in three + other]
-    assert len(set(golds)) == 6
     assert len({sample.context for sample in three + other}) == 6
+    assert len({sample.gold for sample in three + other}) == 6 or label not in RULER
 
 
 @pytest.mark.parametrize("label", GENERATED)
-def test_gold_is_found_and_scored(label, renderer):
+def test_gold_scores_one(label, renderer):
+    task = build(label)
+    for sample in task.samples(2, 0, 2048, renderer):
+        assert sample.gold
+        assert task.score(", ".join(sample.gold), sample) == 1
+        assert 0 <= task.score("No idea.", sample) < 1
+    assert task.metric
+
+
+@pytest.mark.parametrize("label", RULER)
+def test_gold_of_a_ruler_task_is_in_the_context_and_scored_by_rulers_rule(label, renderer):
     task = build(label)
     for sample in task.samples(2, 0, 2048, renderer):
         assert all(gold in sample.context for gold in sample.gold)
         assert task.score(f"So: {', '.join(sample.gold).upper()}.", sample) == 1
         assert task.score("No idea.", sample) == 0
         assert sample.meta["haystack"]
-    assert task.metric == "string_match_all"
-    assert task.wording == "own"
+    assert (task.metric, task.wording) == ("string_match_all", "own")
 
 
-@pytest.mark.parametrize("label", GENERATED)
+@pytest.mark.parametrize("label", RULER)
 def test_the_space_in_front_of_the_answer_is_the_tasks(label, renderer):
     with_space, without = (
         build(label, prefix_space=space).samples(1, 0, 1024, renderer)[0].answer_prefix
