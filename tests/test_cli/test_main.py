@@ -115,9 +115,10 @@ def test_no_traceback_from_the_installed_command(here: Path, argv: list[str]) ->
     assert done.stderr.startswith("kvbench: error: ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "argv", [["--help"], *(["ls", what] for what in ("experiments", "models", "tasks", "methods"))]
-)
+LIGHT = ("experiments", "models", "tasks", "methods")
+
+
+@pytest.mark.parametrize("argv", [["--help"], *(["ls", what] for what in LIGHT)])
 def test_light_commands_do_not_import_torch(argv: list[str]) -> None:
     code = f"import sys, kvbench.cli.main\ntry: kvbench.cli.main.main({argv})\nfinally: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
