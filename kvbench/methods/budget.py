@@ -1,4 +1,4 @@
-"""What a budget is, and what a budget rule makes of it."""
+"""Budgets, and what a budget rule makes of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Budget:
     """How much a method may keep or read, per KV head and layer.
 
     Exactly one of `tokens` and `ratio` is set. A ratio is the fraction retained of the compressed tokens,
-    floored in decimal arithmetic (0.1 of 1000 is 100), at least 1.
+    floored in decimal arithmetic (0.1 of 1000 is 100) and at least 1.
     """
 
     tokens: int | None = None
@@ -44,7 +44,14 @@ class Budget:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a budget rule may depend on."""
+    """What a budget rule may depend on.
+
+    Attributes:
+        compressed: prompt tokens that are compressed, L.
+        max_new_tokens: tokens generated at most, M.
+        num_layers: layers of the model.
+        head_dim: channels per head, D.
+    """
 
     compressed: int
     max_new_tokens: int
@@ -72,9 +79,9 @@ class LayerRule:
     """Tokens per KV head of one layer.
 
     Attributes:
-        keep: of the prompt, None for all.
-        read: at a decode step, None for all that is held.
-        hold: while decoding, None for no limit; what is beyond is dropped by `Eviction.step`.
+        keep: prompt tokens kept, None for all.
+        read: tokens read at a decode step, None for all held.
+        hold: tokens held while decoding, None for no limit; `Eviction.step` drops the rest.
     """
 
     keep: int | None = None

@@ -1,4 +1,4 @@
-"""ChunkKV: whole chunks of consecutive tokens are kept or evicted."""
+"""ChunkKV: keeps or evicts whole chunks of consecutive tokens."""
 
 from dataclasses import dataclass
 from decimal import Decimal
@@ -18,7 +18,7 @@ from kvbench.methods.snapkv import SnapKV
 
 
 class Chunks(NamedTuple):
-    """The chunk of each token, `of_T`, and what chunks are worth, `scores_HC` (H = 1: one choice a layer)."""
+    """The chunk of each token, `of_T`, and the score of each chunk, `scores_HC` (H = 1: one choice per layer)."""
 
     of_T: Tensor
     scores_HC: Tensor
@@ -27,34 +27,33 @@ class Chunks(NamedTuple):
 @register("chunkkv")
 @dataclass(frozen=True, kw_only=True)
 class ChunkKV(Eviction):
-    """Keeps the chunks that the observation window attends to most, and the window.
+    """Keeps the observation window and the chunks of tokens that it attends to most.
 
-    `mode=paper`: chunks are ranked by their summed attention; those before the window compete for budget -
-    window tokens, in order of rank, the last one cut to its first tokens so that the budget is met exactly.
-    The paper takes the window from the tail of the selection instead, which is the same when the window's
-    chunks rank first; softmax is used, which its pseudo-code leaves out. `n_reuse` layers share the indices
-    of the first of them. `mode=kvpress`: as kvpress 0.5.5 around the press that `scorer` names: one ranking
-    per layer by the mean over the chunk of the sum over heads, `int(chunks * fraction)` whole chunks but at
-    least one, so that fewer tokens than the budget may be kept, and parts of the window evicted; its own
-    settings are window 64, kernel 5, chunk 20.
+    `mode=paper`: the chunks before the window are ranked by their summed attention and taken in this order until budget
+    - window tokens are kept; the last one is cut to its first tokens, so that the budget is met exactly. The paper
+    takes the window from the tail of the selection instead, which is the same if the window's chunks rank first;
+    softmax is used, which its pseudo-code omits. Each run of `n_reuse` layers shares the indices of its first layer.
+    `mode=kvpress`: as kvpress 0.5.5 around the press that `scorer` names: one ranking per layer, by the mean over the
+    chunk of the sum over heads, and `int(chunks * fraction)` whole chunks but at least one, so that fewer tokens than
+    the budget may be kept and parts of the window evicted; kvpress's own settings are window 64, kernel 5, chunk 20.
 
-    Both cut the prompt at `offset` and every `chunk` tokens from there. As an ablation, `chunks=sentence` or
-    `chunks=punctuation` cuts it where the text has a boundary and, within, every `chunk` tokens; chunks of
-    unequal length are ranked by their mean, and `mode=kvpress` then takes them while they fit.
+    Both modes cut the prompt at `offset` and every `chunk` tokens from there. As an ablation, `chunks=sentence` or
+    `chunks=punctuation` cuts it at boundaries of the text and, between them, every `chunk` tokens; chunks of unequal
+    length are ranked by their mean, and `mode=kvpress` then takes chunks while they fit.
     """
 
     differs = (
-        "The paper's own evaluation code is not public; its code link is kvpress, whose press has chunks "
-        "of 20, means in place of sums, SnapKV's pooled scores, int(chunks * fraction) whole chunks, and "
-        "no index reuse. It may drop parts of its window."
+        "The paper's own evaluation code is not public; the paper links to kvpress, whose press uses chunks "
+        "of 20, means instead of sums, SnapKV's pooled scores, int(chunks * fraction) whole chunks, and no "
+        "index reuse, and may drop parts of its window."
     )
     source = (
         "Liu et al. 2025, arXiv 2502.00299, Algorithms 1 and 2; chunk 10 is the paper's, 20 kvpress'; "
         "boundary-aware chunks are kvbench's own"
     )
     budget_meaning = (
-        "tokens kept per KV head, window included (kvpress: whole chunks, as many of them as the budget is of "
-        "the prompt, rounded down, at least one; a cut chunk counts as a whole one)"
+        "tokens kept per KV head, window included (kvpress: whole chunks, the same share of them as the "
+        "budget is of the prompt, rounded down, at least one; a cut chunk counts as whole)"
     )
 
     positive = ("window", "chunk", "n_reuse", "kernel")
@@ -72,9 +71,9 @@ class ChunkKV(Eviction):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mode == "paper" and self.scorer != "snapkv":
-            raise UserError(f"scorer: {self.scorer} needs mode=kvpress; the paper's is snapkv")
+            raise UserError(f"scorer: {self.scorer} needs mode=kvpress; mode=paper uses snapkv")
         if self.mode == "kvpress" and self.heads != "layer":
-            raise UserError("heads: kv_head needs mode=paper; kvpress chooses per layer")
+            raise UserError("heads: kv_head needs mode=paper; mode=kvpress chooses per layer")
         if not 0 <= self.offset < self.chunk:
             raise UserError(f"offset: {self.offset} is not in [0, chunk)")
 
@@ -88,7 +87,7 @@ class ChunkKV(Eviction):
 
     @property
     def excess(self) -> int:
-        # the first and the last chunk may be cut and are counted whole
+        # the first and the last chunk may be cut but count as whole
         return 2 * (self.chunk - 1) if self.mode == "kvpress" and self.chunks == "fixed" else 0
 
     def layer_tokens(self, quota: Quota, shape: Shape) -> list[int]:
@@ -115,7 +114,7 @@ class ChunkKV(Eviction):
             return Chunks(of_T, scores_HC if self.mode == "paper" else scores_HC / of_T.bincount())
         of_T, place_T = self._cut(snapshot, scores_HT.shape[1])
         sizes = of_T.bincount()
-        # a row per chunk, so that the sums have one order on every device
+        # one row per chunk, so that sums have the same order on every device
         rows_HX = scores_HT.new_zeros(len(scores_HT), len(sizes) * self.chunk)
         rows_HX[:, of_T * self.chunk + place_T] = scores_HT
         return Chunks(of_T, rows_HX.view(len(scores_HT), len(sizes), self.chunk).sum(-1) / sizes)
@@ -133,7 +132,7 @@ class ChunkKV(Eviction):
         return Kept([torch.cat([row, tail]) for row in rows] * (snapshot.heads // len(rows)))
 
     def _cut(self, snapshot: LayerSnapshot, length: int) -> tuple[Tensor, Tensor]:
-        """The chunk of each of the first `length` tokens by the text's boundaries, and its place, below `chunk`."""
+        """Chunks cut at the text's boundaries: of each of the first `length` tokens the chunk and the place in it."""
         position = torch.arange(length, device=snapshot.k_HTD.device)
         begins = position == 0
         assert snapshot.boundaries_T is not None
@@ -162,13 +161,13 @@ class ChunkKV(Eviction):
 
 
 def _fill(scores_C: Tensor, of_T: Tensor, tokens: int) -> Tensor:
-    """Positions of whole chunks by rank until `tokens` are filled, the last one cut; ascending."""
+    """Positions of the first `tokens` tokens of the chunks in order of rank; ascending."""
     rank_C = scores_C.sort(descending=True, stable=True).indices.argsort()
     return rank_C[of_T].argsort(stable=True)[:tokens].sort().values
 
 
 def press_scores(scorer: str, snapshot: LayerSnapshot, window: int, kernel: int) -> Tensor:
-    """Scores that kvpress 0.5.5 gives every token `[H, T]`; SnapKV's window gets more than the highest."""
+    """Scores of all tokens in kvpress 0.5.5 `[H, T]`; SnapKV's window scores above all others."""
     if scorer == "knorm":
         return KNorm().scores(snapshot)
     if scorer == "keydiff":

@@ -1,4 +1,4 @@
-"""Any eviction with any selection, under the budget rule that they share."""
+"""Any eviction with any selection, under one budget rule."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from kvbench.methods.budget import Budget, LayerRule, Quota, Shape
 class Composite(Method):
     """Any eviction with any selection.
 
-    An eviction keeps `budget` tokens of the prompt (window and sinks included) and reads all it kept; a
-    selection keeps everything and reads `budget`. A composition of both reads `budget` of what it kept, which is
-    `keep` tokens (or `keep` of the prompt, a fraction), or `budget` of them where `keep` is not given.
+    An eviction alone keeps `budget` tokens of the prompt (window and sinks included) and reads all it kept. A selection
+    alone keeps everything and reads `budget`. A composition keeps `keep` tokens (or the fraction `keep` of the prompt),
+    `budget` if `keep` is not given, and reads `budget` of them.
     """
 
     eviction: Eviction = field(default_factory=KeepAll)
@@ -56,7 +56,7 @@ class Composite(Method):
     def parts(self) -> tuple[Eviction, Selection]:
         return self.eviction, self.selection
 
-    def own_params(self) -> dict[str, Any]:
+    def role_params(self) -> dict[str, Any]:
         if self.evicts and self.selects:
             kept = {} if self.keep is None else {"keep": self.keep}
             return {"eviction": self.eviction.params(), "selection": self.selection.params(), **kept}
@@ -83,7 +83,7 @@ class Composite(Method):
             per_layer = self.eviction.layer_tokens(quota, shape)
         selection, per_layer_read = self.selection, None
         if self.selects:
-            # the newest token is there before another one is dropped
+            # the newest token is appended before another one is dropped
             held = max(per_layer) + (1 if self.eviction.steps else shape.max_new_tokens)
             left = dataclasses.replace(shape, compressed=min(held, total) - shape.max_new_tokens)
             selection, per_layer_read = self.selection.resolve(read, left)

@@ -9,7 +9,7 @@ from kvbench.methods.registry import register
 @register("dense")
 @dataclass(frozen=True, kw_only=True)
 class Dense(Composite):
-    """Keeps and reads everything: what every other method is compared with."""
+    """Keeps and reads everything: the baseline of all other methods."""
 
     source = "-"
     budget_meaning = "none"

@@ -1,4 +1,4 @@
-"""Entropy-gated ChunkKV: of chunks whose score comes from a few tokens, only these are kept."""
+"""Entropy-gated ChunkKV: chunks whose score comes from a few tokens keep only those."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,14 +16,14 @@ from kvbench.methods.registry import register
 @register("egchunkkv")
 @dataclass(frozen=True, kw_only=True)
 class EntropyGatedChunkKV(Eviction):
-    """ChunkKV, but chunks of high score and low entropy give only their `spiky` best tokens.
+    """Keeps the best chunks, and of chunks with a high score but low entropy only the `spiky` best tokens.
 
-    A chunk is high from the median of the mean scores on, and low below the median of the entropies of its
-    scores. Chunks are taken by rank until the budget is spent, the last one cut to its best tokens; what is
-    left then goes to the best of the other tokens. One choice per layer, the budget met exactly.
+    A score is high from the median of the chunks' mean scores on, an entropy low below the median of the entropies of
+    their scores. Chunks are taken by rank until the budget is spent, the last one cut to its best tokens; what is left
+    of the budget goes to the best of the other tokens. One choice per layer; the budget is met exactly.
     """
 
-    differs = "kvpress' own; there is no paper. There it is chosen from the first row of a batch alone."
+    differs = "kvpress's own; there is no paper. kvpress chooses from the first row of a batch alone."
     source = (
         "kvpress 0.5.5, EntropyGatedChunkKVPress around its SnapKV; chunk 10, spiky 4, window 64, kernel 5"
     )
@@ -43,7 +43,7 @@ class EntropyGatedChunkKV(Eviction):
             raise UserError(f"spiky: {self.spiky} is not in [1, chunk)")
 
     def scores(self, snapshot: LayerSnapshot) -> Tensor:
-        """Scores of the tokens `[T]`, heads together."""
+        """Scores of the tokens, summed over heads: `[T]`."""
         return press_scores(self.scorer, snapshot, self.window, self.kernel).sum(0)
 
     def keep(self, snapshot: LayerSnapshot, scores: Any, quota: Quota) -> Kept:
@@ -60,13 +60,13 @@ class EntropyGatedChunkKV(Eviction):
         granted_C = (quota.tokens - before_C).clamp(min=0).minimum(wanted_C)
         rank_CX = rows_CX.sort(dim=1, descending=True, stable=True).indices.argsort(1)
         chosen = (rank_CX < granted_C[:, None]).flatten()[: len(scores)]
-        # at most the budget is marked so far: these, then the best of the others
+        # at most `tokens` are marked so far: keep these, then the best of the others
         chosen = top_k_mask(scores.masked_fill(chosen, torch.inf), quota.tokens)
         return Kept([chosen.nonzero()[:, 0]] * snapshot.heads)
 
 
 def _entropy(rows_CX: Tensor, sizes_C: Tensor) -> Tensor:
-    """Entropy of each chunk's scores, as shares of their sum, relative to the greatest possible."""
+    """Entropy of each chunk's scores, normalised to sum to 1, relative to the maximum possible."""
     inside = rows_CX.isfinite()
     lowest = rows_CX.masked_fill(~inside, torch.inf).amin(1, keepdim=True).clamp(max=0)
     shares = (rows_CX - lowest).masked_fill(~inside, 0)

@@ -1,4 +1,4 @@
-"""Expected attention: the attention that future queries will pay, from the statistics of past ones."""
+"""Expected attention: the attention of future queries, estimated from the statistics of past ones."""
 
 from dataclasses import dataclass
 
@@ -13,16 +13,17 @@ from kvbench.methods.registry import register
 @register("expected_attention")
 @dataclass(frozen=True, kw_only=True)
 class ExpectedAttention(Eviction):
-    """Keeps the tokens to which normally distributed future queries attend most, times their values' norm.
+    """Keeps the tokens with the highest expected attention from future queries, times the norm of their values.
 
-    Mean and covariance are those of the prompt's queries before RoPE, without the first `sinks`, turned by
-    the mean rotation of the next `future` positions. The first `sinks` tokens are always kept. The score is
-    `(mean over the group of softmax(mu . k / sqrt(D) + k' Sigma k / (2 D)) + epsilon) * norm(v)`.
+    Future queries are taken as normally distributed. Mean and covariance are those of the prompt's queries before RoPE,
+    without the first `sinks`, rotated by the mean rotation of the next `future` positions. The first `sinks` tokens are
+    always kept. The score is `(mean over the group of softmax(mu . k / sqrt(D) + k' Sigma k / (2 D)) + epsilon) *
+    norm(v)`.
     """
 
     differs = (
-        "kvpress registers it as AdaKV over it with epsilon 0.01: `adakv` with scorer=expected_attention "
-        "and mode=kvpress."
+        "kvpress registers it wrapped in AdaKV, with epsilon 0.01: here `adakv` with "
+        "scorer=expected_attention and mode=kvpress."
     )
     source = (
         "Devoto et al. 2025, arXiv 2510.00636; as kvpress 0.5.5, whose registry entry is AdaKV over it with "
@@ -47,7 +48,7 @@ class ExpectedAttention(Eviction):
         return scores_HT
 
     def _scores(self, snapshot: LayerSnapshot) -> Tensor:
-        """Scores of the tokens behind the sinks `[H, T - sinks]`."""
+        """Scores of the tokens after the sinks `[H, T - sinks]`."""
         assert snapshot.rope is not None and snapshot.q_QWD.shape[1] == snapshot.length
         length, dim = snapshot.length, snapshot.k_HTD.shape[-1]
         position = torch.arange(length + self.future, device=snapshot.k_HTD.device)
@@ -57,9 +58,9 @@ class ExpectedAttention(Eviction):
         centred = q_QTD - mean_Q1D
         covariance_QDD = centred.transpose(1, 2) @ centred / q_QTD.shape[1]
         cos_FR, sin_FR = snapshot.rope(position[length:])
-        turn_DD = rotate(torch.eye(dim, device=position.device), cos_FR.mean(0), sin_FR.mean(0))
-        mean_QD = mean_Q1D[:, 0] @ turn_DD
-        covariance_QDD = turn_DD.T @ covariance_QDD @ turn_DD
+        rotation_DD = rotate(torch.eye(dim, device=position.device), cos_FR.mean(0), sin_FR.mean(0))
+        mean_QD = mean_Q1D[:, 0] @ rotation_DD
+        covariance_QDD = rotation_DD.T @ covariance_QDD @ rotation_DD
         out = []
         for head, k_TD in enumerate(snapshot.k_HTD[:, self.sinks :].float()):
             group = slice(head * snapshot.group, (head + 1) * snapshot.group)

@@ -15,21 +15,21 @@ from kvbench.methods.registry import register
 @register("h2o")
 @dataclass(frozen=True, kw_only=True)
 class H2O(Eviction):
-    """Keeps the most recent tokens and, of the others, those that got the most attention from all queries.
+    """Keeps the most recent tokens and, of the others, those that received the most attention from all queries.
 
-    `recent` is the share of the budget that goes to recent tokens, half of it in the official example.
-    Attention is summed over the group of a KV head; the official code has one query head per KV head. Decode
-    steps add to the sums and evict, so that the cache never holds more than the budget.
+    `recent` is the share of the budget for recent tokens, half in the official example. Attention is summed over the
+    group of a KV head; the official code has one query head per KV head. Decode steps add to the sums and evict, so
+    that the cache never holds more than the budget.
     """
 
     differs = (
-        "The official code simulates eviction by masks, with shares of the prompt's length (heavy 10 %, "
-        "recent 10 %) in place of a budget; KVCache-Factory's H2O has no decode-time update. Shares of a "
+        "The official code simulates eviction with masks, with shares of the prompt's length (heavy 10 %, "
+        "recent 10 %) instead of a budget; KVCache-Factory's H2O has no decode-time update. Shares of a "
         "budget are the same rule at another scale."
     )
     source = "Zhang et al. 2023, arXiv 2306.14048, Algorithm 1; the official example gives 10 % of T to each"
     budget_meaning = "tokens held per KV head, recent ones included, also while decoding"
-    bytes_formula = "2 * keep * D * element + 4 * keep; the sums are kept too"
+    bytes_formula = "2 * keep * D * element + 4 * keep; the sums are stored too"
 
     recent: float = 0.5
 

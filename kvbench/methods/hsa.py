@@ -1,4 +1,4 @@
-"""Hybrid sparse attention, RocketKV's second stage, also on its own."""
+"""Hybrid sparse attention: RocketKV's second stage, also usable alone."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from kvbench.methods.rocket_budget import split_traffic
 @register("hsa")
 @dataclass(frozen=True, kw_only=True)
 class HSA(Selection):
-    """Scores pages by their bounds in the channels where the group's query is largest, reads the best tokens.
+    """Scores pages by their bounds in the channels where the group's query is largest, and reads the best tokens.
 
-    The budget is traffic: one half pays for scoring, the other for attention. `page` and `channels` follow
-    from it (0) or are given. Nothing is pinned unless `pin_recent` tokens are, on top of the budget.
+    The budget is traffic: half of it pays for scoring, half for attention. `page` and `channels` follow from the budget
+    where they are 0. No recent tokens are pinned by default; `pin_recent` tokens come on top of the budget.
     """
 
     differs = (
-        "The paper's Algorithm 1 has no temperature, takes the maximum where the group's query sums to "
-        "0, and shows whole pages; both official codes divide by SparQ's temperature, take the minimum "
-        "there, and choose tokens, so that one page is cut. As the code."
+        "The paper's Algorithm 1 has no temperature, takes the maximum where the group's query sums to 0, "
+        "and shows whole pages; both official codes divide by SparQ's temperature, take the minimum there, "
+        "and choose tokens, so that one page is cut. kvbench follows the code."
     )
     source = "Behnam et al. 2025, arXiv 2502.14051v3, Algorithm 1; official temperature and rounding"
     budget_meaning = "traffic per step in tokens: half for scoring, half attended"
     bytes_formula = (
-        "2 * T * D * element + (T + M if page == 1 else 2 * ceil((T + M) / page)) * D * element; "
-        "bounds of pages, for pages of one a copy of K"
+        "2 * T * D * element + (T + M if page == 1 else 2 * ceil((T + M) / page)) * D * element; the second "
+        "term is the bounds of pages, or a copy of K for pages of one"
     )
 
     version = 2
@@ -55,7 +55,7 @@ class HSA(Selection):
         ] * shape.num_layers
 
     def resolve_for(self, capacity: int, traffic: int, head_dim: int) -> HSA:
-        """Page and channels for a cache of `capacity` tokens and a traffic budget."""
+        """The selection with page and channels for a cache of `capacity` tokens and a traffic budget."""
         page, channels = split_traffic(capacity, traffic, head_dim)
         return dataclasses.replace(
             self, page=self.page or page, channels=min(self.channels or channels, head_dim)
@@ -80,13 +80,13 @@ class HSA(Selection):
         self, q_RHGD: Tensor, k_BHKD: Tensor, k_tail_RHMD: Tensor, length: Tensor, state: Any, tokens: int,
         scaling: float,
     ) -> Tensor:  # fmt: skip
-        # the scores have the usual factor on the logits
+        # the kernels assume the usual logit scaling, 1 / sqrt(D)
         factor = scaling * q_RHGD.shape[-1] ** 0.5
         if not math.isclose(factor, 1):
             q_RHGD = q_RHGD * factor
         if not self.pin_recent:
             return hsa_select(q_RHGD, state, self.channels, self.page, length, tokens)
-        # the pinned tokens take part in the softmax, not in the choice
+        # pinned tokens count in the softmax, not in the choice
         scores_RHP = hsa_scores(q_RHGD, state, self.channels, self.page, length)
         older = (length - self.pin_recent).clamp(min=0)
         chosen = select_tokens(scores_RHP, tokens - self.pin_recent, self.page, older)

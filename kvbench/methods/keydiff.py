@@ -1,4 +1,4 @@
-"""KeyDiff: keys unlike the others are kept."""
+"""KeyDiff: keeps keys unlike the others."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,12 @@ from kvbench.methods.registry import register
 @register("keydiff")
 @dataclass(frozen=True, kw_only=True)
 class KeyDiff(Eviction):
-    """Keeps the tokens whose keys point away from the mean direction of all keys of the head."""
+    """Keeps the tokens whose keys point away from the mean direction of their head's keys."""
 
-    differs = "The paper evicts block by block during prefill; here and in kvpress once, after it."
+    differs = (
+        "The paper evicts block by block during prefill; here, as in kvpress, eviction runs once, after "
+        "prefill."
+    )
     source = "Park et al. 2025, arXiv 2504.15364, section 3"
     budget_meaning = "tokens kept per KV head"
 

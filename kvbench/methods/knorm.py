@@ -1,4 +1,4 @@
-"""Key norm: keys of small norm are kept."""
+"""Key norm: keeps keys of small norm."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,8 @@ from kvbench.methods.registry import register
 class KNorm(Eviction):
     """Keeps the tokens whose keys have the smallest L2 norm, whatever the queries are.
 
-    The official README leaves the first two layers alone (`dense_layers=2`); its code's default, like
-    kvpress, none. That code rounds a ratio up, and evicts nothing from prompts below 2048 tokens; here every
-    budget counts.
+    The official README leaves the first two layers dense (`dense_layers=2`); its code, like kvpress, none by default.
+    The official code rounds a ratio up and evicts nothing from prompts below 2048 tokens; here every budget applies.
     """
 
     source = "Devoto et al. 2024, arXiv 2406.11430, section 3"

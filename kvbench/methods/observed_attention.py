@@ -1,4 +1,4 @@
-"""Observed attention: the mean attention that a token received is kept highest."""
+"""Observed attention: keeps the tokens with the highest mean attention."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ from kvbench.methods.registry import register
 @register("observed_attention")
 @dataclass(frozen=True, kw_only=True)
 class ObservedAttention(Eviction):
-    """Keeps the tokens of highest attention, averaged over the queries that see them and over the group."""
+    """Keeps the tokens with the highest attention, averaged over the queries that see them and over the group."""
 
     differs = (
-        "kvpress' reading of H2O: a mean over the queries that see a token in place of a sum, no recent "
+        "kvpress's reading of H2O: a mean over the queries that see a token instead of a sum, no recent "
         "window, no update while decoding."
     )
     source = "kvpress 0.5.5, ObservedAttentionPress; after H2O, Zhang et al. 2023, arXiv 2306.14048"

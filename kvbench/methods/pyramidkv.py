@@ -11,21 +11,21 @@ from kvbench.methods.snapkv import SnapKV
 @register("pyramidkv")
 @dataclass(frozen=True, kw_only=True)
 class PyramidKV(SnapKV):
-    """SnapKV whose budget falls linearly from the first layer to the last, their mean being the budget.
+    """SnapKV with a budget that falls linearly from the first layer to the last; `budget` is the mean.
 
-    With b = budget - window, the last layer keeps about b / `beta` tokens beside the window and the first 2 b
-    less that. `mode=paper` is the official code: whole steps, so that the mean may be up to half a token per
-    layer above the budget; prompts shorter than 2 b get the same budget in every layer. `mode=kvpress` counts
-    the window within what a layer keeps, rounds per layer, and gives every layer the same whenever the last
-    one would keep less than the window (budgets below beta * window). A uniform fallback is noted in the
-    result.
+    With b = budget - window, the last layer keeps the window and about b / `beta` other tokens, the first layer the
+    window and 2 b less that. `mode=paper` is the official code: integer steps, so that the mean may be up to half a
+    token per layer above the budget; prompts shorter than 2 b get the same budget in every layer. `mode=kvpress` counts
+    the window within a layer's budget, rounds per layer, and gives every layer the same budget whenever the last one
+    would keep less than the window (budgets below beta * window). A fallback to one budget for all layers is noted in
+    the result.
     """
 
     differs = (
-        "The paper's budgets are an arithmetic sequence; the code rounds its steps down, gives every "
-        "layer the same below twice the budget, and evicts nothing from prompts below the budget. "
-        "kvpress counts the window within a layer's budget and falls back to SnapKV for budgets below "
-        "beta * window (1280 tokens at its defaults)."
+        "The paper's budgets are an arithmetic sequence; the code rounds its steps down, gives every layer "
+        "the same budget on prompts below twice the budget, and evicts nothing from prompts below the "
+        "budget. kvpress counts the window within a layer's budget and falls back to SnapKV for budgets "
+        "below beta * window (1280 tokens at its defaults)."
     )
     source = (
         "Cai et al. 2024, arXiv 2406.02069, section 4; official beta 20, window 8, kernel 7, max pooling, "
@@ -43,7 +43,7 @@ class PyramidKV(SnapKV):
             return self._kvpress(quota, shape)
         tokens = quota.tokens
         room, share = shape.compressed - self.window, tokens - self.window
-        # the official code: no eviction below the budget, the same everywhere below twice its share
+        # as the official code: no eviction below the budget, one budget for all layers below twice the share
         if share < 1 or shape.num_layers == 1 or shape.compressed < max(tokens, 2 * share):
             return [tokens] * shape.num_layers
         low = share // self.beta
@@ -60,7 +60,7 @@ class PyramidKV(SnapKV):
         return ()
 
     def _kvpress(self, quota: Quota, shape: Shape) -> list[int]:
-        """The same in kvpress' floating-point steps, from the fraction removed if the budget is a ratio."""
+        """kvpress's floating-point steps, from the fraction removed if the budget is a ratio."""
         share = float(quota.tokens)
         if quota.ratio is not None:
             share = self.window + shape.compressed * (1 - float(1 - Decimal(quota.ratio))) - self.window

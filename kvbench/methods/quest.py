@@ -1,4 +1,4 @@
-"""Quest: pages chosen by an upper bound of their attention."""
+"""Quest: reads the pages with the highest upper bounds of attention."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,16 +16,16 @@ from kvbench.methods.registry import register
 @register("quest")
 @dataclass(frozen=True, kw_only=True)
 class Quest(Selection):
-    """Reads the pages whose channel-wise bounds promise the highest logit; nothing is evicted.
+    """Reads the pages whose channel-wise bounds allow the highest logit; nothing is evicted.
 
-    The page of the newest token is always read, as in the official CUDA path, and here counts within the
-    budget. `heads=query_head` is the official form (each query head its own pages); `heads=kv_head` sums the
-    bounds over the group. The first `dense_layers` layers read everything.
+    The page of the newest token is always read, as in the official CUDA path; here it counts within the budget.
+    `heads=query_head` is the official form (every query head chooses its own pages); `heads=kv_head` sums the bounds
+    over the group. The first `dense_layers` layers read everything.
     """
 
     differs = (
-        "The official CUDA path reads the newest page on top of the budget, its evaluation path does not "
-        "force it. The paper is per query head; RocketKV's baseline is made group-wise, as the default "
+        "The official CUDA path reads the newest page on top of the budget; its evaluation path does not "
+        "force it. The paper chooses per query head; RocketKV's baseline is group-wise, as is the default "
         "here."
     )
     source = "Tang et al. 2024, arXiv 2406.10774, section 3; page 16, at least 3 pages, 2 dense layers are official"
@@ -78,7 +78,7 @@ class Quest(Selection):
         return 2 * heads * -(-length // self.page) * dim * element
 
     def slots(self, tokens: int, length: int) -> int:
-        # the newest page is always among those chosen, and is seldom full
+        # the newest page is always chosen and seldom full
         return min(length, tokens - -length % self.page)
 
     def append_bytes(self, head_dim: int, element: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from kvbench.methods.registry import register
 @register("random")
 @dataclass(frozen=True, kw_only=True)
 class Random(Eviction):
-    """Keeps uniformly random tokens, drawn anew per layer and KV head: the floor of every comparison."""
+    """Keeps uniformly random tokens, drawn per layer and KV head: the floor of every comparison."""
 
     source = "-"
     budget_meaning = "tokens kept per KV head"

@@ -1,4 +1,4 @@
-"""Names of methods, and configuration entries into methods."""
+"""Methods by name, and from configuration entries."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _CLASSES: dict[str, type[Component]] = {}
 
 
 def register(name: str):
-    """Class decorator: makes a frozen dataclass known under `name`; its base class says which role it has.
+    """Class decorator: registers a frozen dataclass under `name`; its base class determines its role.
 
-    A class of the same name replaces the earlier one, so that a notebook cell can be run again.
+    A class replaces an earlier one of the same name, so that a notebook cell can be run again.
     """
 
     def add(cls: C) -> C:
@@ -50,7 +50,7 @@ def register(name: str):
 
 
 def registry() -> dict[str, type[Component]]:
-    """Every registered class by name; the first call imports the modules of this package and of the formats."""
+    """All registered classes by name, after importing every module of methods and formats."""
     for package in ("kvbench.methods", "kvbench.formats"):
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
             importlib.import_module(f"{package}.{module.name}")
@@ -61,9 +61,9 @@ def build(entry: Mapping[str, Any], key: str = "method") -> Method:
     """A method from a configuration entry.
 
     Args:
-        entry: `method: NAME` with the parameters of that name beside it, and any of `eviction`, `selection`,
-            `format`, each `{name: NAME, **parameters}`, to compose freely.
-        key: the dotted name of the entry, for messages.
+        entry: `method: NAME` with its parameters, and any of `eviction`, `selection` and `format`, each
+            `{name: NAME, **parameters}`, to compose freely.
+        key: the dotted name of the entry, for error messages.
 
     Raises:
         UserError: an unknown name, parameter or value.
@@ -73,15 +73,15 @@ def build(entry: Mapping[str, Any], key: str = "method") -> Method:
     roles = {role: entry.pop(role) for role in _COMPOSED if entry.get(role) is not None}
     name = entry.pop("method", None)
     cls = known.get(name) if isinstance(name, str) else None
-    # of the composition; a method that names its own roles has none
+    # `keep` belongs to the composition, not to a method that brings its own roles
     composed = cls is None or not issubclass(cls, Method)
-    kept = {"keep": entry.pop("keep")} if composed and "keep" in entry else {}
+    keep = {"keep": entry.pop("keep")} if composed and "keep" in entry else {}
     base: Component = Composite()
     if name is not None:
         if cls is None:
             raise unknown(f"{key}.method", name, sorted(known), "method")
-        beside = [word for word in (*_COMPOSED, "keep") if composed and word != cls.family]
-        base = build_dataclass(cls, entry, key, beside)
+        other_keys = [word for word in (*_COMPOSED, "keep") if composed and word != cls.family]
+        base = build_dataclass(cls, entry, key, other_keys)
     elif entry or not roles:
         raise UserError(f"{key}: give method: NAME, or at least one of eviction, selection, format")
     parts = {role: _part(role, value, f"{key}.{role}", known) for role, value in roles.items()}
@@ -94,9 +94,9 @@ def build(entry: Mapping[str, Any], key: str = "method") -> Method:
         if role in parts:
             raise UserError(f"{key}.{role}: {name} brings its own {role}; leave {role} out")
     whole = base if isinstance(base, Method) else Composite()
-    own = {} if whole is base else {base.family: base}
+    base_role = {} if whole is base else {base.family: base}
     try:
-        return dataclasses.replace(whole, **own, **parts, **kept)
+        return dataclasses.replace(whole, **base_role, **parts, **keep)
     except UserError as error:
         raise UserError(f"{key}.{error}") from None
 
@@ -108,7 +108,7 @@ def _part(role: str, value: object, key: str, known: Mapping[str, type[Component
         raise UserError(f"{key}: give a name, or name: NAME with parameters")
     value = dict(value)
     name = value.pop("name")
-    fitting = {n: cls for n, cls in known.items() if cls.family == role}
-    if not isinstance(name, str) or name not in fitting:
-        raise unknown(f"{key}.name", name, sorted(fitting), role)
-    return build_dataclass(fitting[name], value, key)
+    candidates = {n: cls for n, cls in known.items() if cls.family == role}
+    if not isinstance(name, str) or name not in candidates:
+        raise unknown(f"{key}.name", name, sorted(candidates), role)
+    return build_dataclass(candidates[name], value, key)

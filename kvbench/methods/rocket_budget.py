@@ -1,15 +1,15 @@
-"""RocketKV's budget arithmetic (arXiv 2502.14051v3, section 3.6; rounding of the official accuracy code)."""
+"""RocketKV's budget arithmetic (arXiv 2502.14051v3, section 3.6; rounding as in the official accuracy code)."""
 
 import math
 
 
 def split_factor(compression: float) -> float:
-    """The adaptive split factor: the share of the compression, as an exponent, that the first stage takes."""
+    """Adaptive split factor: the exponent of the compression that goes to the first stage."""
     return min(0.2 + 0.06 * math.log2(compression), 0.8)
 
 
 def capacity(total: int, traffic: int, split: float | None) -> int:
-    """Tokens that the cache holds after the first stage, room for new tokens included.
+    """Tokens in the cache after the first stage, including room for new ones.
 
     Args:
         total: prompt and new tokens, S.
@@ -22,7 +22,7 @@ def capacity(total: int, traffic: int, split: float | None) -> int:
 
 
 def split_traffic(capacity: int, traffic: int, head_dim: int) -> tuple[int, int]:
-    """Page size and number of channels of the second stage.
+    """Page size and channel count of the second stage.
 
     Args:
         capacity: tokens in the cache, C1.

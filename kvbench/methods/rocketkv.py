@@ -14,19 +14,19 @@ from kvbench.methods.snapkv import SnapKV
 @register("rocketkv")
 @dataclass(frozen=True, kw_only=True)
 class RocketKV(Method):
-    """Two stages: group-shared SnapKV with a wide max pool keeps C1 - M tokens, HSA reads t / 2 of them per step.
+    """Keeps C1 - M tokens by group-shared SnapKV with a wide max pool, and reads t / 2 of them per step by HSA.
 
-    `split` is the share of the compression that the first stage takes, adaptive or static. `floor_2m` is the accuracy
+    `split` is the share of the compression that the first stage takes: adaptive or a number. `floor_2m` is the accuracy
     code's floor of 2 M tokens for the first stage, which the paper does not have. The first `dense_layers` layers keep
-    and read everything (2 for LongChat in the paper). In a conversation it keeps what the first turn left; the official
-    code applies SnapKV to that again at every turn.
+    and read everything (2 for LongChat in the paper). In a conversation, later turns keep what the first turn left; the
+    official code applies SnapKV to that again at every turn.
     """
 
     differs = (
-        "The accuracy code floors the first stage at 2 M tokens (`floor_2m`), which the paper and the "
-        "speed code do not. Budgets of the prompt and more take the dense path here; the official code "
-        "still halves them. The speed code drops the last prompt token and misplaces the first appended "
-        "ones; not copied."
+        "The accuracy code floors the first stage at 2 M tokens (`floor_2m`); the paper and the speed code "
+        "do not. Budgets that cover prompt and answer take the dense path here; the official code still "
+        "halves them. The speed code drops the last prompt token and misplaces the first appended ones; "
+        "kvbench does not."
     )
     source = "Behnam et al. 2025, arXiv 2502.14051v3, sections 3.3-3.6; window 32 and kernel 63 are official"
     budget_meaning = (

@@ -1,4 +1,4 @@
-"""RocketKV-MT: RocketKV for conversations, which filters anew at every turn and evicts nothing."""
+"""RocketKV-MT: RocketKV for conversations; it filters again at every turn and evicts nothing."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,14 +12,15 @@ from kvbench.methods.rocketkv import RocketKV
 @register("rocketkv_mt")
 @dataclass(frozen=True, kw_only=True)
 class RocketKVMT(RocketKV):
-    """RocketKV that keeps all tokens of all turns; the last queries of each turn filter what it reads.
+    """RocketKV for conversations: keeps all tokens of all turns, and the last queries of each turn filter what it
+    reads.
 
-    Within a turn, and so in a task of one, it generates what RocketKV does and reads as much: hybrid sparse
-    attention runs on a copy of the filtered tokens, as in the official code. In a conversation each turn
-    attends densely to everything before it, and then filters all of it; sizes follow from the length of the
-    first turn, as in the official code. What it saves is traffic; its storage is larger than dense. The
-    official window of the multi-turn runs is 128. The official code takes a turn of one token for a decode
-    step and does not filter; here every turn filters.
+    Within a turn, and so in a single-turn task, it generates what RocketKV does and reads as much: hybrid sparse
+    attention runs on a copy of the filtered tokens, as in the official code. In a conversation each turn attends
+    densely to everything before it and then filters all of it; sizes follow from the length of the first turn, as in
+    the official code. It saves traffic, not memory: its storage is larger than dense. The official window of the
+    multi-turn runs is 128. The official code treats a turn of one token as a decode step and does not filter; here
+    every turn filters.
     """
 
     source = "Behnam et al. 2025, arXiv 2502.14051v3, section 3.5; window 128 is official for SCBench"

@@ -44,17 +44,17 @@ class PrefixSnapKV(SnapKV):
 @register("rocketkv_trtllm")
 @dataclass(frozen=True, kw_only=True)
 class RocketKVTensorRT(Method):
-    """RocketKV with fixed sizes: 2048 prompt tokens are kept and the best 64 pages of 4 tokens read.
+    """RocketKV with TensorRT-LLM's fixed sizes: keeps 2048 prompt tokens and reads the best 64 pages of 4 tokens.
 
-    There is no budget: every prompt gets the same. Pages are scored by all channels, so that the temperature
-    is 1 / sqrt(D). Not copied: zeros that widen the bounds of a last, partial page, and pages stored as fp8
-    (take format fp8_e5m2 for K and V). `pages * page` tokens are read where the original reads `pages` pages,
-    one of which may be partial.
+    There is no budget: every prompt gets the same sizes. Pages are scored in all channels, so that the temperature is 1
+    / sqrt(D). Not copied: zeros that widen the bounds of a last, partial page, and pages stored as fp8 (use format
+    fp8_e5m2 for K and V). `pages * page` tokens are read where the original reads `pages` pages, one of which may be
+    partial.
     """
 
     differs = (
-        "Softmax without the window's keys, no temperature, no adaptive split, no choice of channels: "
-        "what the paper has, this has not."
+        "Unlike the paper: softmax without the window's keys, no temperature, no adaptive split, no choice "
+        "of channels."
     )
     source = (
         "TensorRT-LLM, tensorrt_llm/_torch/attention_backend/sparse/rocket, its defaults; not the paper's"

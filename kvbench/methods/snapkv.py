@@ -1,4 +1,4 @@
-"""SnapKV: the attention of the last queries decides."""
+"""SnapKV: keeps the tokens that the last queries attend to."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,19 +17,18 @@ from kvbench.methods.registry import register
 class SnapKV(Eviction):
     """Keeps the observation window and the tokens it attends to most, after pooling.
 
-    `heads=kv_head` sums the window's attention over the query heads of a group before pooling, one set per KV
-    head. `heads=query_head` is the official form: one set per query head; stored is their union.
-    `mode=kvpress` pools each query head first and then averages over the group, as kvpress 0.5.5 does with
-    window 64, kernel 5, pool avg. A budget within the window keeps the last tokens of the prompt, where
-    kvpress keeps any of them.
+    `heads=kv_head` sums the window's attention over the query heads of a group before pooling: one set per KV head.
+    `heads=query_head` is the official form: one set per query head; their union is stored. `mode=kvpress` pools each
+    query head first and then averages over the group, as kvpress 0.5.5 does with window 64, kernel 5, pool avg. A
+    budget within the window keeps the last tokens of the prompt, where kvpress keeps any tokens of the window.
     """
 
     differs = (
-        "The paper and its code pool per query head and expand K and V to query heads, so that a GQA "
-        "cache is G times larger; here K and V stay per KV head, and the default shares one set per KV "
-        "head. The code scores in the model's dtype after an fp32 softmax; here scores are fp32. Class "
-        "defaults of the code (window 64, kernel 5, average) differ from its LongBench setting, which is "
-        "the default here."
+        "The paper and its code pool per query head and expand K and V to query heads, which makes a GQA "
+        "cache G times larger; here K and V stay per KV head, and by default a group shares one set. The "
+        "code scores in the model's dtype after an fp32 softmax; here scores are fp32. Class defaults of "
+        "the code (window 64, kernel 5, average) differ from its LongBench setting, which is the default "
+        "here."
     )
     source = (
         "Li et al. 2024, arXiv 2404.14469, section 3; official LongBench setting window 32, kernel 7, max "
@@ -37,7 +36,8 @@ class SnapKV(Eviction):
     )
     budget_meaning = "tokens kept per KV head (per query head for heads=query_head), window included"
     bytes_formula = (
-        "2 * keep * D * element; heads=query_head: keep is the union, and G * keep say who reads it"
+        "2 * keep * D * element; heads=query_head: keep is the union, plus G * keep for which query head "
+        "reads what"
     )
 
     positive = ("window", "kernel")
@@ -70,7 +70,7 @@ class SnapKV(Eviction):
         return Kept([torch.cat([row.nonzero()[:, 0], window]) for row in chosen])
 
     def choose(self, scores: Tensor, tokens: int, window: int) -> Tensor:
-        """Marks the tokens to keep beside the window.
+        """Marks the tokens to keep in addition to the window.
 
         Args:
             scores: what `scores` returned, `[H, T - w]` or `[Q, T - w]`.

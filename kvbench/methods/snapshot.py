@@ -13,24 +13,24 @@ from kvbench.kernels import window_scores as kernels
 
 @dataclass
 class LayerSnapshot:
-    """What the dense prefill of one prompt leaves of one layer.
+    """One layer after the dense prefill of one prompt.
 
     Attributes:
         k_HTD: post-RoPE keys `[H, T, D]`, heads not expanded.
         v_HTD: values `[H, T, D]`.
         q_QWD: post-RoPE queries of the last W positions `[Q, W, D]`, W at least every method's window (or T);
-            all of them (W = T) where a method needs "queries".
+            all of them (W = T) if a method needs "queries".
         layer: index of the layer.
         num_layers: layers of the model.
         scaling: factor on the attention logits.
-        attention_sum_QT: softmax attention that each key got from all queries of the prompt, summed, fp32;
-            where a method needs "attention_sum".
-        rope: (cos, sin), each `[N, D]` fp32, of a rotation by N positions (differences may be negative), for
-            `kvbench.kernels.rope.rotate`; where a method needs "rope".
-        answer_sum_QT: softmax attention that each key gets from the decode steps of dense's own answer, summed,
-            fp32; where a method needs "answer".
-        boundaries_T: int8, 2 after whose token a sentence ends, 1 where a clause does, else 0; where a method
-            needs "boundaries".
+        attention_sum_QT: softmax attention that each key received, summed over all queries of the prompt, fp32; if a
+            method needs "attention_sum".
+        rope: from N position differences (which may be negative) to (cos, sin), each `[N, D]` fp32, for
+            `kvbench.kernels.rope.rotate`; if a method needs "rope".
+        answer_sum_QT: softmax attention that each key receives, summed over the decode steps of dense's own answer,
+            fp32; if a method needs "answer".
+        boundaries_T: int8, 2 for a token that ends a sentence, 1 for one that ends a clause, else 0; if a method needs
+            "boundaries".
     """
 
     k_HTD: Tensor
@@ -60,7 +60,7 @@ class LayerSnapshot:
     def window_scores(self, window: int) -> Tensor:
         """Attention of the last `window` queries (T, if fewer) to every key, summed over them: `[Q, T]` fp32.
 
-        Kept for the life of the snapshot, so that every method and budget shares one computation.
+        Cached until `forget`, so that all methods and budgets share one computation.
         """
         window = min(window, self.length)
         if window not in self._windows:
@@ -70,7 +70,7 @@ class LayerSnapshot:
         return self._windows[window]
 
     def forget(self) -> None:
-        """Drop what was kept for sharing, once every method has chosen."""
+        """Drop the cached scores, once every method has chosen."""
         self._windows.clear()
 
 
@@ -80,7 +80,7 @@ class Kept:
 
     Attributes:
         positions: per KV head the kept positions, ascending, int64 `[K_h]`.
-        members: per KV head which query head reads which of them, bool `[G, K_h]`; None when all do.
+        members: per KV head which query heads read which positions, bool `[G, K_h]`; None if all read all.
     """
 
     positions: list[Tensor]
@@ -88,12 +88,12 @@ class Kept:
 
     @classmethod
     def uniform(cls, positions_HK: Tensor) -> Kept:
-        """The same number of tokens for every KV head."""
+        """Equally many tokens for every KV head."""
         return cls(list(positions_HK.unbind(0)))
 
     @classmethod
     def per_query_head(cls, chosen_QT: Tensor, heads: int) -> Kept:
-        """A set per query head: kept is their union per KV head, with who reads what."""
+        """One set per query head: keeps their union per KV head, with members."""
         positions, members = [], []
         for chosen_GT in chosen_QT.unflatten(0, (heads, -1)):
             union = chosen_GT.any(0).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""SparQ: the query's largest channels choose the tokens, the mean value stands for the others."""
+"""SparQ: the query's largest channels choose the tokens, and the mean value stands for the others."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from kvbench.methods.registry import register
 
 @dataclass
 class SparQState:
-    """A channel-major copy of the keys, the sum of the values, and what the last step found.
+    """A channel-major copy of the keys, the sum of the values, and results of the last step.
 
     Attributes:
         keys_RHDT: `[R, H, D, K + room]` in the model's dtype.
@@ -32,20 +32,21 @@ class SparQState:
 @register("sparq")
 @dataclass(frozen=True, kw_only=True)
 class SparQ(Selection):
-    """Reads the tokens of highest estimated logit, from the channels where the group's query is largest.
+    """Reads the tokens with the highest estimated logit, from the channels where the group's query is largest.
 
-    Estimates are summed over the group: one set of tokens per KV head. The newest token and the `recent`
-    before it are always among them; the official code reads k + 1 tokens for a budget of k, here the newest
-    counts within it. With `reallocate` the output is mixed with the mean of all values, by the attention that
-    the estimate puts on tokens not read. RocketKV's SparQ baseline is something else: `hsa` with page 1.
+    Estimates are summed over the group: one set of tokens per KV head. The newest token and the `recent` before it are
+    always included; the official code reads k + 1 tokens for a budget of k, here the newest counts within it. With
+    `reallocate` the output is mixed with the mean of all values, weighted by the estimated attention on tokens not
+    read. RocketKV's SparQ baseline is a different method: `hsa` with page 1.
     """
 
     source = (
         "Ribar et al. 2024, arXiv 2312.04985, section 4; r 16, local window 16 as in the official example"
     )
-    budget_meaning = "tokens attended per step, the recent ones included; scoring comes on top"
+    budget_meaning = "tokens attended per step, recent ones included; scoring comes on top"
     bytes_formula = (
-        "2 * T * D * element + (T + M) * D * element + 4 * D; a second copy of K, with reallocate a sum of V"
+        "2 * T * D * element + (T + M) * D * element + 4 * D; a second copy of K and, with reallocate, a "
+        "sum of V"
     )
 
     version = 2
@@ -73,7 +74,7 @@ class SparQ(Selection):
     ) -> Tensor:  # fmt: skip
         dim = q_RHGD.shape[-1]
         logits_RHGT = channel_logits(q_RHGD, state.keys_RHDT, min(self.channels, dim), length)
-        # the logits are those of the usual factor on the logits
+        # channel_logits assumes the usual logit scaling, 1 / sqrt(D)
         logits_RHGT = logits_RHGT * (scaling * dim**0.5)
         slot = torch.arange(logits_RHGT.shape[-1], device=logits_RHGT.device)
         logits_RHGT = logits_RHGT.masked_fill(slot >= length, -torch.inf)

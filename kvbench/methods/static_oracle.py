@@ -13,18 +13,19 @@ from kvbench.methods.registry import register
 @register("static_oracle")
 @dataclass(frozen=True, kw_only=True)
 class StaticOracle(Eviction):
-    """Keeps the tokens to which dense's own answer attends most, as if that were known after prefill.
+    """Keeps the tokens that dense's own answer attends to most, as if the answer were known after prefill.
 
-    The answer is decoded first, by dense; its decode steps' attention is summed per key. No eviction of as
-    many tokens recalls more of that attention: `heads=kv_head` sums over the group, one set per KV head;
-    `heads=query_head` keeps a set per query head, stored is their union. Attention is not the score of a
-    task: another set may answer better.
+    The answer is decoded densely first, and its decode steps' attention is summed per key. No eviction of as many
+    tokens recalls more of that attention: `heads=kv_head` sums over the group, one set per KV head; `heads=query_head`
+    keeps a set per query head and stores their union. Attention is not the score of a task: another set may answer
+    better.
     """
 
     source = "exact; no paper's method"
     budget_meaning = "tokens kept per KV head (per query head for heads=query_head)"
     bytes_formula = (
-        "2 * keep * D * element; heads=query_head: keep is the union, and G * keep say who reads it"
+        "2 * keep * D * element; heads=query_head: keep is the union, plus G * keep for which query head "
+        "reads what"
     )
 
     heads: Literal["kv_head", "query_head"] = "kv_head"

@@ -15,11 +15,11 @@ from kvbench.methods.registry import register
 class StreamingLLM(Eviction):
     """Keeps the first `sinks` tokens and the most recent ones.
 
-    `positions=reindexed`, the default, is the paper's cache and the official code's: positions count inside
-    the cache, without a gap behind the sinks, and the window rolls on while decoding. `positions=original`
-    is kvpress' reading, which its maintainers say is not the paper's: one eviction after prefill, keys stay at
-    their positions in the text. The kept tokens of the prompt are the same. Paper and code stream a text
-    through the cache; here, as for every method, prefill is dense and the cache is cut after it.
+    `positions=reindexed`, the default, is the cache of the paper and the official code: positions count inside the
+    cache, without a gap after the sinks, and the window rolls on while decoding. `positions=original` is kvpress's
+    reading, which its maintainers say is not the paper's: one eviction after prefill, and keys stay at their positions
+    in the text. The kept prompt tokens are the same. Paper and code stream a text through the cache; here, as for every
+    method, prefill is dense and the cache is cut after it.
     """
 
     source = "Xiao et al. 2024, arXiv 2309.17453, section 3.2; sinks 4 is the official default"

@@ -15,14 +15,14 @@ from kvbench.methods.registry import register
 @register("topk_oracle")
 @dataclass(frozen=True, kw_only=True)
 class TopKOracle(Selection):
-    """Reads the tokens of highest attention at each step, as if choosing them were free.
+    """Reads the tokens with the highest attention at each step, as if choosing them were free.
 
-    `heads=kv_head` ranks by the group's summed probabilities, one set per KV head; `heads=query_head` ranks each query
-    head by itself (RocketKV's Exact-TopK), which may touch up to G times as many tokens.
+    `heads=kv_head` ranks by the group's summed probabilities, one set per KV head; `heads=query_head` ranks per query
+    head (RocketKV's Exact-TopK), which may touch up to G times as many tokens.
     """
 
     differs = (
-        "RocketKV's paper gives its oracle a budget per group, its code ranks per query head, which may "
+        "RocketKV's paper gives its oracle a budget per group; its code ranks per query head, which may "
         "touch G times as many tokens."
     )
     source = "exact; RocketKV's Exact-TopK baseline is heads=query_head"

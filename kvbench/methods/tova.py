@@ -1,4 +1,4 @@
-"""TOVA: what the last token attends to is kept."""
+"""TOVA: keeps the tokens that the last one attends to."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,10 +14,10 @@ from kvbench.methods.registry import register
 @register("tova")
 @dataclass(frozen=True, kw_only=True)
 class TOVA(Eviction):
-    """Keeps the tokens of highest attention from the last one, averaged over all heads: one choice per layer.
+    """Keeps the tokens with the highest attention from the last token, averaged over all heads: one choice per layer.
 
-    `mode=paper` is the official cache, which may evict the last token itself, and chooses again after each
-    decode step; `mode=kvpress` always keeps the last token and evicts at prefill only.
+    `mode=paper` is the official cache, which may evict the last token itself and chooses again after each decode step;
+    `mode=kvpress` always keeps the last token and evicts at prefill only.
     """
 
     differs = "kvpress evicts at prefill only and always keeps the last token."
