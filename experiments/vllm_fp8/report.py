@@ -8,14 +8,14 @@ from pathlib import Path
 
 import matplotlib as mpl
 
+from kvbench.experiments.vllm_fp8.logprob_kl import KL_MEANING
 from kvbench.report import stats, style
 from kvbench.report.format import Table
 from kvbench.report.plots import save
 from kvbench.runs.store import Record
 from kvbench.vllm import page
 from kvbench.vllm.campaign import capacity, of_kind
-from kvbench.vllm.logprob_kl import KL_MEANING
-from kvbench.vllm.shown import figure_of, milliseconds, number, scaled
+from kvbench.vllm.page import bar_figure, milliseconds, number, scaled
 
 GUIDE = (
     "Everything here is measured. Capacity: tokens of context that the server says its cache holds; bits: memory of "
@@ -138,7 +138,7 @@ def _figure(rows: Sequence[Record], labels: Sequence[str], device: str) -> style
     notes = sorted({row["note"] for row in rows if row["note"]})
     text = f"{rows[0]['model']}, vLLM {rows[0]['vllm']} on {device}. {'FP8: ' + notes[0] if notes else ''}"
     with mpl.rc_context(style.SETTINGS):
-        return figure_of(panels, text)
+        return bar_figure(panels, text)
 
 
 def _scales(row: Record) -> str:

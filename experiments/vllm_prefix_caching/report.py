@@ -9,12 +9,13 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.lines import Line2D
 
-from kvbench.experiments.vllm_prefix_caching.run import WAYS, Way, predicted
+from kvbench.experiments.vllm_prefix_caching.config import WAYS, Way
+from kvbench.experiments.vllm_prefix_caching.random_prompts import predicted_hits
 from kvbench.report import style
 from kvbench.report.format import Table
 from kvbench.report.plots import save
 from kvbench.runs.store import Record
-from kvbench.vllm.about import about
+from kvbench.vllm import page
 
 GUIDE = (
     "Everything here is measured, but for `predicted`: whole blocks of the shared prefix, never the last token of a "
@@ -27,12 +28,13 @@ GUIDE = (
     "at once it holds their waiting for each other inside the server.",
     "same: requests whose greedy answer is the same in all three ways.",
 )
+# colour, marker, legend
 LOOKS: dict[Way, tuple[str, str, str]] = {
     "own": (style.DENSE_COLOUR, "o", "own salt: nothing cached"),
     "shared": (style.COLOURS[1], "s", "shared, empty at the start"),
     "warm": (style.COLOURS[2], "D", "warm"),
 }
-Key = tuple[int, float, int, int]
+Key = tuple[int, float, int, int]  # concurrency, gap, suffix, prefix
 
 
 def write(folder: Path, rows: Sequence[Record]) -> Path:
@@ -43,7 +45,7 @@ def write(folder: Path, rows: Sequence[Record]) -> Path:
     parts = [
         "# vLLM: automatic prefix caching",
         "",
-        *about([facts], [row for row in rows if row is not facts]),
+        *page.provenance([facts], [row for row in rows if row is not facts]),
     ]
     parts += [grid(settings).markdown()] if settings else []
     parts += [grains(grain).markdown()] if grain else []
@@ -60,7 +62,7 @@ def write(folder: Path, rows: Sequence[Record]) -> Path:
 
 
 def by_setting(rows: Sequence[Record]) -> dict[Key, dict[Way, Record]]:
-    """The rows of each setting by way, in order; settings that lack a way are left out."""
+    """The rows of each setting by way, in order; settings without all ways are left out."""
     found: dict[Key, dict[Way, Record]] = {}
     for row in rows:
         key = (row["concurrency"], row["gap"], row["suffix"], row["prefix"])
@@ -97,7 +99,7 @@ def grid(settings: Mapping[Key, Mapping[Way, Record]]) -> Table:
 
 
 def grains(rows: Sequence[Record]) -> Table:
-    """Hits by shared length, one request each."""
+    """Hits by shared length, with one request each."""
     header = ["shared", "prompt", "predicted", "hits"]
     lines = [[str(r["prefix"]), str(r["prompt_tokens"]), str(r["predicted"]), _hits(r)] for r in rows]
     caption = f"Blocks of {rows[0]['block']} tokens: what of a shared prefix is found."
@@ -137,11 +139,11 @@ def times(settings: Mapping[Key, Mapping[Way, Record]], note: str) -> style.Figu
 
 
 def stairs(rows: Sequence[Record], note: str) -> style.Figure:
-    """Hits against the shared length, with the prediction."""
+    """Measured and predicted hits against the shared length."""
     figure, (axes,) = style.panels(1)
     block, suffix = rows[0]["block"], rows[0]["suffix"]
     x = np.arange(0, max(row["prefix"] for row in rows) + block // 2)
-    axes.plot(x, [predicted(n, suffix, block) for n in x], color=style.GREY, drawstyle="steps-post")
+    axes.plot(x, [predicted_hits(n, suffix, block) for n in x], color=style.GREY, drawstyle="steps-post")
     axes.plot([r["prefix"] for r in rows], [r["cached"][0] for r in rows], "o", color=LOOKS["warm"][0])
     axes.set_xlabel("shared prefix (tokens)")
     axes.set_ylabel("found in the cache (tokens)")
@@ -158,19 +160,19 @@ def stairs(rows: Sequence[Record], note: str) -> style.Figure:
 def _hits(row: Record) -> str:
     found = row["cached"]
     if None in found:
-        # the server does not say it per request: its counters do, in sum
+        # the server reports only the sum, in its counters
         return "-" if row["hits"] is None else f"{row['hits'] / len(found):.0f} (mean)"
     return str(found[0]) if len(set(found)) == 1 else f"{min(found)}-{max(found)}"
 
 
 def _found(row: Record) -> str:
-    """How many requests found anything."""
+    """Number of requests with any hit, out of all."""
     known = [cached for cached in row["cached"] if cached is not None]
     return f"{sum(cached > 0 for cached in known)}/{len(known)}" if known else "-"
 
 
 def _counted(rows: Iterable[Record]) -> str:
-    """Whether the server's counters agree with the answers in every way of a setting."""
+    """Whether the server's counters agree with the answers, over all ways of a setting."""
     known = [row for row in rows if None not in row["cached"] and row["hits"] is not None]
     if not known or any(row["counters_reset"] for row in known):
         return "-"
@@ -179,7 +181,7 @@ def _counted(rows: Iterable[Record]) -> str:
 
 def _same(ways: Mapping[Way, Record]) -> str:
     answers = [ways[way]["answers"] for way in WAYS]
-    if any(answer is None for own in answers for answer in own):
+    if any(answer is None for of_way in answers for answer in of_way):
         return "-"
     same = sum(all(answer == first for answer in rest) for first, *rest in zip(*answers, strict=True))
     return f"{same}/{len(answers[0])}"

@@ -1,29 +1,25 @@
-"""The Agentic-RAG workload on vLLM servers."""
+"""Experiment: an Agentic RAG on vLLM servers, by prompt layout."""
 
 from pathlib import Path
 
 from kvbench.config.compose import Composed
 from kvbench.config.errors import UserError
 from kvbench.experiments.common import configuration, result
-from kvbench.models.fingerprint import fingerprint
-from kvbench.models.load import locate
+from kvbench.experiments.vllm_common import ServerRun
+from kvbench.experiments.vllm_rag import report
+from kvbench.experiments.vllm_rag.config import RagRunConfig
 from kvbench.runs.progress import ProgressFactory
-from kvbench.vllm.campaign import Campaign
-from kvbench.vllm.servers import setups, with_model
 
 EXTRA = "the Agentic-RAG workload needs the extra: pip install 'kvbench[serving]'"
 
 
 def main(composed: Composed, progress: ProgressFactory) -> str:
-    """Run what is not yet in the run's folder, and write table and figure."""
+    """Measures the missing rows, and writes table and figures."""
     try:
-        from kvbench.experiments.vllm_rag import run as ragrun
+        from kvbench.experiments.vllm_rag import run
     except ModuleNotFoundError as error:
         raise UserError(f"{EXTRA} ({error.name} is missing)") from None
-    cfg = configuration(composed, ragrun.RagRunConfig)
-    folder, run_dir = locate(cfg.model), Path(cfg.run_dir)
-    servers = [with_model(setup, folder) for setup in setups(cfg.serving, cfg.setups)]
-    campaign = Campaign(run_dir, ragrun.VERSION, cfg.model.name, folder, fingerprint(folder), progress)
-    rows = ragrun.run(cfg, servers, campaign)
-    path = ragrun.write(run_dir, rows, [server.label for server in servers])
-    return result(path)
+    cfg = configuration(composed, RagRunConfig)
+    server_run = ServerRun(cfg, run.VERSION, progress)
+    rows = run.run(cfg, server_run.servers, server_run.campaign)
+    return result(report.write(Path(cfg.run_dir), rows, server_run.labels))

@@ -16,8 +16,8 @@ from kvbench.report.plots import save
 from kvbench.runs.store import Record
 from kvbench.vllm import page
 from kvbench.vllm.campaign import capacity, of_kind
+from kvbench.vllm.page import bar_figure, milliseconds, number, scaled
 from kvbench.vllm.servers import CPU_FP8
-from kvbench.vllm.shown import figure_of, milliseconds, number, scaled
 
 GUIDE = (
     "All rows answered the same prompts, token by token (checked by hash), greedily.",
@@ -242,7 +242,7 @@ def _figure(lines: Sequence[Line], subject: str, pool: int) -> style.Figure:
     text = f"{subject}. Tokens that fit: vLLM's measured, others modelled. Times of the two engines are not comparable."
     text += f" vLLM FP8: {CPU_FP8}." if any(line.note == CPU_FP8 for line in lines) else ""
     with mpl.rc_context(style.SETTINGS):
-        return figure_of(panels, text)
+        return bar_figure(panels, text)
 
 
 def _check_prompts(ours: Sequence[Record], theirs: Sequence[Record]) -> None:

@@ -1,45 +1,75 @@
-"""The experiment `vllm_vs_compression`: vLLM's side of it; the methods' own runs are kvbench's usual ones."""
+"""Measurements of `vllm_vs_compression`: vLLM's side, and kvbench's usual runs of the compression methods."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
-from kvbench.runs.store import Record
+from kvbench.experiments.vllm_vs_compression.config import VersusConfig
+from kvbench.runs.progress import ProgressFactory
+from kvbench.runs.store import Record, Store
 from kvbench.vllm import measure
-from kvbench.vllm.campaign import Campaign, Job, Ready
-from kvbench.vllm.prompts import Asked
-from kvbench.vllm.servers import Setup
+from kvbench.vllm.campaign import Campaign, Measurement, MeasurementContext
+from kvbench.vllm.prompts import ServedPrompt
+from kvbench.vllm.servers import ServerSpec
 
-VERSION = "vllm_vs_compression 1"  # raised when the same setting would give other numbers
+VERSION = "vllm_vs_compression 1"  # raised when the same configuration would give other numbers
 
 
-def run(chosen: Sequence[Setup], asked: Sequence[Asked], campaign: Campaign) -> list[Record]:
+def run_methods(
+    cfg: VersusConfig, prompts: Sequence[ServedPrompt], progress: ProgressFactory
+) -> tuple[list[Record], list[Record]]:
+    """Runs the compression methods for accuracy and for isolated times.
+
+    Args:
+        cfg: the configuration.
+        prompts: the prompts whose rows are returned.
+        progress: makes the progress displays.
+
+    Returns:
+        (rows of the accuracy run, rows of the efficiency run at batch 1).
+    """
+    # imported here because they import torch: mistakes in the configuration show up at once
+    from kvbench.experiments.accuracy.run import run_accuracy
+    from kvbench.experiments.efficiency.run import run_efficiency
+
+    run_accuracy(replace(cfg.methods, run_dir=str(cfg.folder / "accuracy")), progress)
+    run_efficiency(replace(cfg.methods, run_dir=str(cfg.folder / "efficiency")), progress)
+    hashes = {item.prompt.hash for item in prompts}
+    accuracy, isolated = (
+        [row for row in Store(cfg.folder / name).scan()[0] if row["sample_hash"] in hashes]
+        for name in ("accuracy", "efficiency")
+    )
+    return accuracy, [row for row in isolated if row["batch"] == 1]
+
+
+def run(specs: Sequence[ServerSpec], prompts: Sequence[ServedPrompt], campaign: Campaign) -> list[Record]:
     """Answers every prompt twice on every server: cold, and with its prefix in the cache.
 
     Args:
-        chosen: the servers, with their models.
-        asked: the prompts.
-        campaign: where rows go.
+        specs: the servers, with their models.
+        prompts: the prompts.
+        campaign: where the rows go.
 
     Returns:
         All rows of these servers and prompts, old and new.
 
     Raises:
-        UserError: something that the user can mend.
+        UserError: see `Campaign.run`.
     """
 
-    def jobs(setup: Setup) -> Iterator[Job]:
-        for item in asked:
+    def measurements(_: ServerSpec) -> Iterator[Measurement]:
+        for item in prompts:
             key = {"prompt": item.prompt.hash, "task": item.task.identity()}
-            yield Job("answer", item.name, key, item.fields(), partial(_twice, item))
+            yield Measurement("answer", item.name, key, item.fields(), partial(_answer_twice, item))
 
-    return campaign.run(chosen, jobs, asked[0])
+    return campaign.run(specs, measurements, prompts[0])
 
 
-async def _twice(item: Asked, ready: Ready) -> Record:
-    _, cold = await measure.answer(ready.driver, item, salt=ready.cell)
-    _, warm = await measure.answer(ready.driver, item, salt=ready.cell)
+async def _answer_twice(item: ServedPrompt, context: MeasurementContext) -> Record:
+    _, cold = await measure.answer(context.driver, item, salt=context.cell)
+    _, warm = await measure.answer(context.driver, item, salt=context.cell)
     names = ("score", "ttft_s", "per_token_s", "cached_tokens")
     return {
         **cold,

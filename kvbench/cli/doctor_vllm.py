@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from kvbench.config.cpuinfo import features
 from kvbench.vllm import environment
-from kvbench.vllm.config import KV_DTYPES, ServingConfig
+from kvbench.vllm.config import KV_DTYPES, ServerConfig
 from kvbench.vllm.environment import FP8_CPU, Environment
 from kvbench.vllm.errors import ServingError
 from kvbench.vllm.launcher import THIRD_PARTY
@@ -35,7 +35,7 @@ GONE = (
 )
 
 
-def report(python: str = ServingConfig.python) -> str:
+def report(python: str = ServerConfig.python) -> str:
     """What `kvbench doctor --vllm` prints.
 
     Args:

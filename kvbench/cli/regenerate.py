@@ -19,15 +19,15 @@ from kvbench.cli import reproduce
 from kvbench.config.compose import compose
 from kvbench.experiments import run
 from kvbench.experiments.vllm_fp8 import report as fp8_report
-from kvbench.experiments.vllm_load import run as loadrun
+from kvbench.experiments.vllm_load import report as load_report
 from kvbench.experiments.vllm_prefix_caching import report as prefix_report
-from kvbench.experiments.vllm_rag import run as ragrun
+from kvbench.experiments.vllm_rag import report as rag_report
 from kvbench.experiments.vllm_vs_compression import report as versus_report
 from kvbench.report import plots, readme, style, tables
 from kvbench.report.summary import COLUMNS, pooled
 from kvbench.runs.progress import Progress
 from kvbench.runs.store import Record
-from kvbench.vllm.config import ServingConfig
+from kvbench.vllm.config import ServerConfig
 
 RESULTS = Path("results")
 GUIDE = Path("docs") / "reproduce.md"
@@ -42,15 +42,15 @@ SLOW = {
     ],
 }  # fmt: skip
 
-POOL = ServingConfig.kv_cache_mib << 20
+POOL = ServerConfig.kv_cache_mib << 20
 # measured on servers: the rows of the run's cells*.jsonl, and what writes table and figures from them
 SERVED = {
     "vllm/prefix_caching": lambda folder, rows, _: prefix_report.write(folder, rows["cells"]),
     "vllm/fp8": lambda folder, rows, order: fp8_report.write(folder, rows["cells"], order),
-    "vllm/load": lambda folder, rows, order: loadrun.write(folder, rows["cells"], order),
-    "vllm/load_rag_article": lambda folder, rows, order: loadrun.write(folder, rows["cells"], order),
-    "vllm/load_rag_append_only": lambda folder, rows, order: loadrun.write(folder, rows["cells"], order),
-    "vllm/rag": lambda folder, rows, order: ragrun.write(folder, rows["cells"], order),
+    "vllm/load": lambda folder, rows, order: load_report.write(folder, rows["cells"], order),
+    "vllm/load_rag_article": lambda folder, rows, order: load_report.write(folder, rows["cells"], order),
+    "vllm/load_rag_append_only": lambda folder, rows, order: load_report.write(folder, rows["cells"], order),
+    "vllm/rag": lambda folder, rows, order: rag_report.write(folder, rows["cells"], order),
     "vllm/compression": lambda folder, rows, order: versus_report.write(
         folder, rows["accuracy"], rows["efficiency"], rows["cells"], order, POOL
     ),

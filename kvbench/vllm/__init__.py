@@ -1,1 +1,1 @@
-"""vLLM as a comparator, driven over HTTP; imports no torch."""
+"""vLLM as a comparator, driven over HTTP. Imports no torch."""

@@ -1,4 +1,4 @@
-"""Measurements on several servers, one after the other, of what the run's folder does not hold yet."""
+"""Measures, on several servers one after another, the rows that a run's folder does not hold yet."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from kvbench.runs.store import Record, Store, digest
 from kvbench.vllm.driver import Driver
 from kvbench.vllm.errors import ServingError
 from kvbench.vllm.launcher import Server, serve
-from kvbench.vllm.prompts import Asked, numbers_per_token
-from kvbench.vllm.servers import Setup, cache_bits, device, note
+from kvbench.vllm.prompts import ServedPrompt, numbers_per_token
+from kvbench.vllm.servers import ServerSpec, cache_bits, device, note
 
 
 @dataclass(frozen=True)
-class Ready:
-    """What a job is given.
+class MeasurementContext:
+    """The arguments of a measurement.
 
     Attributes:
-        server: a ready one that nobody else uses.
+        server: a ready server without other clients.
         driver: of the server.
         cell: the row's id.
-        stage: shows how far the job is.
+        stage: progress callback.
     """
 
     server: Server
@@ -39,35 +39,35 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Job:
+class Measurement:
     """One row to measure on a ready server.
 
     Attributes:
-        row: its kind, as `answer` or `load`.
-        name: for progress.
-        key: everything but model and server that can change the number.
-        fields: what the row says of it.
-        do: measures, and returns the row's numbers.
+        row: kind of the row, as `answer` or `load`.
+        name: its name in progress displays.
+        key: everything that can change the numbers, apart from model and server.
+        fields: further fields of the row.
+        measure: measures, and returns the row's numbers.
     """
 
     row: str
     name: str
     key: Mapping[str, Any]
     fields: Mapping[str, Any]
-    do: Callable[[Ready], Awaitable[Mapping[str, Any]]]
+    measure: Callable[[MeasurementContext], Awaitable[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Campaign:
-    """Where rows go, and what all of them have in common.
+    """A run's folder, and what all its rows have in common.
 
     Attributes:
         run_dir: the run's folder.
-        version: of the experiment, raised when the same setting would give other numbers.
+        version: of the experiment, raised when the same configuration would give other numbers.
         model: name of the model.
-        folder: where its files are.
+        folder: folder of its files.
         fingerprint: of these files.
-        progress: the class that shows progress.
+        progress: makes the progress display.
     """
 
     run_dir: Path
@@ -82,97 +82,108 @@ class Campaign:
         """The rows of the run's folder."""
         return Store(self.run_dir)
 
-    def cell(self, setup: Setup, row: str, key: Mapping[str, Any]) -> str:
+    def cell_id(self, spec: ServerSpec, row: str, key: Mapping[str, Any]) -> str:
         """A row's id."""
-        fixed = {"version": self.version, "model": self.fingerprint, "setup": setup.identity}
+        fixed = {"version": self.version, "model": self.fingerprint, "setup": spec.identity}
         return digest({**fixed, "row": row, **key})
 
     def run(
-        self, chosen: Sequence[Setup], jobs: Callable[[Setup], Iterable[Job]], warm: Asked | None
+        self,
+        specs: Sequence[ServerSpec],
+        measurements: Callable[[ServerSpec], Iterable[Measurement]],
+        warm_up: ServedPrompt | None,
     ) -> list[Record]:
-        """Measures what is missing.
+        """Measures the missing rows.
 
-        A server that refuses its setup becomes a row that says so, except for the first one, with which the others
-        are compared.
+        A server that refuses to start becomes a row with its error, except for the first one, with which the
+        others are compared.
 
         Args:
-            chosen: the servers, with their models.
-            jobs: what is measured on a setup.
-            warm: prompt of the first request, which is not measured; None for none.
+            specs: the servers, with their models.
+            measurements: the rows to measure on a server.
+            warm_up: prompt of the first request, which is not measured; None for no such request.
 
         Returns:
-            All rows of these setups and jobs, old and new.
+            All rows of these servers and measurements, old and new.
 
         Raises:
-            UserError: something that the user can mend.
+            UserError: fixable by the user, as a setting that a server does not support.
         """
-        for setup in chosen:
-            setup.check()
-        wanted = {setup.label: self._named(setup, jobs(setup)) for setup in chosen}
+        for spec in specs:
+            spec.check()
+        wanted = {spec.label: self._by_cell(spec, measurements(spec)) for spec in specs}
         done = self.store.done()
         missing = {
-            label: {cell: job for cell, job in own.items() if cell not in done}
-            for label, own in wanted.items()
+            label: {cell: item for cell, item in items.items() if cell not in done}
+            for label, items in wanted.items()
         }
-        pending = [setup for setup in chosen if missing[setup.label]]
+        pending = [spec for spec in specs if missing[spec.label]]
         refused: list[Record] = []
         total = sum(map(len, missing.values()))
-        with self.progress(total, total + len(pending)) as shown:
-            for setup in pending:
-                own = missing[setup.label]
-                shown.start_prompt(f"{setup.label}: start")
+        with self.progress(total, total + len(pending)) as display:
+            for spec in pending:
+                items = missing[spec.label]
+                display.start_prompt(f"{spec.label}: start")
                 with ExitStack() as stack:
                     try:
-                        log = self.run_dir / "logs" / f"{setup.label}.log"
-                        server = stack.enter_context(serve(setup.serving, log))
+                        log = self.run_dir / "logs" / f"{spec.label}.log"
+                        server = stack.enter_context(serve(spec.config, log))
                     except ServingError as error:
-                        if setup is chosen[0]:
+                        if spec is specs[0]:
                             raise
-                        refused.append({"row": "setup", "setup": setup.label, "refused": str(error)})
-                        shown.cells_done(len(own))
+                        refused.append({"row": "setup", "setup": spec.label, "refused": str(error)})
+                        display.cells_done(len(items))
                         continue
-                    asyncio.run(self._measure(setup, server, own, warm, shown))
-        asked = {cell for own in wanted.values() for cell in own}
-        return [row for row in self.store.scan()[0] if row["cell"] in asked] + refused
+                    asyncio.run(self._measure(spec, server, items, warm_up, display))
+        cells = {cell for items in wanted.values() for cell in items}
+        return [row for row in self.store.scan()[0] if row["cell"] in cells] + refused
 
-    def _named(self, setup: Setup, jobs: Iterable[Job]) -> dict[str, Job]:
-        async def facts(ready: Ready) -> Mapping[str, Any]:
+    def _by_cell(self, spec: ServerSpec, measurements: Iterable[Measurement]) -> dict[str, Measurement]:
+        """The measurements by the ids of their rows, with the server's facts first."""
+
+        async def facts(context: MeasurementContext) -> Mapping[str, Any]:
             numbers = numbers_per_token(self.folder)
-            bits = cache_bits(ready.server, numbers)
-            return {**ready.server.facts, "numbers_per_token": numbers, "cache_bits": bits}
+            bits = cache_bits(context.server, numbers)
+            return {**context.server.facts, "numbers_per_token": numbers, "cache_bits": bits}
 
-        every = [Job("setup", "facts", {}, {}, facts), *jobs]
-        return {self.cell(setup, job.row, job.key): job for job in every}
+        items = [Measurement("setup", "facts", {}, {}, facts), *measurements]
+        return {self.cell_id(spec, item.row, item.key): item for item in items}
 
     async def _measure(
         self,
-        setup: Setup,
+        spec: ServerSpec,
         server: Server,
-        jobs: Mapping[str, Job],
-        warm: Asked | None,
-        shown: ProgressDisplay,
+        items: Mapping[str, Measurement],
+        warm_up: ServedPrompt | None,
+        display: ProgressDisplay,
     ) -> None:
         async with server.driver() as driver:
-            if warm is not None:
-                shown.stage("warm-up")
-                # the first request takes longer than all others; its prefix stays out of their reach
-                await driver.complete(warm.prompt.ids, max_tokens=2, salt="warm-up", ignore_eos=True)
-            for cell, job in jobs.items():
-                shown.start_prompt(f"{setup.label}: {job.name}")
-                numbers = await job.do(Ready(server, driver, cell, shown.stage))
+            if warm_up is not None:
+                display.stage("warm-up")
+                # the first request is slower than all others; its salt keeps its prefix out of their cache
+                await driver.complete(warm_up.prompt.ids, max_tokens=2, salt="warm-up", ignore_eos=True)
+            for cell, item in items.items():
+                display.start_prompt(f"{spec.label}: {item.name}")
+                numbers = await item.measure(MeasurementContext(server, driver, cell, display.stage))
                 self.store.append(
-                    {**numbers, **job.fields, **self._fixed(setup, server), "cell": cell, "row": job.row}
+                    {
+                        **numbers,
+                        **item.fields,
+                        **self._common_fields(spec, server),
+                        "cell": cell,
+                        "row": item.row,
+                    }
                 )
-                shown.cells_done(1)
+                display.cells_done(1)
 
-    def _fixed(self, setup: Setup, server: Server) -> Record:
+    def _common_fields(self, spec: ServerSpec, server: Server) -> Record:
         return {
-            "setup": setup.label,
-            "kv_cache_dtype": setup.serving.kv_cache_dtype,
-            "scales": setup.scales,
+            "setup": spec.label,
+            "kv_cache_dtype": spec.config.kv_cache_dtype,
+            "scales": spec.scales,
             "model": self.model,
             "device": device(server),
-            "note": note(server, setup),
+            "note": note(server, spec),
             "vllm": server.facts["vllm"],
             "load_average": os.getloadavg()[0],
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -185,5 +196,5 @@ def of_kind(rows: Iterable[Record], kind: str) -> list[Record]:
 
 
 def capacity(row: Record) -> int | None:
-    """Tokens that the cache of a `setup` row holds; None where the server does not say."""
+    """Tokens that fit into the cache, from a `setup` row; None if the server does not report it."""
     return row["capacity"]["tokens"] if row.get("capacity") else None

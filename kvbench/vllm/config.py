@@ -1,4 +1,4 @@
-"""What to talk to: a server that runs already, or one that kvbench starts."""
+"""Configuration of a vLLM server: one that already runs, or one that kvbench starts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Literal
 
 from kvbench.config.errors import UserError
 
-# a dtype that a CPU does not know starts all the same, reports a larger cache and writes garbage
+# with a dtype that a CPU does not support the server still starts, reports a larger cache and writes garbage
 KV_DTYPES = {
     "cpu": ("auto", "fp8", "fp8_e4m3", "fp8_e5m2"),
     "cuda": ("auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"),
 }
-# what the typed settings stand for; given as flags as well, they would slip past the checks
-OWN_FLAGS = (
+# flags that a typed setting covers; given as `flags` too, they would bypass the checks
+TYPED_FLAGS = (
     "--model",
     "--served-model-name",
     "--host",
@@ -30,28 +30,28 @@ OWN_FLAGS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServingConfig:
+class ServerConfig:
     """A vLLM server.
 
     Attributes:
-        base_url: of a running server, as http://127.0.0.1:8000; null starts one. All that follows `timeout`
-            is for one that is started.
-        api_key_env: environment variable that holds the key for it; null sends none.
-        served_model: name of the model at that server, null takes the only one it lists; of a started one, null
-            is the folder's name.
+        base_url: address of a running server, as http://127.0.0.1:8000; null starts one. The settings after
+            `timeout` apply to a started server only.
+        api_key_env: environment variable that holds the API key; null sends none.
+        served_model: name of the model at the server. null: the only one a running server lists, or the folder's
+            name for a started one.
         timeout: seconds for one whole answer.
         model: folder of a Hugging Face model; null is the embedded model.
         python: Python of vLLM's own environment.
         dtype: of the model; null is float32 on a CPU (bfloat16 loses small FP8 values there), else auto.
         kv_cache_dtype: of the KV cache.
-        calculate_kv_scales: calibrate FP8 scales on the first batch; vLLM has removed it, only where it is left.
-        block_size: tokens per block of the KV cache; null is 32 on a CPU (its smallest), else 16.
+        calculate_kv_scales: calibrate FP8 scales on the first batch; only for versions of vLLM that still have it.
+        block_size: tokens per block of the KV cache; null is 32 on a CPU (its minimum), else 16.
         kv_cache_mib: memory of the KV cache.
         max_model_len: longest context.
         prefix_caching: automatic prefix caching.
         threads: threads of the model on a CPU; null is one.
         flags: further flags of the server.
-        start_timeout: seconds until a started server must be ready.
+        start_timeout: seconds within which a started server must be ready.
     """
 
     base_url: str | None = None
@@ -72,19 +72,19 @@ class ServingConfig:
     start_timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        """Checks what needs no knowledge of the machine.
+        """Checks everything that does not depend on the machine.
 
         Raises:
-            UserError: a value that makes no sense.
+            UserError: a value that is not allowed.
         """
         for name in ("kv_cache_mib", "max_model_len", "block_size", "threads", "timeout", "start_timeout"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"{name}: {value} is not allowed, give more than 0")
         for flag in self.flags:
-            if flag.split("=")[0].replace("_", "-") in OWN_FLAGS:
-                raise UserError(f"flags: {flag} has a key of its own, see {', '.join(_keys())}")
+            if flag.split("=")[0].replace("_", "-") in TYPED_FLAGS:
+                raise UserError(f"flags: {flag} is set by a key, use one of {', '.join(_keys())}")
 
 
 def _keys() -> list[str]:
-    return [name for name in ServingConfig.__dataclass_fields__ if name not in ("flags", "base_url")]
+    return [name for name in ServerConfig.__dataclass_fields__ if name not in ("flags", "base_url")]

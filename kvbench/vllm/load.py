@@ -1,4 +1,4 @@
-"""A load generator: sends sessions when they are due, never more than a bound at once, and times every answer."""
+"""A load generator: sends sessions when they are due, limits the requests in flight, and times every answer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from kvbench.config.errors import UserError
-from kvbench.vllm.arrivals import Session, Turn
-from kvbench.vllm.driver import Answer
+from kvbench.vllm.answers import Answer
+from kvbench.vllm.arrivals import Session, SessionTurn
 from kvbench.vllm.errors import ServingError
 
 
@@ -19,15 +19,15 @@ class Outcome:
 
     Attributes:
         session: the session's name.
-        turn: its place in the session, from 0.
-        due: when it should have been sent: the arrival, or the gap after the answer before it.
-        sent: when it was sent; later than `due` when too many others were under way.
-        first: when the first token came; None if the turn failed.
-        last: when the last token came; None if the turn failed.
-        prompt_tokens: as the server counted them.
-        cached_tokens: of them found in the prefix cache, None where the server does not say.
-        output_tokens: as the server counted them.
-        error: why there is no whole answer, "" if there is one.
+        turn: its position in the session, from 0.
+        due: when it was to be sent: at the session's arrival, or the gap after the previous answer.
+        sent: when it was sent; later than `due` if too many requests were in flight.
+        first: when the first token arrived; None if the turn failed.
+        last: when the last token arrived; None if the turn failed.
+        prompt_tokens: as the server counts them.
+        cached_tokens: prompt tokens found in the prefix cache, None if the server does not report them.
+        output_tokens: as the server counts them.
+        error: why there is no complete answer, "" if there is one.
     """
 
     session: str
@@ -43,12 +43,12 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether the whole answer came."""
+        """Whether the complete answer arrived."""
         return not self.error
 
     @property
     def ttft(self) -> float:
-        """Seconds to the first token, from when the turn was due: waiting for a free place counts."""
+        """Seconds to the first token, from when the turn was due: queueing at the client counts."""
         assert self.first is not None
         return self.first - self.due
 
@@ -67,61 +67,61 @@ class Outcome:
 
 async def run(
     sessions: Sequence[Session],
-    send: Callable[[Turn], Awaitable[Answer]],
+    send: Callable[[SessionTurn], Awaitable[Answer]],
     *,
-    most: int,
+    max_concurrency: int,
     stage: Callable[[str], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Outcome]:
-    """Sends a load and waits for all of it.
+    """Sends a load and waits until all of it is answered.
 
-    A turn that fails (`ServingError`) is not repeated: that would be another load.
+    A turn that fails (`ServingError`) is not repeated, as that would change the load.
     The rest of its session is not sent, and counts as failed.
 
     Args:
-        sessions: what to send, each with its arrival.
-        send: sends one turn and returns when its streamed answer is whole; its driver should have no patience.
-        most: requests under way at once; the others wait, and their waiting counts.
-        stage: is told how many turns are done, as `17 of 32 turns`.
+        sessions: the sessions, with their arrivals.
+        send: sends one turn and returns its complete, streamed answer; its driver should have no patience.
+        max_concurrency: limit of requests in flight; further ones wait, and their waiting counts.
+        stage: progress callback, gets `17 of 32 turns`.
         clock: monotonic seconds.
 
     Returns:
         One outcome per turn, sessions in their order.
 
     Raises:
-        UserError: a bound that is not positive.
+        UserError: a limit that is not positive.
     """
-    if most < 1:
-        raise UserError(f"most: {most} is not allowed, give a positive whole number of requests")
-    room = asyncio.Semaphore(most)
+    if max_concurrency < 1:
+        raise UserError(f"max_concurrency: {max_concurrency} is not allowed, give 1 or more")
+    slots = asyncio.Semaphore(max_concurrency)
     total = sum(len(session.turns) for session in sessions)
     done, start = 0, clock()
 
-    def told(turns: int) -> None:
+    def report(turns: int) -> None:
         nonlocal done
         done += turns
         if stage is not None:
             stage(f"{done} of {total} turns")
 
-    async def one(session: Session) -> list[Outcome]:
+    async def run_session(session: Session) -> list[Outcome]:
         found: list[Outcome] = []
         due = session.at
         for number, turn in enumerate(session.turns):
             due += turn.gap
             await asyncio.sleep(max(0.0, start + due - clock()))
-            async with room:
-                found.append(await _sent(session.name, number, turn, due))
-            told(1)
+            async with slots:
+                found.append(await send_turn(session.name, number, turn, due))
+            report(1)
             if not found[-1].ok:
                 rest = range(number + 1, len(session.turns))
                 error = "not sent: the turn before it failed"
                 found += [Outcome(session.name, n, due, due, error=error) for n in rest]
-                told(len(rest))
+                report(len(rest))
                 break
             due = clock() - start
         return found
 
-    async def _sent(name: str, number: int, turn: Turn, due: float) -> Outcome:
+    async def send_turn(name: str, number: int, turn: SessionTurn, due: float) -> Outcome:
         sent = clock() - start
         try:
             answer = await send(turn)
@@ -142,5 +142,5 @@ async def run(
         )
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(session)) for session in sessions]
+        tasks = [group.create_task(run_session(session)) for session in sessions]
     return [outcome for task in tasks for outcome in task.result()]

@@ -1,7 +1,7 @@
 """vLLM's own counters: parsed from `/metrics`, and the difference of two scrapes.
 
-Names are given as vLLM's documentation has them, without `_total`, `_count`, `_sum` and `_bucket`. Values are
-summed over the label sets that a filter leaves, so over all engines when none is named.
+Names are those of vLLM's documentation, without `_total`, `_count`, `_sum` and `_bucket`. Values are summed over
+all label sets that match a filter, so over all engines by default.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PREEMPTIONS = "vllm:num_preemptions"
 TTFT = "vllm:time_to_first_token_seconds"
 CONFIG = "vllm:cache_config_info"
 
-# names of earlier versions
+# names in earlier versions of vLLM
 OLDER = {
     HITS: "vllm:gpu_prefix_cache_hits",
     QUERIES: "vllm:gpu_prefix_cache_queries",
@@ -32,16 +32,16 @@ OLDER = {
 
 @dataclass(frozen=True)
 class Capacity:
-    """How much the KV cache holds, over all engines.
+    """Size of the KV cache, summed over all engines.
 
     Attributes:
         tokens: tokens of context that fit.
-        block_size: tokens per block, the grain of prefix caching.
-        blocks: blocks.
-        dtype: what the server calls the cache's dtype; a checkpoint with scales makes "auto" FP8.
-        memory_bytes: size of the pool where it was set, else None.
+        block_size: tokens per block, the granularity of prefix caching.
+        blocks: number of blocks.
+        dtype: the cache's dtype as the server reports it; "auto" means FP8 for a checkpoint with scales.
+        memory_bytes: size of the pool if it was set, else None.
         prefix_caching: whether it is on.
-        engines: data-parallel engines.
+        engines: number of data-parallel engines.
     """
 
     tokens: int
@@ -55,20 +55,20 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Scrape:
-    """One reading of `/metrics`: values by sample name and label set."""
+    """One scrape of `/metrics`: values by sample name and label set."""
 
     samples: Samples
 
     def value(self, name: str, **labels: str) -> float | None:
-        """A counter or gauge, summed over the label sets that have these labels; None where it is absent."""
-        found = _having(self.samples.get(_sample(self.samples, name), {}), labels)
+        """A counter or gauge, summed over the label sets that contain these labels; None if absent."""
+        found = _matching(self.samples.get(_sample(self.samples, name), {}), labels)
         return math.fsum(found.values()) if found else None
 
     def capacity(self) -> Capacity:
         """Size of the KV cache.
 
         Raises:
-            BadAnswer: the server does not say.
+            BadAnswer: the server does not report it.
         """
         infos = [dict(labels) for labels in self.samples.get(CONFIG, ())]
         try:
@@ -89,11 +89,11 @@ class Scrape:
 
 @dataclass(frozen=True)
 class Count:
-    """What a counter counted between two scrapes.
+    """Increase of a counter between two scrapes.
 
     Attributes:
-        value: the increase; after a reset only what was counted since, so a lower bound.
-        reset: a process behind it was started anew in between, or is gone.
+        value: the increase; after a reset only the part since then, so a lower bound.
+        reset: whether a process behind the counter restarted in between, or is gone.
     """
 
     value: float
@@ -102,7 +102,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Histogram:
-    """What a histogram gathered between two scrapes.
+    """Observations of a histogram between two scrapes.
 
     Attributes:
         bounds: upper bounds of the buckets, ascending, the last one infinite.
@@ -123,13 +123,13 @@ class Histogram:
 
     @property
     def mean(self) -> float:
-        """Mean of the observations, exact; NaN without any."""
+        """Exact mean of the observations; NaN if there are none."""
         return self.total / self.count if self.count else math.nan
 
     def quantile(self, q: float) -> float:
-        """The q-quantile, linear inside its bucket as Prometheus does; NaN without observations.
+        """The q-quantile, interpolated linearly inside its bucket as in Prometheus; NaN if there are no observations.
 
-        What lies in the last, infinite bucket is given as its lower bound.
+        In the last, infinite bucket it is the bucket's lower bound.
         """
         rank, seen, low = q * self.count, 0.0, 0.0
         for bound, count in zip(self.bounds, self.counts, strict=True):
@@ -148,11 +148,11 @@ class Delta:
     after: Scrape
 
     def count(self, name: str, **labels: str) -> Count | None:
-        """Increase of a counter; None where the server does not have it."""
+        """Increase of a counter; None if the server does not have it."""
         return self._increase(_sample(self.after.samples, name), _created(self.after.samples, name), labels)
 
     def histogram(self, name: str, **labels: str) -> Histogram | None:
-        """What a histogram gathered; None where the server does not have it."""
+        """Observations of a histogram; None if the server does not have it."""
         samples = self.after.samples
         base = name if f"{name}_count" in samples else OLDER.get(name, name)
         created = f"{base}_created"
@@ -160,18 +160,17 @@ class Delta:
         total = self._increase(f"{base}_sum", created, labels)
         if count is None or total is None:
             return None
-        # the first scrape may hold series that are gone
+        # the first scrape may contain series that are gone now
         series = (*samples[f"{base}_bucket"], *self.before.samples.get(f"{base}_bucket", ()))
-        written = {dict(labels)["le"] for labels in series}
-        bounds = sorted(written, key=float)
-        rising = [self._increase(f"{base}_bucket", created, {**labels, "le": bound}) for bound in bounds]
-        values = [item.value if item else 0.0 for item in rising]
-        counts = tuple(b - a for a, b in zip([0.0, *values], values, strict=False))
+        bounds = sorted({dict(labels)["le"] for labels in series}, key=float)
+        increases = [self._increase(f"{base}_bucket", created, {**labels, "le": bound}) for bound in bounds]
+        cumulative = [item.value if item else 0.0 for item in increases]
+        counts = tuple(b - a for a, b in zip([0.0, *cumulative], cumulative, strict=False))
         return Histogram(tuple(map(float, bounds)), counts, total.value, count.reset or total.reset)
 
     def _increase(self, sample: str, created: str, labels: Mapping[str, str]) -> Count | None:
-        new = _having(self.after.samples.get(sample, {}), labels)
-        old = _having(self.before.samples.get(sample, {}), labels)
+        new = _matching(self.after.samples.get(sample, {}), labels)
+        old = _matching(self.before.samples.get(sample, {}), labels)
         if not new and not old:
             return None
         value, reset = 0.0, any(key not in new for key in old)
@@ -184,7 +183,7 @@ class Delta:
         return Count(value, reset)
 
     def _restarted(self, created: str, key: Labels) -> bool:
-        """Whether a series was made anew, even if it has already outgrown its old value."""
+        """Whether a series was created again in between, even if its value already exceeds the old one."""
         bare = frozenset(pair for pair in key if pair[0] != "le")
         then = self.before.samples.get(created, {}).get(bare)
         return then is not None and self.after.samples.get(created, {}).get(bare) != then
@@ -194,7 +193,7 @@ def parse(text: str) -> Scrape:
     """Reads the text format of Prometheus.
 
     Raises:
-        BadAnswer: the text is not of that format.
+        BadAnswer: the text is not in that format.
     """
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -208,12 +207,12 @@ def parse(text: str) -> Scrape:
     return Scrape(samples)
 
 
-def _having(series: Mapping[Labels, float], labels: Mapping[str, str]) -> dict[Labels, float]:
+def _matching(series: Mapping[Labels, float], labels: Mapping[str, str]) -> dict[Labels, float]:
     return {key: value for key, value in series.items() if labels.items() <= key}
 
 
 def _sample(samples: Samples, name: str) -> str:
-    """The name under which the server lists a counter or gauge; an absent one keeps the name asked for."""
+    """The server's name of a counter or gauge; the requested name if it is absent."""
     names = (name, OLDER.get(name, name))
     return next((form for n in names for form in (f"{n}_total", n) if form in samples), f"{name}_total")
 
@@ -223,7 +222,7 @@ def _created(samples: Samples, name: str) -> str:
 
 
 def _tokens(info: Mapping[str, str]) -> int:
-    """Capacity of one engine; earlier versions give blocks only."""
+    """Capacity of one engine in tokens; earlier versions of vLLM report only blocks."""
     if info.get("kv_cache_size_tokens", "None") != "None":
         return int(info["kv_cache_size_tokens"])
     return int(info["num_gpu_blocks"]) * int(info["block_size"])

@@ -1,13 +1,15 @@
-"""The page that an experiment on several servers leaves: what was measured on what, tables, refusals, how to read."""
+"""Pages of the experiments on vLLM servers: versions and hardware, tables, numbers and bar figures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from kvbench.config.text import counted
+from kvbench.report import style
 from kvbench.report.format import Table
 from kvbench.runs.store import Record
-from kvbench.vllm.about import about
 from kvbench.vllm.campaign import of_kind
 
 
@@ -19,9 +21,9 @@ def write(
     Args:
         folder: the run's.
         title: of the page.
-        rows: all of a `Campaign`, with those of servers that did not start.
+        rows: all rows of a `Campaign`, those of servers that did not start included.
         parts: tables, and lines between them.
-        guide: how to read them, a line each.
+        guide: how to read them, one line each.
 
     Returns:
         The file.
@@ -31,7 +33,7 @@ def write(
     refused = [f"- {row['setup']}: {row['refused']}" for row in rows if "refused" in row]
     lines = [f"# {title}", ""]
     lines += [*(f"- **{note}**" for note in notes), ""] if notes else []
-    lines += about(of_kind(rows, "setup"), measured)
+    lines += provenance(of_kind(rows, "setup"), measured)
     lines += [part if isinstance(part, str) else part.markdown() for part in parts]
     lines += ["### Refused by vLLM", "", *refused, ""] if refused else []
     lines += ["## How to read", "", *(f"- {line}" for line in guide), ""]
@@ -39,3 +41,99 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
+
+
+def provenance(servers: Sequence[Record], rows: Sequence[Record]) -> list[str]:
+    """Lines of Markdown with date, versions and hardware, and each server's flags and KV cache.
+
+    Args:
+        servers: facts of the servers, one row each; labelled by `setup` if there are several.
+        rows: all rows measured on them.
+    """
+    days = sorted({row["time"][:10] for row in [*servers, *rows] if "time" in row})
+    lines = [f"Measured {' to '.join(dict.fromkeys((days[0], days[-1])))}."] if days else []
+    lines += dict.fromkeys(_machine(facts) for facts in servers)
+    for facts in servers:
+        name = f"{facts['setup']}: " if facts.get("setup") else ""
+        lines.append(name + "; ".join([_cache(facts["capacity"]), *_flags(facts)]))
+    loads = [row["load_average"] for row in rows if "load_average" in row]
+    if loads:
+        lines.append(
+            f"Load average of the client's machine while measuring: {min(loads):.1f} to {max(loads):.1f}. Times on a "
+            "busy machine scatter; hits do not."
+        )
+    return [*(f"- {line}" for line in lines), ""]
+
+
+def _machine(facts: Record) -> str:
+    package = facts.get("package", "a running server")
+    hardware = f": {facts['hardware']}" if facts.get("hardware") else ""
+    text = f"{facts['model']} on vLLM {facts['vllm']} ({package}), device {facts['device']}{hardware}"
+    if not facts.get("versions"):
+        return f"{text}."
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    threads = facts["variables"].get("OMP_NUM_THREADS")
+    used = f", {counted(int(threads), 'thread')}" if threads else ""
+    return f"{text}{used}; {versions}; attention {facts['backend']}."
+
+
+def _cache(capacity: Mapping[str, Any] | None) -> str:
+    if not capacity:
+        return "the server does not report the size of its KV cache"
+    blocks = f"KV cache of {capacity['tokens']:,} tokens in blocks of {capacity['block_size']}"
+    return f"{blocks}, dtype {capacity['dtype']}"
+
+
+def _flags(facts: Record) -> list[str]:
+    return [f"flags `{facts['flags']}`"] if facts.get("flags") else []
+
+
+def number(value: float | None, form: str) -> str:
+    """A formatted number, or a dash if it is unknown."""
+    return "-" if value is None else format(value, form)
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Seconds as milliseconds, or a dash if they are unknown."""
+    if seconds is None:
+        return "-"
+    return f"{1000 * seconds:,.0f}" if seconds >= 0.01 else f"{1000 * seconds:.2f}"
+
+
+def scaled(value: float | None, factor: float) -> float | None:
+    """A value in another unit; None if it is unknown."""
+    return None if value is None else factor * value
+
+
+def bar_figure(panels: Mapping[str, Mapping[str, Sequence[float | None]]], caption: str) -> style.Figure:
+    """Horizontal bars, one panel per quantity and one row per label; the further values of a row are lighter bars.
+
+    Args:
+        panels: by title the values of each label; None is unknown and not drawn.
+        caption: small print below.
+    """
+    count = max(len(bars) for bars in panels.values())
+    figure, all_axes = style.panels(len(panels), height=0.9 + 0.24 * count)
+    for axes, (title, bars) in zip(all_axes, panels.items(), strict=True):
+        for row, values in enumerate(bars.values()):
+            known = [(order, value) for order, value in enumerate(values) if value is not None]
+            # the longest first, so that the shorter ones stay visible on top of it
+            for order, value in sorted(known, key=lambda item: -item[1]):
+                axes.barh(row, value, color=style.COLOURS[0], alpha=1.0 if order == 0 else 0.35)
+            text = ", ".join("-" if value is None else _short(value) for value in values)
+            end = max((value for _, value in known), default=0.0)
+            axes.text(end, row, f"  {text}", va="center", fontsize=8)
+        axes.set_yticks(range(len(bars)), list(bars))
+        axes.set_ylim(len(bars) - 0.4, -0.6)
+        longest = max(
+            (value for values in bars.values() for value in values if value is not None), default=0.0
+        )
+        axes.set_xlim(0, 1.35 * max(longest, 1e-9))
+        axes.grid(visible=False, axis="y")
+        axes.set_title(title)
+    figure.supxlabel(style.wrapped(figure, caption), fontsize=8)
+    return figure
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""The samples of a run's tasks as prompts for a server: the same tokens that the other methods are given."""
+"""Samples of a run's tasks as prompts for a server: the same tokens that the compression methods get."""
 
 from __future__ import annotations
 
@@ -12,29 +12,27 @@ from kvbench import tasks
 from kvbench.models.load import ModelConfig, check_folder, locate
 from kvbench.tasks import Prompt, Renderer, Sample, Task
 from kvbench.vllm.arrivals import Session, of_prompts
-from kvbench.vllm.servers import ServersConfig
+from kvbench.vllm.servers import MultiServerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskedConfig(ServersConfig):
-    """The keys of an experiment that asks servers the samples of tasks.
+class PromptsConfig(MultiServerConfig):
+    """The keys of an experiment that sends task samples to servers.
 
     Attributes:
-        model: the model, whose tokenizer makes the prompts; a server that is started serves it.
-        task: per label the entry for `kvbench.tasks.build`.
+        task: by label the entry for `kvbench.tasks.build`.
         seeds: of the task samples.
-        limit: most samples per task, length and seed.
+        limit: maximum number of samples per task, length and seed.
     """
 
-    model: ModelConfig
     task: dict[str, Any]
     seeds: tuple[int, ...] = (0,)
     limit: int | None = None
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One sample and its prompt."""
+class ServedPrompt:
+    """A task sample with its prompt."""
 
     task: Task
     length: int
@@ -45,11 +43,11 @@ class Asked:
 
     @property
     def name(self) -> str:
-        """For progress: `ruler_niah_single_1 2048 #3`."""
+        """Name in progress displays, as `ruler_niah_single_2 2048 #3`."""
         return f"{self.task.label} {self.length} #{self.index}"
 
     def fields(self) -> dict[str, Any]:
-        """What a row says of its prompt; the names are those of accuracy runs."""
+        """The fields of a row that describe its prompt; named as in accuracy runs."""
         return {
             "task": self.task.label,
             "task_family": self.task.family,
@@ -62,15 +60,15 @@ class Asked:
         }
 
 
-def renderer(model: ModelConfig, positions: int) -> Renderer:
-    """Makes prompts with the model's tokenizer, no longer than the server takes; the weights are not loaded.
+def make_renderer(model: ModelConfig, max_context: int) -> Renderer:
+    """A renderer with the model's tokenizer; the weights are not loaded.
 
     Args:
-        model: which.
-        positions: the server's longest context.
+        model: the model.
+        max_context: longest context in tokens that the servers take.
 
     Raises:
-        UserError: no such model.
+        UserError: there is no such model.
     """
     from transformers import AutoTokenizer
 
@@ -80,45 +78,45 @@ def renderer(model: ModelConfig, positions: int) -> Renderer:
     check_folder(where, f"model.path={where}")
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False)
-    return Renderer(tokenizer, model.chat_template, model.system, positions)
+    return Renderer(tokenizer, model.chat_template, model.system, max_context)
 
 
 def numbers_per_token(folder: Path) -> int:
-    """Numbers that the KV cache of the model in a folder holds per token: K and V, all layers and KV heads."""
+    """Numbers per token in the KV cache of the model in a folder: K and V, all layers and KV heads."""
     config = json.loads((folder / "config.json").read_text())
     heads = config["num_attention_heads"]
     dim = config.get("head_dim") or config["hidden_size"] // heads
     return 2 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * dim
 
 
-def ask(
-    entries: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], limit: int | None, make: Renderer
-) -> Iterator[Asked]:
-    """All samples of the chosen tasks.
+def make_prompts(
+    entries: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], limit: int | None, renderer: Renderer
+) -> Iterator[ServedPrompt]:
+    """All samples of the selected tasks.
 
     Args:
-        entries: per label what `kvbench.tasks.build` takes.
+        entries: by label the argument of `kvbench.tasks.build`.
         seeds: of the samples.
-        limit: most samples per task, length and seed.
-        make: renders them.
+        limit: maximum number of samples per task, length and seed.
+        renderer: makes the prompts.
 
     Raises:
-        UserError: a task that is not configured right, or longer than the server takes.
+        UserError: an invalid task, or a prompt beyond the servers' context.
     """
     for label, entry in entries.items():
         task = tasks.build(label, entry)
         count = min(task.config.samples, limit or task.config.samples)
         for length in task.config.length:
             for seed in seeds if task.config.seeded else seeds[:1]:
-                for index, sample in enumerate(task.samples(count, seed, length, make)):
-                    yield Asked(task, length, seed, index, sample, make.render(sample))
+                for index, sample in enumerate(task.samples(count, seed, length, renderer)):
+                    yield ServedPrompt(task, length, seed, index, sample, renderer.render(sample))
 
 
-def sessions(asked: Sequence[Asked], gap: float = 0.0) -> list[Session]:
-    """The prompts as a load: the turns of a conversation are one session, every other sample one of its own."""
+def sessions(prompts: Sequence[ServedPrompt], gap: float = 0.0) -> list[Session]:
+    """The prompts as a load: the turns of a conversation form one session, every other sample its own."""
 
-    def session(item: Asked) -> str:
+    def session(item: ServedPrompt) -> str:
         number = item.sample.meta.get("conversation", f"#{item.index}")
         return f"{item.task.label} {item.length} {item.seed} {number}"
 
-    return of_prompts(((session(a), a.prompt.ids, a.sample.max_new_tokens) for a in asked), gap)
+    return of_prompts(((session(item), item.prompt.ids, item.sample.max_new_tokens) for item in prompts), gap)

@@ -1,104 +1,112 @@
-"""Several servers to compare: one configuration, and what each changes in it."""
+"""Servers to compare: one shared configuration, and what each server changes in it."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kvbench.config.errors import UserError
 from kvbench.config.typed import build
+from kvbench.models.load import ModelConfig
 from kvbench.vllm import environment
-from kvbench.vllm.config import ServingConfig
+from kvbench.vllm.config import ServerConfig
 from kvbench.vllm.driver import Driver
 from kvbench.vllm.environment import Environment
 from kvbench.vllm.launcher import Server
 
 CPU_FP8 = "functional check only (truncating CPU kernel)"
 # settings that cannot change a number
-_PLACES = ("base_url", "api_key_env", "served_model", "timeout", "model", "python", "start_timeout")
+_NOT_IN_IDENTITY = (
+    "base_url", "api_key_env", "served_model", "timeout", "model", "python", "start_timeout",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServersConfig:
-    """The keys that every experiment on several servers has.
+class MultiServerConfig:
+    """The keys of every experiment on several servers.
 
     Attributes:
         run_dir: where the results go.
-        serving: keys of `ServingConfig` for all servers.
-        setups: per label the keys that differ, and `scales`.
+        serving: keys of `ServerConfig` for all servers.
+        setups: by label the keys that differ, and `scales`.
+        model: the model that a started server serves, and whose tokenizer makes the prompts.
     """
 
     run_dir: str
     serving: dict[str, Any]
     setups: dict[str, Any]
+    model: ModelConfig
 
 
 @dataclass(frozen=True)
-class Setup:
-    """One server.
+class ServerSpec:
+    """One server to measure on.
 
     Attributes:
         label: its name in tables.
-        serving: how it is started, or where it runs.
-        scales: its checkpoint holds calibrated scales of the KV cache.
+        config: how it is started, or where it runs.
+        scales: whether its checkpoint holds calibrated scales of the KV cache.
     """
 
     label: str
-    serving: ServingConfig
+    config: ServerConfig
     scales: bool = False
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """What of it can change a number, versions included; a server that runs elsewhere is asked for its own.
+        """The part of a row's id that depends on the server: settings and versions; a running server reports its own.
 
         Raises:
-            ServingError: no vLLM, or nobody there.
+            ServingError: there is no vLLM, or the server is not reachable.
         """
-        own = {name: value for name, value in asdict(self.serving).items() if name not in _PLACES}
-        if self.serving.base_url:
-            return {"running": True, "vllm": asyncio.run(_version(self.serving)), "scales": self.scales}
+        if self.config.base_url:
+            return {"running": True, "vllm": asyncio.run(_version(self.config)), "scales": self.scales}
+        settings = {
+            name: value for name, value in asdict(self.config).items() if name not in _NOT_IN_IDENTITY
+        }
         return {
-            **own,
-            "versions": dict(_environment(self.serving.python).versions),
+            **settings,
+            "versions": dict(_environment(self.config.python).versions),
             "scales": self.scales,
         }
 
     def check(self) -> None:
-        """Refuses, before anything starts, what would fail late or give garbage.
+        """Rejects, before anything starts, settings that would fail late or produce garbage.
 
         Raises:
-            ServingError: names the key and what is allowed.
+            ServingError: a setting that the server does not support.
         """
-        if not self.serving.base_url:
-            environment.check(self.serving, _environment(self.serving.python))
+        if not self.config.base_url:
+            environment.check(self.config, _environment(self.config.python))
 
 
-def setups(serving: Mapping[str, Any], entries: Mapping[str, Any]) -> list[Setup]:
-    """Servers by label.
+def server_specs(serving: Mapping[str, Any], setups: Mapping[str, Any]) -> list[ServerSpec]:
+    """The servers, in order.
 
     Args:
-        serving: keys of `ServingConfig` for all of them.
-        entries: per label the keys that differ, and `scales`.
+        serving: keys of `ServerConfig` for all of them.
+        setups: by label the keys that differ, and `scales`.
 
     Raises:
-        UserError: an unknown key, or one address for several servers.
+        UserError: an unknown key, or the same address for several servers.
     """
-    if not entries:
+    if not setups:
         raise UserError("setups: empty, give setups: {NAME: {kv_cache_dtype: ...}}")
     found = []
-    for label, entry in entries.items():
+    for label, entry in setups.items():
         if not isinstance(entry, Mapping | None):
             raise UserError(f"setups.{label}: {entry!r} is not a set of keys")
-        own = dict(entry or {})
-        scales = own.pop("scales", False)
+        changes = dict(entry or {})
+        scales = changes.pop("scales", False)
         if not isinstance(scales, bool):
             raise UserError(f"setups.{label}.scales: {scales!r} is not true or false")
-        found.append(Setup(label, build(ServingConfig, {**serving, **own}, f"setups.{label}"), scales))
-    urls = [setup.serving.base_url for setup in found if setup.serving.base_url]
+        config = build(ServerConfig, {**serving, **changes}, f"setups.{label}")
+        found.append(ServerSpec(label, config, scales))
+    urls = [spec.config.base_url for spec in found if spec.config.base_url]
     if len(set(urls)) < len(urls):
         raise UserError(
             "serving.base_url: one running server cannot be several setups; give each its own, as "
@@ -107,23 +115,28 @@ def setups(serving: Mapping[str, Any], entries: Mapping[str, Any]) -> list[Setup
     return found
 
 
-def with_model(setup: Setup, folder: Path) -> Setup:
-    """The setup on an experiment's checkpoint, unless it has one of its own or runs already."""
-    if setup.serving.base_url or setup.serving.model:
-        return setup
-    return replace(setup, serving=replace(setup.serving, model=str(folder)))
+def with_model(spec: ServerSpec, folder: Path) -> ServerSpec:
+    """The server with a checkpoint to serve, unless it has a model of its own or already runs."""
+    if spec.config.base_url or spec.config.model:
+        return spec
+    return replace(spec, config=replace(spec.config, model=str(folder)))
+
+
+def max_context(specs: Sequence[ServerSpec]) -> int:
+    """Longest context in tokens that all servers take."""
+    return min(spec.config.max_model_len for spec in specs)
 
 
 def device(server: Server) -> str:
-    """What a server runs on: cpu, cuda, or `not given` for one that runs elsewhere and does not show it."""
+    """Kind of device of a server: cpu, cuda, or `not given` for a running one that does not show it."""
     known = server.facts.get("device")
     return known or ("cpu" if "cpu" in str(server.facts.get("vllm")) else "not given")
 
 
 def cache_bits(server: Server, numbers_per_token: int) -> float | None:
-    """Bits per number of the KV cache, from its memory and capacity; None where the server does not say its memory.
+    """Bits per number in the KV cache, from its memory and capacity; None if the server does not report its memory.
 
-    The dtype that the server names is not enough: a checkpoint with scales makes "auto" FP8.
+    The dtype that the server reports is not enough: with a checkpoint that has scales, "auto" is FP8.
     """
     capacity = server.facts.get("capacity")
     if not capacity or not capacity["memory_bytes"]:
@@ -131,19 +144,19 @@ def cache_bits(server: Server, numbers_per_token: int) -> float | None:
     return 8 * capacity["memory_bytes"] / (capacity["tokens"] * numbers_per_token)
 
 
-def note(server: Server, setup: Setup) -> str:
-    """What must be said beside the setup's numbers, "" if nothing."""
-    fp8 = setup.scales or setup.serving.kv_cache_dtype.startswith("fp8")
+def note(server: Server, spec: ServerSpec) -> str:
+    """A warning to show with the server's numbers, "" if there is none."""
+    fp8 = spec.scales or spec.config.kv_cache_dtype.startswith("fp8")
     return CPU_FP8 if fp8 and device(server) == "cpu" else ""
 
 
-# asked for once per command: starting a Python takes its time
+# cached per process: starting another Python is slow
 @functools.cache
 def _environment(python: str) -> Environment:
     return environment.find(python)
 
 
-async def _version(cfg: ServingConfig) -> str | None:
+async def _version(cfg: ServerConfig) -> str | None:
     assert cfg.base_url is not None
     async with Driver(cfg.base_url, cfg.served_model) as driver:
         return await driver.version()

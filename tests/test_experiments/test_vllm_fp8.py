@@ -7,9 +7,9 @@ import os
 import pytest
 
 from kvbench.config.errors import UserError
+from kvbench.experiments.vllm_fp8 import logprob_kl
 from kvbench.experiments.vllm_fp8 import report as fp8_report
 from kvbench.runs.store import Store
-from kvbench.vllm import logprob_kl
 from kvbench.vllm.servers import CPU_FP8
 
 SMALL = (

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kvbench.config.errors import UserError
-from kvbench.experiments.vllm_load import run as loadrun
+from kvbench.experiments.vllm_load import report
 from kvbench.runs.store import Store
 
 SMALL = (
@@ -88,5 +88,5 @@ def test_unknown_numbers_are_dashes():
     row |= {f"{name}_p{p}_s": None for name in ("ttft", "per_token") for p in (50, 90, 99)}
     row |= {f"server_{name}": None for name in ("prefix_hits", "prefix_queries", "preemptions")}
     row |= {f"server_{name}_s": None for name in ("ttft_p50", "ttft_p90", "per_token_p50")}
-    (line,) = loadrun.table([row], "cpu").rows
+    (line,) = report.table([row], "cpu").rows
     assert line == ["a", "at once", "1", "1", "0%", "0.000", *"-----", "0.0", *"------", ""]

@@ -5,7 +5,7 @@ from kvbench_testing.fake_vllm import FakeVllm
 
 from kvbench.cli.main import main
 from kvbench.experiments.vllm_prefix_caching import report as prefix_report
-from kvbench.experiments.vllm_prefix_caching.run import Prompts, predicted
+from kvbench.experiments.vllm_prefix_caching.random_prompts import RandomPrompts, predicted_hits
 from kvbench.runs.store import Store
 
 SMALL = ("prefix=[40,96]", "suffix=[7]", "concurrency=[1,3]", "gap=[0.0]", "grain=[31,32,70]", "requests=4")
@@ -36,15 +36,15 @@ def rows(folder, kind="grid"):
     ],
 )
 def test_prediction(shared, suffix, block, expected):
-    assert predicted(shared, suffix, block) == expected
+    assert predicted_hits(shared, suffix, block) == expected
 
 
 def test_prompts_share_the_prefix_and_nothing_more():
-    prompts = Prompts(list(range(100, 160)), seed=3)
-    asked = [prompts.shared("a", 50) + prompts.own(number, 4) for number in range(20)]
+    prompts = RandomPrompts(list(range(100, 160)), seed=3)
+    asked = [prompts.prefix("a", 50) + prompts.suffix(number, 4) for number in range(20)]
     assert len({tuple(ids[:50]) for ids in asked}) == 1
     assert len({ids[50] for ids in asked}) == 20
-    assert prompts.shared("a", 50) == prompts.shared("a", 50) != prompts.shared("b", 50)
+    assert prompts.prefix("a", 50) == prompts.prefix("a", 50) != prompts.prefix("b", 50)
 
 
 def test_hits_times_and_tables(tmp_path, capsys):

@@ -13,6 +13,8 @@ from kvbench.claude.rag.corpus import questions  # noqa: E402
 from kvbench.claude.rag.sizes import Sizes  # noqa: E402
 from kvbench.config.errors import UserError  # noqa: E402
 from kvbench.experiments.vllm_rag import workload as rag  # noqa: E402
+from kvbench.experiments.vllm_rag.config import LAYOUTS, Workload  # noqa: E402
+from kvbench.experiments.vllm_rag.steps import GraphStep, by_node  # noqa: E402
 from kvbench.runs.store import Store  # noqa: E402
 
 SIZES = Sizes(passage=60, overlap=0, passages=2)
@@ -22,11 +24,11 @@ SIZES = Sizes(passage=60, overlap=0, passages=2)
 def ran():
     """Two turns of every layout: (steps, turns, bodies)."""
     retriever, found = rag.Retriever(SIZES), {}
-    for layout in rag.LAYOUTS:
+    for layout in LAYOUTS:
         with FakeVllm(block_size=16) as fake:
             chat = rag.chat_model(fake.url, "fake", salt=layout, max_tokens=12, timeout=30)
-            workload = rag.Workload(turns=2, sizes=SIZES, grades="model")
-            steps, turns = rag.run(layout, chat, workload, retriever.tool, cached_known=True)
+            workload = Workload(turns=2, sizes=SIZES, grades="model")
+            steps, turns = rag.run(layout, chat, workload, retriever.tool, reports_cached=True)
             found[layout] = steps, turns, fake.bodies
     return found
 
@@ -68,10 +70,10 @@ def test_append_only_finds_everything_but_its_tail_and_the_article_does_not(ran)
     # what is new, and the whole blocks' remainder
     grown = [b - a + 16 for a, b in itertools.pairwise(prompts)]
     assert all(new <= most for new, most in zip(computed("append_only")[1:], grown, strict=True))
-    by_layout = {layout: rag.by_node(ran[layout][0])[-1] for layout in rag.LAYOUTS}
+    by_layout = {layout: by_node(ran[layout][0])[-1] for layout in LAYOUTS}
     assert by_layout["append_only"]["hit_rate"] > by_layout["article_graph"]["hit_rate"] > 0
     # prompts to grade and to rewrite have beginnings of their own
-    nodes = {row["node"]: row for row in rag.by_node(ran["article_graph"][0])}
+    nodes = {row["node"]: row for row in by_node(ran["article_graph"][0])}
     assert nodes["rewrite"]["cached_tokens"] == 0 and nodes["grade"]["hit_rate"] < nodes["search"]["hit_rate"]
 
 
@@ -86,11 +88,11 @@ def test_the_article_grades_the_first_question_on_every_turn(ran):
 
 def test_sums_by_hand():
     steps = [
-        rag.Step("l", 0, 0, "search", 100, 0, 5, 1.0),
-        rag.Step("l", 0, 1, "search", 200, 150, 5, 2.0),
-        rag.Step("l", 0, 1, "answer", 100, None, 5, 3.0),
+        GraphStep("l", 0, 0, "search", 100, 0, 5, 1.0),
+        GraphStep("l", 0, 1, "search", 200, 150, 5, 2.0),
+        GraphStep("l", 0, 1, "answer", 100, None, 5, 3.0),
     ]
-    search, answer, whole = rag.by_node(steps)
+    search, answer, whole = by_node(steps)
     assert (search["prompt_tokens"], search["computed_tokens"], search["hit_rate"]) == (300, 150, 0.5)
     assert answer["hit_rate"] is None and whole["cached_tokens"] is None
     assert whole["seconds"] == 6.0 and whole["requests"] == 3
@@ -103,9 +105,9 @@ def test_a_turn_that_fails_ends_its_conversation_and_is_noted():
         steps, turns = rag.run(
             "corrected",
             chat,
-            rag.Workload(turns=3, sizes=SIZES),
+            Workload(turns=3, sizes=SIZES),
             rag.Retriever(SIZES).tool,
-            cached_known=True,
+            reports_cached=True,
         )
     assert steps == [] and len(turns) == 1
     assert "Connection error" in turns[0].error and turns[0].answer == ""
@@ -117,7 +119,7 @@ def test_the_experiment_agrees_with_the_servers_counters(experiment, tmp_path):
     text, started = experiment("vllm_rag", *options)
     assert started == ["auto"] and experiment("vllm_rag", *options)[1] == []
     rows = [row for row in Store(tmp_path).scan()[0] if row["row"] == "rag"]
-    assert {row["layout"] for row in rows} == set(rag.LAYOUTS)
+    assert {row["layout"] for row in rows} == set(LAYOUTS)
     for row in rows:
         assert [step["node"] for step in row["steps"]] == ["search", "grade", "answer"] * 2
         assert row["server_prefix_hits"] == sum(step["cached_tokens"] for step in row["steps"]) > 0
@@ -143,9 +145,9 @@ def test_a_cut_tool_call_is_a_failed_turn_and_no_answer():
         steps, turns = rag.run(
             "append_only",
             chat,
-            rag.Workload(turns=3, sizes=SIZES),
+            Workload(turns=3, sizes=SIZES),
             rag.Retriever(SIZES).tool,
-            cached_known=True,
+            reports_cached=True,
         )
     assert [step.node for step in steps] == ["search"]
     assert [(turn.answer, turn.error[:15]) for turn in turns] == [("", "ended at search")]
@@ -153,4 +155,4 @@ def test_a_cut_tool_call_is_a_failed_turn_and_no_answer():
 
 def test_queries_are_bounded():
     schema = rag.tool_schema(rag.Retriever(SIZES).tool)
-    assert schema["function"]["parameters"]["properties"]["query"]["maxLength"] == rag.QUERY
+    assert schema["function"]["parameters"]["properties"]["query"]["maxLength"] == rag.MAX_QUERY

@@ -10,7 +10,8 @@ import pytest
 from kvbench_testing.fake_vllm import FakeVllm, tokenize, written
 
 from kvbench.vllm import metrics
-from kvbench.vllm.driver import Answer, Driver
+from kvbench.vllm.answers import Answer
+from kvbench.vllm.driver import Driver
 from kvbench.vllm.errors import BadAnswer, CutOff, NotReady, Rejected, ServingError, TooSlow
 
 PROMPT = "a shared beginning " * 8
@@ -150,7 +151,7 @@ def test_nobody_listens():
             async with Driver(url, "m", patience=0.2) as d:
                 await d.complete("x", max_tokens=1)
 
-        with pytest.raises(NotReady, match="nobody listens there"):
+        with pytest.raises(NotReady, match="no server listens there"):
             asyncio.run(go())
 
 

