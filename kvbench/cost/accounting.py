@@ -1,7 +1,7 @@
-"""What a method's cache takes and moves, from its own budget rule and its own storage.
+"""Bytes that a method's cache holds and moves, from the method's own budget rule and storage.
 
-Sizes are read off tensors without data (torch's meta device) that the method's own code lays out, so that a method has
-a cost model as soon as it is registered, and no formula is written twice.
+Sizes are read off tensors without data (torch's meta device) that the method's code lays out, so that a method has a
+cost model as soon as it is registered and no formula is written twice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
 @dataclass(frozen=True)
 class Work:
-    """Bytes and floating-point operations (a multiply-add is two)."""
+    """Bytes and floating-point operations (a multiply-add counts as two)."""
 
     read: float = 0.0
     written: float = 0.0
@@ -41,21 +41,21 @@ class Work:
         return Work(self.read + other.read, self.written + other.written, self.flops + other.flops)
 
     def times(self, count: float) -> Work:
-        """The same `count` times."""
+        """This work, `count` times."""
         return Work(self.read * count, self.written * count, self.flops * count)
 
 
 @dataclass(frozen=True)
 class Account:
-    """The modelled cost of one sequence under one method; weights are apart.
+    """The modelled cost of one sequence under one method, without weights.
 
     Attributes:
         shape: the model.
         method: its label.
         resolved: the method with its budget.
-        prompt: tokens that are compressed, L.
-        new: tokens that may be appended, M.
-        element: bytes of a number of the model.
+        prompt: compressed tokens, L.
+        new: appended tokens at most, M.
+        element: bytes per number in the model's dtype.
     """
 
     shape: ModelShape
@@ -74,23 +74,23 @@ class Account:
 
     @property
     def resident(self) -> float:
-        """Bytes right after compression, as `bytes_resident` of a run."""
+        """Bytes right after compression; `bytes_resident` in a run."""
         return sum(count * layer.resident(0) for layer, count in self._layers)
 
     @property
     def resident_end(self) -> float:
-        """Bytes after `new` tokens."""
+        """Bytes after `new` appended tokens."""
         return sum(count * layer.resident(self.new) for layer, count in self._layers)
 
     @property
     def step(self) -> Work:
-        """The last and longest decode step."""
+        """The last decode step, which moves the most."""
         return self.at(self.new)
 
     def at(self, token: int) -> Work:
-        """The decode step of one new token, the first being 1: keys, values and auxiliary data.
+        """The decode step of the given new token, counted from 1: keys, values and auxiliary data.
 
-        Reading is what `bytes_read_per_step` of a run counts, and what an update of auxiliary data reads.
+        Bytes read are those of `bytes_read_per_step` in a run plus those that updates of auxiliary data read.
         """
         if not 1 <= token <= self.new:
             raise UserError(f"token: {token} is not in [1, new={self.new}]")
@@ -106,17 +106,17 @@ class Account:
 
     @property
     def compress(self) -> Work:
-        """Choosing and gathering after prefill, by kernels that keep no matrix of scores."""
+        """Choosing and gathering after prefill, with kernels that store no score matrix."""
         return _sum(layer.compress().times(count) for layer, count in self._layers)
 
     def prefill(self, cached: int = 0) -> Work:
-        """The dense prefill of the prompt: products with the weights, causal attention, keys and values written.
+        """Dense prefill of the prompt: products with the weights, causal attention, and writing keys and values.
 
-        Reading the weights, and keys and values once per block of queries, is left out: at any length worth
+        Reads of the weights, and of keys and values for each tile of queries, are not counted: at any length worth
         compressing the products take longer.
 
         Args:
-            cached: tokens at the beginning whose keys and values are already there.
+            cached: tokens at the start of the prompt whose keys and values exist already.
         """
         if not 0 <= cached <= self.prompt:
             raise UserError(f"cached: {cached} is not in [0, prompt={self.prompt}]")
@@ -128,18 +128,18 @@ class Account:
 
     @property
     def exact(self) -> bool:
-        """Whether bytes follow from sizes alone; otherwise data decides, and they are an upper bound up to rounding."""
-        return not any(layer.depends for layer, _ in self._layers)
+        """Whether bytes follow from sizes alone; otherwise data decides, and they are upper bounds up to rounding."""
+        return not any(layer.bound_reasons for layer, _ in self._layers)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know about the figures."""
-        reasons = dict.fromkeys(reason for layer, _ in self._layers for reason in layer.depends)
+        """Remarks for the reader of the figures."""
+        reasons = dict.fromkeys(reason for layer, _ in self._layers for reason in layer.bound_reasons)
         return (*self.resolved.notes, *(f"upper bound: {reason}" for reason in reasons))
 
     @functools.cached_property
     def _layers(self) -> list[tuple[_Layer, int]]:
-        """The different layers, and how many there are of each."""
+        """The distinct layers, with their counts."""
         common = (self.shape, self.resolved, self.prompt, self.new, self.element)
         reuse = getattr(self.resolved.eviction, "n_reuse", 1)
         kinds = Counter((rule, number % reuse == 0) for number, rule in enumerate(self.resolved.rules))
@@ -155,14 +155,14 @@ def account(
     Args:
         method: its name, a configuration entry, or a method.
         shape: the model.
-        prompt: tokens that are compressed. A run with `first_token=compressed` compresses all but the last one.
-        new: tokens that may be generated.
+        prompt: compressed tokens. A run with `first_token=compressed` compresses all but the last prompt token.
+        new: tokens generated at most.
         tokens: the budget; or
         ratio: the fraction retained.
-        element: bytes of a number of the model, 2 or 4.
+        element: bytes per number in the model's dtype, 2 or 4.
 
     Raises:
-        UserError: a name, parameter or budget that does not fit.
+        UserError: an unknown name, or a parameter or budget that is not allowed.
     """
     for name, value in (("prompt", prompt), ("new", new)):
         if value < 1:
@@ -186,9 +186,9 @@ class _Layer:
 
     Attributes:
         rule: its budget.
-        leads: whether it chooses its tokens itself.
-        depends: what about the data its sizes depend on.
-        kept: prompt tokens per KV head; an upper bound if `depends` says so.
+        scores_tokens: False if the layer reuses the tokens of an earlier one.
+        bound_reasons: why sizes depend on the data, so that they are upper bounds; empty if they are exact.
+        kept: prompt tokens per KV head, or their upper bound.
     """
 
     shape: ModelShape
@@ -197,23 +197,23 @@ class _Layer:
     new: int
     element: int
     rule: LayerRule
-    leads: bool
+    scores_tokens: bool
 
     def __post_init__(self) -> None:
         selection, eviction, keep = self.cell.selection, self.cell.eviction, self.rule.keep
-        self.depends: list[str] = []
+        self.bound_reasons: list[str] = []
         self.kept, self.members = self.prompt if keep is None else keep, 0
-        # what the selection's data is about: KV heads, or query heads, and the tokens that each of them keeps
-        self.owners, self.listed = self.shape.kv_heads, self.kept
-        self.own = keep is not None and keep > eviction.window and _own_sets(eviction)
+        # the selection holds data for KV heads, or for query heads, about the tokens that each of them keeps
+        self.select_heads, self.select_tokens = self.shape.kv_heads, self.kept
+        self.per_query_head = keep is not None and keep > eviction.window and _per_query_head(eviction)
         if keep is not None and not eviction.meets_budget:
-            self.depends.append(f"{eviction.name} may keep fewer tokens than its budget")
-        if keep is not None and self.own:
-            self.depends.append("each query head keeps tokens of its own, the union is stored")
+            self.bound_reasons.append(f"{eviction.name} may keep fewer tokens than its budget")
+        if keep is not None and self.per_query_head:
+            self.bound_reasons.append("each query head keeps its own tokens, and their union is stored")
             self.kept = min(self.prompt, keep + (self.shape.group - 1) * (keep - eviction.window))
-            self.members, self.owners = self.shape.heads * self.kept, self.shape.heads
-        if self.rule.read is not None and _own_sets(selection):
-            self.depends.append("each query head reads tokens of its own")
+            self.members, self.select_heads = self.shape.heads * self.kept, self.shape.heads
+        if self.rule.read is not None and _per_query_head(selection):
+            self.bound_reasons.append("each query head reads its own tokens")
         kv = _empty(self.shape.kv_heads, self.kept, self.shape, self.element)
         self.storage = _Storage(self.cell, self.rule, kv, self.new)
         self.retained = 0
@@ -222,20 +222,20 @@ class _Layer:
             self.retained = self.cell.format.store(whole, whole, 1, 0).bytes()[0]
         self.state = None
         if self.rule.read is not None:
-            listed = _empty(self.owners, self.listed, self.shape, self.element)
-            self.state = selection.prepare(listed, listed, 1, self.new)
+            keys = _empty(self.select_heads, self.select_tokens, self.shape, self.element)
+            self.state = selection.prepare(keys, keys, 1, self.new)
 
     @property
     def numbers(self) -> int:
-        """Numbers in the keys and values of one token."""
+        """Numbers in one token's keys and values."""
         return 2 * self.shape.kv_heads * self.shape.head_dim
 
     @property
     def auxiliary(self) -> int:
-        """Bytes of the selection's own data, and of the lists of slots of query heads."""
+        """Bytes of the selection's data and of the query heads' lists of slots."""
         if self.rule.read is None:
             return 0
-        lists = SLOT.itemsize * self.owners * self.listed if self.own else 0
+        lists = SLOT.itemsize * self.select_heads * self.select_tokens if self.per_query_head else 0
         return self.cell.selection.resident_bytes(self.state) + lists
 
     def resident(self, appended: int) -> float:
@@ -247,16 +247,16 @@ class _Layer:
         if self.rule.read is None:
             return added + Work(read=stored, flops=self._flops(count * self.numbers))
         selection = self.cell.selection
-        listed = count - self.kept + self.listed
-        each = slots = selection.slots(self.rule.read, listed)
-        if self.own or _own_sets(selection):
+        candidates = count - self.kept + self.select_tokens
+        each = slots = selection.slots(self.rule.read, candidates)
+        if self.per_query_head or _per_query_head(selection):
             slots = min(count, self.shape.group * each)
-        scored = selection.score_bytes(self.state, listed, self.element)
+        scored = selection.score_bytes(self.state, candidates, self.element)
         updates = selection.append_bytes(self.shape.head_dim, self.element)
-        added += Work(*(self.owners * size for size in updates))
+        added += Work(*(self.select_heads * size for size in updates))
         read = stored * slots / count + scored
-        # an owner's data is for all query heads of its group, or for one
-        numbers = scored / self.element * self.shape.kv_heads / self.owners
+        # data of a KV head serves all query heads of its group, data of a query head only that one
+        numbers = scored / self.element * self.shape.kv_heads / self.select_heads
         return added + Work(read=read, flops=self._flops(each * self.numbers + numbers))
 
     def compress(self) -> Work:
@@ -264,19 +264,19 @@ class _Layer:
         work = Work()
         if self.rule.keep is not None:
             work += Work(kept, self.storage.bytes(0))
-            if self.leads:
+            if self.scores_tokens:
                 work += _choosing(self.cell.eviction, self.shape, self.prompt, self.element)
         if self.state is not None:
             work += Work(kept / 2, self.auxiliary)
         return work
 
     def _flops(self, numbers: float) -> float:
-        # each number that is read is multiplied and added once for every query head of its group
+        # each number read enters one multiply-add per query head of its group
         return 2 * self.shape.group * numbers
 
 
 class _Storage:
-    """Keys and values of one layer in their format, while tokens are appended."""
+    """Keys and values of one layer in their format, as tokens are appended."""
 
     def __init__(self, cell: Resolved, rule: LayerRule, kv: Tensor, new: int) -> None:
         self.kept, self.hold = kv.shape[2], rule.hold
@@ -286,18 +286,18 @@ class _Storage:
             store = cell.format.roll(kv, kv, 1, rule.hold, carried)
         else:
             store = cell.format.store(kv, kv, 1, new)
-        # what grows evenly needs one token to tell by how much
+        # storage that grows by the same bytes per token is measured with one token
         self.even = isinstance(store, Rolling) or store.static
         self.store, self.token = store, kv[:, :, :1]
         self.sizes = [store.bytes()[0]]
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of one more token."""
+        """Bytes per appended token."""
         return self._size(1) - self._size(0)
 
     def count(self, appended: int, dropped: bool = False) -> int:
-        """Slots per KV head, before or after the step has dropped what is beyond its limit."""
+        """Slots per KV head, before or after the step drops those beyond its limit."""
         limit = self.kept + appended if self.hold is None else self.hold + (not dropped)
         return min(self.kept + appended, limit)
 
@@ -313,8 +313,8 @@ class _Storage:
         return self.sizes[appended]
 
 
-def _own_sets(part: Any) -> bool:
-    """Whether query heads of a group choose for themselves."""
+def _per_query_head(part: Any) -> bool:
+    """Whether query heads of a group choose separately."""
     return getattr(part, "heads", None) == "query_head"
 
 
@@ -324,10 +324,10 @@ def _empty(heads: int, tokens: int, shape: ModelShape, element: int) -> Tensor:
 
 
 def _choosing(eviction: Eviction, shape: ModelShape, tokens: int, element: int) -> Work:
-    """The scores of one layer.
+    """Scoring the tokens of one layer.
 
-    Windows of queries, and sums over all queries, are scored in two passes over the keys, as `window_scores` does; what
-    its tiles of queries read again at the same time is taken to come from a cache.
+    Windows of queries, and sums over all queries, take two passes over the keys, as in `window_scores`; keys that its
+    tiles of queries read again at the same time are assumed to come from a cache.
     """
     keys, values = (shape.kv_heads * shape.head_dim * tokens for _ in range(2))
     pairs = shape.heads * shape.head_dim * tokens

@@ -1,4 +1,4 @@
-"""How long a planned run takes on a device at least, and what it needs of it; before the device is rented."""
+"""Minimum time, memory and cost of a planned run on a device, before it is rented."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Duration:
     """A run on one device; `modelled`.
 
     Attributes:
-        prompts: prompts that are prefilled.
-        cells: cells that are measured, dense included.
-        seconds: lower bound: bytes over bandwidth or operations over rate, without loading the model, launches,
+        prompts: prompts prefilled.
+        cells: cells measured, dense included.
+        seconds: lower bound: bytes over bandwidth or operations over rate, without loading the model, kernel launches,
             the choice of tokens and scoring.
         memory: bytes of weights and caches at the largest prompt.
-        usd: rent for these seconds, None where the device has no price.
+        usd: rent for these seconds, None for a device without a price.
     """
 
     prompts: int
@@ -38,27 +38,27 @@ class Duration:
 
 
 def duration(cfg: RunConfig, shape: ModelShape, *devices: Hardware, element: int = 2) -> list[Duration]:
-    """The duration of a run of kind accuracy or efficiency, on each device.
+    """The duration of a run of kind accuracy or efficiency on each device.
 
     Args:
         cfg: the run.
         shape: its model.
         devices: where it runs.
-        element: bytes of a number of the model.
+        element: bytes per number in the model's dtype.
 
     Raises:
-        UserError: another kind.
+        UserError: a run of another kind.
     """
     if cfg.kind not in ("accuracy", "efficiency"):
         raise UserError(f"kind: {cfg.kind} is not one of accuracy, efficiency")
-    reckon = _together if cfg.kind == "accuracy" else _one_by_one
+    prompt_cost = _together if cfg.kind == "accuracy" else _one_by_one
     work = list(_work(cfg, shape, element))
-    found = []
+    durations = []
     for device in devices:
-        parts = [(samples, *reckon(cfg, uses, device)) for samples, uses in work]
+        parts = [(samples, *prompt_cost(cfg, accounts, device)) for samples, accounts in work]
         total = sum(samples * spent for samples, _, spent, _ in parts)
         price = device.usd_per_hour
-        found.append(
+        durations.append(
             Duration(
                 prompts=sum(samples for samples, *_ in parts),
                 cells=sum(samples * cells for samples, cells, *_ in parts),
@@ -67,11 +67,11 @@ def duration(cfg: RunConfig, shape: ModelShape, *devices: Hardware, element: int
                 usd=None if price is None else price * total / 3600,
             )
         )
-    return found
+    return durations
 
 
 def _work(cfg: RunConfig, shape: ModelShape, element: int) -> Iterator[tuple[int, list[Account]]]:
-    """Per task and length the number of prompts, and the cells of one of them."""
+    """Per task and length: the number of prompts, and the cells of one prompt."""
     for label, entry in cfg.task.items():
         task = tasks.build(label, entry).config
         accuracy = cfg.kind == "accuracy"
@@ -84,7 +84,7 @@ def _work(cfg: RunConfig, shape: ModelShape, element: int) -> Iterator[tuple[int
 
 
 def _cells(cfg: RunConfig) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Method and budget of each cell of a prompt, dense first."""
+    """Method and budget of each cell of a prompt; dense comes first."""
     budgets: list[dict[str, Any]] = [{"tokens": n} for n in cfg.budget.tokens]
     budgets += [{"ratio": ratio} for ratio in cfg.budget.ratio]
     yield {"method": "dense"}, {}
@@ -95,32 +95,32 @@ def _cells(cfg: RunConfig) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
                 yield entry, budget
 
 
-def _together(cfg: RunConfig, uses: list[Account], device: Hardware) -> tuple[int, float, float]:
-    """Cells, seconds and bytes of one prompt whose cells are decoded as one batch of rows."""
-    dense, others = uses[0], uses[1:]
+def _together(cfg: RunConfig, accounts: list[Account], device: Hardware) -> tuple[int, float, float]:
+    """Cells, seconds and bytes of one prompt whose cells are decoded together."""
+    dense, others = accounts[0], accounts[1:]
     shape, element, bandwidth, rate = dense.shape, dense.element, device.bandwidth(), device.flops()
     copies = 2 if cfg.kl else 1
-    blocks = math.ceil((1 + copies * len(others)) / cfg.decode.block_rows)
+    batches = math.ceil((1 + copies * len(others)) / cfg.decode.block_rows)
     weights = shape.weights_read(element)
     products = 2 * cfg.decode.block_rows * shape.weights_read(1)
-    caches = [dense.mean_step(), *(use.mean_step().times(copies) for use in others)]
-    step = blocks * max(weights / bandwidth, products / rate) + sum(
+    caches = [dense.mean_step(), *(cell.mean_step().times(copies) for cell in others)]
+    step = batches * max(weights / bandwidth, products / rate) + sum(
         seconds(work, bandwidth, rate) for work in caches
     )
     spent = seconds(dense.prefill(), bandwidth, rate) + dense.new * step
-    spent += sum(seconds(use.compress, bandwidth, rate) for use in others)
-    # what is not evicted is shared with the snapshot, and what is kept by the two rows of a cell
+    spent += sum(seconds(cell.compress, bandwidth, rate) for cell in others)
+    # cells that evict nothing share the snapshot's keys and values; the two rows of a cell share what it keeps
     whole = shape.kv_bytes(dense.prompt, element)
-    own = [use.resident_end - (whole if use.kept == use.prompt else 0) for use in others]
-    return len(uses), spent, decode_peak(dense) + sum(max(0, extra) for extra in own)
+    extra = [cell.resident_end - (whole if cell.kept == cell.prompt else 0) for cell in others]
+    return len(accounts), spent, decode_peak(dense) + sum(max(0, size) for size in extra)
 
 
-def _one_by_one(cfg: RunConfig, uses: list[Account], device: Hardware) -> tuple[int, float, float]:
-    """The same where every method and batch size is measured alone, after one prefill."""
+def _one_by_one(cfg: RunConfig, accounts: list[Account], device: Hardware) -> tuple[int, float, float]:
+    """The same for one prefill after which every method and batch size is measured alone."""
     spent, memory = 0.0, 0.0
-    for use in uses:
-        spent += estimate(use, device).compress_s
+    for cell in accounts:
+        spent += estimate(cell, device).compress_s
         for batch in cfg.efficiency.batch:
-            spent += use.new * estimate(use, device, batch).step_s
-            memory = max(memory, decode_peak(use, batch) + use.shape.kv_bytes(use.prompt, use.element))
-    return len(uses) * len(cfg.efficiency.batch), spent + estimate(uses[0], device).prefill_s, memory
+            spent += cell.new * estimate(cell, device, batch).step_s
+            memory = max(memory, decode_peak(cell, batch) + cell.shape.kv_bytes(cell.prompt, cell.element))
+    return len(accounts) * len(cfg.efficiency.batch), spent + estimate(accounts[0], device).prefill_s, memory

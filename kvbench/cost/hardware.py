@@ -1,4 +1,4 @@
-"""What a device can do: memory, bandwidth, arithmetic and rental price, as data in conf/hardware."""
+"""Devices: memory, bandwidth, arithmetic and rental price, as data in conf/hardware."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MIB = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """A rate as the vendor gives it, and as programs reach it.
+    """A rate as the vendor states it and as programs reach it.
 
     Attributes:
-        peak: of the datasheet.
-        attainable: of a measurement.
-        source: keys into the file's `sources`, first of peak, then of attainable.
+        peak: from the datasheet.
+        attainable: from a measurement.
+        source: keys into the file's `sources`, that of peak first, then that of attainable.
     """
 
     peak: float | None = None
@@ -32,10 +32,10 @@ class Rate:
     source: str
 
     def of(self, peak: bool) -> float:
-        """The rate to reckon with.
+        """The peak rate, or the attainable one.
 
         Raises:
-            UserError: the datasheet's is asked for, and there is none.
+            UserError: no peak rate is known.
         """
         if peak and self.peak is None:
             raise UserError("peak: this device was measured, it has no datasheet figures; leave peak out")
@@ -44,7 +44,7 @@ class Rate:
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """Rent of one device.
+    """Rental price of one device.
 
     Attributes:
         usd_per_hour: on demand, without discounts.
@@ -60,14 +60,14 @@ class Hardware:
     """A device.
 
     Attributes:
-        name: as in conf/hardware.
+        name: its name in conf/hardware.
         title: its full name.
-        memory_mib: MiB that the driver reports.
+        memory_mib: MiB as reported by the driver.
         memory_source: key into `sources`.
-        bandwidth_gb_s: GB/s (10^9) of reading memory.
+        bandwidth_gb_s: GB/s (10^9) when reading memory.
         tflops: TFLOP/s (10^12) of dense bf16 products, accumulated in fp32.
-        rent: what an hour costs, None where it is not known.
-        sources: what was read or run where, and when.
+        rent: price per hour, None if unknown.
+        sources: what was read or run, where and when.
     """
 
     name: str
@@ -88,37 +88,37 @@ class Hardware:
 
     @property
     def memory(self) -> float:
-        """Bytes."""
+        """Memory in bytes."""
         return self.memory_mib * MIB
 
     @property
     def usd_per_hour(self) -> float | None:
-        """Rental price, None where it is not known."""
+        """Rental price, None if unknown."""
         return self.rent.usd_per_hour if self.rent else None
 
     def bandwidth(self, peak: bool = False) -> float:
-        """Bytes per second, attainable or of the datasheet."""
+        """Bytes per second, attainable or from the datasheet."""
         return self.bandwidth_gb_s.of(peak) * 1e9
 
     def flops(self, peak: bool = False) -> float:
-        """Floating-point operations per second, attainable or of the datasheet."""
+        """Floating-point operations per second, attainable or from the datasheet."""
         return self.tflops.of(peak) * 1e12
 
 
 def hardware_names(config_dirs: Sequence[str] = ()) -> list[str]:
-    """The devices that there are."""
+    """Names of all known devices."""
     return Groups(tuple(config_dirs)).options(GROUP)
 
 
 def hardware(name: str, config_dirs: Sequence[str] = ()) -> Hardware:
-    """A device.
+    """Load a device.
 
     Args:
-        name: a file of conf/hardware or of the user's folders, or the path of a YAML file.
+        name: a file in conf/hardware or in the user's folders, or the path of a YAML file.
         config_dirs: the user's configuration folders.
 
     Raises:
-        UserError: there is none of that name, or its file is not right.
+        UserError: an unknown name or an invalid file.
     """
     known = hardware_names(config_dirs)
     if name in known and (file := Groups(tuple(config_dirs)).file(GROUP, name)):

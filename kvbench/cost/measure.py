@@ -1,4 +1,4 @@
-"""What this machine's memory and arithmetic can do, measured: `kvbench doctor --bandwidth`."""
+"""Measures this machine's memory and arithmetic: `kvbench doctor --bandwidth`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from kvbench.runs import provenance
 
 NAME = "this_machine"
 REPEATS = 15
-SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices
+SIDE = {"cpu": 2048, "cuda": 8192}  # rows of the square matrices
 
 
 @torch.inference_mode()
 def measure() -> Hardware:
-    """Time reads of memory and bf16 products on the GPU if there is one, else on the CPU: a quarter of a minute.
+    """Time memory reads and bf16 products on the GPU if there is one, else on the CPU; takes about 15 seconds.
 
-    The medians of reading 256 MiB that no cache holds, and of a product of square matrices of random numbers.
+    Takes medians of reading 256 MiB of uncached memory and of multiplying square matrices of random numbers.
     """
     device = place()
     clock = Clock(device, REPEATS)
@@ -55,7 +55,7 @@ def place() -> torch.device:
 
 
 def description(device: Hardware) -> str:
-    """The YAML of a measured device, for a user's own conf/hardware."""
+    """A measured device as YAML, for the user's conf/hardware."""
     rates = {
         name: {"attainable": rate.attainable, "source": rate.source}
         for name, rate in (("bandwidth_gb_s", device.bandwidth_gb_s), ("tflops", device.tflops))

@@ -1,7 +1,7 @@
-"""Time, memory and money of a modelled sequence on a device. Every figure here is `modelled`.
+"""Time, memory and money of a modelled sequence on a device; every figure is `modelled`.
 
-A decode step takes max(bytes / bandwidth, operations / rate) for the weights and the same for the caches. That is a
-lower bound: launches, the choice of tokens, sampling and a scheduler come on top.
+A decode step takes max(bytes / bandwidth, operations / rate) for the weights plus the same for the caches. That is a
+lower bound: kernel launches, the choice of tokens, sampling and a scheduler come on top.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from kvbench.cost.hardware import Hardware
 if TYPE_CHECKING:
     from kvbench.cost.accounting import Account, Work
 
-USABLE = 0.9  # share of the memory for weights and caches; the rest is for activations and the driver
+USABLE = 0.9  # share of memory for weights and caches; activations and the driver need the rest
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a batch of equal sequences costs; `modelled`.
+    """The cost of a batch of equal sequences; `modelled`.
 
     Attributes:
         batch: sequences decoded together.
-        step_s: seconds of a decode step, mean over the new tokens.
+        step_s: seconds per decode step, mean over the new tokens.
         prefill_s: seconds of one sequence's prefill.
-        compress_s: seconds of its compression.
-        request_s: seconds of the device that one sequence takes, steps shared with the batch.
-        memory: bytes that must fit while decoding.
-        fits: whether they fit with the share of the memory that may be used.
-        bound: what limits a decode step.
-        usd_per_hour: rental price, or None.
-        new: tokens that each sequence generates.
+        compress_s: seconds of one sequence's compression.
+        request_s: device seconds per sequence, with steps shared by the batch.
+        memory: peak bytes while decoding.
+        fits: whether they fit into the usable share of the memory.
+        bound: what limits a decode step, "bandwidth" or "compute".
+        usd_per_hour: rental price, None if unknown.
+        new: tokens generated per sequence.
     """
 
     batch: int
@@ -48,128 +48,132 @@ class Estimate:
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens of all sequences together per second, while decoding."""
+        """Tokens per second of all sequences together while decoding."""
         return self.batch / self.step_s
 
     @property
     def usd_per_million_tokens(self) -> float | None:
-        """Dollars per million generated tokens, decoding alone."""
+        """Dollars per million generated tokens, for decoding alone."""
         return usd_per_million(self.tokens_per_s, self.usd_per_hour)
 
     @property
     def usd_per_request(self) -> float | None:
-        """Dollars per sequence, prefill and compression included."""
+        """Dollars per sequence, including prefill and compression."""
         return None if self.usd_per_hour is None else self.usd_per_hour * self.request_s / 3600
 
 
 def estimate(
-    use: Account, device: Hardware, batch: int = 1, *, usd_per_hour: float | None = None, kv_passes: int = 1,
+    account: Account, device: Hardware, batch: int = 1, *, usd_per_hour: float | None = None, kv_passes: int = 1,
     peak: bool = False, cached: int = 0, usable: float = USABLE, weight_element: float | None = None,
 ) -> Estimate:  # fmt: skip
     """Time, memory and money of a batch.
 
     Args:
-        use: one sequence, from `account`.
+        account: one sequence, from `kvbench.cost.account`.
         device: where it runs.
         batch: sequences decoded together.
-        usd_per_hour: instead of the device's rental price.
-        kv_passes: how often a step reads what it reads of the cache; the group size for a baseline that reads keys
-            and values once per query head.
-        peak: reckon with the datasheet's figures.
-        cached: tokens at the prompt's beginning whose keys and values a prefix cache holds.
-        usable: share of the memory that may be used.
-        weight_element: bytes of a weight, where it is not the model's element.
+        usd_per_hour: overrides the device's rental price.
+        kv_passes: times a step reads its part of the cache; the group size for a baseline that reads keys and values
+            once per query head.
+        peak: use the datasheet's figures.
+        cached: tokens at the start of the prompt whose keys and values come from a prefix cache.
+        usable: share of the memory for weights and caches.
+        weight_element: bytes per weight, if not the model's element.
     """
     for name, value in (("batch", batch), ("kv_passes", kv_passes)):
         if value < 1:
             raise UserError(f"{name}: {value} is not above 0")
-    shape, bandwidth, rate = use.shape, device.bandwidth(peak), device.flops(peak)
-    element = use.element if weight_element is None else weight_element
+    shape, bandwidth, rate = account.shape, device.bandwidth(peak), device.flops(peak)
+    element = account.element if weight_element is None else weight_element
     weights, products = shape.weights_read(element), 2 * batch * shape.weights_read(1)
-    cache = use.mean_step()
+    cache = account.mean_step()
     moved = batch * (cache.read * kv_passes + cache.written)
     by_bytes, by_flops = (
         (weights / bandwidth, moved / bandwidth),
         (products / rate, batch * cache.flops / rate),
     )
     step_s = sum(map(max, by_bytes, by_flops))
-    prefill_s = max(seconds(use.prefill(cached), bandwidth, rate), weights / bandwidth)
-    compress_s = seconds(use.compress, bandwidth, rate)
-    memory = decode_peak(use, batch, weight_element=element)
+    prefill_s = max(seconds(account.prefill(cached), bandwidth, rate), weights / bandwidth)
+    compress_s = seconds(account.compress, bandwidth, rate)
+    memory = decode_peak(account, batch, weight_element=element)
     price = device.usd_per_hour if usd_per_hour is None else usd_per_hour
     return Estimate(
         batch=batch,
         step_s=step_s,
         prefill_s=prefill_s,
         compress_s=compress_s,
-        request_s=prefill_s + compress_s + use.new * step_s / batch,
+        request_s=prefill_s + compress_s + account.new * step_s / batch,
         memory=memory,
         fits=memory <= usable * device.memory,
         bound="bandwidth" if sum(by_bytes) >= sum(by_flops) else "compute",
         usd_per_hour=price,
-        new=use.new,
+        new=account.new,
     )
 
 
 def seconds(work: Work, bandwidth: float, rate: float) -> float:
-    """The longer of moving the bytes and of doing the operations."""
+    """The longer of moving the bytes and doing the operations."""
     return max(work.bytes / bandwidth, work.flops / rate)
 
 
 def max_batch(
-    use: Account, device: Hardware, usable: float = USABLE, weight_element: float | None = None
+    account: Account, device: Hardware, usable: float = USABLE, weight_element: float | None = None
 ) -> int:
-    """Sequences that fit beside the weights while the last of them is prefilled and compressed; 0 if none does.
+    """The most sequences that fit next to the weights while the last one is prefilled and compressed; 0 if none fits.
 
-    Prefill needs the whole dense cache of one sequence, whatever is kept of it. Activations are left out.
+    Prefill needs the whole dense cache of one sequence, whatever is kept of it. Activations are not counted.
     """
-    shape = use.shape
+    shape = account.shape
     room = usable * device.memory - shape.weight_bytes(
-        use.element if weight_element is None else weight_element
+        account.element if weight_element is None else weight_element
     )
-    others = room - max(_prefill_cache(use), use.resident_end)
-    return 0 if others < 0 else 1 + int(others // use.resident_end)
+    others = room - max(_prefill_cache(account), account.resident_end)
+    return 0 if others < 0 else 1 + int(others // account.resident_end)
 
 
 def decode_peak(
-    use: Account, batch: int = 1, *, mask: bool = False, weight_element: float | None = None
+    account: Account, batch: int = 1, *, mask: bool = False, weight_element: float | None = None
 ) -> float:
     """Bytes of weights and caches after the last decode step.
 
     Args:
-        use: one sequence.
+        account: one sequence.
         batch: sequences.
-        mask: with the causal mask of RocketKV's reference code: one byte per pair of positions, their number rounded
-            up to a multiple of 8.
-        weight_element: bytes of a weight, where it is not the model's element.
+        mask: include the causal mask of RocketKV's reference code: one byte per pair of positions, with their number
+            rounded up to a multiple of 8.
+        weight_element: bytes per weight, if not the model's element.
     """
-    weights = use.shape.weight_bytes(use.element if weight_element is None else weight_element)
-    return weights + batch * use.resident_end + (_mask_bytes(use) if mask else 0)
+    weights = account.shape.weight_bytes(account.element if weight_element is None else weight_element)
+    return weights + batch * account.resident_end + (_mask_bytes(account) if mask else 0)
 
 
-def prefill_peak(use: Account, batch: int = 1, *, mask: bool = False) -> float:
-    """Bytes of weights and caches while the last of the sequences is prefilled and compressed; see `decode_peak`."""
-    peak = use.shape.weight_bytes(use.element) + (batch - 1) * use.resident_end + _prefill_cache(use)
-    return peak + (_mask_bytes(use) if mask else 0)
+def prefill_peak(account: Account, batch: int = 1, *, mask: bool = False) -> float:
+    """Bytes of weights and caches while the last sequence is prefilled and compressed; see `decode_peak`."""
+    peak = (
+        account.shape.weight_bytes(account.element)
+        + (batch - 1) * account.resident_end
+        + _prefill_cache(account)
+    )
+    return peak + (_mask_bytes(account) if mask else 0)
 
 
-def traffic_limit(use: Account, batch: int = 1, kv_passes: int = 1) -> float:
-    """How much faster a bandwidth-bound step would be if it read nothing of the cache; `use` is the baseline."""
-    weights = use.shape.weights_read(use.element)
-    return (weights + batch * kv_passes * use.step.read) / weights
+def traffic_limit(account: Account, batch: int = 1, kv_passes: int = 1) -> float:
+    """Speed-up over the baseline `account` of a bandwidth-bound step that reads none of the cache."""
+    weights = account.shape.weights_read(account.element)
+    return (weights + batch * kv_passes * account.step.read) / weights
 
 
 def usd_per_million(tokens_per_s: float, usd_per_hour: float | None) -> float | None:
-    """Dollars per million tokens at a rental price; None without one."""
+    """Dollars per million tokens at a rental price; None without a price."""
     return None if usd_per_hour is None else usd_per_hour / 3600 / tokens_per_s * 1e6
 
 
-def _prefill_cache(use: Account) -> float:
-    """Bytes of one sequence's caches when it is compressed: all of its keys and values, and what becomes of them."""
-    whole = use.shape.kv_bytes(use.prompt, use.element)
-    return max(whole, use.resident) if use.kept == use.prompt else whole + use.resident
+def _prefill_cache(account: Account) -> float:
+    """Bytes of one sequence's caches during compression: all keys and values, and the compressed cache."""
+    whole = account.shape.kv_bytes(account.prompt, account.element)
+    return max(whole, account.resident) if account.kept == account.prompt else whole + account.resident
 
 
-def _mask_bytes(use: Account) -> int:
-    side = -(-(use.prompt + use.new) // 8) * 8
+def _mask_bytes(account: Account) -> int:
+    side = -(-(account.prompt + account.new) // 8) * 8
     return side * side

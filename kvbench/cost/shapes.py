@@ -1,4 +1,4 @@
-"""Shapes of models: what their weights and caches take, without loading them."""
+"""Shapes of models: bytes of weights and caches, without loading them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ GROUP = "shape"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """A decoder of the Llama kind: grouped-query attention, gated MLP, RMS norms.
+    """A Llama-style decoder: grouped-query attention, gated MLP, RMS norms.
 
     Attributes:
-        name: as in conf/shape.
+        name: its name in conf/shape.
         layers: decoder layers.
         hidden: width of the residual stream.
         intermediate: width of the MLP.
@@ -29,10 +29,10 @@ class ModelShape:
         head_dim: channels per head D.
         vocab: rows of the embedding.
         tied: whether the output head is the embedding.
-        qkv_bias: whether the projections of queries, keys and values have biases.
+        qkv_bias: whether the query, key and value projections have biases.
         qk_norm: whether queries and keys are normalised per head.
         positions: context length.
-        source: where the numbers are from.
+        source: where the numbers come from.
     """
 
     name: str
@@ -51,7 +51,7 @@ class ModelShape:
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
-            raise UserError(f"heads: {self.heads} is no multiple of kv_heads ({self.kv_heads})")
+            raise UserError(f"heads: {self.heads} is not a multiple of kv_heads ({self.kv_heads})")
 
     @property
     def group(self) -> int:
@@ -60,7 +60,7 @@ class ModelShape:
 
     @property
     def embedding_params(self) -> int:
-        """Parameters of the embedding, and as many of the output head."""
+        """Parameters of the embedding; the output head has as many."""
         return self.vocab * self.hidden
 
     @property
@@ -77,11 +77,11 @@ class ModelShape:
         return self.layer_params + self.embedding_params * (1 if self.tied else 2)
 
     def weight_bytes(self, element: float = 2) -> float:
-        """Bytes that the weights take."""
+        """Bytes of the weights."""
         return element * self.params
 
     def weights_read(self, element: float = 2) -> float:
-        """Bytes of weights that a decode step reads: layers and output head, not the embedding's other rows."""
+        """Bytes of weights that a decode step reads: layers and output head, without the embedding table."""
         return element * (self.layer_params + self.embedding_params)
 
     def kv_bytes(self, tokens: int, element: float = 2) -> float:
@@ -90,14 +90,14 @@ class ModelShape:
 
 
 def model_shape(name: str, config_dirs: Sequence[str] = ()) -> ModelShape:
-    """The shape of a model.
+    """Load the shape of a model.
 
     Args:
-        name: a file of conf/shape, the embedded model, or a folder that holds a Hugging Face config.json.
+        name: a file in conf/shape, the embedded model, or a folder that holds a Hugging Face config.json.
         config_dirs: the user's configuration folders.
 
     Raises:
-        UserError: there is none of that name, or its file is not right.
+        UserError: an unknown name or an invalid file.
     """
     from kvbench.models import embedded
 
@@ -113,11 +113,11 @@ def model_shape(name: str, config_dirs: Sequence[str] = ()) -> ModelShape:
 
 
 def from_config(config: Mapping[str, Any], name: str) -> ModelShape:
-    """The shape that a Hugging Face configuration describes.
+    """The shape described by a Hugging Face configuration.
 
     Args:
         config: content of its config.json; families llama, mistral, qwen2 and qwen3.
-        name: what to call it.
+        name: name of the shape.
     """
     heads, hidden, family = config["num_attention_heads"], config["hidden_size"], config["model_type"]
     return ModelShape(

@@ -1,1 +1,1 @@
-"""Storage formats of K and V: one file each."""
+"""Storage formats of K and V."""

@@ -1,4 +1,4 @@
-"""Formats of 16-bit floating point."""
+"""16-bit floating-point formats."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +13,7 @@ from kvbench.methods.registry import register
 
 @dataclass(frozen=True, kw_only=True)
 class Cast(Codec):
-    """Another dtype; values beyond its range saturate."""
+    """Conversion to another dtype; values beyond its range saturate."""
 
     stored: torch.dtype
     model: torch.dtype
@@ -39,7 +39,7 @@ class _CastFormat(Format):
 @register("bf16")
 @dataclass(frozen=True, kw_only=True)
 class BF16(_CastFormat):
-    """bfloat16 for all tokens, appended ones too; read as the model's dtype, step by step."""
+    """Stores all tokens as bfloat16, appended ones included; they are read in the model's dtype."""
 
     dtype = torch.bfloat16
 
@@ -47,7 +47,6 @@ class BF16(_CastFormat):
 @register("fp16")
 @dataclass(frozen=True, kw_only=True)
 class FP16(_CastFormat):
-    """float16 for all tokens, appended ones too, saturating at 65504; read as the model's dtype, step by
-    step."""
+    """Stores all tokens as float16, appended ones included, saturating at 65504; they are read in the model's dtype."""
 
     dtype = torch.float16

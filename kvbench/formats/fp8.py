@@ -1,4 +1,4 @@
-"""Formats of 8-bit floating point with a scale."""
+"""8-bit floating-point formats with a scale."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -14,7 +14,7 @@ from kvbench.methods.registry import register
 
 @dataclass(frozen=True, kw_only=True)
 class Scaled(Codec):
-    """fp8 numbers that a fp32 scale multiplies, `[1, H, 1, 1]` or one for all; kept as bytes."""
+    """fp8 codes, stored as bytes, times a fp32 scale `[1, H, 1, 1]` or a single one."""
 
     scale: Tensor
     code: str
@@ -35,12 +35,12 @@ class Scaled(Codec):
 @dataclass(frozen=True, kw_only=True)
 class _FP8(Format):
     code: ClassVar[str]
-    bytes_formula = "1 byte per element, 4 per scale (K and V each: one per layer, or one per KV head)"
+    bytes_formula = "1 byte per element, 4 per scale (K and V each have one per layer, or one per KV head)"
 
     scales: Literal["tensor", "head"] = "tensor"
 
     def codec(self, x_BHKD: Tensor) -> Scaled:
-        # rows that have a prefix each got copies of the same one
+        # rows with a prefix each hold copies of the same one
         highest = x_BHKD[:1].abs().float()
         highest = highest.amax() if self.scales == "tensor" else highest.amax((0, 2, 3), keepdim=True)
         scale = (highest / torch.finfo(FP8[self.code]).max).clamp(min=torch.finfo(torch.float32).tiny)
@@ -50,11 +50,12 @@ class _FP8(Format):
 @register("fp8_e4m3")
 @dataclass(frozen=True, kw_only=True)
 class FP8E4M3(_FP8):
-    """fp8 with 3 bits of mantissa; the scales are fixed at prefill so that the largest kept number just fits.
+    """Stores K and V as fp8 with 3 mantissa bits, with scales fixed at prefill so that the largest kept number just
+    fits.
 
-    `scales=tensor`: one for the keys of a layer and one for its values (where KV heads keep different numbers
-    of tokens, each is a tensor of its own); `scales=head`: one per KV head. Appended tokens take the same
-    scales and saturate. Read as the model's dtype, step by step.
+    `scales=tensor`: one scale for the keys of a layer and one for its values (where KV heads keep different numbers of
+    tokens, each is a tensor of its own); `scales=head`: one per KV head. Appended tokens use the same scales and
+    saturate. All tokens are read in the model's dtype.
     """
 
     source = "OCP 8-bit floating point specification 1.0; torch.float8_e4m3fn, largest number 448"
@@ -64,7 +65,7 @@ class FP8E4M3(_FP8):
 @register("fp8_e5m2")
 @dataclass(frozen=True, kw_only=True)
 class FP8E5M2(_FP8):
-    """fp8 with 2 bits of mantissa; scales, appended tokens and reading as fp8_e4m3."""
+    """Stores K and V as fp8 with 2 mantissa bits; scales, appended tokens and reading as in fp8_e4m3."""
 
     source = "OCP 8-bit floating point specification 1.0; torch.float8_e5m2, largest number 57344"
     code = "e5m2"

@@ -1,4 +1,4 @@
-"""Whole numbers of few bits as KIVI stores them: keys per channel, values per token."""
+"""Integers of few bits as in KIVI: keys quantised per channel, values per token."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from kvbench.methods.registry import register
 
 @dataclass
 class Quantised:
-    """Codes packed into bytes along the channels, with scale and zero point of each group.
+    """Codes packed into bytes along the channels, with a scale and zero point per group.
 
-    A number is `code * scale + zero`. Groups are runs of tokens of one channel (keys) or runs of channels of
-    one token (values).
+    A number is `code * scale + zero`. A group is a run of tokens of one channel (keys) or a run of channels of one
+    token (values).
 
     Attributes:
-        codes: uint8 `[B, H, T, D * bits / 8]`, the first of a byte's numbers in its low bits.
+        codes: uint8 `[B, H, T, D * bits / 8]`, the first number of a byte in its low bits.
         scale: fp16 `[B, H, T / g, D]` for keys, `[B, H, T, D / g]` for values.
         zero: fp16, shaped as scale.
         bits: 2, 4 or 8.
         group: numbers per group, g.
-        axis: 2 where groups are of tokens, 3 where they are of channels.
+        axis: 2 for groups of tokens, 3 for groups of channels.
     """
 
     codes: Tensor
@@ -39,15 +39,15 @@ class Quantised:
 
     @classmethod
     def of(cls, x_BHTD: Tensor, bits: int, group: int, axis: int) -> Quantised:
-        """Quantises `[B, H, T, D]` in groups along an axis, whose size must be a multiple of the group."""
+        """Quantises `[B, H, T, D]` in groups along an axis whose size is a multiple of the group."""
         return cls(*pack(x_BHTD, bits, group, axis), bits, group, axis)
 
     def numbers(self, dtype: torch.dtype) -> Tensor:
-        """`[B, H, T, D]`."""
+        """The numbers `[B, H, T, D]`."""
         return unpack(*self._tensors(), self.bits, self.group, self.axis, dtype)
 
     def then(self, later: Quantised) -> Quantised:
-        """With further tokens behind."""
+        """These tokens followed by later ones."""
         codes, scale, zero = (
             torch.cat(pair, dim=2) for pair in zip(self._tensors(), later._tensors(), strict=True)
         )
@@ -63,9 +63,9 @@ class Quantised:
 class KiviStore:
     """Old tokens quantised, recent ones in the model's dtype.
 
-    Keys are quantised in blocks of `residual` tokens as soon as a block is full, values one by one when they
-    are `residual` tokens old. What is whole blocks of both after prefill is shared by the rows; the rest is
-    each row's own.
+    Keys are quantised in runs of `residual` tokens as soon as a run is full, values one by one when they are `residual`
+    tokens old. Rows share the full runs whose keys and values are both quantised after prefill; each row has its own
+    copy of the rest.
     """
 
     static = False
@@ -77,14 +77,14 @@ class KiviStore:
         self.count = k_BHKD.shape[2]
         self.shared = max(0, self.count - residual) // residual * residual
         self.prefix = (self._keys(k_BHKD[:, :, : self.shared]), self._values(v_BHKD[:, :, : self.shared]))
-        # copies: views would keep the whole prompt in memory
+        # copied, because views would keep the whole prompt in memory
         k, v = (x[:, :, self.shared :].expand(rows, -1, -1, -1).clone() for x in (k_BHKD, v_BHKD))
         self.k_recent, self.v_recent = k, v
         self.k_old, self.v_old = self._keys(k[:, :, :0]), self._values(v[:, :, :0])
         self._settle()
 
     def append(self, k_RHND: Tensor, v_RHND: Tensor) -> tuple[Tensor, Tensor]:
-        # as in the official code, the step that fills a block still reads it in full precision
+        # as in the official code, the step that fills a run still reads it in full precision
         self._settle()
         self.k_recent = torch.cat([self.k_recent, k_RHND], dim=2)
         self.v_recent = torch.cat([self.v_recent, v_RHND], dim=2)
@@ -98,7 +98,7 @@ class KiviStore:
         return k, v, k_tail, v_tail, torch.full((), self.count - self.shared, device=k.device)
 
     def codes(self) -> None:
-        """None: no form of the attention reads packed groups."""
+        """None: no form of attention reads packed groups."""
 
     def bytes(self) -> tuple[int, int]:
         fixed = sum(x.row_bytes() for x in (*self.prefix, self.k_old, self.v_old))
@@ -106,7 +106,7 @@ class KiviStore:
         return fixed + recent, fixed
 
     def _settle(self) -> None:
-        """Quantises what has come of age."""
+        """Quantises full runs of keys, and values older than `residual` tokens."""
         full = self.k_recent.shape[2] // self.residual * self.residual
         if full:
             self.k_old = self.k_old.then(self._keys(self.k_recent[:, :, :full]))
@@ -148,7 +148,7 @@ class _Kivi(Format):
 @register("int8")
 @dataclass(frozen=True, kw_only=True)
 class Int8(_Kivi):
-    """8-bit numbers with KIVI's groups; see int4."""
+    """Stores K and V as 8-bit integers in KIVI's groups; see int4."""
 
     bits = 8
     bytes_formula = "(1 + 4 / group) bytes per old element; the model's element per recent one"
@@ -157,11 +157,11 @@ class Int8(_Kivi):
 @register("int4")
 @dataclass(frozen=True, kw_only=True)
 class Int4(_Kivi):
-    """4-bit numbers: keys in groups of tokens per channel, values in groups of channels per token.
+    """Stores K and V as 4-bit integers: keys in groups of tokens per channel, values in groups of channels per token.
 
-    The last `residual` values and the keys of the last, unfinished block of `residual` tokens stay in the
-    model's dtype; appended tokens join them and are quantised when a block is full (keys) or they are old
-    enough (values). Scale and zero point of a group are fp16. Read as the model's dtype, step by step.
+    The last `residual` values and the keys of the last, incomplete run of `residual` tokens stay in the model's dtype.
+    Appended tokens join them and are quantised when a run is full (keys) or when they are old enough (values). Scale
+    and zero point of a group are fp16. All tokens are read in the model's dtype.
     """
 
     bits = 4
@@ -171,7 +171,7 @@ class Int4(_Kivi):
 @register("int2")
 @dataclass(frozen=True, kw_only=True)
 class Int2(_Kivi):
-    """2-bit numbers; see int4."""
+    """Stores K and V as 2-bit integers in KIVI's groups; see int4."""
 
     bits = 2
     bytes_formula = "(1 / 4 + 4 / group) bytes per old element; the model's element per recent one"

@@ -1,4 +1,4 @@
-"""The model's own dtype: nothing is lost."""
+"""The model's own dtype: lossless."""
 
 from kvbench.methods.base import Native
 from kvbench.methods.registry import register

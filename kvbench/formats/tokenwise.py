@@ -1,4 +1,4 @@
-"""Storage of keys and values token by token: what native, cast and fp8 formats share."""
+"""Token-by-token storage of keys and values: the part shared by native, 16-bit and fp8 formats."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kvbench.kernels.sparse_decode import FP8
 
 @dataclass(frozen=True)
 class Codec:
-    """How the tokens of one tensor are written and read; this one leaves them as they are.
+    """Writes and reads the tokens of one tensor; the base class stores them unchanged.
 
     Attributes:
-        fixed: the bytes would be as many in another dtype of the model.
+        fixed: whether the bytes do not depend on the model's dtype.
         scale_bytes: bytes of scales per row.
     """
 
@@ -24,7 +24,7 @@ class Codec:
 
     @property
     def fp8(self) -> tuple[str, Tensor] | None:
-        """Code and scale, where fp8 codes are stored, which the attention can read by itself."""
+        """Name of the code and scale if fp8 codes are stored, which attention can read directly; else None."""
         return None
 
     def encode(self, x: Tensor) -> Tensor:
@@ -37,14 +37,14 @@ class Codec:
 
 
 class Split:
-    """A prefix that the rows may share, and a tail with room for each row's appended tokens.
+    """A prefix that rows may share, and a tail with room for each row's appended tokens.
 
     Args:
         codecs: for keys and for values.
         k_BHKD: keys of the prefix, B = 1 when the rows share them.
-        v_BHKD: its values.
+        v_BHKD: values of the prefix.
         rows: rows R.
-        room: tokens that may be appended, M.
+        room: maximum number of appended tokens, M.
     """
 
     static = True
@@ -88,15 +88,15 @@ class Split:
 
 
 class Rolling:
-    """Tokens of each row in order of position, in room for `hold` of them and the newest: it never grows.
+    """Each row's tokens in order of position, with room for `hold` tokens and the newest one.
 
     Args:
         codecs: for keys and for values.
         k_BHKD: keys of the prompt, at most `hold` of them, B = 1 when the rows share them.
         v_BHKD: their values.
-        rows: rows R; each has its tokens for itself.
-        hold: tokens that `drop` leaves.
-        carried_HK: a number per token that moves with it, 0 for appended ones; or None.
+        rows: rows R; each has its own tokens.
+        hold: tokens left by `drop`.
+        carried_HK: a number per token that moves with it, 0 for appended tokens; or None.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Rolling:
 
     @property
     def carried_RHC(self) -> Tensor | None:
-        """The carried numbers, to be changed in place."""
+        """The carried numbers, to be updated in place."""
         return self.slots[2][:, :, : self.count, 0] if len(self.slots) == 3 else None
 
     def append(self, k_RHND: Tensor, v_RHND: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,7 @@ class Rolling:
         if len(self.slots) == 3:
             new.append(self.slots[2].new_zeros(*k_RHND.shape[:3], 1))
         for n, x in enumerate(new):
-            if end > self.slots[n].shape[2]:  # the question of a query-agnostic prompt, until the next drop
+            if end > self.slots[n].shape[2]:  # question of a query-agnostic prompt; grows until the next drop
                 self.slots[n] = torch.cat([self.slots[n][:, :, : self.count], x], dim=2)
             else:
                 self.slots[n][:, :, self.count : end] = x
@@ -140,10 +140,10 @@ class Rolling:
         return k, v, no_tail, no_tail, torch.zeros((), dtype=torch.long, device=k.device)
 
     def codes(self) -> None:
-        """None: evictions while decoding read keys as numbers."""
+        """None: evictions while decoding need decoded keys."""
 
     def drop(self, gone_RHE: Tensor) -> None:
-        """Gives up E slots of every row and KV head."""
+        """Drops slots `[R, H, E]`, E of every row and KV head."""
         rows, heads, dropped = gone_RHE.shape
         gone = torch.zeros(rows, heads, self.count, dtype=torch.bool, device=gone_RHE.device)
         gone.scatter_(2, gone_RHE, True)

@@ -55,9 +55,9 @@ def test_rocketkv_storage_beside_dense(total, traffic, share):
 
 
 def test_four_hundred_times_is_traffic_and_not_memory():
-    use, dense = rocketkv(109_000, 256), cost.account("dense", LLAMA, prompt=109_000 - 128)
-    assert dense.step.read / use.step.bytes > 400
-    assert dense.resident_end / use.resident_end < 65
+    account, dense = rocketkv(109_000, 256), cost.account("dense", LLAMA, prompt=109_000 - 128)
+    assert dense.step.read / account.step.bytes > 400
+    assert dense.resident_end / account.resident_end < 65
 
 
 def test_storage_of_every_token_kept():
@@ -76,8 +76,8 @@ def test_storage_of_every_token_kept():
 
 def test_formats():
     def bytes_per_token(name):
-        use = cost.account({"format": name}, LLAMA, prompt=31744, new=8)
-        return use.resident / 31744 / PER_TOKEN
+        account = cost.account({"format": name}, LLAMA, prompt=31744, new=8)
+        return account.resident / 31744 / PER_TOKEN
 
     assert bytes_per_token("fp8_e4m3") == pytest.approx(0.5, abs=1e-4)
     # 4 bits and 2 fp16 per group of 32 numbers, the last 128 tokens in full
@@ -86,24 +86,24 @@ def test_formats():
 
 
 def test_operations():
-    use = cost.account("dense", LLAMA, prompt=1024, new=1)
+    account = cost.account("dense", LLAMA, prompt=1024, new=1)
     # two products, QK and PV, of each query head with each token
-    assert use.step.flops == 32 * 2 * 2 * 32 * 128 * 1025
+    assert account.step.flops == 32 * 2 * 2 * 32 * 128 * 1025
     weights = 8_030_261_248 - 2 * 128_256 * 4096
     attention = 32 * 2 * 2 * 32 * 128 * 1024 * 1025 / 2
-    assert use.prefill().flops == 2 * weights * 1024 + 2 * 128_256 * 4096 + attention
-    assert use.prefill(cached=1024).flops == 2 * 128_256 * 4096
-    assert use.prefill(512).flops + cost.account("dense", LLAMA, prompt=512).prefill().flops == pytest.approx(
-        use.prefill().flops, rel=1e-3
-    )
+    assert account.prefill().flops == 2 * weights * 1024 + 2 * 128_256 * 4096 + attention
+    assert account.prefill(cached=1024).flops == 2 * 128_256 * 4096
+    assert account.prefill(512).flops + cost.account(
+        "dense", LLAMA, prompt=512
+    ).prefill().flops == pytest.approx(account.prefill().flops, rel=1e-3)
 
 
 def test_stage_one_costs_two_passes_over_the_keys():
-    use = cost.account("snapkv", LLAMA, prompt=131_072, tokens=1024)
+    account = cost.account("snapkv", LLAMA, prompt=131_072, tokens=1024)
     keys, kept = 131_072 * PER_TOKEN / 2, 1024 * PER_TOKEN
-    assert use.compress.read == 2 * keys + kept
+    assert account.compress.read == 2 * keys + kept
     # Hq * w * S * D multiply-adds per pass and layer
-    assert use.compress.flops == 2 * 2 * 32 * 32 * 32 * 131_072 * 128
+    assert account.compress.flops == 2 * 2 * 32 * 32 * 32 * 131_072 * 128
     # layers that take the tokens of another score nothing
     every, half = (
         cost.account({"method": "chunkkv", "n_reuse": n}, LLAMA, prompt=8192, tokens=1024).compress.flops
@@ -113,10 +113,10 @@ def test_stage_one_costs_two_passes_over_the_keys():
 
 
 def test_what_depends_on_the_data_says_so():
-    use = cost.account({"method": "snapkv", "heads": "query_head"}, LLAMA, prompt=8192, tokens=512)
-    assert not use.exact and "query head" in use.notes[0]
+    account = cost.account({"method": "snapkv", "heads": "query_head"}, LLAMA, prompt=8192, tokens=512)
+    assert not account.exact and "query head" in account.notes[0]
     # the window is common, the rest may differ for each of 4 query heads
-    assert use.kept == 32 + 4 * (512 - 32)
+    assert account.kept == 32 + 4 * (512 - 32)
     assert cost.account("snapkv", LLAMA, prompt=8192, tokens=512).exact
 
 
@@ -126,8 +126,8 @@ class EveryOther(Eviction):
 
 
 def test_a_new_method_needs_no_cost_formulas():
-    use = cost.account(Composite(eviction=EveryOther()), LLAMA, prompt=1000, new=10, tokens=500)
-    assert use.resident == 500 * PER_TOKEN and use.step.read == 510 * PER_TOKEN
+    account = cost.account(Composite(eviction=EveryOther()), LLAMA, prompt=1000, new=10, tokens=500)
+    assert account.resident == 500 * PER_TOKEN and account.step.read == 510 * PER_TOKEN
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_groups_must_be_whole():
         "model_type": "llama", "num_attention_heads": 9, "num_key_value_heads": 4, "hidden_size": 64,
         "num_hidden_layers": 1, "intermediate_size": 8, "vocab_size": 10, "max_position_embeddings": 10,
     }  # fmt: skip
-    with pytest.raises(UserError, match="no multiple"):
+    with pytest.raises(UserError, match="not a multiple"):
         from_config(config, "odd")
 
 

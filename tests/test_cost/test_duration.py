@@ -20,8 +20,8 @@ def of(tmp_path, *overrides, experiment="quickstart"):
 
 def test_dense_alone_is_a_prefill_and_its_steps(tmp_path):
     found = of(tmp_path, "method=[dense]", "decode.block_rows=1")
-    use = cost.account("dense", SHAPE, prompt=4096 - 32, new=32)
-    alone = cost.estimate(use, DEVICE)
+    account = cost.account("dense", SHAPE, prompt=4096 - 32, new=32)
+    alone = cost.estimate(account, DEVICE)
     assert (found.prompts, found.cells) == (1, 1)
     assert found.seconds == pytest.approx(alone.prefill_s + 32 * alone.step_s)
     assert found.memory == alone.memory
@@ -48,7 +48,7 @@ def test_more_cells_cost_less_than_more_prompts(tmp_path):
 def test_the_rows_for_kl_are_counted(tmp_path):
     cells = ["method=[quest]", "budget.tokens=[256]", "decode.block_rows=2"]
     with_kl, without = of(tmp_path, *cells), of(tmp_path, *cells, "kl=false")
-    # a second block reads the weights once more at every step
+    # a second batch reads the weights once more at every step
     more = 32 * SHAPE.weights_read() / DEVICE.bandwidth()
     read = cost.account("quest", SHAPE, prompt=4096 - 32, new=32, tokens=256).mean_step().bytes
     assert with_kl.seconds - without.seconds == pytest.approx(more + 32 * read / DEVICE.bandwidth())
@@ -57,8 +57,8 @@ def test_the_rows_for_kl_are_counted(tmp_path):
 def test_an_efficiency_run_measures_each_batch_alone(tmp_path):
     settings = ["method=[dense]", "efficiency.batch=[1,4]", "efficiency.warmup=1", "efficiency.steps=9"]
     found = of(tmp_path, *settings, experiment="efficiency")
-    use = cost.account("dense", SHAPE, prompt=4096 - 32, new=10)
-    alone = [cost.estimate(use, DEVICE, batch) for batch in (1, 4)]
+    account = cost.account("dense", SHAPE, prompt=4096 - 32, new=10)
+    alone = [cost.estimate(account, DEVICE, batch) for batch in (1, 4)]
     assert found.cells == 2
     assert found.seconds == pytest.approx(alone[0].prefill_s + 10 * sum(one.step_s for one in alone))
 

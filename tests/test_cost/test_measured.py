@@ -66,30 +66,30 @@ def decoded(tiny_model_dir):
 def test_bytes_are_those_that_the_engine_counts(decoded, case):
     shape, measured = decoded
     entry, tokens = case
-    use, found = (
+    account, found = (
         cost.account(entry, shape, prompt=LENGTH, new=NEW, tokens=tokens, element=4),
         measured[str(case)],
     )
     # what an update of auxiliary data reads is no part of the engine's count
-    per_head = use.resolved.selection.append_bytes(shape.head_dim, 4)[0]
+    per_head = account.resolved.selection.append_bytes(shape.head_dim, 4)[0]
     own = entry.get("heads") == "query_head" and "selection" in entry
     owners = shape.heads if own else shape.kv_heads
-    updates = owners * per_head * sum(rule.read is not None for rule in use.resolved.rules)
+    updates = owners * per_head * sum(rule.read is not None for rule in account.resolved.rules)
     pairs = [
-        (use.kept, found.kept),
-        (use.resident, found.resident),
-        (use.resident_end, found.resident_end),
-        (use.mean_step().read - updates, found.read),
+        (account.kept, found.kept),
+        (account.resident, found.resident),
+        (account.resident_end, found.resident_end),
+        (account.mean_step().read - updates, found.read),
     ]
     for modelled, counted in pairs:
-        if use.exact:
+        if account.exact:
             assert modelled == pytest.approx(counted)
         else:
             assert 0.5 * modelled < counted <= modelled
     if own and entry["method"] == "snapkv":
         # each query head's list is as long as the budget, whatever their union is
         per_token = shape.layers * (2 * shape.kv_heads * shape.head_dim * 4 + shape.heads)
-        assert use.resident - found.resident == pytest.approx((use.kept - found.kept) * per_token)
+        assert account.resident - found.resident == pytest.approx((account.kept - found.kept) * per_token)
     # however many tokens the data lets it keep, each of them takes as much
     if not own:
-        assert use.resident / use.kept == pytest.approx(found.resident / found.kept)
+        assert account.resident / account.kept == pytest.approx(found.resident / found.kept)

@@ -39,13 +39,13 @@ def test_memory_saving_of_the_paper_has_the_mask_in_both_terms(dense, rocketkv):
     ],
 )  # fmt: skip
 def test_other_points_of_the_same_formula(prompt, tokens, saving):
-    use, dense = (
+    account, dense = (
         cost.account(name, LLAMA, prompt=prompt, new=50, tokens=tokens if name == "rocketkv" else None)
         for name in ("rocketkv", "dense")
     )
-    assert 100 - 100 * cost.decode_peak(use, mask=True) / cost.decode_peak(dense, mask=True) == pytest.approx(
-        saving, abs=0.06
-    )
+    assert 100 - 100 * cost.decode_peak(account, mask=True) / cost.decode_peak(
+        dense, mask=True
+    ) == pytest.approx(saving, abs=0.06)
 
 
 @pytest.mark.parametrize(
@@ -64,32 +64,35 @@ def test_a_baseline_that_reads_keys_per_query_head_moves_the_limit(dense, rocket
 
 
 def test_a_step_is_bytes_over_bandwidth():
-    use = cost.account("dense", LLAMA, prompt=32_767, new=1)
-    step = (LLAMA.weights_read() + use.step.bytes) / H100.bandwidth()
-    found = cost.estimate(use, H100)
+    account = cost.account("dense", LLAMA, prompt=32_767, new=1)
+    step = (LLAMA.weights_read() + account.step.bytes) / H100.bandwidth()
+    found = cost.estimate(account, H100)
     assert found.step_s == pytest.approx(step) and found.bound == "bandwidth"
     assert found.tokens_per_s == pytest.approx(1 / step)
     assert found.usd_per_million_tokens == pytest.approx(step * 1e6 * 2.29 / 3600)
-    assert cost.estimate(use, H100, peak=True).step_s == pytest.approx(step * 3084 / 3352)
+    assert cost.estimate(account, H100, peak=True).step_s == pytest.approx(step * 3084 / 3352)
 
 
 def test_large_batches_are_bound_by_operations():
-    use = cost.account("snapkv", LLAMA, prompt=4096, new=1, tokens=64)
-    found = cost.estimate(use, H100, batch=2048)
+    account = cost.account("snapkv", LLAMA, prompt=4096, new=1, tokens=64)
+    found = cost.estimate(account, H100, batch=2048)
     weights = 2 * 2048 * LLAMA.weights_read(1) / H100.flops()
-    caches = 2048 * use.step.bytes / H100.bandwidth()
+    caches = 2048 * account.step.bytes / H100.bandwidth()
     assert found.step_s == pytest.approx(weights + caches)
     assert found.bound == "compute"
 
 
 def test_a_request_shares_its_steps_and_not_its_prefill():
-    use = cost.account("dense", LLAMA, prompt=8192, new=100)
-    one, eight = cost.estimate(use, H100, usd_per_hour=3.6), cost.estimate(use, H100, 8, usd_per_hour=3.6)
-    assert eight.prefill_s == one.prefill_s == pytest.approx(use.prefill().flops / H100.flops())
+    account = cost.account("dense", LLAMA, prompt=8192, new=100)
+    one, eight = (
+        cost.estimate(account, H100, usd_per_hour=3.6),
+        cost.estimate(account, H100, 8, usd_per_hour=3.6),
+    )
+    assert eight.prefill_s == one.prefill_s == pytest.approx(account.prefill().flops / H100.flops())
     assert eight.request_s == pytest.approx(eight.prefill_s + 100 * eight.step_s / 8)
     assert eight.usd_per_request == pytest.approx(eight.request_s / 1000)
     # with all of the prompt in a prefix cache only the weights are read
-    assert cost.estimate(use, H100, cached=8192).prefill_s == pytest.approx(
+    assert cost.estimate(account, H100, cached=8192).prefill_s == pytest.approx(
         LLAMA.weights_read() / H100.bandwidth()
     )
 
@@ -98,10 +101,10 @@ def test_without_a_price_there_are_no_dollars():
     import dataclasses
 
     free = dataclasses.replace(H100, rent=None)
-    use = cost.account("dense", LLAMA, prompt=100, new=1)
-    assert cost.estimate(use, free).usd_per_million_tokens is None
-    assert cost.estimate(use, free).usd_per_request is None
-    assert cost.estimate(use, free, usd_per_hour=1.0).usd_per_request is not None
+    account = cost.account("dense", LLAMA, prompt=100, new=1)
+    assert cost.estimate(account, free).usd_per_million_tokens is None
+    assert cost.estimate(account, free).usd_per_request is None
+    assert cost.estimate(account, free, usd_per_hour=1.0).usd_per_request is not None
 
 
 def test_what_fits(dense, rocketkv):
@@ -111,10 +114,10 @@ def test_what_fits(dense, rocketkv):
     fits = 1 + int((room - LLAMA.kv_bytes(96_256) - rocketkv.resident) // rocketkv.resident_end)
     assert cost.max_batch(rocketkv, H100) == fits > 150
     assert cost.max_batch(dense, cost.hardware("rtx_4090")) == 0
-    for use in (dense, rocketkv):
-        most = cost.max_batch(use, H100)
-        assert cost.prefill_peak(use, most) <= 0.9 * H100.memory < cost.prefill_peak(use, most + 1)
-        assert cost.estimate(use, H100, most).fits
+    for account in (dense, rocketkv):
+        most = cost.max_batch(account, H100)
+        assert cost.prefill_peak(account, most) <= 0.9 * H100.memory < cost.prefill_peak(account, most + 1)
+        assert cost.estimate(account, H100, most).fits
     # prefill needs what decoding no longer does
     assert cost.prefill_peak(rocketkv) > cost.decode_peak(rocketkv)
     assert cost.prefill_peak(dense) < cost.decode_peak(dense)
@@ -142,14 +145,14 @@ def test_larger_batches_gain_more(batch, speedup):
 )
 def test_published_times_of_dense_are_above_the_bound_by_the_same_factor(prompt, new, seconds):
     # ChunkKV's table 8, second-hand: FullKV, Llama-3-8B, one A40, batch 1, FlashAttention-2
-    use = cost.account("dense", LLAMA, prompt=prompt, new=new)
-    bound = cost.estimate(use, cost.hardware("a40")).request_s
+    account = cost.account("dense", LLAMA, prompt=prompt, new=new)
+    bound = cost.estimate(account, cost.hardware("a40")).request_s
     assert seconds / bound == pytest.approx(1.825, abs=0.02)
 
 
 def test_a_published_saving_is_more_than_all_traffic_is_worth():
     # the same table: ChunkKV at 10 % takes 18.6 % less at 8192 in, 1024 out
-    use, a40 = cost.account("dense", LLAMA, prompt=8192, new=1024), cost.hardware("a40")
-    found = cost.estimate(use, a40)
+    account, a40 = cost.account("dense", LLAMA, prompt=8192, new=1024), cost.hardware("a40")
+    found = cost.estimate(account, a40)
     without = found.prefill_s + 1024 * LLAMA.weights_read() / a40.bandwidth()
     assert 1 - without / found.request_s == pytest.approx(0.068, abs=0.001)

@@ -19,7 +19,7 @@ SHAPE = cost.ModelShape(
 SETTINGS = {"quest": {"page": 16, "dense_layers": 0}}
 
 
-def account(name, prompt, tokens=None):
+def account_of(name, prompt, tokens=None):
     return cost.account(
         {"method": name, **SETTINGS.get(name, {})}, SHAPE, prompt=prompt, new=NEW, tokens=tokens
     )
@@ -43,9 +43,9 @@ def attention(q, k, v, k_tail, v_tail, tail, index=None):
 
 @pytest.mark.parametrize(("name", "tokens"), [("dense", None), ("snapkv", 70), ("chunkkv", 70)])
 def test_attention_over_everything_kept(name, tokens):
-    use = account(name, 331, tokens)
-    loaded = attention(*tensors(int(use.kept)), tail=NEW)
-    assert loaded == use.step.read == use.resident_end
+    account = account_of(name, 331, tokens)
+    loaded = attention(*tensors(int(account.kept)), tail=NEW)
+    assert loaded == account.step.read == account.resident_end
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_hybrid_sparse_attention(name, prompt, tokens):
     from kvbench.kernels.hsa_scores.triton_form import hsa_scores
     from kvbench.kernels.top_k.triton_form import select_tokens
 
-    use = account(name, prompt, tokens)
-    selection, held = use.resolved.selection, int(use.kept) + NEW
+    account = account_of(name, prompt, tokens)
+    selection, held = account.resolved.selection, int(account.kept) + NEW
     # all slots in the prefix: what is read does not depend on where they are
     q, k, v, k_tail, v_tail = tensors(held)
     low, high = page_bounds(k, selection.page, -(-held // selection.page))
@@ -64,40 +64,40 @@ def test_hybrid_sparse_attention(name, prompt, tokens):
     bounds, used = bounds.transpose(-1, -2).contiguous(), torch.tensor([held])
     with watched(bounds=bounds) as scoring:
         scores = hsa_scores(q, bounds, selection.channels, selection.page, used)
-    index = select_tokens(scores, use.resolved.rules[0].read, selection.page, used)
+    index = select_tokens(scores, account.resolved.rules[0].read, selection.page, used)
     loaded = attention(q, k, v, k_tail, v_tail, 0, index) + scoring.loaded["bounds"]
     updates = HEADS * selection.append_bytes(DIM, 2)[0]
-    assert loaded == use.step.read - updates
-    assert bounds.numel() * 2 == use.resident_end - 2 * k.numel() * 2
+    assert loaded == account.step.read - updates
+    assert bounds.numel() * 2 == account.resident_end - 2 * k.numel() * 2
 
 
 def test_quest():
     from kvbench.kernels.quest_scores.triton_form import quest_scores
 
-    use = account("quest", 331, 64)
-    selection, held = use.resolved.selection, 331 + NEW
+    account = account_of("quest", 331, 64)
+    selection, held = account.resolved.selection, 331 + NEW
     q, k, v, k_tail, v_tail = tensors(held)
     low, high = page_bounds(k, selection.page, -(-held // selection.page))
     with watched(low=low, high=high) as scoring:
         quest_scores(q, low, high)
     index = selection.select(q, k, k_tail[:, :, :0], torch.tensor(held), (low, high), 64, DIM**-0.5)
     loaded = attention(q, k, v, k_tail, v_tail, 0, index) + scoring.loaded["low"] + scoring.loaded["high"]
-    assert loaded == use.step.read - HEADS * selection.append_bytes(DIM, 2)[0]
+    assert loaded == account.step.read - HEADS * selection.append_bytes(DIM, 2)[0]
 
 
 def test_an_update_of_page_bounds():
     from kvbench.kernels.page_bounds.triton_form import update_page_bounds
 
-    use = account("quest", 331, 64)
+    account = account_of("quest", 331, 64)
     key = torch.randn(1, HEADS, DIM).bfloat16()
     low, high = (torch.zeros(1, HEADS, 22, DIM).bfloat16() for _ in range(2))
     with watched(low=low, high=high) as traffic:
         update_page_bounds(low, high, key, torch.tensor([20]))
-    read, written = (HEADS * size for size in use.resolved.selection.append_bytes(DIM, 2))
+    read, written = (HEADS * size for size in account.resolved.selection.append_bytes(DIM, 2))
     assert traffic.loaded["low"] + traffic.loaded["high"] == read
     assert traffic.stored["low"] + traffic.stored["high"] == written
     # and the new key and value themselves
-    assert use.step.written == written + 2 * HEADS * DIM * 2
+    assert account.step.written == written + 2 * HEADS * DIM * 2
 
 
 def test_the_observation_window():
@@ -105,9 +105,9 @@ def test_the_observation_window():
 
     # the group's window is one tile of 64 rows; each further tile reads the keys again, at the same time
     window = 16
-    use = cost.account({"method": "snapkv", "window": window}, SHAPE, prompt=500, tokens=100)
+    account = cost.account({"method": "snapkv", "window": window}, SHAPE, prompt=500, tokens=100)
     k = torch.randn(HEADS, 500, DIM).bfloat16()
     with watched(k=k) as traffic:
         window_scores(torch.randn(HEADS * GROUP, window, DIM).bfloat16(), k, DIM**-0.5)
-    gathered = use.resident
-    assert traffic.loaded["k"] == use.compress.read - gathered
+    gathered = account.resident
+    assert traffic.loaded["k"] == account.compress.read - gathered

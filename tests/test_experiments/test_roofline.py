@@ -40,11 +40,11 @@ def test_a_row_per_model_device_length_method_and_budget(small):
         (small["device"] == "h100_sxm") & (small["length"] == 65_536) & (small["method"] == "snapkv")
     ].iloc[0]
     shape, device = cost.model_shape("llama31_8b"), cost.hardware("h100_sxm")
-    use = cost.account("snapkv", shape, prompt=65_536, tokens=1024)
-    most = cost.max_batch(use, device)
+    account = cost.account("snapkv", shape, prompt=65_536, tokens=1024)
+    most = cost.max_batch(account, device)
     assert row["max_batch"] == most
-    assert row["step_ms"] == pytest.approx(1e3 * cost.estimate(use, device).step_s)
-    found = cost.estimate(use, device, most)
+    assert row["step_ms"] == pytest.approx(1e3 * cost.estimate(account, device).step_s)
+    found = cost.estimate(account, device, most)
     assert row["usd_per_million_tokens_max"] == pytest.approx(found.usd_per_million_tokens)
     assert row["usd_per_request_max"] == pytest.approx(found.usd_per_request)
 
