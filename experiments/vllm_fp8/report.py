@@ -10,12 +10,12 @@ import matplotlib as mpl
 
 from kvbench.experiments.vllm_fp8.logprob_kl import KL_MEANING
 from kvbench.report import stats, style
-from kvbench.report.format import Table
+from kvbench.report.format import Table, number
 from kvbench.report.plots import save
 from kvbench.runs.store import Record
 from kvbench.vllm import page
 from kvbench.vllm.campaign import capacity, of_kind
-from kvbench.vllm.page import bar_figure, milliseconds, number, scaled
+from kvbench.vllm.page import bar_figure, milliseconds, scaled
 
 GUIDE = (
     "Everything here is measured. Capacity: tokens of context that the server says its cache holds; bits: memory of "

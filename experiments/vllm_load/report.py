@@ -9,12 +9,12 @@ from typing import Any
 import matplotlib as mpl
 
 from kvbench.report import style
-from kvbench.report.format import Table
+from kvbench.report.format import Table, number
 from kvbench.report.plots import save
 from kvbench.runs.store import Record
 from kvbench.vllm import page
 from kvbench.vllm.campaign import of_kind
-from kvbench.vllm.page import milliseconds, number
+from kvbench.vllm.page import milliseconds
 
 GUIDE = (
     "rate: sessions per second, Poisson; `as recorded` keeps the trace's own times, `at once` sends everything at 0. A "

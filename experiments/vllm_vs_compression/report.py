@@ -11,12 +11,12 @@ import matplotlib as mpl
 
 from kvbench.config.errors import UserError
 from kvbench.report import stats, style
-from kvbench.report.format import Table
+from kvbench.report.format import Table, number
 from kvbench.report.plots import save
 from kvbench.runs.store import Record
 from kvbench.vllm import page
 from kvbench.vllm.campaign import capacity, of_kind
-from kvbench.vllm.page import bar_figure, milliseconds, number, scaled
+from kvbench.vllm.page import bar_figure, milliseconds, scaled
 from kvbench.vllm.servers import CPU_FP8
 
 GUIDE = (

@@ -1,4 +1,4 @@
-"""Pages of the experiments on vLLM servers: versions and hardware, tables, numbers and bar figures."""
+"""Pages of the experiments on vLLM servers: versions and hardware, tables, times and bar figures."""
 
 from __future__ import annotations
 
@@ -86,11 +86,6 @@ def _cache(capacity: Mapping[str, Any] | None) -> str:
 
 def _flags(facts: Record) -> list[str]:
     return [f"flags `{facts['flags']}`"] if facts.get("flags") else []
-
-
-def number(value: float | None, form: str) -> str:
-    """A formatted number, or a dash if it is unknown."""
-    return "-" if value is None else format(value, form)
 
 
 def milliseconds(seconds: float | None) -> str:
