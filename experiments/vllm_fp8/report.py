@@ -1,4 +1,4 @@
-"""Tables and figure of `vllm_fp8`: one table per kind of device, so that no CPU row stands among GPU rows."""
+"""Tables and figures of `vllm_fp8`: separate ones per kind of device, so that CPU and GPU rows never share a table."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def write(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
 
     Args:
         folder: the run's.
-        rows: of `fp8.run`.
-        order: labels of the setups, reference first.
+        rows: of `run.run`.
+        order: labels of the servers, reference first.
 
     Returns:
         The Markdown file.
@@ -47,10 +47,10 @@ def write(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
     tables = []
     devices = dict.fromkeys(row["device"] for row in rows if "refused" not in row)
     for device in devices:
-        own = [row for row in rows if row.get("device") == device]
-        labels = [label for label in order if any(row["setup"] == label for row in own)]
-        tables += [quality(own, labels, reference, device), latencies(own, labels, device)]
-        save(_figure(own, labels, device), folder / "figures", f"fp8.{device.replace(' ', '-')}")
+        on_device = [row for row in rows if row.get("device") == device]
+        labels = [label for label in order if any(row["setup"] == label for row in on_device)]
+        tables += [quality(on_device, labels, reference, device), latencies(on_device, labels, device)]
+        save(_figure(on_device, labels, device), folder / "figures", f"fp8.{device.replace(' ', '-')}")
     return page.write(folder, "vLLM: FP8 KV cache", rows, tables, GUIDE)
 
 
@@ -63,10 +63,10 @@ def quality(rows: Sequence[Record], labels: Sequence[str], reference: str, devic
     tokens = {row["setup"]: capacity(row) for row in of_kind(rows, "setup")}
     lines = []
     for label in labels:
-        own = [row for row in rows if row["setup"] == label]
-        answers = of_kind(own, "answer")
-        bits = next((row["cache_bits"] for row in of_kind(own, "setup")), None)
-        line = [label, own[0]["kv_cache_dtype"], _scales(own[0])]
+        on_server = [row for row in rows if row["setup"] == label]
+        answers = of_kind(on_server, "answer")
+        bits = next((row["cache_bits"] for row in of_kind(on_server, "setup")), None)
+        line = [label, on_server[0]["kv_cache_dtype"], _scales(on_server[0])]
         line += [number(bits, ".1f"), number(tokens.get(label), ",d")]
         line.append(_ratio(tokens.get(label), tokens.get(reference)))
         for part, column in (("prompt", "kl"), ("answer", "kl"), ("prompt", "covered")):
@@ -76,7 +76,7 @@ def quality(rows: Sequence[Record], labels: Sequence[str], reference: str, devic
         line += [_pooled(answers, part, "top1", ".3f") for part in ("prompt", "answer")]
         line.append(_same(answers))
         line += [_score(rows, label, reference, task) for task in tasks]
-        lines.append([*line, own[0]["note"]])
+        lines.append([*line, on_server[0]["note"]])
     versions = ", ".join(dict.fromkeys(str(row["vllm"]) for row in rows))
     counts = [len([row for row in of_kind(rows, "answer") if row["setup"] == label]) for label in labels]
     caption = (
@@ -101,37 +101,34 @@ def latencies(rows: Sequence[Record], labels: Sequence[str], device: str) -> Tab
     header += ["server TTFT p50", "server per token p50", "good", "goodput/s", "failed", "preempted", "note"]
     lines = []
     for label in labels:
-        own = [row for row in rows if row["setup"] == label]
-        answers = of_kind(own, "answer")
-        line = [label, _median(answers, "ttft_s"), _median(answers, "per_token_s")]
-        load = next(iter(of_kind(own, "load")), None)
-        if load is None:
-            lines.append([*line, *["-"] * 10, own[0]["note"]])
-            continue
-        for name in ("ttft_p50_s", "ttft_p90_s", "per_token_p50_s", "per_token_p90_s"):
-            line.append(milliseconds(load[name]))
-        line += [milliseconds(load[f"server_{name}_p50_s"]) for name in ("ttft", "per_token")]
-        line += [
-            f"{load['good']}/{load['requests']}",
-            number(load["goodput_per_s"], ".3f"),
-            str(load["failed"]),
-        ]
-        lines.append([*line, number(load["server_preemptions"], ".0f"), own[0]["note"]])
+        on_server = [row for row in rows if row["setup"] == label]
+        answers = of_kind(on_server, "answer")
+        alone = [_median(answers, "ttft_s"), _median(answers, "per_token_s")]
+        load = next(iter(of_kind(on_server, "load")), None)
+        under_load = ["-"] * 10 if load is None else _under_load(load)
+        lines.append([label, *alone, *under_load, on_server[0]["note"]])
     loads = of_kind(rows, "load")
     limit = f", first token within {loads[0]['ttft_limit_s']:g} s" if loads else ""
     caption = f"{rows[0]['model']} on {device}. Milliseconds, medians where nothing else is said{limit}."
     return Table(f"Latency: {device}", caption, header, lines)
 
 
+def _under_load(load: Record) -> list[str]:
+    names = ("ttft_p50_s", "ttft_p90_s", "per_token_p50_s", "per_token_p90_s")
+    line = [milliseconds(load[name]) for name in (*names, "server_ttft_p50_s", "server_per_token_p50_s")]
+    line += [f"{load['good']}/{load['requests']}", number(load["goodput_per_s"], ".3f"), str(load["failed"])]
+    return [*line, number(load["server_preemptions"], ".0f")]
+
+
 def _figure(rows: Sequence[Record], labels: Sequence[str], device: str) -> style.Figure:
     answers = {label: [r for r in of_kind(rows, "answer") if r["setup"] == label] for label in labels}
-    load = {row["setup"]: row for row in of_kind(rows, "load")}
+    loads = {row["setup"]: row for row in of_kind(rows, "load")}
     tokens = {row["setup"]: capacity(row) for row in of_kind(rows, "setup")}
     panels = {
         "capacity (1,000 tokens)": {n: [scaled(tokens.get(n), 0.001)] for n in labels},
         "KL over the prompt (nats, lower bound)": {n: [_mean(answers[n], "prompt", "kl")] for n in labels},
         "first token under load (s): p50, p90": {
-            n: [load[n][f"ttft_{p}_s"] for p in ("p50", "p90")] if n in load else [None] for n in labels
+            n: [loads[n][f"ttft_{p}_s"] for p in ("p50", "p90")] if n in loads else [None] for n in labels
         },
         "per token, alone (ms)": {n: [scaled(_middle(answers[n], "per_token_s"), 1000)] for n in labels},
     }
@@ -152,7 +149,7 @@ def _ratio(value: int | None, of: int | None) -> str:
 
 
 def _mean(answers: Sequence[Record], part: str, column: str) -> float:
-    """Mean over positions: every prompt counts by its length."""
+    """Mean over positions, so that prompts are weighted by their length."""
     positions = sum(row[f"{part}_positions"] for row in answers)
     return sum(row[f"{part}_{column}"] * row[f"{part}_positions"] for row in answers) / positions
 
@@ -174,16 +171,16 @@ def _score(rows: Sequence[Record], label: str, reference: str, task: tuple[str, 
             if row["setup"] == setup and (row["task"], row["length"]) == task
         }
 
-    own, plain = scores(label), scores(reference)
-    if not own:
+    by_sample, of_reference = scores(label), scores(reference)
+    if not by_sample:
         return "-"
-    low, high = stats.mean_interval(list(own.values()))
-    text = f"{statistics.mean(own.values()):.2f} [{low:.2f}, {high:.2f}]"
-    pairs = [own[key] - plain[key] for key in own if key in plain]
-    if label == reference or not pairs:
+    low, high = stats.mean_interval(list(by_sample.values()))
+    text = f"{statistics.mean(by_sample.values()):.2f} [{low:.2f}, {high:.2f}]"
+    differences = [score - of_reference[key] for key, score in by_sample.items() if key in of_reference]
+    if label == reference or not differences:
         return text
-    low, high = stats.difference_interval(pairs)
-    return f"{text} ({statistics.mean(pairs):+.2f} [{low:+.2f}, {high:+.2f}])"
+    low, high = stats.difference_interval(differences)
+    return f"{text} ({statistics.mean(differences):+.2f} [{low:+.2f}, {high:+.2f}])"
 
 
 def _middle(answers: Sequence[Record], column: str) -> float | None:

@@ -1,4 +1,4 @@
-"""One table of vLLM and of compression methods: the same prompts, the same memory, each engine's own times."""
+"""Table and figures of `vllm_vs_compression`: the same prompts and the same memory, times of each engine."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ GUIDE = (
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the table, before formatting; None is not known.
+    """One row of the table, before formatting; None is unknown.
 
     Attributes:
         label: the method, with its budget.
         engine: kvbench or vLLM.
         scores: by (task, sample hash).
         per_token: bytes per prompt token.
-        fits: tokens in the pool.
-        fits_measured: whether the engine says so itself.
+        fits: tokens that fit into the pool.
+        fits_measured: whether the engine itself reports `fits`; it is modelled otherwise.
         read: bytes read per decode step.
         ttft: seconds.
         step: seconds per token.
         kl: nats, mean over samples.
-        note: what must be said beside it.
+        note: a remark in the last column.
     """
 
     label: str
@@ -80,62 +80,59 @@ def write(
         folder: the run's.
         accuracy: rows of kvbench's accuracy run.
         isolated: rows of its efficiency run at batch 1.
-        served: of `versus.run`.
-        order: labels of the setups, vLLM's dense first.
-        pool: bytes of the KV cache that all are given.
+        served: of `run.run`.
+        order: labels of the servers, vLLM's dense first.
+        pool: bytes of KV cache memory.
 
     Returns:
         The Markdown file.
 
     Raises:
-        UserError: the two sides did not get the same prompts.
+        UserError: the two sides did not answer the same prompts.
     """
     answers = of_kind(served, "answer")
-    kinds = {"cuda" if "CPU" not in row["device"] else "cpu" for row in accuracy}
-    places = dict.fromkeys([*sorted(kinds), *(row["device"] for row in answers)])
+    kinds = sorted({_device_kind(row) for row in accuracy})
+    devices = dict.fromkeys([*kinds, *(row["device"] for row in answers)])
     lengths = sorted({row["length"] for row in accuracy})
     tables = []
-    for place in places:
+    for device in devices:
         for length in lengths:
-            ours = [row for row in accuracy if row["length"] == length and _place(row) == place]
-            timed = [row for row in isolated if row["length"] == length and _place(row) == place]
-            theirs = [row for row in served if row.get("device") == place]
+            ours = [row for row in accuracy if row["length"] == length and _device_kind(row) == device]
+            timed = [row for row in isolated if row["length"] == length and _device_kind(row) == device]
+            theirs = [row for row in served if row.get("device") == device]
             theirs = [row for row in theirs if row["row"] == "setup" or row["length"] == length]
             if ours and of_kind(theirs, "answer"):
                 _check_prompts(ours, of_kind(theirs, "answer"))
             lines = [*compressed(ours, timed, pool), *vllm(theirs, order, ours)]
             if not lines:
                 continue
-            tables.append(table(lines, ours, theirs, place, length, pool))
-            save(
-                _figure(lines, f"{(ours or theirs)[0]['model']}, {length} tokens, {place}", pool),
-                folder / "figures",
-                f"versus.{place.replace(' ', '-')}.{length}",
-            )
+            tables.append(table(lines, ours, theirs, device, length, pool))
+            figure = _figure(lines, f"{(ours or theirs)[0]['model']}, {length} tokens, {device}", pool)
+            save(figure, folder / "figures", f"versus.{device.replace(' ', '-')}.{length}")
     return page.write(folder, "vLLM and compression", served, tables, GUIDE)
 
 
 def compressed(rows: Sequence[Record], isolated: Sequence[Record], pool: int) -> list[Line]:
-    """Lines of kvbench's methods, dense first; one length."""
+    """Lines of kvbench's methods, dense first; rows of one length."""
     found = []
-    # dense keeps every token that was there to compress; the prompt's last one is fed as a decode step
+    # dense keeps all tokens to compress; the prompt's last token is fed as a decode step
     whole = {row["sample_hash"]: row["kept_tokens"] for row in rows if row["method"] == "dense"}
     for label, budget in dict.fromkeys((row["method"], row["budget_requested"]) for row in rows):
-        own = [row for row in rows if (row["method"], row["budget_requested"]) == (label, budget)]
+        accuracy = [row for row in rows if (row["method"], row["budget_requested"]) == (label, budget)]
         times = [row for row in isolated if (row["method"], row["budget_requested"]) == (label, budget)]
-        per_token = statistics.mean(row["bytes_resident"] / whole[row["sample_hash"]] for row in own)
-        kls = [row["kl_to_dense"] for row in own if row["kl_to_dense"] is not None]
+        per_token = statistics.mean(row["bytes_resident"] / whole[row["sample_hash"]] for row in accuracy)
+        kls = [row["kl_to_dense"] for row in accuracy if row["kl_to_dense"] is not None]
         step = _median(row["decode_ms_per_token"] / 1000 for row in times)
         first = _median(row["prefill_s"] + row["compress_s"] for row in times)
         found.append(
             Line(
                 label=f"{label} {budget}".strip(),
                 engine="kvbench",
-                scores={(row["task"], row["sample_hash"]): row["score"] for row in own},
+                scores={(row["task"], row["sample_hash"]): row["score"] for row in accuracy},
                 per_token=per_token,
                 fits=int(pool / per_token),
                 fits_measured=False,
-                read=statistics.mean(row["bytes_read_per_step"] for row in own),
+                read=statistics.mean(row["bytes_read_per_step"] for row in accuracy),
                 ttft=None if first is None or step is None else first + step,
                 step=step,
                 kl=statistics.mean(kls) if kls else None,
@@ -145,37 +142,44 @@ def compressed(rows: Sequence[Record], isolated: Sequence[Record], pool: int) ->
 
 
 def vllm(rows: Sequence[Record], order: Sequence[str], ours: Sequence[Record]) -> list[Line]:
-    """Lines of the servers, and of prefix caching on the first of them, whose answers are compared; one length."""
+    """Lines of the servers, and of prefix caching on the first one; rows of one length.
+
+    Args:
+        rows: of the servers.
+        order: labels of the servers, vLLM's dense first.
+        ours: rows of kvbench; the answers of its dense rows are compared with those of the first server.
+    """
     found = []
     dense = {row["sample_hash"]: row["output"] for row in ours if row["method"] == "dense"}
     for label in order:
-        own = [row for row in of_kind(rows, "answer") if row["setup"] == label]
+        answers = [row for row in of_kind(rows, "answer") if row["setup"] == label]
         facts = next((row for row in of_kind(rows, "setup") if row["setup"] == label), None)
-        if not own or facts is None:
+        if not answers or facts is None:
             continue
         bits, numbers = facts["cache_bits"], facts["numbers_per_token"]
         per_token = None if bits is None else bits / 8 * numbers
-        tokens = statistics.mean(row["prompt_tokens"] for row in own)
+        tokens = statistics.mean(row["prompt_tokens"] for row in answers)
         read = None if per_token is None else per_token * tokens
         for warm, name in ((False, f"vLLM {label}"), (True, "vLLM prefix caching")):
             if warm and label != order[0]:
                 continue
             part = "warm_" if warm else ""
-            note = _warm_note(own) if warm else own[0]["note"]
+            note = _warm_note(answers) if warm else answers[0]["note"]
             if label == order[0] and not warm and dense:
-                same = sum(row["output"] == dense[row["sample_hash"]] for row in own)
-                note = "; ".join(filter(None, [note, f"{same} of {len(own)} answers are dense's of kvbench"]))
+                same = sum(row["output"] == dense[row["sample_hash"]] for row in answers)
+                compared = f"{same} of {len(answers)} answers are dense's of kvbench"
+                note = "; ".join(filter(None, [note, compared]))
             found.append(
                 Line(
                     label=name,
                     engine="vLLM",
-                    scores={(row["task"], row["sample_hash"]): row[f"{part}score"] for row in own},
+                    scores={(row["task"], row["sample_hash"]): row[f"{part}score"] for row in answers},
                     per_token=per_token,
                     fits=capacity(facts),
                     fits_measured=True,
                     read=read,
-                    ttft=_median(row[f"{part}ttft_s"] for row in own),
-                    step=_median(row[f"{part}per_token_s"] for row in own),
+                    ttft=_median(row[f"{part}ttft_s"] for row in answers),
+                    step=_median(row[f"{part}per_token_s"] for row in answers),
                     note=note,
                 )
             )
@@ -186,46 +190,37 @@ def table(
     lines: Sequence[Line],
     ours: Sequence[Record],
     theirs: Sequence[Record],
-    place: str,
+    device: str,
     length: int,
     pool: int,
 ) -> Table:
     """The table of one length and one kind of device."""
     tasks = list(dict.fromkeys(task for line in lines for task, _ in line.scores))
     # dense comes first on both sides
-    plain = {line.engine: line for line in reversed(lines)}
-    header = [
-        "method",
-        "engine",
-        *tasks,
-        "KL",
-        "bytes per token",
-        f"tokens in {pool >> 20} MiB",
-        "",
-        "read per step (MB)",
-    ]
-    header += ["TTFT ms", "of dense", "ms per token", "of dense", "note"]
+    dense_lines = {line.engine: line for line in reversed(lines)}
+    header = ["method", "engine", *tasks, "KL", "bytes per token", f"tokens in {pool >> 20} MiB", ""]
+    header += ["read per step (MB)", "TTFT ms", "of dense", "ms per token", "of dense", "note"]
     body = []
     for line in lines:
-        dense = plain.get(line.engine)
+        dense = dense_lines[line.engine]
         cells = [line.label, line.engine, *(_score(line, task) for task in tasks), number(line.kl, ".4f")]
         cells += [number(line.per_token, ",.0f"), number(line.fits, ",d")]
         cells.append("measured" if line.fits_measured else "modelled")
         cells.append("-" if line.read is None else f"{line.read / 1e6:.2f}")
         for name in ("ttft", "step"):
             value = getattr(line, name)
-            cells += [milliseconds(value), _share(value, getattr(dense, name) if dense else None)]
+            cells += [milliseconds(value), _share(value, getattr(dense, name))]
         body.append([*cells, line.note])
     versions = ", ".join(dict.fromkeys(f"vLLM {row['vllm']}" for row in theirs))
-    devices = ", ".join(dict.fromkeys(row["device"] for row in ours))
+    ours_on = ", ".join(dict.fromkeys(row["device"] for row in ours))
     dtypes = ", ".join(dict.fromkeys(row["dtype"] for row in ours))
     some = (ours or theirs)[0]
     caption = (
         f"{some['model']}, {length} tokens, n = {len(next(iter(lines)).scores)} prompts. kvbench: {dtypes or '-'} on "
-        f"{devices or '-'}. {versions or 'no vLLM'} on {place}. "
+        f"{ours_on or '-'}. {versions or 'no vLLM'} on {device}. "
         f"Scores: mean [95 % interval: {stats.MEAN_INTERVAL}]."
     )
-    return Table(f"{some['model']}, {length} tokens, {place}", caption, header, body)
+    return Table(f"{some['model']}, {length} tokens, {device}", caption, header, body)
 
 
 def _figure(lines: Sequence[Line], subject: str, pool: int) -> style.Figure:
@@ -249,12 +244,13 @@ def _check_prompts(ours: Sequence[Record], theirs: Sequence[Record]) -> None:
     one, other = ({row["sample_hash"] for row in rows} for rows in (ours, theirs))
     if one != other:
         raise UserError(
-            f"run_dir: kvbench answered {len(one)} prompts and vLLM {len(other)}, {len(one & other)} of them the same; "
+            f"run_dir: kvbench answered {len(one)} prompts and vLLM {len(other)}, {len(one & other)} in common; "
             "give a new run_dir"
         )
 
 
-def _place(row: Record) -> str:
+def _device_kind(row: Record) -> str:
+    """Kind of device of a row of kvbench."""
     return "cpu" if "CPU" in row["device"] else "cuda"
 
 
@@ -272,9 +268,9 @@ def _warm_note(rows: Sequence[Record]) -> str:
 
 
 def _score(line: Line, task: str) -> str:
-    own = [score for (name, _), score in line.scores.items() if name == task]
-    low, high = stats.mean_interval(own)
-    return f"{statistics.mean(own):.2f} [{low:.2f}, {high:.2f}]" if own else "-"
+    scores = [score for (name, _), score in line.scores.items() if name == task]
+    low, high = stats.mean_interval(scores)
+    return f"{statistics.mean(scores):.2f} [{low:.2f}, {high:.2f}]" if scores else "-"
 
 
 def _share(value: float | None, of: float | None) -> str:

@@ -92,7 +92,7 @@ def test_other_prompts_are_not_put_into_one_table(ran, tmp_path):
     served = [
         row | {"sample_hash": "other"} if row["row"] == "answer" else row for row in Store(folder).scan()[0]
     ]
-    with pytest.raises(UserError, match="kvbench answered 2 prompts and vLLM 1, 0 of them the same"):
+    with pytest.raises(UserError, match="kvbench answered 2 prompts and vLLM 1, 0 in common"):
         versus_report.write(tmp_path, accuracy, [], served, ["auto"], 1 << 20)
 
 
