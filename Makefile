@@ -22,7 +22,7 @@ help:
 	@echo "make notebooks  run the notebooks and write them anew from their .py"
 	@echo "make tables     write anew every committed table and figure that follows from other committed files"
 	@echo "make bench      40 cells on one prompt against dense alone"
-	@echo "make docs       docs/methods.md from the code"
+	@echo "make docs       docs/methods.md and docs/columns.md from the code"
 	@echo "make clean      remove .venv, $(VLLM) and caches; results stay"
 
 demo: $(READY)
@@ -84,6 +84,7 @@ bench: $(READY)
 
 docs: $(READY)
 	$(BIN)/kvbench ls methods --markdown > docs/methods.md
+	$(BIN)/python -m kvbench.report.columns > docs/columns.md
 
 setup: $(READY)
 

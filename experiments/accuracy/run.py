@@ -18,6 +18,7 @@ from kvbench.methods import Resolved, Shape
 from kvbench.models.load import LoadedModel, load_model
 from kvbench.runs import provenance
 from kvbench.runs.config import RunConfig, resolved_yaml
+from kvbench.runs.fields import checked
 from kvbench.runs.plan import Cell, Group, make_plan
 from kvbench.runs.progress import ProgressDisplay, ProgressFactory
 from kvbench.runs.record import group_fields, kernel_form, method_fields
@@ -57,7 +58,7 @@ def run_accuracy(cfg: RunConfig, progress: ProgressFactory) -> None:
                     f"decode.block_rows: {group.name} does not fit in memory with {cfg.decode.block_rows}; give less, "
                     "or a smaller model.prefill_chunk, fewer methods or budgets at once"
                 ) from None
-            records = [{**record, "command": rerun.command(record)} for record in records]
+            records = [checked({**record, "command": rerun.command(record)}) for record in records]
             store.extend(records)
             shown.cells_done(len(records))
 

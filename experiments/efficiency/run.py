@@ -22,6 +22,7 @@ from kvbench.methods import Resolved, Shape
 from kvbench.models.load import LoadedModel, load_model
 from kvbench.runs import provenance
 from kvbench.runs.config import RunConfig, resolved_yaml
+from kvbench.runs.fields import checked
 from kvbench.runs.plan import Cell, Group, digest, make_plan
 from kvbench.runs.progress import ProgressFactory
 from kvbench.runs.record import group_fields, kernel_form, method_fields
@@ -92,7 +93,9 @@ def run_efficiency(cfg: RunConfig, progress: ProgressFactory) -> None:
                     )
                 else:
                     store.append(
-                        {**_fields(cfg, loaded, group, prompt, snapshot, cell), "cell": name, **timed}
+                        checked(
+                            {**_fields(cfg, loaded, group, prompt, snapshot, cell), "cell": name, **timed}
+                        )
                     )
                 shown.cells_done(1)
 

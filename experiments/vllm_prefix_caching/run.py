@@ -15,6 +15,7 @@ from kvbench.experiments.vllm_prefix_caching.config import PrefixCase, PrefixCon
 from kvbench.experiments.vllm_prefix_caching.random_prompts import TEXT, RandomPrompts, predicted_hits
 from kvbench.models.fingerprint import fingerprint
 from kvbench.models.load import locate
+from kvbench.runs.fields import checked
 from kvbench.runs.progress import ProgressDisplay, ProgressFactory
 from kvbench.runs.store import Record, Store, digest
 from kvbench.vllm import load, metrics
@@ -81,7 +82,7 @@ async def _measure_all(
         raise UserError("serving: the server has no prefix caching, or does not report its block size")
     if server_cell not in store.done():
         facts = {**server.facts, "device": device(server)}
-        store.append({"cell": server_cell, "row": "server", **facts, "time": _now()})
+        store.append(checked({"cell": server_cell, "row": "server", **facts, "time": _now()}))
     async with server.driver(patience=0.0) as driver:
         vocabulary = list(dict.fromkeys(await driver.tokenize(TEXT)))
         requests = max(case.requests for case in pending.values())
@@ -95,7 +96,7 @@ async def _measure_all(
             # new for every try: a running server may still cache the prefixes of an interrupted one
             salt = f"{cell}-{secrets.token_hex(4)}"
             row = await _measure(driver, case, prompts, capacity["block_size"], salt)
-            store.append({"cell": cell, "row": case.kind, **asdict(case), **row, "time": _now()})
+            store.append(checked({"cell": cell, "row": case.kind, **asdict(case), **row, "time": _now()}))
             display.cells_done(1)
 
 

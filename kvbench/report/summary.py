@@ -6,18 +6,9 @@ import numpy as np
 import pandas as pd
 
 from kvbench.report import stats
+from kvbench.runs import fields
 
-COLUMNS = (
-    "run model task task_version length protocol method eviction selection format params budget_requested "
-    "budget_covers_prompt max_new_tokens seed metric kept_tokens bytes_resident bytes_read_per_step score "
-    "ci_low ci_high n delta_vs_dense delta_ci_low delta_ci_high p_value kl_to_dense prefill_s compress_s "
-    "decode_ms_per_token timing device dtype "
-    # beyond the documented minimum
-    "label task_label is_dense wording attention kernels model_fingerprint batch n_cells n_pairs n_different "
-    "dense_score floor p_holm verdict kl_ci_low kl_ci_high agree_top1 bytes_resident_share bytes_read_share "
-    "bytes_resident_end bytes_resident_bf16 bytes_read_per_step_bf16 decode_s decode_ms_p20 decode_ms_p80 "
-    "tokens_per_s speedup peak_bytes"
-).split()
+COLUMNS = [column.name for column in fields.COLUMNS]
 
 # what must be equal for two cells to be comparable at all
 SETTING = ["model", "model_fingerprint", "dtype", "attention", "kernels", "protocol"]
@@ -31,13 +22,8 @@ TABLE = [*SETTING, "length"]
 SAMPLE = ["seed", "sample", "sample_hash"]
 ALL_SEEDS = "all"
 
-_MEANS = (
-    "kept_tokens bytes_resident bytes_read_per_step bytes_resident_end bytes_resident_bf16 "
-    "bytes_read_per_step_bf16 agree_top1 bytes_resident_share bytes_read_share"
-).split()
-_MEDIANS = (
-    "prefill_s compress_s decode_ms_per_token decode_s decode_ms_p20 decode_ms_p80 tokens_per_s peak_bytes"
-).split()
+_MEANS = [column.name for column in fields.COLUMNS if column.over == "mean"]
+_MEDIANS = [column.name for column in fields.COLUMNS if column.over == "median"]
 _NUMBERS = [*_MEANS, *_MEDIANS, "score", "kl_to_dense"]
 _OTHERS = "device commit versions time worker output output_ids gold meta budget_covers_prompt".split()
 _FROM_DENSE = ["score", "bytes_resident", "bytes_read_per_step", "decode_ms_per_token"]

@@ -19,6 +19,7 @@ import pandas as pd
 import yaml
 
 from kvbench.config.errors import UserError
+from kvbench.runs.schema import SCHEMA
 
 Record = dict[str, Any]
 
@@ -61,7 +62,10 @@ class Store:
         Raises:
             TypeError: a value is not plain JSON (a tensor, a numpy scalar).
         """
-        lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records]
+        lines = [
+            json.dumps({"schema": SCHEMA} | dict(record), ensure_ascii=False).encode() + b"\n"
+            for record in records
+        ]
         with self._writing(), open(self.path, "a+b") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
@@ -83,8 +87,10 @@ class Store:
     def scan(self) -> tuple[list[Record], list[str]]:
         """Finished cells, and one sentence per line that could not be read.
 
+        A line without a version of its form gets version 1.
+
         Raises:
-            UserError: the folder or a file in it cannot be read.
+            UserError: the folder or a file in it cannot be read, or a line has a newer form than this kvbench knows.
         """
         records: dict[str, Record] = {}
         problems: list[str] = []
@@ -94,6 +100,12 @@ class Store:
                     records.setdefault(record["cell"], record)
         except OSError as error:
             raise UserError(f"run: cannot read {self.run_dir}: {error.strerror}") from None
+        newest = max((record["schema"] for record in records.values()), default=SCHEMA)
+        if newest > SCHEMA:
+            raise UserError(
+                f"run: {self.run_dir} has cells of schema {newest}, written by a newer kvbench; this one reads up to "
+                f"{SCHEMA}, update it"
+            )
         return list(records.values()), problems
 
     def write_config(self, text: str) -> None:
@@ -162,4 +174,6 @@ def _parse(line: bytes) -> Record | None:
         record = json.loads(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("cell"), str) else None
+    if not isinstance(record, dict) or not isinstance(record.get("cell"), str):
+        return None
+    return record if isinstance(record.setdefault("schema", 1), int) else None

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from kvbench.runs.fields import checked
 from kvbench.runs.progress import ProgressDisplay, ProgressFactory
 from kvbench.runs.store import Record, Store, digest
 from kvbench.vllm.driver import Driver
@@ -166,13 +167,15 @@ class Campaign:
                 display.start_prompt(f"{spec.label}: {item.name}")
                 numbers = await item.measure(MeasurementContext(server, driver, cell, display.stage))
                 self.store.append(
-                    {
-                        **numbers,
-                        **item.fields,
-                        **self._common_fields(spec, server),
-                        "cell": cell,
-                        "row": item.row,
-                    }
+                    checked(
+                        {
+                            **numbers,
+                            **item.fields,
+                            **self._common_fields(spec, server),
+                            "cell": cell,
+                            "row": item.row,
+                        }
+                    )
                 )
                 display.cells_done(1)
 

@@ -4,6 +4,7 @@ import warnings
 import pytest
 
 from kvbench.config.errors import UserError
+from kvbench.runs.schema import SCHEMA
 from kvbench.runs.store import Store
 
 
@@ -108,3 +109,23 @@ def test_config(tmp_path):
     store.config_path.write_text("a: [")
     with pytest.raises(UserError, match=r"config\.yaml"):
         store.config()
+
+
+def test_every_line_has_the_version_of_its_form_and_earlier_lines_are_version_1(tmp_path):
+    store = Store(tmp_path, worker="now")
+    store.append({"cell": "a"})
+    assert json.loads(store.path.read_text()) == {"schema": SCHEMA, "cell": "a"}
+    (tmp_path / "cells-before.jsonl").write_text('{"cell": "b"}\n')
+    assert {row["cell"]: row["schema"] for row in store.scan()[0]} == {"a": SCHEMA, "b": 1}
+    # copied, a row keeps its version
+    Store(tmp_path / "copy").extend(store.scan()[0])
+    assert {row["cell"]: row["schema"] for row in Store(tmp_path / "copy").scan()[0]} == {"a": SCHEMA, "b": 1}
+
+
+def test_lines_of_a_newer_form_are_named_and_not_used(tmp_path):
+    newer = SCHEMA + 1
+    (tmp_path / "cells-w.jsonl").write_text(f'{{"cell": "a"}}\n{{"cell": "b", "schema": {newer}}}\n')
+    message = rf"^run: [^\n]+ has cells of schema {newer}, [^\n]+ up to {SCHEMA}, update it$"
+    for read in (Store(tmp_path).scan, Store(tmp_path).done, Store(tmp_path).read):
+        with pytest.raises(UserError, match=message):
+            read()
