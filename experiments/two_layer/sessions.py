@@ -166,17 +166,20 @@ def _measure(
 ) -> Load:
     prefixes = PrefixPool(pool)
     counted = range(warm, len(started) - warm)
-    prefill = rest = 0.0
+    prefills: list[float] = []
+    rests: list[float] = []
     found = total = 0
     for _, number, request in _merged(started, interval):
         reused = prefixes.serve(number, request)
         if number in counted:
-            spent = cost(request, reused)
-            prefill += spent[0]
-            rest += spent[1]
+            prefill_s, rest_s = cost(request, reused)
+            prefills.append(prefill_s)
+            rests.append(rest_s)
             found += reused
             total += request.prompt
-    return Load((prefill + rest) / len(counted), prefill / (prefill + rest), found / total)
+    # correctly rounded sums do not depend on the order of the requests
+    seconds, prefill = math.fsum(prefills + rests), math.fsum(prefills)
+    return Load(seconds / len(counted), prefill / seconds, found / total)
 
 
 def _merged(

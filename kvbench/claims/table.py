@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from decimal import ROUND_HALF_UP, Decimal
 
 import pandas as pd
 
@@ -13,6 +14,7 @@ from kvbench.report.format import markdown_table
 _RELATIONS = {"equal": "", "at most": "≤ ", "at least": "≥ "}
 _UNITS = {"x": "x"}
 YES_OR_NO = "yes or no"
+SIGNIFICANT = 12  # digits of a float that do not depend on the order of a sum
 
 
 def frame(results: Sequence[Result]) -> pd.DataFrame:
@@ -124,10 +126,14 @@ def _reading(reading: Reading, claim: Claim) -> str:
 
 
 def _rounded(value: float, claim: Claim) -> float:
-    """To one digit more than is printed, so that a difference shows, and to three significant ones."""
+    """One digit more than is printed, so that a difference shows, and at least three significant ones.
+
+    Ties are decided in decimal, half away from zero: binary noise in the last digits of a float must not decide them.
+    """
     digits = len(str(claim.value).partition(".")[2].rstrip("0"))
     significant = 2 - math.floor(math.log10(abs(value))) if value else 0
-    return round(value, max(digits + 1, significant))
+    unit = Decimal(1).scaleb(-max(digits + 1, significant))
+    return float(Decimal(f"{value:.{SIGNIFICANT}g}").quantize(unit, ROUND_HALF_UP))
 
 
 def _number(value: float, claim: Claim) -> str:

@@ -5,10 +5,12 @@ import shlex
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kvbench.claims import catalogue
+from kvbench.claims import catalogue, table
 from kvbench.claims.checks import find, registry
-from kvbench.claims.checks.printed import _scbench_rule, best_setting, longbench_wins
+from kvbench.claims.checks.printed import _scbench_rule, best_setting, longbench_wins, weighted_mean
 from kvbench.claims.claim import CONTRADICTED, NEEDS_GPU, REPRODUCED, Claim, Result
 from kvbench.claims.evidence import Runs
 from kvbench.config.errors import UserError
@@ -121,3 +123,39 @@ def test_a_claim_without_a_check_is_refused():
     with pytest.raises(UserError, match=r"check\.name: missing"):
         dataclasses.replace(CLAIMS["chunkkv.abstract_8_7"], check={})
     assert all(isinstance(claim, Claim) for claim in CLAIMS.values())
+
+
+GROUPS = [(32.19, 3), (34.59, 3), (24.96, 3), (68.48, 3), (36.96, 2), (54.41, 2)]  # ChunkKV, Table 12
+SCORES = st.decimals(0, 100, places=2).map(float)
+
+
+@given(
+    st.lists(st.tuples(SCORES, st.integers(1, 9)), min_size=1, max_size=12), st.randoms(use_true_random=False)
+)
+def test_a_mean_of_printed_numbers_does_not_depend_on_their_order(terms, random):
+    shuffled = random.sample(terms, len(terms))
+    found, other = (weighted_mean(*zip(*order, strict=True)).readings for order in (terms, shuffled))
+    assert found == other
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.floats(0, 1)), min_size=1, max_size=12),
+    st.randoms(use_true_random=False),
+)
+def test_a_measured_score_does_not_depend_on_the_order_of_its_rows(cells, random):
+    frames = [
+        pd.concat([scores(n=n, score=score, ci_low=score, ci_high=score) for n, score in order])
+        for order in (cells, random.sample(cells, len(cells)))
+    ]
+    (found,), (other,) = (judged("rocketkv.needle_256", frame).finding.readings for frame in frames)
+    assert found == other
+
+
+@pytest.mark.parametrize("terms", [GROUPS, GROUPS[::-1]])
+def test_a_tie_is_rounded_in_decimal(terms):
+    """663.40 / 16 is 41.4625 exactly; a sum of floats lies on either side of it, depending on the Python version."""
+    found = weighted_mean(*zip(*terms, strict=True)).readings[0]
+    assert found.value == 41.4625
+    claim = CLAIMS["chunkkv.average_full"]
+    for noise in (-1e-14, 0.0, 1e-14):
+        assert table._rounded(found.value + noise, claim) == 41.463

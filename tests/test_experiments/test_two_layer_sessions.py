@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.request import MESSAGES, TEXT, TOOL, TOOLS, ContentBlock, Hashing, Request, chain
@@ -125,3 +127,15 @@ def test_counted_sessions_meet_the_same_crowd_at_both_ends():
     both = (unloaded([short], tokens, 0).seconds + unloaded([long], tokens, 0).seconds) / 2
     for load in (1, 1000, 86_400):
         assert loaded([short, long], tokens, 0, load).seconds == both
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20), st.randoms(use_true_random=False))
+def test_seconds_do_not_depend_on_the_order_of_the_sessions(seconds, random):
+    """The printed sums are correctly rounded, so that they are the same on every Python version."""
+
+    def spent(request, reused):
+        return seconds[request.output], seconds[request.output] / 3
+
+    recorded = [(turn(0, (1, 16), output=number),) for number in range(len(seconds))]
+    shuffled = random.sample(recorded, len(recorded))
+    assert unloaded(recorded, spent, 0.0) == unloaded(shuffled, spent, 0.0)

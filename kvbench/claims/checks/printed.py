@@ -1,13 +1,18 @@
-"""Arithmetic on the numbers that a paper prints: whether its headlines and averages follow from its own tables."""
+"""Arithmetic on printed numbers: whether a paper's headlines and averages follow from its own tables.
+
+Sums and means are exact fractions of the printed decimals, so that a result does not depend on the order of its terms.
+"""
 
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 from kvbench.claims.catalogue import paper_table
 from kvbench.claims.claim import Finding, Reading
+
+ROUNDING = Fraction(1, 10)  # one unit of the last printed digit
 
 
 def change(readings: Mapping[str, Sequence[float]]) -> Finding:
@@ -39,13 +44,13 @@ def throughput(seconds: float, prompt: int, new: int) -> Finding:
 
 def weighted_mean(values: Sequence[float], weights: Sequence[int]) -> Finding:
     """Mean of groups of tasks: over the groups, or over the tasks."""
-    over_tasks = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
+    over_tasks = _total(values, weights) / sum(weights)
     return Finding(
         (
-            Reading(name="mean over the tasks", value=over_tasks, basis="printed"),
+            Reading(name="mean over the tasks", value=float(over_tasks), basis="printed"),
             Reading(
                 name="mean over the groups of tasks",
-                value=statistics.mean(values),
+                value=float(_mean(values)),
                 basis="printed",
                 beside=True,
             ),
@@ -77,7 +82,7 @@ def longbench_average() -> Finding:
     for row in table["rows"]:
         fifteen = [score for n, score in enumerate(row["tasks"]) if n != left_out]
         for name, tasks in zip(shares, (row["tasks"], fifteen), strict=True):
-            shares[name] += abs(statistics.mean(tasks) - row["longbench"]) < 0.1
+            shares[name] += abs(_mean(tasks) - _exact(row["longbench"])) < ROUNDING
     count = len(table["rows"])
     found = [Reading(name=name, value=100 * n / count, basis="printed") for name, n in shares.items()]
     return Finding(tuple(found), f"{count} rows")
@@ -87,7 +92,7 @@ def longbench_loss(method: str, budget: int) -> Finding:
     """Points that the mean of the tasks in RocketKV's Table 3 loses against full KV; Table 2's is beside it."""
     table = paper_table("rocketkv_longbench")
     full, row = (_row(table["rows"], *key) for key in (("Full-KV", None), (method, budget)))
-    tasks = statistics.mean(full["tasks"]) - statistics.mean(row["tasks"])
+    tasks = float(_mean(full["tasks"]) - _mean(row["tasks"]))
     return Finding(
         (
             Reading(name="as printed", value=full["longbench"] - row["longbench"], basis="printed"),
@@ -127,13 +132,13 @@ def scbench_average(method: str, budget: int | None) -> Finding:
     """
     rows = paper_table("rocketkv_scbench")["rows"]
     sizes, divisor = _scbench_rule([(row["groups"], row["average"]) for row in rows])
-    total = sum(n * mean for n, mean in zip(sizes, _row(rows, method, budget)["groups"], strict=True))
+    total = _total(_row(rows, method, budget)["groups"], sizes)
     return Finding(
         (
-            Reading(name="mean of the 12 tasks", value=total / 12, basis="printed"),
+            Reading(name="mean of the 12 tasks", value=float(total / 12), basis="printed"),
             Reading(
                 name=f"their sum divided by {divisor}",
-                value=total / divisor,
+                value=float(total / divisor),
                 basis="printed",
                 beside=True,
             ),
@@ -149,13 +154,23 @@ def _scbench_rule(rows: Sequence[tuple[Sequence[float], float]]) -> tuple[tuple[
         for divisor in (11, 12)
         for sizes in itertools.product(range(1, 10), repeat=len(rows[0][0]))
         if sum(sizes) == 12
-        and all(
-            abs(sum(n * mean for n, mean in zip(sizes, groups, strict=True)) / divisor - average) < 0.1
-            for groups, average in rows
-        )
+        and all(abs(_total(groups, sizes) / divisor - _exact(average)) < ROUNDING for groups, average in rows)
     ]
     assert len(fits) == 1, fits
     return fits[0]
+
+
+def _exact(value: float) -> Fraction:
+    """The number that a float's shortest digits spell: for a printed number, the one printed."""
+    return Fraction(str(value))
+
+
+def _total(values: Sequence[float], weights: Sequence[int]) -> Fraction:
+    return sum((_exact(v) * w for v, w in zip(values, weights, strict=True)), Fraction())
+
+
+def _mean(values: Sequence[float]) -> Fraction:
+    return _total(values, [1] * len(values)) / len(values)
 
 
 def _row(rows: Sequence[Mapping], method: str, budget: int | None) -> Mapping:

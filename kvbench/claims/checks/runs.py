@@ -28,7 +28,7 @@ def measured_score(runs: Runs, run: str, where: Mapping[str, object], column: st
         return Finding()
     ends = {"score": ("ci_low", "ci_high"), "delta_vs_dense": ("delta_ci_low", "delta_ci_high")}[column]
     weights = rows["n"] / rows["n"].sum()
-    value = float((rows[column] * weights).sum())
+    value = math.fsum(rows[column] * weights)
     # rows are of different samples, so the half-widths of their means add in squares
     low, high = (math.hypot(*((rows[end] - rows[column]) * weights)) for end in ends)
     reading = Reading(value=100 * value, low=100 * (value - low), high=100 * (value + high), basis="measured")
@@ -61,12 +61,16 @@ def measured_traffic(runs: Runs, run: str, where: Mapping[str, object]) -> Findi
     rows, dense = runs.rows(run, where), runs.rows(run, {"method": "dense"})
     if rows is None or dense is None:
         return Finding()
-    per_token = (dense["bytes_resident"] / dense["kept_tokens"]).mean()
+    per_token = _mean(dense["bytes_resident"] / dense["kept_tokens"])
     tokens = rows["bytes_read_per_step"] / per_token
     reading = Reading(
-        value=float(tokens.mean()), low=float(tokens.min()), high=float(tokens.max()), basis="measured"
+        value=_mean(tokens), low=float(tokens.min()), high=float(tokens.max()), basis="measured"
     )
     return Finding((reading,), _where(rows))
+
+
+def _mean(values: pd.Series) -> float:
+    return math.fsum(values) / len(values)
 
 
 def _where(rows: pd.DataFrame) -> str:
