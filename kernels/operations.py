@@ -71,7 +71,7 @@ def has_form(package: ModuleType, form: str) -> bool:
 
 def versioned(
     calls: Mapping[str, Rule], device: torch.device, dtype: torch.dtype
-) -> dict[str, list[str | int]]:
+) -> dict[str, tuple[str, int]]:
     """Form and version of operations, for cell ids.
 
     Args:
@@ -80,7 +80,7 @@ def versioned(
         dtype: of its keys.
 
     Returns:
-        `[form, version]` by operation. Operations whose code the form of another one imports are included, in the form
+        `(form, version)` by operation. Operations whose code the form of another one imports are included, in the form
         of that one unless they are called by themselves too.
     """
     forms = {name: rule(device, dtype) for name, rule in calls.items()}
@@ -92,7 +92,7 @@ def versioned(
                 forms[other] = form
                 waiting.append((other, form))
     packages = operations()
-    return {name: [form, packages[name.partition(".")[0]].VERSION] for name, form in sorted(forms.items())}
+    return {name: (form, packages[name.partition(".")[0]].VERSION) for name, form in sorted(forms.items())}
 
 
 @functools.cache

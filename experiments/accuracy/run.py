@@ -19,9 +19,9 @@ from kvbench.models.load import LoadedModel, load_model
 from kvbench.runs import provenance
 from kvbench.runs.config import RunConfig, resolved_yaml
 from kvbench.runs.fields import checked
-from kvbench.runs.plan import Cell, Group, make_plan
+from kvbench.runs.plan import Cell, Group, make_plan, with_stored_ids
 from kvbench.runs.progress import ProgressDisplay, ProgressFactory
-from kvbench.runs.record import group_fields, kernel_form, method_fields
+from kvbench.runs.record import group_fields, method_fields
 from kvbench.runs.rerun import Rerun
 from kvbench.runs.store import Record, Store
 from kvbench.tasks import Prompt, Renderer
@@ -40,11 +40,11 @@ def run_accuracy(cfg: RunConfig, progress: ProgressFactory) -> None:
     """
     loaded = load_model(cfg.model, register_attention())
     renderer = make_renderer(cfg, loaded)
-    groups = make_plan(cfg, loaded, renderer, kernel_form(loaded))
     store = Store(cfg.run_dir)
+    done = store.done()
+    groups = with_stored_ids(make_plan(cfg, loaded, renderer), done)
     store.write_config(resolved_yaml(cfg))
     write_plan(store, [(g.task.label, cell.label, cell.id) for g in groups for cell in g.cells])
-    done = store.done()
     rerun = Rerun(cfg)
     pending = [(group, [cell for cell in group.cells if cell.id not in done]) for group in groups]
     pending = [(group, cells) for group, cells in pending if cells]

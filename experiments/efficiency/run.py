@@ -23,9 +23,9 @@ from kvbench.models.load import LoadedModel, load_model
 from kvbench.runs import provenance
 from kvbench.runs.config import RunConfig, resolved_yaml
 from kvbench.runs.fields import checked
-from kvbench.runs.plan import Cell, Group, digest, make_plan
+from kvbench.runs.plan import Cell, Group, digest, make_plan, stored_id
 from kvbench.runs.progress import ProgressFactory
-from kvbench.runs.record import group_fields, kernel_form, method_fields
+from kvbench.runs.record import group_fields, method_fields
 from kvbench.runs.store import Record, Store
 from kvbench.tasks import Prompt
 
@@ -44,20 +44,21 @@ def run_efficiency(cfg: RunConfig, progress: ProgressFactory) -> None:
     """
     loaded = load_model(cfg.model, register_attention())
     renderer = make_renderer(cfg, loaded)
-    groups = [g for g in make_plan(cfg, loaded, renderer, kernel_form(loaded)) if g.index == 0]
+    groups = [g for g in make_plan(cfg, loaded, renderer) if g.index == 0]
     told = {c.label for g in groups for c in g.cells if "answer" in c.method.needs}
     if told:
         raise UserError(
             f"method: {', '.join(sorted(told))} needs to be told the answer; no server can do that"
         )
     where = {"device": provenance.device_name(loaded.device), "steps": cfg.efficiency.steps}
-    work = [
-        (g, [(c, b, _cell_id(c, b, where)) for c in g.cells for b in cfg.efficiency.batch]) for g in groups
-    ]
     store = Store(cfg.run_dir)
+    done = store.done()
+    work = [
+        (g, [(c, b, stored_id(_ids(c, b, where), done)) for c in g.cells for b in cfg.efficiency.batch])
+        for g in groups
+    ]
     store.write_config(resolved_yaml(cfg))
     write_plan(store, [(g.task.label, c.label, name) for g, cells in work for c, _, name in cells])
-    done = store.done()
     pending = [(g, [item for item in cells if item[2] not in done]) for g, cells in work]
     pending = [(g, cells) for g, cells in pending if cells]
     with progress(sum(len(cells) for _, cells in pending), len(pending)) as shown:
@@ -100,8 +101,8 @@ def run_efficiency(cfg: RunConfig, progress: ProgressFactory) -> None:
                 shown.cells_done(1)
 
 
-def _cell_id(cell: Cell, batch: int, where: Record) -> str:
-    return digest({"cell": cell.id, "timing": "isolated", "batch": batch, **where})
+def _ids(cell: Cell, batch: int, where: Record) -> list[str]:
+    return [digest({"cell": name, "timing": "isolated", "batch": batch, **where}) for name in cell.ids]
 
 
 def _resolve(group: Group, snapshot: Snapshot, cell: Cell) -> Resolved:

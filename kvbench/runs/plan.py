@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvbench import methods, tasks
 from kvbench.config.errors import UserError
+from kvbench.kernels.operations import versioned
 from kvbench.methods import Budget, Method
 from kvbench.methods.dense import Dense
 from kvbench.models.load import LoadedModel
+from kvbench.runs import earlier
 from kvbench.runs.config import RunConfig
+from kvbench.runs.probe import heads_of, operations_called
 from kvbench.runs.store import digest
 from kvbench.tasks import Renderer, Sample, Task
 
@@ -28,12 +31,21 @@ class Cell:
         label: the method's name in this run.
         method: what it is.
         budget: None for a method that has none.
+        operations: form and version of every operation that the method calls.
+        earlier_id: the id that earlier code gave the same computation; None where it computed something else.
     """
 
     id: str
     label: str
     method: Method
     budget: Budget | None
+    operations: Mapping[str, tuple[str, int]] = field(hash=False)
+    earlier_id: str | None = None
+
+    @property
+    def ids(self) -> list[str]:
+        """The id, and that of earlier code."""
+        return [self.id] if self.earlier_id is None else [self.id, self.earlier_id]
 
 
 @dataclass(frozen=True)
@@ -56,37 +68,93 @@ class Group:
         return " ".join(part for part in parts if part)
 
 
-def make_plan(cfg: RunConfig, loaded: LoadedModel, renderer: Renderer, kernels: str) -> list[Group]:
+def make_plan(cfg: RunConfig, loaded: LoadedModel, renderer: Renderer) -> list[Group]:
     """All groups of a run, in a fixed order.
 
     Args:
         cfg: the configuration.
         loaded: the model.
         renderer: makes prompts for it.
-        kernels: form of the decode kernel, part of every cell's id.
 
     Raises:
         UserError: a length that a task cannot meet or the model does not take.
     """
-    entries = [
-        (label, method, budget)
-        for label, method in _methods(cfg)
-        for budget in (_budgets(cfg) if method.needs_budget else [None])
-    ]
     engine = {
         "engine": ENGINE_VERSION,
         "model": loaded.fingerprint,
         "dtype": str(loaded.dtype),
         "attention": cfg.model.attention,
         "prefill_chunk": cfg.model.prefill_chunk,
-        "kernels": kernels,
         "block_rows": cfg.decode.block_rows,
         "ignore_eos": cfg.decode.ignore_eos,
         "first_token": cfg.decode.first_token,
         "kl": cfg.kl,
         "renderer": renderer.style,
     }
+    entries = list(_entries(cfg, loaded))
     return [group for part in _samples(cfg, renderer) for group in _groups(cfg, part, entries, engine)]
+
+
+def stored_id(ids: Sequence[str], done: Set[str]) -> str:
+    """The id under which a cell is in the store; the first one, which a new cell gets, where it is not there.
+
+    Args:
+        ids: those that stand for the same computation, see `Cell.ids`.
+        done: ids in the store.
+    """
+    return next((name for name in ids if name in done), ids[0])
+
+
+def with_stored_ids(groups: Sequence[Group], done: Set[str]) -> list[Group]:
+    """The groups; cells that earlier code finished have the ids that it gave them."""
+    return [
+        replace(group, cells=tuple(replace(cell, id=stored_id(cell.ids, done)) for cell in group.cells))
+        for group in groups
+    ]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A method at one budget.
+
+    Attributes:
+        operations: form and version of the operations that it calls.
+        earlier_label: what the ids of earlier code held instead, None where it computed something else.
+    """
+
+    label: str
+    method: Method
+    budget: Budget | None
+    operations: Mapping[str, tuple[str, int]]
+    earlier_label: str | None
+
+    def cell(self, setting: Mapping[str, Any]) -> Cell:
+        """The cell of a prompt, `setting` being the other things that its id is made of."""
+        key = {
+            **setting,
+            "method": self.method.describe(),
+            "versions": self.method.versions(),
+            "budget": self.budget.label() if self.budget is not None else None,
+        }
+        earlier_id = None
+        if self.earlier_label is not None:
+            earlier_id = digest({**key, "kernels": self.earlier_label})
+        name = digest({**key, "operations": self.operations})
+        return Cell(name, self.label, self.method, self.budget, self.operations, earlier_id)
+
+
+def _entries(cfg: RunConfig, loaded: LoadedModel) -> Iterator[_Entry]:
+    heads, device, dtype = heads_of(loaded), loaded.device, loaded.dtype
+    then = earlier.forms_then(device, dtype, heads.group, heads.dim)
+    for label, method in _methods(cfg):
+        for budgets in _budgets(cfg) if method.needs_budget else [[None]]:
+            if budgets:
+                ratio = budgets[0] is not None and budgets[0].ratio is not None
+                calls = operations_called(method, ratio, heads)
+                operations = versioned(calls, device, dtype)
+                known = earlier.same_computation(operations, calls, then)
+                earlier_label = earlier.label(then) if known else None
+                yield from (_Entry(label, method, budget, operations, earlier_label) for budget in budgets)
 
 
 def _methods(cfg: RunConfig) -> list[tuple[str, Method]]:
@@ -96,8 +164,9 @@ def _methods(cfg: RunConfig) -> list[tuple[str, Method]]:
     return dense[:1] + [item for item in built if not isinstance(item[1], Dense)]
 
 
-def _budgets(cfg: RunConfig) -> list[Budget | None]:
-    return [*(Budget(tokens=n) for n in cfg.budget.tokens), *(Budget(ratio=str(r)) for r in cfg.budget.ratio)]
+def _budgets(cfg: RunConfig) -> list[list[Budget | None]]:
+    """Budgets in tokens, and those that are a ratio."""
+    return [[Budget(tokens=n) for n in cfg.budget.tokens], [Budget(ratio=str(r)) for r in cfg.budget.ratio]]
 
 
 def _samples(cfg: RunConfig, renderer: Renderer) -> Iterator[tuple[Task, int, int, int, Sample, str]]:
@@ -111,8 +180,7 @@ def _samples(cfg: RunConfig, renderer: Renderer) -> Iterator[tuple[Task, int, in
 
 
 def _groups(
-    cfg: RunConfig, part: tuple[Task, int, int, int, Sample, str],
-    entries: list[tuple[str, Method, Budget | None]], engine: dict[str, Any],
+    cfg: RunConfig, part: tuple[Task, int, int, int, Sample, str], entries: list[_Entry], engine: dict[str, Any],
 ) -> Iterator[Group]:  # fmt: skip
     task, length, seed, index, sample, prompt_hash = part
     for protocol in cfg.protocol:
@@ -129,16 +197,5 @@ def _groups(
             "protocol": protocol,
             "seed": seed,
         }
-        cells = tuple(
-            Cell(digest({**setting, **_method_key(method, budget)}), label, method, budget)
-            for label, method, budget in entries
-        )
+        cells = tuple(entry.cell(setting) for entry in entries)
         yield Group(task, length, seed, index, sample, prompt_hash, protocol, cells)
-
-
-def _method_key(method: Method, budget: Budget | None) -> dict[str, Any]:
-    return {
-        "method": method.describe(),
-        "versions": method.versions(),
-        "budget": budget.label() if budget is not None else None,
-    }

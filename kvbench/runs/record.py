@@ -11,16 +11,15 @@ from kvbench.models.load import LoadedModel
 from kvbench.runs import provenance
 from kvbench.runs.config import RunConfig
 from kvbench.runs.plan import Cell, Group
+from kvbench.runs.probe import heads_of
 from kvbench.runs.store import Record
 from kvbench.tasks import Prompt
 
 
 def kernel_form(loaded: LoadedModel) -> str:
     """Which forms of the kernels run: `compiled`, `triton` or `portable`, and which operations differ from that."""
-    config = loaded.model.config.get_text_config()
-    group = config.num_attention_heads // config.num_key_value_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return label(forms_for(loaded.device, loaded.dtype, group, dim))
+    heads = heads_of(loaded)
+    return label(forms_for(loaded.device, loaded.dtype, heads.group, heads.dim))
 
 
 def group_fields(
@@ -60,4 +59,5 @@ def method_fields(cell: Cell, resolved: Resolved) -> Record:
         "budget_requested": cell.budget.label() if cell.budget is not None else "",
         "budget_covers_prompt": resolved.covers_prompt and cell.budget is not None,
         "notes": list(resolved.notes),
+        "operations": {name: list(what) for name, what in cell.operations.items()},
     }
