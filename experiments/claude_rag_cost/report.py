@@ -20,6 +20,7 @@ from kvbench.config.text import counted
 from kvbench.config.typed import as_yaml
 from kvbench.experiments.claude_rag_cost.config import RagCostConfig
 from kvbench.experiments.claude_rag_cost.run import PLACED, RagRow
+from kvbench.report.format import frame_table
 
 WORK = {
     "article_graph": "the article's graph; turn 2 on grades and answers the first question again",
@@ -59,7 +60,7 @@ def write_report(cfg: RagCostConfig, rows: Sequence[RagRow]) -> Path:
             else "loopback server with scripted answers; no request left this machine.\n"
         ),
         tables.GUIDE,
-        tables.markdown(_display_table(costs)),
+        frame_table(_display_table(costs)),
         "The layouts do not do the same work, so compare within a layout:\n",
         *(f"- {layout}: {work}" for layout, work in WORK.items()),
         "\nThe answers are from a script: nothing here says which layout answers better.\n",
@@ -68,14 +69,14 @@ def write_report(cfg: RagCostConfig, rows: Sequence[RagRow]) -> Path:
         "gives the reported usage, to the token, on every request. input bound: no placement on the same requests "
         "can pay less for input.\n",
         "## Turn from which on a placement is cheaper than the same layout without markers\n",
-        tables.markdown(break_evens(rows, cfg, prices)),
+        frame_table(break_evens(rows, cfg, prices)),
         "## The article's ten turns\n",
-        tables.markdown(tables.article_table(article_rows(prices))),
+        frame_table(tables.article_table(article_rows(prices))),
     ]
     for row in rows:
         if row.layout in ("article_graph", "article_explicit") or row.placement == "automatic":
             diagnosis = diagnose(row.trace, as_sent, prices, cfg.switches)
-            parts += [f"## Misses of {row.name}\n", tables.markdown(tables.diagnosis_table(diagnosis))]
+            parts += [f"## Misses of {row.name}\n", frame_table(tables.diagnosis_table(diagnosis))]
     plots.costs(costs, folder / "figures" / "costs.svg")
     plots.tokens(costs, folder / "figures" / "tokens.svg")
     turns = _turns(rows, cfg, "append_only")

@@ -14,6 +14,7 @@ from kvbench.config.text import counted
 from kvbench.config.typed import as_yaml
 from kvbench.experiments.claude_replay.config import ReplayConfig
 from kvbench.experiments.claude_replay.run import ReplayResult
+from kvbench.report.format import frame_table
 
 
 def write_report(cfg: ReplayConfig, results: ReplayResult) -> Path:
@@ -25,7 +26,7 @@ def write_report(cfg: ReplayConfig, results: ReplayResult) -> Path:
         f"# Prompt-caching cost of {Path(cfg.trace).name if cfg.trace else 'generated conversations'}\n",
         *([] if cfg.trace else [f"{_generated(cfg.synthetic)}\n"]),
         tables.GUIDE,
-        tables.markdown(tables.display_table(results.costs)),
+        frame_table(tables.display_table(results.costs)),
     ]
     if results.bound is not None:
         parts.append(f"No placement can cost less than ${tables.usd(results.bound):.4f} of input.\n")
@@ -36,16 +37,16 @@ def write_report(cfg: ReplayConfig, results: ReplayResult) -> Path:
         tables.point_deltas_text(results.point_deltas),
     ]
     if not results.choice_deltas.empty:
-        parts += ["## What each modelling choice moves, in USD\n", tables.markdown(results.choice_deltas)]
+        parts += ["## What each modelling choice moves, in USD\n", frame_table(results.choice_deltas)]
         frames["choices"] = results.choice_deltas
     if results.diagnosis is not None:
         frames["misses"] = tables.findings_table(results.diagnosis)
-        parts += [f"## Misses of {cfg.doctor}\n", tables.markdown(tables.diagnosis_table(results.diagnosis))]
+        parts += [f"## Misses of {cfg.doctor}\n", frame_table(tables.diagnosis_table(results.diagnosis))]
         for name, saved in results.diagnosis.net.items():
             parts.append(
                 f"With {name} the cost of the whole trace changes by {tables.usd(-saved):+.4f} USD.\n"
             )
-    parts += ["## The article's ten turns\n", tables.markdown(tables.article_table(article_rows(prices)))]
+    parts += ["## The article's ten turns\n", frame_table(tables.article_table(article_rows(prices)))]
     parts += (
         ["## Defects of the trace\n", *(f"- {line}\n" for line in results.problems)]
         if results.problems

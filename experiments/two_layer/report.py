@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kvbench.claude.tables import markdown
 from kvbench.config.text import counted
 from kvbench.config.typed import as_yaml
 from kvbench.experiments.two_layer import claude_api, figure
 from kvbench.experiments.two_layer.breakeven import BreakEven, break_even
 from kvbench.experiments.two_layer.compare import Comparison, LengthCase, RentCase, cheapest_way
 from kvbench.experiments.two_layer.config import LAYERS, TwoLayerConfig
+from kvbench.report.format import frame_table
 from kvbench.report.plots import save
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def rows(cfg: TwoLayerConfig, found: Comparison) -> pd.DataFrame:
 def _parts(cfg: TwoLayerConfig, found: Comparison) -> list[str]:
     both = cfg.layer == "both"
     parts = [f"# Two layers: {' against '.join(_layers(cfg))}\n", _sessions(cfg, found), _reading(cfg, found)]
-    parts.append(markdown(_table(cfg, found)))
+    parts.append(frame_table(_table(cfg, found)))
     if both:
         parts += [_verdict(found), "![dollars per day](figures/per_day.png)\n"]
         parts += ["## What it leaves out\n", *(f"- {line}" for line in LEFT_OUT), ""]
@@ -240,7 +240,7 @@ def _rents(rent_cases: Sequence[RentCase]) -> str:
             cell.utilisation, {"busy": f"{cell.utilisation:.0%}", "sessions per day": f"{cell.capacity:,}"}
         )
         line[f"{cell.usd_per_hour:.2f} USD per hour"] = _even(cell.even)
-    return markdown(pd.DataFrame(list(lines.values())))
+    return frame_table(pd.DataFrame(list(lines.values())))
 
 
 def _lengths(answers: Sequence[LengthCase]) -> str:
@@ -256,4 +256,4 @@ def _lengths(answers: Sequence[LengthCase]) -> str:
         line["break-even"] = f"{_even(break_even(cheapest.usd, best.fleet))} ({best.name})"
         lines.append(line)
     text = "USD per session, devices as busy as they may be. Prompts stay as recorded.\n\n"
-    return text + markdown(pd.DataFrame(lines).fillna(""))
+    return text + frame_table(pd.DataFrame(lines).fillna(""))

@@ -11,6 +11,7 @@ from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.misses import FIXES, Diagnosis
 from kvbench.claude.prices import NANO, dollars
 from kvbench.claude.simulate import Range, Totals
+from kvbench.report.format import frame_table
 
 
 def usd(nano: int) -> float:
@@ -88,7 +89,7 @@ def point_deltas_text(frame: pd.DataFrame) -> str:
     """The rows of `point_deltas` that move anything, in Markdown, and the names of the others."""
     money = frame.drop(columns=["point", "open"])
     still = (money == 0).all(axis=1)
-    text = "" if still.all() else markdown(frame[~still]) + "\n"
+    text = "" if still.all() else frame_table(frame[~still]) + "\n"
     if still.any():
         text += f"These move nothing here: {', '.join(frame.loc[still, 'point'])}.\n"
     return text
@@ -141,24 +142,3 @@ def article_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             for entry in rows
         ]
     )
-
-
-def markdown(frame: pd.DataFrame, *, digits: int = 4) -> str:
-    """A table in Markdown; floats are rounded; an empty one is the word none."""
-    if frame.empty:
-        return "None.\n"
-    head = "| " + " | ".join(map(str, frame.columns)) + " |"
-    rule = (
-        "|"
-        + "|".join("---:" if pd.api.types.is_numeric_dtype(kind) else "---" for kind in frame.dtypes)
-        + "|"
-    )
-    body = [
-        "| " + " | ".join(_cell(value, digits) for value in values) + " |"
-        for values in frame.to_numpy(object)
-    ]
-    return "\n".join([head, rule, *body]) + "\n"
-
-
-def _cell(value: Any, digits: int) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)

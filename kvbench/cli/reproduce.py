@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from kvbench.cost.duration import duration
 from kvbench.cost.hardware import hardware
 from kvbench.cost.shapes import model_shape
+from kvbench.report.format import markdown_table
 from kvbench.runs.config import load
 
 DEVICES = ("a40", "a100_80gb", "h100_sxm")
@@ -34,8 +35,8 @@ def table(document: str) -> str:
         document: text of docs/reproduce.md.
     """
     devices = [hardware(name) for name in DEVICES]
-    rows = [["run", "prompts", "cells", "GB"] + [f"{device.name}: s, USD" for device in devices]]
-    rows.append(["---"] * len(rows[0]))
+    header = ["run", "prompts", "cells", "GB", *(f"{device.name}: s, USD" for device in devices)]
+    rows = []
     for purpose, arguments in commands(document):
         # nothing is run; the folder only has to be one that can be written
         cfg = load([*arguments, f"run_dir={tempfile.gettempdir()}"])
@@ -49,4 +50,4 @@ def table(document: str) -> str:
         rows.append(row)
     rents = ", ".join(f"{device.name} {device.usd_per_hour}" for device in devices)
     caption = f"Modelled, lower bounds: bf16, attainable rates; rent in USD per hour: {rents}."
-    return "\n".join([*("| " + " | ".join(row) + " |" for row in rows), "", caption])
+    return f"{markdown_table(header, rows)}\n\n{caption}"
