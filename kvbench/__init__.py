@@ -21,7 +21,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # imported on first use, so that `kvbench --help` and `import kvbench` stay instant
+    # lazy, so that `kvbench --help` and `import kvbench` stay instant
     if name in _MODULES:
         return getattr(importlib.import_module(f"kvbench.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'kvbench' has no attribute {name!r}")

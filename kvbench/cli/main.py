@@ -1,4 +1,4 @@
-"""The command line: `kvbench run experiment=NAME` and what looks at runs. Heavy imports wait until needed."""
+"""The command line. Heavy imports happen inside the commands that need them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ quote what your shell would read: 'method=[snapkv]'
 
 
 class _AsWritten(argparse.RawDescriptionHelpFormatter):
-    """Examples stay in their lines."""
+    """Keeps line breaks of examples."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run a command; returns the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     with warnings.catch_warnings():
         warnings.showwarning = _warn
         try:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.handler(args)
             sys.stdout.flush()
         except BrokenPipeError:
-            # the reader (`| head`) has left; what is still buffered must not complain at exit
+            # the reader (`| head`) is gone; flushing the buffer at exit must not fail
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except UserError as error:
             print(f"kvbench: error: {error}", file=sys.stderr)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    # argparse takes overrides in one piece only, not on both sides of an option
+    # argparse accepts overrides in one place only, not on both sides of an option
     options = [word for word in rest if word.startswith("-") or "overrides" not in args]
     if options:
         parser.error(f"unrecognized arguments: {' '.join(options)}")

@@ -1,8 +1,8 @@
-"""Regenerates committed files that follow from other committed files: `python -m kvbench.cli.regenerate` (make tables).
+"""Regenerates committed files from other committed files: `python -m kvbench.cli.regenerate` (make tables).
 
-results/RUN/summary.csv gives the run's table.md and figures; the code and conf/ give the results of experiments that
-only model, and the table of docs/reproduce.md; conf/claims/ and the summaries give the claims' tables; all of them
-give the README's tables.
+Sources: results/RUN/summary.csv for the run's table.md and figures; the code and conf/ for modelled experiments and
+the table of docs/reproduce.md; conf/claims/ and the summaries for the tables of claims; all of them for the tables of
+the README.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from kvbench.vllm.config import ServerConfig
 RESULTS = Path("results")
 GUIDE = Path("docs") / "reproduce.md"
 QUICKSTART, CLAIMS = "quickstart", "claims"
-# folders of experiments that measure nothing, so that the same settings give the same files: quick ones, and others
+# overrides of deterministic experiments (they measure nothing) by folder of results: quick ones and slow ones
 QUICK = {"roofline": ["experiment=roofline"]}
 SLOW = {
     "two_layer/append_only": ["experiment=two_layer"],
@@ -42,9 +42,9 @@ SLOW = {
     ],
 }  # fmt: skip
 
-POOL = ServerConfig.kv_cache_mib << 20
-# measured on servers: the rows of the run's cells*.jsonl, and what writes table and figures from them
-SERVED = {
+POOL_BYTES = ServerConfig.kv_cache_mib << 20
+# reports of runs on vLLM servers by folder of results, from the rows of its *.jsonl files
+VLLM_REPORTS = {
     "vllm/prefix_caching": lambda folder, rows, _: prefix_report.write(folder, rows["cells"]),
     "vllm/fp8": lambda folder, rows, order: fp8_report.write(folder, rows["cells"], order),
     "vllm/load": lambda folder, rows, order: load_report.write(folder, rows["cells"], order),
@@ -52,17 +52,17 @@ SERVED = {
     "vllm/load_rag_append_only": lambda folder, rows, order: load_report.write(folder, rows["cells"], order),
     "vllm/rag": lambda folder, rows, order: rag_report.write(folder, rows["cells"], order),
     "vllm/compression": lambda folder, rows, order: versus_report.write(
-        folder, rows["accuracy"], rows["efficiency"], rows["cells"], order, POOL
+        folder, rows["accuracy"], rows["efficiency"], rows["cells"], order, POOL_BYTES
     ),
 }
 
 
-def files(root: Path, modelled: Mapping[str, Sequence[str]] = QUICK | SLOW) -> dict[Path, bytes]:
-    """Every such file of a checkout with the content that it should have.
+def regenerated(root: Path, modelled: Mapping[str, Sequence[str]] = QUICK | SLOW) -> dict[Path, bytes]:
+    """The regenerated content of every such file of a checkout.
 
     Args:
         root: the checkout.
-        modelled: overrides of the experiments to run again, by the folder of their results.
+        modelled: overrides of the experiments to rerun, by folder of results.
     """
     found: dict[Path, bytes] = {}
     summaries = {path.parent: _summary(path) for path in sorted((root / RESULTS).glob("*/summary.csv"))}
@@ -72,8 +72,8 @@ def files(root: Path, modelled: Mapping[str, Sequence[str]] = QUICK | SLOW) -> d
             found |= _figures(folder, summary)
     for name, overrides in modelled.items():
         found |= _modelled(root / RESULTS / name, overrides)
-    for name, write in SERVED.items():
-        found |= _served(root / RESULTS / name, write)
+    for name, write in VLLM_REPORTS.items():
+        found |= _from_rows(root / RESULTS / name, write)
     results = evaluate(evidence.load(root / RESULTS))
     found[root / RESULTS / "claims.csv"] = table.frame(results).to_csv(index=False).encode()
     found[root / RESULTS / "claims.md"] = table.full(results).encode()
@@ -86,8 +86,8 @@ def files(root: Path, modelled: Mapping[str, Sequence[str]] = QUICK | SLOW) -> d
 
 
 def main() -> None:
-    """Write them all, and say which ones changed."""
-    for path, content in files(Path()).items():
+    """Write the files that changed and print their names."""
+    for path, content in regenerated(Path()).items():
         if not path.is_file() or path.read_bytes() != content:
             path.write_bytes(content)
             print(f"written: {path}")
@@ -101,7 +101,7 @@ def _summary(path: Path) -> pd.DataFrame:
 
 
 def _table(folder: Path, summary: pd.DataFrame) -> str:
-    """The run's table; a line "Made with ..." that somebody wrote under the title stays."""
+    """The run's table; keeps a hand-written line "Made with ..." under the title."""
     text = tables.markdown(summary, f"Run {folder.name}", [])
     path = folder / "table.md"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
@@ -110,7 +110,7 @@ def _table(folder: Path, summary: pd.DataFrame) -> str:
 
 
 def _figures(folder: Path, summary: pd.DataFrame) -> dict[Path, bytes]:
-    """The figures that are there, drawn anew: KIND.svg where a kind has one figure, else its own name."""
+    """The existing figures, drawn again: KIND.svg where a kind has one figure, else the figure's name."""
     found = {}
     for path in sorted((folder / "figures").glob("*.svg")):
         drawn = dict(plots.figures(path.stem.partition(".")[0], pooled(summary)))
@@ -119,31 +119,31 @@ def _figures(folder: Path, summary: pd.DataFrame) -> dict[Path, bytes]:
 
 
 def _modelled(folder: Path, overrides: Sequence[str]) -> dict[Path, bytes]:
-    """The files that are in the folder, from another run of its experiment."""
-    # the configuration holds the run's folder
-    there = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "config.yaml")
-    if not there:
+    """The files of a folder from a rerun of its experiment."""
+    # config.yaml holds the path of the run
+    existing = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "config.yaml")
+    if not existing:
         return {}
     with TemporaryDirectory() as scratch:
         run(compose([*overrides, f"run_dir={scratch}"]), Progress)
-        return {path: (Path(scratch) / path.relative_to(folder)).read_bytes() for path in there}
+        return {path: (Path(scratch) / path.relative_to(folder)).read_bytes() for path in existing}
 
 
-def _served(
+def _from_rows(
     folder: Path, write: Callable[[Path, Mapping[str, list[Record]], list[str]], object]
 ) -> dict[Path, bytes]:
-    """The files that are in the folder beside the rows, from its rows."""
+    """The files of a folder from its rows."""
     rows = {
         path.stem: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for path in sorted(folder.glob("*.jsonl"))
     }
     order = list(dict.fromkeys(row["setup"] for row in rows.get("cells", []) if "setup" in row))
-    there = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".jsonl")
-    if not there:
+    existing = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".jsonl")
+    if not existing:
         return {}
     with TemporaryDirectory() as scratch:
         write(Path(scratch), rows, order)
-        return {path: (Path(scratch) / path.relative_to(folder)).read_bytes() for path in there}
+        return {path: (Path(scratch) / path.relative_to(folder)).read_bytes() for path in existing}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of docs/reproduce.md: how long its GPU commands take at least, and what they cost."""
+"""The table of docs/reproduce.md: lower bounds on time and cost of its GPU commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BLOCK = re.compile(r"^```bash gpu\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def commands(document: str) -> Iterator[tuple[str, list[str]]]:
-    """What each command of the blocks marked `bash gpu` is for (the comment above it), and its arguments."""
+    """Purpose (the comment above) and arguments of each command in blocks marked `bash gpu`."""
     for block in _BLOCK.findall(document):
         purpose = ""
         for line in block.replace("\\\n", " ").splitlines():
@@ -29,7 +29,7 @@ def commands(document: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def table(document: str) -> str:
-    """Prompts, cells, memory, and per device seconds and rent of each of these commands.
+    """Prompts, cells, memory, and seconds and rent per device, of each of these commands.
 
     Args:
         document: text of docs/reproduce.md.
@@ -38,7 +38,7 @@ def table(document: str) -> str:
     header = ["run", "prompts", "cells", "GB", *(f"{device.name}: s, USD" for device in devices)]
     rows = []
     for purpose, arguments in commands(document):
-        # nothing is run; the folder only has to be one that can be written
+        # runs nothing; the folder must be writable all the same
         cfg = load([*arguments, f"run_dir={tempfile.gettempdir()}"])
         shape = model_shape(cfg.model.name)
         found = duration(cfg, shape, *devices)

@@ -1,1 +1,1 @@
-"""Composition of configurations, typed values, errors, and small helpers; imports nothing else of kvbench."""
+"""Composition of configurations, typed values, errors and small helpers; imports no other part of kvbench."""

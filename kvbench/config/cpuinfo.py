@@ -1,4 +1,4 @@
-"""The processor of this machine, as the kernel tells it."""
+"""The processor of this machine, from /proc/cpuinfo."""
 
 import functools
 import platform
@@ -15,12 +15,12 @@ def _text() -> str:
 
 
 def processor() -> str:
-    """Model name of the processor, as tables show it."""
+    """Model name of the processor, for tables."""
     name = re.search(r"^model name\s*:\s*(.+)$", _text(), re.MULTILINE)
     return name[1].strip() if name else platform.processor() or platform.machine()
 
 
 def features() -> set[str]:
-    """Names of its instruction-set extensions, as `avx512f`; empty where the kernel does not list them."""
+    """Names of the instruction-set extensions, as `avx512f`; empty where the kernel does not list them."""
     flags = re.search(r"^flags\s*:\s*(.+)$", _text(), re.MULTILINE)
     return set(flags[1].split()) if flags else set()

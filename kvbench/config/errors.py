@@ -1,8 +1,8 @@
-"""The one error type that a user's mistake raises."""
+"""The error that reports a user's mistake."""
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: one line that names the key and the allowed values.
+    """A mistake in the user's input: one line that names the key and the allowed values.
 
-    The command line prints it and exits with 2; anything else that escapes is a bug.
+    The command line prints it and exits with code 2. Any other exception that reaches the user is a bug.
     """

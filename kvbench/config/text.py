@@ -1,13 +1,13 @@
-"""Words of captions and messages."""
+"""Wording of captions and messages."""
 
 
 def counted(n: float, noun: str, form: str = ",") -> str:
-    """A number with its noun, as "1 thread" and "2 threads".
+    """A number with its noun, as "1 thread" or "2 threads".
 
     Args:
-        n: how many.
-        noun: what is counted, in the singular; its plural ends in s.
-        form: how the number is formatted.
+        n: the number.
+        noun: the noun in the singular; its plural ends in s.
+        form: format of the number.
     """
     number = format(n, form)
     return f"{number} {noun}" if number == "1" else f"{number} {noun}s"

@@ -1,4 +1,4 @@
-"""Plain data (YAML, overrides) into frozen dataclasses, with one line of error that names the key."""
+"""Converts plain data (YAML, overrides) to frozen dataclasses; errors are one line that names the key."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def unknown(key: str, word: object, known: Iterable[str], what: str) -> UserError:
-    """The error for a name that does not exist: says so, suggests the closest, lists what exists.
+    """The error for an unknown name, with the closest known name and all known names.
 
     Args:
-        key: the key the user wrote, as `method.rocketkv.wndow`.
-        word: the part of it (or the value) that does not exist.
-        known: every name that exists there.
-        what: what the name should have been, as `key` or `method`.
+        key: the user's key, as `method.rocketkv.wndow`.
+        word: the unknown part of the key, or the unknown value.
+        known: all names that exist there.
+        what: what the name stands for, as `key` or `method`.
     """
     names = [str(name) for name in known]
     close = difflib.get_close_matches(str(word), names, n=1)
@@ -34,16 +34,16 @@ def unknown(key: str, word: object, known: Iterable[str], what: str) -> UserErro
 
 
 def build(cls: type[T], data: object, key: str = "", beside: Iterable[str] = ()) -> T:
-    """Make the dataclass `cls` from a mapping, checking names and types of its fields, recursively.
+    """Make the dataclass `cls` from a mapping; names and types of fields are checked recursively.
 
-    Lists become tuples; a single value where a list is wanted becomes a list of one.
+    Lists become tuples; a single value where a list is expected becomes a list of one.
 
     Args:
         cls: a dataclass; fields may be bool, int, float, str, Literal, `X | None`, `tuple[X, ...]`,
             `dict[str, Any]`, or a dataclass.
-        data: what the user gave.
+        data: the user's input.
         key: the dotted name of `data` in the configuration, for messages.
-        beside: keys that somebody else has read from the same place, for messages.
+        beside: other keys that are allowed at the same place but read elsewhere, for messages.
 
     Raises:
         UserError: an unknown or missing key, a value of the wrong type, or not one of the choices.
@@ -64,12 +64,12 @@ def build(cls: type[T], data: object, key: str = "", beside: Iterable[str] = ())
     try:
         return cls(**values)
     except UserError as error:
-        # a class checks its own values without knowing where it stands
+        # a class checks its values without knowing its key
         raise UserError(str(error) if str(error).startswith(prefix) else f"{prefix}{error}") from None
 
 
 def convert(hint: Any, value: Any, key: str) -> Any:
-    """One value as the type `hint` says; see `build`."""
+    """Convert one value to the type `hint`; see `build`."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -96,7 +96,7 @@ def as_yaml(cfg: object, **more: object) -> str:
 
     Args:
         cfg: a dataclass.
-        more: keys to add, or to give another value.
+        more: keys to add or replace.
     """
     data = dataclasses.asdict(cfg) | more  # type: ignore[call-overload]
     return yaml.safe_dump(_lists(data), sort_keys=False, allow_unicode=True, width=110)
@@ -110,7 +110,7 @@ def _lists(value: Any) -> Any:
 
 
 def _first(args: tuple[Any, ...], value: Any, key: str) -> Any:
-    """`value` as the first of several types that takes it."""
+    """Convert to the first of several types that accepts the value."""
     kinds = [arg for arg in args if arg is not type(None)]
     for kind in kinds[:-1]:
         try:

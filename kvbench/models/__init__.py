@@ -1,1 +1,1 @@
-"""Loading models, the attention hook and prefill snapshots."""
+"""Models: loading, fingerprints, the embedded model, sentence boundaries, scales of an FP8 cache."""

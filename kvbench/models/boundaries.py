@@ -1,4 +1,4 @@
-"""Where sentences and clauses of a prompt end."""
+"""Ends of sentences and clauses in a prompt."""
 
 import torch
 from torch import Tensor
@@ -10,13 +10,13 @@ CLOSING = "\"')]}\u201d\u2019"
 
 
 def boundaries(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Tensor:
-    """Marks the tokens that end a sentence (2) or a clause (1), the others 0: int8 `[T]`.
+    """2 for tokens that end a sentence, 1 for tokens that end a clause, else 0: int8 `[T]`.
 
-    A mark counts where white space follows (not in 3.14), or where it is a line break or one of a script that
-    has no spaces. Closing quotes and brackets in the same token belong to it.
+    A punctuation mark counts if white space follows (not in 3.14), or if it is a line break or belongs to a script
+    without spaces. Closing quotes and brackets in the same token may follow it.
     """
     texts = tokenizer.batch_decode([[i] for i in ids])
-    # a token's leading space is lost where it is decoded alone (SentencePiece)
+    # decoding a token alone loses its leading space (SentencePiece)
     pairs = tokenizer.batch_decode([ids[n : n + 2] for n in range(len(ids))])
     found = torch.zeros(len(ids), dtype=torch.int8)
     for n, (text, pair) in enumerate(zip(texts, pairs, strict=True)):

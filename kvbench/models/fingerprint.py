@@ -1,4 +1,4 @@
-"""What identifies a model's files in a cell id: the same for the same files in any folder on any machine."""
+"""The identity of a model in cell ids: equal for equal files in any folder on any machine."""
 
 import hashlib
 import json
@@ -10,21 +10,21 @@ from kvbench.config.errors import UserError
 from kvbench.kernels.build import cache_dir
 from kvbench.models.embedded import MANIFEST
 
-VERSION = 1  # part of every fingerprint; raise it when the rule below changes
+VERSION = 1  # part of every fingerprint; raised when the rule below changes
 BLOCK = 64 * 1024  # bytes
-BLOCKS = 64  # of a file larger than that many blocks, so many are read
+BLOCKS = 64  # number of blocks read of a larger file
 SUFFIXES = {".json", ".safetensors", ".model", ".jinja", ".txt"}
-# where and by which version a config was written does not change the model
+# keys of a config that do not change the model
 VOLATILE = {"_name_or_path", "_model_name_or_path", "transformers_version"}
 
 
 def fingerprint(folder: Path) -> str:
     """16 hex digits over config, safetensors headers and sampled blocks of every file.
 
-    The result is kept in the cache folder under the files' paths, sizes and modification times.
+    The result is cached under the files' paths, sizes and modification times.
 
     Args:
-        folder: a Hugging Face model folder; of its files, those that the loader may read count.
+        folder: a Hugging Face model folder; only files that the loader may read count.
 
     Raises:
         UserError: there is no such folder.
@@ -64,7 +64,7 @@ def _digest(file: Path) -> str:
 
 
 def _write_whole(file: Path, text: str) -> None:
-    """Writes so that others see all or nothing; a cache folder that cannot be written is no error."""
+    """Write atomically; a read-only cache folder is not an error."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=file.parent)

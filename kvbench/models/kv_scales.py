@@ -1,4 +1,4 @@
-"""Scales of an FP8 KV cache, measured on text and written into a checkpoint the way vLLM reads them."""
+"""Scales of an FP8 KV cache: calibrated on text, written to a checkpoint for vLLM."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 FILE = "kv_scales.safetensors"
 E4M3_MAX = 448.0
-# the form of llm-compressor's checkpoints: nothing but the KV cache is quantised
+# the form of llm-compressor's checkpoints; only the KV cache is quantised
 QUANTIZATION: dict[str, Any] = {
     "quant_method": "compressed-tensors",
     "format": "dense",
@@ -36,12 +36,12 @@ QUANTIZATION: dict[str, Any] = {
 
 
 def calibrate(model: PreTrainedModel, prompts: Iterable[Sequence[int]]) -> dict[str, float]:
-    """Scales per layer: the largest magnitude of keys (post-RoPE) and of values, over the largest of e4m3.
+    """Scales per layer: the largest magnitude of keys (post-RoPE) and of values, divided by e4m3's largest number.
 
-    vLLM stores value / scale, so that nothing that was seen saturates.
+    vLLM stores value / scale, so that no value of the calibration text saturates.
 
     Args:
-        model: as transformers loads it.
+        model: a model loaded by transformers.
         prompts: token ids, [T] each.
 
     Returns:
@@ -52,7 +52,7 @@ def calibrate(model: PreTrainedModel, prompts: Iterable[Sequence[int]]) -> dict[
     largest: dict[str, float] = {}
     with torch.inference_mode():
         for ids in prompts:
-            # without the logits of all positions, which nobody reads
+            # the logits are not needed; keep them small
             cache = model(torch.tensor([list(ids)], device=model.device), use_cache=True, logits_to_keep=1)
             for number, layer in enumerate(cache.past_key_values.layers):
                 for name, tensor in (("k", layer.keys), ("v", layer.values)):
@@ -64,14 +64,14 @@ def calibrate(model: PreTrainedModel, prompts: Iterable[Sequence[int]]) -> dict[
 
 
 def write(source: Path, target: Path, scales: dict[str, float]) -> None:
-    """Writes the checkpoint of `source` with the scales in it; weights are linked where the file system can.
+    """Write the checkpoint of `source` with the scales; weights are hard links if the file system allows them.
 
     With such a checkpoint vLLM quantises even at `kv_cache_dtype=auto`.
 
     Args:
         source: Hugging Face folder.
-        target: folder to make; it appears only when it is whole.
-        scales: of `calibrate`.
+        target: the new folder; it appears only when complete.
+        scales: result of `calibrate`.
 
     Raises:
         UserError: the checkpoint is quantised already.
@@ -82,7 +82,7 @@ def write(source: Path, target: Path, scales: dict[str, float]) -> None:
 
     config = json.loads((source / "config.json").read_text())
     if "quantization_config" in config:
-        raise UserError(f"model.path={source}: quantised already, scales are not added to it")
+        raise UserError(f"model.path={source}: already quantised, scales cannot be added")
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Loading a model and its tokenizer: the embedded one, one of the local Hugging Face cache, or a folder."""
+"""Loads a model and its tokenizer: the embedded one, one from the local Hugging Face cache, or a folder."""
 
 import importlib.util
 import json
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-BIG_CHECKPOINT = 2 * 10**9  # bytes; up to here a 16-bit checkpoint is computed in float32 on a CPU
+BIG_CHECKPOINT = 2 * 10**9  # bytes; smaller 16-bit checkpoints run in float32 on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which model, and how it is run.
+    """Which model to run, and how.
 
-    Exactly one place is looked at: `path` if set, else `hub_id`, else the embedded model by its name.
+    The model is at `path` if set, else `hub_id`, else it is the embedded one, by its name.
 
     Attributes:
-        name: what results call the model.
+        name: the model's name in results.
         path: Hugging Face folder: config.json, safetensors, tokenizer.
-        hub_id: repository on the Hugging Face hub, looked for in the local cache.
-        download: whether what is missing of `hub_id` may be downloaded.
-        dtype: of weights and KV cache. auto = the checkpoint's own; on a CPU, 16 bits become float32 up to
-            2 GB and bfloat16 beyond.
+        hub_id: repository on the Hugging Face hub, in the local cache.
+        download: whether missing files of `hub_id` may be downloaded.
+        dtype: dtype of weights and KV cache. auto = the checkpoint's; on a CPU, 16 bits become float32 up to 2 GB and
+            bfloat16 beyond.
         attention: the attention of the dense prefill.
-        device: auto = cuda when there is one.
+        device: auto = cuda if available.
         prefill_chunk: prompt tokens per forward pass of the prefill.
         chat_template: whether prompts go through the tokenizer's chat template.
-        system: the system turn; null = what the chat template puts there by itself.
+        system: the system turn; null = the chat template's default.
     """
 
     name: str = embedded.NAME
@@ -60,22 +60,22 @@ class ModelConfig:
                 f"model.name={self.name}: needs model.path or model.hub_id; without one: {embedded.NAME}"
             )
         if self.path and self.name == embedded.NAME:
-            # a path given on top of the default model is another model
+            # the path replaces the default model, name included
             object.__setattr__(self, "name", Path(self.path).expanduser().resolve().name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model in evaluation mode, on its device, with what identifies it.
+    """A model in evaluation mode, on its device, with its identity.
 
     Attributes:
         model: the causal language model, without gradients.
         tokenizer: its tokenizer.
         name: as in the config.
         fingerprint: 16 hex digits, see `kvbench.models.fingerprint`.
-        device: where it is.
-        dtype: of weights and KV cache.
-        attention: name of the attention implementation it was loaded with.
+        device: the model's device.
+        dtype: dtype of weights and KV cache.
+        attention: name of the attention implementation.
         eos_ids: tokens that end an answer.
     """
 
@@ -90,14 +90,14 @@ class LoadedModel:
 
 
 def load_model(cfg: ModelConfig, attn_implementation: str | None = None) -> LoadedModel:
-    """Loads what `cfg` names; safetensors only, and no code of the checkpoint is run.
+    """Load the model of `cfg`; safetensors only, and without running code of the checkpoint.
 
     Args:
-        cfg: which model and how.
+        cfg: the model's configuration.
         attn_implementation: name registered with transformers; None = `cfg.attention`.
 
     Raises:
-        UserError: the model is not there, is of a family that is not supported, or cannot be run as asked.
+        UserError: the model is missing, its family is not supported, or it cannot run as configured.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -141,7 +141,7 @@ def locate(cfg: ModelConfig) -> Path:
     """The folder of a model.
 
     Raises:
-        UserError: not there; says what was looked for, where, and how to get it.
+        UserError: it is missing; the message states where it was expected and how to get it.
     """
     if cfg.path:
         path = Path(cfg.path).expanduser()
@@ -154,7 +154,7 @@ def locate(cfg: ModelConfig) -> Path:
 
 
 def locate_hub(hub_id: str, *, download: bool) -> Path:
-    """The snapshot of a hub repository in the local cache; may be downloaded where that is allowed."""
+    """The snapshot of a hub repository in the local cache; downloaded if allowed."""
     from huggingface_hub import constants, snapshot_download
 
     cache = constants.HF_HUB_CACHE
@@ -180,7 +180,7 @@ def locate_hub(hub_id: str, *, download: bool) -> Path:
 
 
 def check_folder(where: Path, named: str) -> None:
-    """Refuses, before transformers reads it, what is no safetensors checkpoint of a supported family."""
+    """Refuse a folder that is not a safetensors checkpoint of a supported family, before transformers reads it."""
     try:
         family = json.loads((where / "config.json").read_text()).get("model_type")
     except (OSError, ValueError, AttributeError):
@@ -203,7 +203,7 @@ def check_folder(where: Path, named: str) -> None:
 
 
 def pick_device(device: str) -> "torch.device":
-    """The device of `model.device`, checked against what this machine has."""
+    """The device of `model.device`; checks that this machine has it."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -217,7 +217,7 @@ def pick_device(device: str) -> "torch.device":
         )
     if chosen.type != "cuda":
         return chosen
-    # streams, graphs, events and Triton's launches are the current device's
+    # streams, graphs, events and Triton's launches use the current device
     torch.cuda.set_device(chosen.index or 0)
     return torch.device("cuda", chosen.index or 0)
 
@@ -236,7 +236,7 @@ def pick_dtype(cfg: ModelConfig, config: Any, where: Path, device: "torch.device
 
 
 def check_attention(attention: str, device: "torch.device", dtype: "torch.dtype") -> None:
-    """Refuses flash-attn where it cannot run."""
+    """Refuse flash-attn if it cannot run."""
     if attention != "flash_attention_2":
         return
     import torch
@@ -254,7 +254,7 @@ def check_attention(attention: str, device: "torch.device", dtype: "torch.dtype"
 
 
 def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end an answer: of the generation config (one or several), else the tokenizer's."""
+    """Tokens that end an answer: those of the generation config, else the tokenizer's."""
     eos = model.generation_config.eos_token_id
     eos = tokenizer.eos_token_id if eos is None else eos
     return frozenset([eos] if isinstance(eos, int) else eos or ())

@@ -1,4 +1,4 @@
-"""Loading without transformers' progress bars, which would tear through the run's own."""
+"""Loading without transformers' progress bars, which would interfere with the run's own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Turns the progress bars of transformers off inside the block, and back to what they were."""
+    """Disable progress bars and warnings of transformers inside the context, and restore them after it."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    enabled = logging.is_progress_bar_enabled()
     level = logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -17,5 +17,5 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(level)
-        if shown:
+        if enabled:
             logging.enable_progress_bar()

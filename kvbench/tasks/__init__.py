@@ -1,4 +1,4 @@
-"""Tasks: long prompts with questions, and how answers are scored. One file per family."""
+"""Tasks: long prompts with questions, and the scores of answers. One file per family."""
 
 import importlib
 import pkgutil
@@ -20,14 +20,14 @@ def registry() -> dict[str, type[Family]]:
 
 
 def build(label: str, mapping: Mapping[str, Any]) -> Task:
-    """Makes a task from its configuration.
+    """Make a task from its configuration.
 
     Args:
-        label: its name in the experiment.
+        label: name of the task in the experiment.
         mapping: `family` and the family's parameters.
 
     Raises:
-        UserError: an unknown family or key, a value that is not allowed; names the key and what is allowed.
+        UserError: an unknown family or key, or a value that is not allowed.
     """
     families = registry()
     values = dict(mapping)

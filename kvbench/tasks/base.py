@@ -1,4 +1,4 @@
-"""What a task is: a family's parameters, the samples made from them, and the score of an answer."""
+"""The contract of a task: parameters of a family, samples made from them, scores of answers."""
 
 import random
 from abc import ABC, abstractmethod
@@ -17,16 +17,16 @@ _FAMILIES: dict[str, type["Family"]] = {}
 class Family(ABC):
     """Parameters of one kind of task, and how its samples are made and scored.
 
-    The fields of a subclass are its configuration keys; their annotations say which values are allowed.
-    `version` is raised whenever the same parameters would give other prompts or other scores.
+    The fields of a subclass are its configuration keys, and their annotations define the allowed values.
 
     Attributes:
         length: requested lengths in tokens, prompt and answer together.
         samples: number of samples per length and seed.
-        max_new_tokens: tokens that are generated for an answer.
-        is_task: whether `task=[NAME]` takes the family's name; false where files of conf/task name its settings.
-        seeded: whether other seeds give other samples.
-        paths: fields that name files; what counts for a cell's identity is the content of these files.
+        max_new_tokens: maximum length of an answer.
+        version: raised whenever the same parameters would give other prompts or other scores.
+        is_task: whether the family's name is an option of `task=[NAME]`; false if only files of conf/task are.
+        seeded: whether samples depend on the seed.
+        paths: fields that name files; the content of these files, not their path, identifies a cell.
     """
 
     family: ClassVar[str]
@@ -51,20 +51,20 @@ class Family(ABC):
 
     @abstractmethod
     def sample(self, index: int, seed: int, length: int, renderer: Renderer) -> Sample:
-        """Makes sample number `index`; nothing but the arguments and the parameters may matter."""
+        """Make sample number `index`; a function of the arguments and the parameters only."""
 
     @abstractmethod
     def score(self, output: str, sample: Sample) -> float:
-        """Scores the generated text between 0 and 1."""
+        """Score of the generated text, between 0 and 1."""
 
     def available(self) -> int | None:
-        """Number of samples there are, None where they are generated without end."""
+        """Number of available samples; None if unlimited."""
         return None
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task of an experiment: its label there and the family's parameters."""
+    """A task of an experiment: its label and the family's parameters."""
 
     label: str
     config: Family
@@ -87,26 +87,26 @@ class Task:
 
     @property
     def wording(self) -> str | None:
-        """Whose sentences the prompt uses, "ruler" or "own"; None where the user wrote them."""
+        """Source of the prompt's sentences, "ruler" or "own"; None if they are the user's."""
         return getattr(self.config, "wording", None)
 
     def identity(self) -> dict[str, Any]:
-        """Everything of the task that can change a number, apart from the sample itself and without paths."""
+        """All settings of the task that can change a number, except the sample itself and paths."""
         skipped = {"length", "samples", *self.config.paths}
         values = {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.name not in skipped}
         return {"family": self.family, "version": self.version, "metric": self.metric, **values}
 
     def samples(self, n: int, seed: int, length: int, renderer: Renderer) -> list[Sample]:
-        """Makes samples 0 .. n-1, fewer where there are fewer.
+        """Make samples 0 .. n-1, or as many as are available.
 
         Args:
-            n: how many; sample i does not depend on it.
-            seed: other seeds give other samples where `config.seeded`.
+            n: number of samples; sample i does not depend on it.
+            seed: changes the samples if `config.seeded`.
             length: prompt tokens + max_new_tokens, met between 90 and 100 %.
-            renderer: makes the prompt with the model's own tokenizer and template.
+            renderer: renders prompts with the model's tokenizer and chat template.
 
         Raises:
-            UserError: the length cannot be met or the model does not take it, a file is missing or wrong.
+            UserError: the length cannot be met or exceeds the model's, or a file is missing or invalid.
         """
         if renderer.limit is not None and length > renderer.limit:
             raise UserError(
@@ -120,14 +120,14 @@ class Task:
             raise UserError(f"task.{self.label}.{error}") from None
 
     def score(self, output: str, sample: Sample) -> float:
-        """Scores the generated text, without the prompt and the answer prefix, between 0 and 1."""
+        """Score of the generated text, without prompt and answer prefix, between 0 and 1."""
         return self.config.score(output, sample)
 
 
 def register(name: str) -> Callable[[type[F]], type[F]]:
-    """Class decorator that makes a family known by `name`.
+    """Class decorator that registers a family under `name`.
 
-    A class of the same name replaces the earlier one, so that a notebook cell can be run again.
+    A later class of the same name replaces it, so that a notebook cell can be rerun.
     """
 
     def add(cls: type[F]) -> type[F]:
@@ -139,10 +139,10 @@ def register(name: str) -> Callable[[type[F]], type[F]]:
 
 
 def registered() -> Mapping[str, type[Family]]:
-    """All families that were imported so far, by name."""
+    """All families imported so far, by name."""
     return dict(sorted(_FAMILIES.items()))
 
 
 def stream(*parts: object) -> random.Random:
-    """Random numbers of their own for every combination of parts (seed, sample index, purpose ...)."""
+    """Independent random numbers for each combination of parts (seed, sample index, purpose ...)."""
     return random.Random("/".join(map(str, parts)))

@@ -1,4 +1,4 @@
-"""Common words: RULER's numbered list in which ten words come up more often than the others."""
+"""Common words: RULER's numbered list in which ten words are more frequent than the others."""
 
 import random
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ COMMON = 10
 @register("cwe")
 @dataclass(frozen=True, kw_only=True)
 class CommonWords(Ruler):
-    """A numbered list of words; the answer is the ten that come up most.
+    """A numbered list of words; the answer is the ten most frequent ones.
 
-    After NVIDIA/RULER, scripts/data/synthetic/common_words_extraction.py, its frequencies included: 30 times
-    against 3, or 6 against 1 below 4096 tokens. One solved example comes first, of 40 words (10 times against
-    3) or 20 (3 against 1). It stands in the same message; in RULER it is a turn of its own.
+    After NVIDIA/RULER, scripts/data/synthetic/common_words_extraction.py, with its frequencies: a common
+    word occurs 30 times and another 3 times, or 6 and 1 below 4096 tokens. One solved example comes first, of 40 words
+    (10 and 3 times) or 20 (3 and 1). It is part of the same message; in RULER it is a separate turn.
     """
 
     is_task: ClassVar[bool] = False
@@ -35,10 +35,10 @@ class CommonWords(Ruler):
     def sample(self, index: int, seed: int, length: int, renderer: Renderer) -> Sample:
         rng = stream("cwe", seed, index)
         words = rng.sample(all_words(), len(all_words()))
-        shown = rng.sample(all_words(), 20 if length < 4096 else 40)
+        solved_words = rng.sample(all_words(), 20 if length < 4096 else 40)
         often, seldom = (3, 1) if length < 4096 else (10, 3)
-        listed = " ".join(f"{i}. {word}" for i, word in enumerate(shown[:COMMON], start=1))
-        example = solved(self._question(shown, often, seldom, rng), listed) + "\n"
+        listed = " ".join(f"{i}. {word}" for i, word in enumerate(solved_words[:COMMON], start=1))
+        example = solved(self._question(solved_words, often, seldom, rng), listed) + "\n"
         often, seldom = (6, 1) if length < 4096 else (30, 3)
 
         def build(units: int) -> Sample:

@@ -18,10 +18,10 @@ LETTERS = 6
 @register("fwe")
 @dataclass(frozen=True, kw_only=True)
 class FrequentWords(Ruler):
-    """Code words of six letters, the k-th as often as k ** -alpha; the answer is the three most frequent.
+    """Code words of six letters, the k-th with frequency k ** -alpha; the answer is the three most frequent.
 
     After NVIDIA/RULER, scripts/data/synthetic/freq_words_extraction.py: one code word per 50 tokens, and dots
-    instead of the most frequent one.
+    in place of the most frequent one.
 
     Attributes:
         alpha: exponent of the power law, above 1.
@@ -55,6 +55,6 @@ class FrequentWords(Ruler):
             stream("fwe order", seed, index).shuffle(items)
             return self.ask(" ".join(items), tuple(words[1:4]), {"haystack": "code words"})
 
-        # from there on the third answer and the next word never come up equally often
+        # from this scale on the third answer is always more frequent than the next word
         smallest = ceil(1 / (4**-self.alpha - 5**-self.alpha))
         return fit(build, renderer, length, smallest)

@@ -1,4 +1,4 @@
-"""Haystacks, and needles put into them."""
+"""Haystacks, and needles hidden in them."""
 
 import hashlib
 import random
@@ -18,11 +18,11 @@ HaystackKind = Literal["noise", "needles", "prose", "essay"]
 
 @dataclass(frozen=True)
 class Haystack:
-    """Filler text in pieces, between which needles are put.
+    """Filler text in pieces, with needles between them.
 
     Attributes:
-        kind: what tables call it: "noise", "needles", "prose", or "essay:" and 16 digits of its SHA-256.
-        pieces: the pieces of a haystack of so many units; a unit is a line, or a word of a sentence.
+        kind: name in tables: "noise", "needles", "prose", or "essay:" and 16 digits of the file's SHA-256.
+        pieces: the pieces of a haystack of n units; a unit is a line, or a word of a sentence.
         separator: text between pieces.
         by_depth: needles go to depths of a fixed grid, as in RULER's essays, otherwise anywhere.
     """
@@ -33,7 +33,7 @@ class Haystack:
     by_depth: bool
 
     def hide(self, needles: Sequence[str], units: int, rng: random.Random) -> str:
-        """Puts the needles, in their order, at random places in a haystack of so many units."""
+        """Insert the needles, in their order, at random places in a haystack of `units`."""
         pieces = self.pieces(units)
         if self.by_depth:
             # 40 depths from 0 to 100 %, ends included (NVIDIA/RULER, scripts/data/synthetic/niah.py: DEPTHS)
@@ -44,7 +44,7 @@ class Haystack:
         return self.separator.join(insert(pieces, needles, places))
 
     def hide_at(self, needle: str, units: int, depth: float) -> str:
-        """Puts a needle at a depth, in percent of the characters of a haystack of so many units."""
+        """Insert a needle at a depth, in percent of the characters of a haystack of `units`."""
         pieces = self.pieces(units)
         starts = [0, *accumulate(len(piece) + len(self.separator) for piece in pieces)]
         place = min(range(len(starts)), key=lambda i: abs(starts[i] - starts[-1] * depth / 100))
@@ -52,7 +52,7 @@ class Haystack:
 
 
 def insert(pieces: Sequence[str], needles: Sequence[str], places: Sequence[int]) -> list[str]:
-    """The pieces with every needle in front of the piece at its place; places ascend."""
+    """The pieces, with each needle before the piece at its place; places ascend."""
     text: list[str] = []
     start = 0
     for needle, place in zip(needles, places, strict=True):
@@ -62,17 +62,17 @@ def insert(pieces: Sequence[str], needles: Sequence[str], places: Sequence[int])
 
 
 def noise(line: str) -> Haystack:
-    """One line over and over; a unit is a line."""
+    """The same line repeated; a unit is a line."""
     return Haystack("noise", lambda n: [line] * n, "\n", by_depth=False)
 
 
 def needles(other: Callable[[], str]) -> Haystack:
-    """Needles that are not asked for; a unit is a line, `other` makes the next one."""
+    """Needles that are distractors; a unit is a line, `other` makes the next one."""
     return Haystack("needles", _first(iter(other, None)), "\n", by_depth=False)
 
 
 def text(kind: HaystackKind, essay: str | None, rng: random.Random) -> Haystack:
-    """Running text, a unit is a word: a file's from its start, repeated where it is too short, or our prose.
+    """Running text: a file from its start, repeated if too short, or generated prose; a unit is a word.
 
     Raises:
         UserError: the file cannot be read or is empty.
@@ -86,13 +86,13 @@ def text(kind: HaystackKind, essay: str | None, rng: random.Random) -> Haystack:
 
 
 def check(kind: HaystackKind, essay: str | None) -> None:
-    """Refuses an essay file without the kind that uses it, and the reverse."""
+    """Refuse an essay file without haystack=essay, and the reverse."""
     if (kind == "essay") != (essay is not None):
         raise UserError("essay: a file goes with haystack=essay, and haystack=essay needs one (essay=FILE)")
 
 
 def _first(source: Iterator[str]) -> Callable[[int], list[str]]:
-    """The first n items of an iterator, which can be asked for again and again."""
+    """A function that returns the first n items of an iterator, for any n any number of times."""
     items: list[str] = []
 
     def first(n: int) -> list[str]:

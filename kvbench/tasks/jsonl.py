@@ -18,19 +18,19 @@ Scorer = Literal["substring_all", "substring_any", "exact", "f1", "rouge_l", "re
 @register("jsonl")
 @dataclass(frozen=True, kw_only=True)
 class Jsonl(Family):
-    """Lines `{"context": ..., "question": ..., "answers": [...]}`, taken in the order of the file.
+    """Your own questions: one JSON object {context, question, answers} per line of a file, in its order.
 
-    A line may also have `answer_prefix`, `max_new_tokens` and `id`. The message is the context, an empty
-    line, the question. Prompts have the length that they have; `length` is the most that is allowed, answer
-    included, 0 for as much as the model can take.
+    A line may also have `answer_prefix`, `max_new_tokens` and `id`. The message is the context, an empty line and the
+    question. `length` is the maximum for prompt and answer, 0 for the model's; shorter prompts are not filled up.
 
-    A line `{"context": ..., "turns": [{"question": ..., "answers": [...]}, ...]}` is a conversation, every turn
-    of it a sample; in earlier turns stands the first of their answers.
+    A line `{"context": ..., "turns": [{"question": ..., "answers": [...]}, ...]}` is a conversation in which each turn
+    is a sample; earlier turns are answered with the first of their answers.
 
     Attributes:
         path: the file.
-        scorer: how an answer is scored; with "regex" the answers are regular expressions.
-        truncate: what happens to longer prompts: "error", or "middle" to cut the middle out of the context.
+        scorer: "substring_all", "substring_any", "exact", "f1", "rouge_l", or "regex", for which the answers are
+            regular expressions.
+        truncate: what happens to longer prompts: "error", or "middle", which cuts the middle out of the context.
     """
 
     seeded: ClassVar[bool] = False
@@ -57,13 +57,13 @@ class Jsonl(Family):
 
     def sample(self, index: int, seed: int, length: int, renderer: Renderer) -> Sample:
         line, record, number = self._questions()[index]
-        asked = [self._ask(record, turn) for turn in record.get("turns", [record])]
-        earlier = tuple(Turn(one.question, one.answer_prefix, one.gold[0]) for one in asked[:-1])
+        turns = [self._ask(record, turn) for turn in record.get("turns", [record])]
+        earlier = tuple(Turn(one.question, one.answer_prefix, one.gold[0]) for one in turns[:-1])
         meta = {"line": line} | ({"id": record["id"]} if "id" in record else {})
-        last = self._fitted(replace(asked[-1], earlier=earlier, meta=meta), length, renderer)
+        last = self._fitted(replace(turns[-1], earlier=earlier, meta=meta), length, renderer)
         turn = {"turn": number} if "turns" in record else {}
         return replace(
-            asked[number], context=last.context, earlier=earlier[:number], meta={**last.meta, **turn}
+            turns[number], context=last.context, earlier=earlier[:number], meta={**last.meta, **turn}
         )
 
     def _ask(self, record: dict[str, Any], turn: dict[str, Any]) -> Sample:
@@ -77,7 +77,7 @@ class Jsonl(Family):
         )
 
     def _fitted(self, sample: Sample, length: int, renderer: Renderer) -> Sample:
-        """The sample, or one with a context that fits; of a conversation the last turn is the longest."""
+        """The sample, its context cut if needed; the last turn of a conversation is the longest."""
         limit = length or renderer.limit
         if limit is None:
             return sample
@@ -96,10 +96,10 @@ class Jsonl(Family):
         return scorers()[self.scorer](output, sample.gold)
 
     def _cut(self, sample: Sample, tokens: int, room: int, renderer: Renderer) -> Sample:
-        """Takes tokens out of the middle of the context until the prompt fits."""
+        """Cut the middle out of the context until the prompt fits."""
         offsets = renderer.offsets(sample.context)
         keep, cut = len(offsets), sample
-        # tokens at the seam may merge otherwise than before, so the count decides
+        # tokens at the cut may merge differently, so count again
         while tokens > room:
             keep -= tokens - room
             if keep < 2:
@@ -112,7 +112,7 @@ class Jsonl(Family):
         return cut
 
     def _questions(self) -> list[tuple[int, dict[str, Any], int]]:
-        """(line, record, number of the turn) of every question."""
+        """Line, record and turn number of every question."""
         return [
             (line, record, number)
             for line, record in self._records()
@@ -137,10 +137,10 @@ def _read(file: Path, mtime_ns: int, size: int, scorer: Scorer) -> list[tuple[in
             continue
         try:
             record = json.loads(text)
-            # JSON can hold characters that no text can: halves of surrogate pairs
+            # JSON allows lone surrogates, which cannot be encoded
             json.dumps(record, ensure_ascii=False).encode()
         except ValueError as error:
-            raise UserError(f"path: {file} line {line} is no JSON text ({error})") from None
+            raise UserError(f"path: {file} line {line} is not JSON ({error})") from None
         fault = _fault(record, scorer)
         if fault:
             raise UserError(f"path: {file} line {line}: {fault}")
@@ -151,7 +151,7 @@ def _read(file: Path, mtime_ns: int, size: int, scorer: Scorer) -> list[tuple[in
 
 
 def _fault(record: Any, scorer: Scorer) -> str | None:
-    """What is wrong with a line, or None."""
+    """The defect of a line, or None."""
     if not isinstance(record, dict):
         return "not an object {context, question, answers}"
     for key in ("context",) if "turns" in record else ("context", "question", "answers"):
@@ -162,7 +162,7 @@ def _fault(record: Any, scorer: Scorer) -> str | None:
     if "turns" not in record:
         return _fault_of_turn(record, scorer)
     if scorer == "regex":
-        return "turns need answers that can stand in a conversation, not patterns (scorer=regex)"
+        return "turns need answers as text, not patterns (scorer=regex)"
     if not isinstance(record["turns"], list) or not record["turns"]:
         return "turns must be a list of {question, answers}, at least one"
     for number, turn in enumerate(record["turns"], start=1):
@@ -188,5 +188,5 @@ def _fault_of_turn(turn: dict[str, Any], scorer: Scorer) -> str | None:
             try:
                 re.compile(pattern)
             except re.error as error:
-                return f"answers: {pattern!r} is no regular expression ({error})"
+                return f"answers: {pattern!r} is not a regular expression ({error})"
     return None

@@ -1,4 +1,4 @@
-"""Exact lengths: the haystack is as large as the requested number of tokens allows."""
+"""Prompts of a requested length: the largest haystack that fits."""
 
 from collections.abc import Callable
 
@@ -15,17 +15,17 @@ def fit(
     smallest: int = 1,
     largest: int | None = None,
 ) -> Sample:
-    """Finds the largest haystack whose rendered prompt and answer fit into `length` tokens.
+    """The sample with the largest haystack whose rendered prompt and answer fit into `length` tokens.
 
     Args:
-        build: makes the sample with a haystack of so many units; more units must mean more tokens.
-        renderer: counts with the model's own tokenizer, template included.
-        length: prompt tokens + max_new_tokens that are asked for.
-        smallest: fewest units that make a sample.
-        largest: most units there are, None for no end.
+        build: makes the sample with a haystack of n units; more units must mean more tokens.
+        renderer: counts tokens with the model's tokenizer and chat template.
+        length: requested prompt tokens + max_new_tokens.
+        smallest: minimum number of units.
+        largest: maximum number of units, None for no limit.
 
     Raises:
-        UserError: the length is too short, or not met within 90 and 100 %.
+        UserError: the length is too short, or cannot be met between 90 and 100 %.
     """
     answer = build(smallest).max_new_tokens
     units, tokens = largest_fitting(lambda n: renderer.count(build(n)), length - answer, smallest, largest)
@@ -42,9 +42,9 @@ def fit(
 def largest_fitting(
     count: Callable[[int], int], room: int, smallest: int, largest: int | None = None
 ) -> tuple[int, int]:
-    """Largest number of units that count to at most `room` tokens, or `smallest`; and their tokens.
+    """The largest number of units with at most `room` tokens, or `smallest`; and its number of tokens.
 
-    Counts are almost linear in the units, so the bisection aims by interpolation: a handful of counts.
+    Tokens are almost linear in the units, so an interpolating bisection needs only a few counts.
     """
     low, low_tokens = smallest, count(smallest)
     if low_tokens > room:

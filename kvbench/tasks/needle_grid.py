@@ -16,14 +16,14 @@ from kvbench.tasks.words import draw
 @register("needle_grid")
 @dataclass(frozen=True, kw_only=True)
 class NeedleGrid(Ruler):
-    """A single needle (a word's number) at given depths; with several lengths, a depth x length grid.
+    """One needle (a word's number) at every depth of every length, for the heat map; samples = depths x repetitions.
 
-    Sample i has the depth number i modulo the number of depths, so `samples` = repetitions x depths makes a
-    full grid. The depth, in percent of the filler's characters, stands in the sample's meta.
+    Sample i has depth number i modulo the number of depths. The sample's meta holds the depth, in percent of the
+    filler's characters.
 
     Attributes:
-        depths: in percent, 0 is the start of the filler and 100 its end.
-        haystack: "noise" (one line over and over), "prose" or "essay".
+        depths: in percent; 0 is the start of the filler and 100 its end.
+        haystack: "noise" (one line, repeated), "prose" or "essay".
         essay: the file for haystack=essay.
     """
 

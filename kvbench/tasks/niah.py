@@ -16,21 +16,21 @@ from kvbench.tasks.words import WordKind, draw_new
 
 @dataclass(frozen=True)
 class Puzzle:
-    """What is hidden, and where.
+    """The hidden keys and values of a sample.
 
     Attributes:
-        index: of the sample.
-        seed: of the samples.
+        index: index of the sample.
+        seed: seed of the samples.
         hidden: values by key.
-        asked: keys that are asked for.
-        needles: sentences, in the order in which they are hidden.
+        queried: keys that the question names.
+        needles: sentences in the order of their places.
         filler: the haystack.
     """
 
     index: int
     seed: int
     hidden: dict[str, list[str]]
-    asked: list[str]
+    queried: list[str]
     needles: list[str]
     filler: hay.Haystack
 
@@ -40,18 +40,18 @@ class Puzzle:
 class Niah(Ruler):
     """Key-value sentences hidden in filler; the question names keys, the answer is their values.
 
-    After NVIDIA/RULER, scripts/data/synthetic/niah.py. Where RULER fills with Paul Graham's essays, which are
-    not distributed here, the default is prose of our own; `haystack=essay essay=FILE` takes a file instead.
-    Either way the kind of haystack stands in the sample's meta, a file by its hash.
+    After NVIDIA/RULER, scripts/data/synthetic/niah.py. RULER fills with Paul Graham's essays, which are not distributed
+    here; `haystack=prose` uses generated prose instead, and `haystack=essay essay=FILE` a file. The sample's meta holds
+    the kind of haystack, a file by its hash.
 
     Attributes:
-        haystack: "noise" (one line over and over), "needles" (sentences like the needle), "prose" or "essay".
+        haystack: "noise" (one line, repeated), "needles" (sentences like the needle), "prose" or "essay".
         essay: the file for haystack=essay.
-        keys: number of keys that are hidden.
-        values: number of values of each key.
-        queries: number of keys that are asked for.
-        key_type: what keys are: "words", "numbers" or "uuids".
-        value_type: what values are, likewise.
+        keys: number of hidden keys.
+        values: number of values per key.
+        queries: number of keys in the question.
+        key_type: "words", "numbers" or "uuids".
+        value_type: likewise.
     """
 
     is_task: ClassVar[bool] = False
@@ -67,9 +67,9 @@ class Niah(Ruler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, most in (("keys", 40), ("values", 40 // max(self.keys, 1)), ("queries", self.keys)):
-            if not 1 <= getattr(self, name) <= most:
-                raise UserError(f"{name}: {getattr(self, name)} is not allowed, give 1 to {most}")
+        for name, limit in (("keys", 40), ("values", 40 // max(self.keys, 1)), ("queries", self.keys)):
+            if not 1 <= getattr(self, name) <= limit:
+                raise UserError(f"{name}: {getattr(self, name)} is not allowed, give 1 to {limit}")
         hay.check(self.haystack, self.essay)
 
     @property
@@ -79,31 +79,31 @@ class Niah(Ruler):
     def sample(self, index: int, seed: int, length: int, renderer: Renderer) -> Sample:
         puzzle = self.puzzle(index, seed, self.queries)
         return fit(
-            lambda units: self.question(puzzle, puzzle.asked, units), renderer, length, len(puzzle.needles)
+            lambda units: self.question(puzzle, puzzle.queried, units), renderer, length, len(puzzle.needles)
         )
 
-    def puzzle(self, index: int, seed: int, asked: int) -> Puzzle:
-        """Draws keys, values, filler, and the keys that are asked for."""
+    def puzzle(self, index: int, seed: int, queries: int) -> Puzzle:
+        """Draw keys, values, filler, and the keys of the question."""
         rng = stream("niah", seed, index)
         used: set[str] = set()
         hidden: dict[str, list[str]] = {}
         for _ in range(self.keys):
             key = draw_new(rng, self.key_type, used)
             hidden[key] = [draw_new(rng, self.value_type, used) for _ in range(self.values)]
-        keys = rng.sample(list(hidden), asked)
+        keys = rng.sample(list(hidden), queries)
         needles = [self._needle(key, value) for key, values in hidden.items() for value in values]
         rng.shuffle(needles)
         return Puzzle(index, seed, hidden, keys, needles, self._filler(rng, used))
 
-    def question(self, puzzle: Puzzle, asked: list[str], units: int) -> Sample:
-        """Asks for the values of some keys, in a haystack of so many units."""
+    def question(self, puzzle: Puzzle, keys: list[str], units: int) -> Sample:
+        """A question about the values of `keys`, in a haystack of `units`."""
         places = stream("niah places", puzzle.seed, puzzle.index)
         context = puzzle.filler.hide(puzzle.needles, units, places)
-        gold = tuple(value for key in asked for value in puzzle.hidden[key])
+        gold = tuple(value for key in keys for value in puzzle.hidden[key])
         fill = {
             "one": self.value_type.removesuffix("s"),
             "many": self.value_type,
-            "query": ", and ".join(filter(None, (", ".join(asked[:-1]), asked[-1]))),
+            "query": ", and ".join(filter(None, (", ".join(keys[:-1]), keys[-1]))),
         }
         return self.ask(context, gold, {"haystack": puzzle.filler.kind}, **fill)
 

@@ -1,4 +1,4 @@
-"""A conversation about needles in a haystack: a key is asked for in every turn."""
+"""A conversation about needles in a haystack, with one key per turn."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -13,15 +13,15 @@ from kvbench.tasks.prompt import Renderer, Sample, Turn
 @register("niah_turns")
 @dataclass(frozen=True, kw_only=True)
 class NiahTurns(Niah):
-    """RULER's multi-key needles, asked for one after the other in one conversation.
+    """RULER's multi-key needles as a conversation: each turn asks for another key.
 
-    A sample is one turn: samples 0 to turns - 1 are the turns of the first conversation, and so on. The
-    haystack is the same in all of them. Earlier turns hold the gold answers, as in SCBench (Li et al., 2024,
-    arXiv 2412.10319), whatever the method said, so that all methods are asked the same. Turns of one
-    conversation are not independent of each other. Its last turn meets the length.
+    A sample is one turn: samples 0 to turns - 1 are the turns of the first conversation, and so on, all with the same
+    haystack. Earlier turns hold the gold answers, as in SCBench (Li et al., 2024, arXiv 2412.10319), not the method's,
+    so that all methods see the same prompts. Turns of one conversation are not independent samples. The last turn meets
+    the length.
 
     Attributes:
-        turns: questions of a conversation; each is about another key.
+        turns: questions per conversation, at most as many as keys.
     """
 
     is_task: ClassVar[bool] = True
@@ -44,7 +44,7 @@ class NiahTurns(Niah):
         puzzle = self.puzzle(conversation, seed, self.turns)
 
         def build(units: int) -> Sample:
-            *before, last = (self.question(puzzle, [key], units) for key in puzzle.asked)
+            *before, last = (self.question(puzzle, [key], units) for key in puzzle.queried)
             earlier = tuple(Turn(q.question, q.answer_prefix, q.gold[0]) for q in before)
             return replace(last, earlier=earlier)
 

@@ -1,4 +1,4 @@
-"""From a sample to the exact tokens that the model reads."""
+"""Renders samples to the exact tokens that the model reads."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from kvbench.config.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# some templates write today's date, others open a thinking block: both would change the prompt unasked
+# fixed, because some templates write today's date and others open a thinking block
 TEMPLATE_ARGUMENTS = {"date_string": "26 Jul 2024", "enable_thinking": False}
 _ANSWER = "An answer."
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question of a conversation, and the answer that it got; used as in `Sample`."""
+    """A question of a conversation and its answer; used as in `Sample`."""
 
     question: str
     answer_prefix: str
@@ -31,16 +31,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """One question with everything that is needed to ask it and to score the answer.
+    """One question with its context and its expected answers.
 
-    The user's message is `context + question`, the answer starts with `answer_prefix`; all three are used
-    verbatim, so line breaks and spaces between them are part of them. In a conversation the context stands in
-    the first message; the answers of earlier turns are given, so that every method is asked the same.
+    The user's message is `context + question`, the answer starts with `answer_prefix`; all three are used verbatim,
+    including line breaks and spaces. In a conversation the context is part of the first message, and earlier turns have
+    fixed answers, so that every method sees the same prompt.
 
     Attributes:
-        context: what a query-agnostic method may compress, the task's instructions in front included.
-        question: what is asked about it.
-        answer_prefix: text that the answer is made to start with.
+        context: the part that a query-agnostic method may compress, the task's instructions included.
+        question: the question about it.
+        answer_prefix: forced start of the answer.
         gold: the expected answers.
         max_new_tokens: tokens to generate.
         meta: facts for tables and plots (depth, haystack ...).
@@ -62,11 +62,10 @@ class Prompt:
 
     Attributes:
         ids: token ids, [T].
-        context_end: number of leading tokens that lie wholly inside the template's head and the context.
-        text: what was tokenised.
+        context_end: number of leading tokens that lie wholly in the template's head and the context.
+        text: the tokenised text.
         hash: SHA-256 of the ids, of context_end and of the gold answers, and of first_end if there is one.
-        first_end: in a later turn of a conversation the number of leading tokens that the first turn's prompt
-            had, else None.
+        first_end: in a later turn of a conversation the number of tokens of the first turn's prompt, else None.
     """
 
     ids: list[int]
@@ -81,15 +80,14 @@ class Renderer:
 
     Args:
         tokenizer: a fast Hugging Face tokenizer.
-        chat_template: use the tokenizer's chat template; otherwise the text alone, with the special tokens
-            that the tokenizer adds by itself.
-        system: the system turn. None leaves it to the template, which may have one of its own; "" asks for
-            none, also where the template would put its own.
-        limit: the most tokens that the model can take, prompt and answer together.
+        chat_template: use the tokenizer's chat template; otherwise the plain text with the special tokens that the
+            tokenizer adds.
+        system: the system turn. None leaves it to the template, which may have a default; "" suppresses that too.
+        limit: maximum tokens of the model, prompt and answer together.
 
     Raises:
-        UserError: the tokenizer is a slow one or has no chat template, or the template takes no system turn
-            or does not keep the message as it is.
+        UserError: the tokenizer is slow or has no chat template, or the template refuses a system turn or changes
+            the message.
     """
 
     def __init__(
@@ -100,7 +98,7 @@ class Renderer:
         limit: int | None = None,
     ) -> None:
         if not tokenizer.is_fast:
-            raise UserError("model.path: the tokenizer is a slow one, a fast one (tokenizer.json) is needed")
+            raise UserError("model.path: the tokenizer is slow, a fast one (tokenizer.json) is needed")
         if chat_template and not tokenizer.chat_template:
             raise UserError("model.chat_template: the tokenizer has no chat template, allowed: false")
         if system and not chat_template:
@@ -109,22 +107,22 @@ class Renderer:
         self.chat_template = chat_template
         self.system = system
         self.limit = limit
-        # what is wrong with the template shows at once
+        # report defects of the template at once
         self._text(Sample("The context.", "\nThe question?", "", (), 1))
 
     @property
     def style(self) -> dict[str, Any]:
-        """What besides the sample decides the prompt, for the cell's identity."""
+        """Settings besides the sample that determine the prompt, for the cell's identity."""
         if not self.chat_template:
             return {"chat_template": None}
         digest = hashlib.sha256(self.tokenizer.get_chat_template().encode()).hexdigest()
         return {"chat_template": digest, "system": self.system, **TEMPLATE_ARGUMENTS}
 
     def render(self, sample: Sample) -> Prompt:
-        """Renders the sample and finds where its context, and a conversation's first prompt, end.
+        """Render the sample; find the ends of its context and of a conversation's first prompt.
 
         Raises:
-            UserError: the chat template cannot go on with a conversation.
+            UserError: the chat template cannot continue a conversation.
         """
         text, context_end_char, first_end_char = self._text(sample)
         encoded = self._encode(text)
@@ -144,7 +142,7 @@ class Renderer:
         return len(self._encode(self._text(sample)[0])["input_ids"])
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Character range [start, end) of every token of a piece of text, without special tokens."""
+        """Character range [start, end) of every token of a text, without special tokens."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return encoded["offset_mapping"]
 
@@ -155,7 +153,7 @@ class Renderer:
         )
 
     def _text(self, sample: Sample) -> tuple[str, int, int]:
-        """The text to tokenise, and how many characters are of head and context, and of the first prompt."""
+        """The text to tokenise, and the number of characters of head and context, and of the first prompt."""
         turns = (*sample.earlier, sample)
         text, context_end = self._opening(sample.context, turns[0].question)
         text += turns[0].answer_prefix
@@ -165,7 +163,7 @@ class Renderer:
         return text, context_end, first_end
 
     def _opening(self, context: str, question: str) -> tuple[str, int]:
-        """The text up to the answer prefix, and the number of its characters of head and context."""
+        """The text up to the answer prefix, and the number of characters of head and context."""
         message = context + question
         if not self.chat_template:
             return message, len(context)
@@ -179,7 +177,7 @@ class Renderer:
         return text, start + min(max(len(context) - stripped, 0), len(body))
 
     def _next_turn(self, question: str) -> str:
-        """What stands between an answer and the next one: its end, the question, the next answer's head."""
+        """The text between two answers: the end of the first, the question, the head of the second."""
         if not self.chat_template:
             return question
         earlier, turn = self._second_turn({"role": "user", "content": question.strip()})
@@ -195,7 +193,7 @@ class Renderer:
         return self._apply([*system, user], generate=True)
 
     def _without_system(self, user: dict[str, str]) -> str:
-        """The user's turn as a later turn of a conversation, where no template writes a system turn."""
+        """The user's turn as a later turn of a conversation, before which no template writes a system turn."""
         plain = self._apply([user], generate=True)
         _, turn = self._second_turn(user)
         if turn is None:
@@ -204,7 +202,7 @@ class Renderer:
         return bos + turn if plain.startswith(bos) and not turn.startswith(bos) else turn
 
     def _second_turn(self, user: dict[str, str]) -> tuple[str, str | None]:
-        """A first turn, and what the user's adds to it; None where the template does not just add."""
+        """A first turn, and the text that the user's turn appends; None if the template rewrites the first."""
         before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
         earlier = self._apply(before, generate=False)
         both = self._apply([*before, user], generate=True)

@@ -1,7 +1,7 @@
 """Filler that reads like prose: plain sentences drawn from a small grammar.
 
-It stands where RULER uses Paul Graham's essays, which are not distributed with this package. No sentence has
-a number in it, and few occur twice.
+It replaces Paul Graham's essays, which RULER uses and this package does not distribute. No sentence contains a number,
+and few occur twice.
 """
 
 import random

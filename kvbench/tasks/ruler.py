@@ -1,4 +1,4 @@
-"""What the RULER families have in common: whose sentences, the answer prefix, the scoring rule."""
+"""Base of the RULER families: sentences, answer prefix, scoring rule."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -17,8 +17,9 @@ class Ruler(Family):
     """Base of the families after RULER (Hsieh et al., 2024, arXiv:2404.06654; github.com/NVIDIA/RULER).
 
     Attributes:
-        wording: "own", our sentences of the same form, or "ruler", RULER's, read from the installed lm-eval.
-        prefix_space: the answer prefix starts with a space, as NVIDIA's templates have it; lm-eval drops it.
+        wording: "own", our sentences of the same form, or "ruler", RULER's, read from the installed lm-eval
+            (pip install --no-deps lm-eval).
+        prefix_space: whether the answer prefix starts with a space, as in NVIDIA's templates; lm-eval drops it.
     """
 
     wording: Wording = "own"
@@ -38,7 +39,7 @@ class Ruler(Family):
     @property
     @abstractmethod
     def part(self) -> Part:
-        """Which sentences the family uses."""
+        """The sentences of the family."""
 
     @property
     def sentences(self) -> Sentences:
@@ -55,7 +56,7 @@ class Ruler(Family):
         example: str = "",
         **values: object,
     ) -> Sample:
-        """Puts the sentences around a haystack, and a solved example before; `values` fill placeholders."""
+        """A sample: the solved example, then the haystack between the sentences; `values` fill placeholders."""
         sentences = self.sentences
         prefix = sentences.prefix.format(**values)
         return Sample(
@@ -69,5 +70,5 @@ class Ruler(Family):
 
 
 def solved(sample: Sample, answer: str) -> str:
-    """A sample with its answer, as text of an example."""
+    """The text of a sample with its answer, for an example."""
     return f"{sample.context}{sample.question} {sample.answer_prefix.strip()} {answer}"

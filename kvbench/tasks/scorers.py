@@ -1,8 +1,8 @@
 """Scores of a generated text against the expected answers, all between 0 and 1.
 
 RULER's two rules are `substring_all` and `substring_any` (NVIDIA/RULER, scripts/eval/synthetic/constants.py:
-string_match_all and string_match_part). lm-eval's string_match_part divides by the number of answers and
-so gives another number; ours is NVIDIA's.
+string_match_all and string_match_part). `substring_any` follows NVIDIA; lm-eval's string_match_part divides by the
+number of answers.
 """
 
 import re
@@ -12,19 +12,19 @@ from collections.abc import Callable, Sequence
 
 
 def substring_all(output: str, gold: Sequence[str]) -> float:
-    """Share of the answers that occur in the output, upper and lower case alike."""
+    """Share of the answers that occur in the output, ignoring case."""
     text = output.lower()
     return sum(answer.lower() in text for answer in gold) / len(gold)
 
 
 def substring_any(output: str, gold: Sequence[str]) -> float:
-    """1 if any answer occurs in the output, upper and lower case alike."""
+    """1 if any answer occurs in the output, ignoring case."""
     text = output.lower()
     return float(any(answer.lower() in text for answer in gold))
 
 
 def exact(output: str, gold: Sequence[str]) -> float:
-    """1 if the output is one of the answers, case, punctuation, English articles and spacing aside."""
+    """1 if the output equals an answer, ignoring case, punctuation, English articles and spacing."""
     words = _words(output)
     return float(any(words == _words(answer) for answer in gold))
 
@@ -40,7 +40,7 @@ def rouge_l(output: str, gold: Sequence[str]) -> float:
 
 
 def regex(output: str, gold: Sequence[str]) -> float:
-    """1 if any of the answers, read as regular expressions, matches somewhere in the output."""
+    """1 if any answer, as a regular expression, matches somewhere in the output."""
     return float(any(re.search(pattern, output) for pattern in gold))
 
 

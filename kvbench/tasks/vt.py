@@ -22,11 +22,11 @@ EXAMPLE_TOKENS = 500
 class VariableTracking(Ruler):
     """Chains of assignments hidden in noise; the answer is every variable that ends up with a chain's value.
 
-    After NVIDIA/RULER, scripts/data/synthetic/variable_tracking.py. One solved example with shorter names
-    comes first; it takes up to 500 tokens as in RULER, but about a quarter of short lengths.
+    After NVIDIA/RULER, scripts/data/synthetic/variable_tracking.py. One solved example with shorter names comes first;
+    it uses up to 500 tokens as in RULER, but about a quarter of short lengths.
 
     Attributes:
-        chains: number of chains, the first one is asked for.
+        chains: number of chains; the question is about the first one.
         hops: assignments of a chain after its first.
     """
 

@@ -1,8 +1,8 @@
-"""The sentences of the RULER tasks: RULER's own, read from the installed lm-eval, or ours.
+"""The sentences of the RULER tasks: RULER's, read from the installed lm-eval, or our own.
 
-RULER's sentences are not part of this package. `wording=ruler` finds lm-eval's task files without importing
-them (importing downloads data) and takes the constants out of their syntax trees. `wording=own` needs
-nothing; its sentences have the same form but other words, so its scores are not RULER's.
+RULER's sentences are not part of this package. `wording=ruler` reads the constants from the syntax trees of lm-eval's
+task files, because importing them downloads data. `wording=own` needs no lm-eval; its sentences have the same form but
+other words, so that its scores are not RULER's.
 """
 
 import ast
@@ -22,12 +22,12 @@ Part = Literal["niah_one", "niah_many", "vt", "cwe", "fwe"]
 class Sentences:
     """Format strings of one task.
 
-    `{one}` and `{many}` stand for the kind of value ("number", "numbers"), `{query}` for what is asked,
+    `{one}` and `{many}` stand for the kind of value ("number", "numbers"), `{query}` for the queried keys or value,
     `{num_v}` for the number of variables, `{key}` and `{value}` for those of a needle.
 
     Attributes:
-        head: in front of the haystack.
-        question: behind it, with its line break.
+        head: text before the haystack.
+        question: text after it, with its line break.
         prefix: start of the answer, without a leading space.
         needle: a needle, for the needle tasks.
         noise: a line of filler.
@@ -44,10 +44,10 @@ class Sentences:
 def sentences_for(wording: Wording, part: Part) -> Sentences:
     """The sentences of one task.
 
-    Needle tasks have two forms: "niah_one" where one value is asked for, in the singular, else "niah_many".
+    Needle tasks have two forms: "niah_one" for one queried value, in the singular, else "niah_many".
 
     Raises:
-        UserError: `ruler` is asked for and lm-eval is not there or has changed.
+        UserError: `wording` is "ruler" and lm-eval is not installed or has changed.
     """
     if wording == "own":
         return _own(part)
@@ -140,7 +140,7 @@ def _tree(name: str) -> ast.Module:
 
 
 def _assigned(tree: ast.Module, name: str) -> Any:
-    """The first constant (text, or a dictionary of texts) that is assigned to a name, at any depth."""
+    """The first constant (text or a dictionary of texts) assigned to a name, at any depth."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and name in map(ast.unparse, node.targets):
             try:
@@ -174,6 +174,6 @@ def _format_string(node: ast.expr, kind: str) -> str:
 
 def _changed(what: str) -> UserError:
     return UserError(
-        f"wording: the installed lm-eval has no {what} where RULER's sentences are looked for; "
+        f"wording: the installed lm-eval has no {what} where RULER's sentences are expected; "
         "pip install --no-deps lm-eval==0.4.13, or use wording=own"
     )

@@ -1,4 +1,4 @@
-"""Random words, numbers and identifiers, the words from wonderwords' lists as in RULER."""
+"""Random words, numbers and identifiers; the words are from wonderwords' lists, as in RULER."""
 
 import random
 import uuid
@@ -11,7 +11,7 @@ WordKind = Literal["words", "numbers", "uuids"]
 
 @cache
 def word_list(name: Literal["noun", "adjective", "verb"]) -> list[str]:
-    """One of wonderwords' lists, sorted, so that its order does not depend on the package's."""
+    """One of wonderwords' lists, sorted to be independent of the package's order."""
     text = files("wonderwords.assets").joinpath(f"{name}list.txt").read_text(encoding="utf-8")
     return sorted({line.rstrip() for line in text.splitlines() if line.strip()})
 
@@ -23,7 +23,7 @@ def all_words() -> list[str]:
 
 
 def draw(rng: random.Random, kind: WordKind) -> str:
-    """A word (adjective-noun), a number of seven digits or a UUID, as RULER's needles have them."""
+    """A word (adjective-noun), a number of seven digits or a UUID, as in RULER's needles."""
     if kind == "words":
         return f"{rng.choice(word_list('adjective'))}-{rng.choice(word_list('noun'))}"
     if kind == "numbers":
@@ -32,7 +32,7 @@ def draw(rng: random.Random, kind: WordKind) -> str:
 
 
 def draw_new(rng: random.Random, kind: WordKind, used: set[str]) -> str:
-    """Draws one that is not in `used`, and adds it there."""
+    """Draw one that is not in `used`, and add it there."""
     while (value := draw(rng, kind)) in used:
         pass
     used.add(value)

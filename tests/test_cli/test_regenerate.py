@@ -1,4 +1,4 @@
-"""Committed tables and figures are those that the code makes now; `make tables` writes them."""
+"""Committed tables and figures are up to date; `make tables` regenerates them."""
 
 import re
 from dataclasses import replace
@@ -22,12 +22,12 @@ NUMBER = re.compile(r"-?\d+\.\d+")
 )
 def test_nothing_committed_is_stale(results, monkeypatch, modelled):
     monkeypatch.setattr(regenerate, "evaluate", lambda runs: results)
-    files = regenerate.files(ROOT, modelled)
+    files = regenerate.regenerated(ROOT, modelled)
     names = {path.name for path in files}
     assert {"README.md", "claims.csv", "claims.md", "table.md", "kl_vs_read.svg"} <= names
     for path, content in files.items():
         assert path.is_file(), f"{path} is missing: make tables"
-        # a .png has a .svg beside it, whose numbers can be compared
+        # the .svg of the same name is compared instead
         if path.suffix != ".png":
             _compare(path, path.read_text(encoding="utf-8"), content.decode())
 

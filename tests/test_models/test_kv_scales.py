@@ -70,7 +70,7 @@ def test_the_checkpoint_holds_scales_and_the_same_weights(calibrated, tmp_path):
 def test_what_is_quantised_already_and_what_has_no_prompts_is_refused(calibrated, tmp_path):
     folder, model, scales = calibrated
     kv_scales.write(folder, tmp_path / "scaled", scales)
-    with pytest.raises(UserError, match="quantised already"):
+    with pytest.raises(UserError, match="already quantised"):
         kv_scales.write(tmp_path / "scaled", tmp_path / "twice", scales)
     with pytest.raises(UserError, match="calibration: no prompts"):
         kv_scales.calibrate(model, [])

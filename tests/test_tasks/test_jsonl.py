@@ -107,8 +107,8 @@ def test_scorers(task, renderer, scorer, output, score):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"context": ', "line 3 is no JSON"),
-        ('{"context": "\\ud800"}', "line 3 is no JSON"),
+        ('{"context": ', "line 3 is not JSON"),
+        ('{"context": "\\ud800"}', "line 3 is not JSON"),
         ("[1, 2]", "line 3: not an object"),
         ({"context": "c", "question": "q"}, "line 3: answers is missing"),
         ({"question": "q", "answers": ["a"]}, "line 3: context is missing"),
@@ -134,7 +134,7 @@ def test_mistakes_name_the_line(task, renderer, line, message):
 
 def test_regular_expressions_are_checked_where_they_are_used(task, renderer):
     bad = {**LINE, "answers": ["fine", "(open"]}
-    with pytest.raises(UserError, match=r"line 2: answers: '\(open' is no regular expression"):
+    with pytest.raises(UserError, match=r"line 2: answers: '\(open' is not a regular expression"):
         task(LINE, bad, scorer="regex").samples(1, 0, 0, renderer)
     assert len(task(LINE, bad).samples(2, 0, 0, renderer)) == 2
     with pytest.raises(UserError, match="line 1: turns need answers that can stand in a conversation"):
