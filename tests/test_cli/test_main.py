@@ -128,7 +128,7 @@ def test_light_commands_do_not_import_torch(argv: list[str]) -> None:
 @pytest.mark.parametrize(
     ("what", "line"),
     [
-        ("methods", "rocketkv\tmethod\tTwo stages: "),
+        ("methods", "rocketkv\tmethod\tKeeps C1 - M tokens "),
         ("methods", "adakv_expected_attention\teviction\tAdaKV over expected attention "),
         (
             "methods",

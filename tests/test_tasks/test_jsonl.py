@@ -137,7 +137,7 @@ def test_regular_expressions_are_checked_where_they_are_used(task, renderer):
     with pytest.raises(UserError, match=r"line 2: answers: '\(open' is not a regular expression"):
         task(LINE, bad, scorer="regex").samples(1, 0, 0, renderer)
     assert len(task(LINE, bad).samples(2, 0, 0, renderer)) == 2
-    with pytest.raises(UserError, match="line 1: turns need answers that can stand in a conversation"):
+    with pytest.raises(UserError, match="line 1: turns need answers as text, not patterns"):
         task({"context": "c", "turns": [LINE]}, scorer="regex").samples(1, 0, 0, renderer)
 
 
