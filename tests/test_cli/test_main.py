@@ -130,7 +130,7 @@ def test_light_commands_do_not_import_torch(argv: list[str]) -> None:
     [
         ("methods", "rocketkv\tmethod\tKeeps C1 - M tokens "),
         ("methods", "adakv_expected_attention\teviction\tAdaKV over expected attention "),
-        ("methods", "fp16\tformat\tfloat16 for all tokens"),
+        ("methods", "fp16\tformat\tStores all tokens as float16"),
         ("models", "smollm2_135m\tSmolLM2-135M-Instruct "),
         ("experiments", "tiny\t"),
         ("tasks", "needle\ta needle"),
