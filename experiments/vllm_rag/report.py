@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
+from matplotlib.axes import Axes
 
 from kvbench.experiments.vllm_rag.config import LAYOUTS
 from kvbench.experiments.vllm_rag.steps import GraphStep, by_node
 from kvbench.report import style
-from kvbench.report.format import Table
+from kvbench.report.format import Table, number
 from kvbench.report.plots import save
 from kvbench.runs.store import Record
 from kvbench.vllm import page
@@ -65,9 +66,8 @@ def table(rows: Sequence[Record], label: str) -> Table:
     for row in rows:
         for part in by_node([GraphStep(**step) for step in row["steps"]]):
             line = [part["layout"], part["node"], str(part["requests"]), f"{part['prompt_tokens']:,}"]
-            for name in ("cached_tokens", "computed_tokens"):
-                line.append("-" if part[name] is None else f"{part[name]:,}")
-            line.append("-" if part["hit_rate"] is None else f"{part['hit_rate']:.1%}")
+            line += [number(part[name], ",d") for name in ("cached_tokens", "computed_tokens")]
+            line.append(number(part["hit_rate"], ".1%"))
             line.append(f"{part['seconds'] / part['requests']:.2f}")
             whole = part["node"] == "all"
             for name in ("server_prefix_hits", "server_prefix_queries"):
@@ -95,33 +95,42 @@ def _failures(rows: Sequence[Record]) -> list[str]:
 def _figure(rows: Sequence[Record], label: str) -> style.Figure:
     with mpl.rc_context(style.SETTINGS):
         figure, (tokens, rates) = style.panels(2, height=3.2)
-        layouts = [row["layout"] for row in rows]
-        parts = [by_node([GraphStep(**step) for step in row["steps"]]) for row in rows]
-        for place, found in enumerate(parts):
-            whole = found[-1]
-            cached = whole["cached_tokens"] or 0
-            computed = whole["prompt_tokens"] - cached
-            tokens.barh(place, computed, color=style.COLOURS[place])
-            tokens.barh(place, cached, left=computed, color=style.COLOURS[place], alpha=0.3)
-            tokens.text(computed / 2, place, f"{computed:,}", ha="center", va="center", color="white")
-            tokens.text(computed + cached / 2, place, f"{cached:,}", ha="center", va="center")
-        tokens.set_yticks(range(len(layouts)), layouts)
-        tokens.invert_yaxis()
-        tokens.set_title("prompt tokens: computed, cached (pale)")
-        tokens.grid(visible=False, axis="y")
-        nodes = list(dict.fromkeys(part["node"] for found in parts for part in found))
-        width = 0.8 / len(layouts)
-        for place, (layout, found) in enumerate(zip(layouts, parts, strict=True)):
-            rate = {part["node"]: part["hit_rate"] or 0.0 for part in found}
-            where = [number + place * width for number, node in enumerate(nodes) if node in rate]
-            heights = [rate[node] for node in nodes if node in rate]
-            rates.bar(where, heights, width=width, color=style.COLOURS[place], label=layout)
-        rates.set_xticks([number + 0.4 - width / 2 for number in range(len(nodes))], nodes)
-        rates.set_ylim(0, 1)
-        rates.grid(visible=False, axis="x")
-        rates.set_title("hit rate by step")
+        nodes_by_layout = {
+            row["layout"]: by_node([GraphStep(**step) for step in row["steps"]]) for row in rows
+        }
+        _draw_tokens(tokens, nodes_by_layout)
+        _draw_hit_rates(rates, nodes_by_layout)
         handles, _ = rates.get_legend_handles_labels()
-        style.legend(
-            figure, handles, f"{rows[0]['model']}, vLLM {rows[0]['vllm']} on {rows[0]['device']}, {label}."
-        )
+        first = rows[0]
+        text = f"{first['model']}, vLLM {first['vllm']} on {first['device']}, {label}."
+        style.legend(figure, handles, text)
         return figure
+
+
+def _draw_tokens(axes: Axes, nodes_by_layout: Mapping[str, Sequence[Record]]) -> None:
+    for y, (colour, nodes) in enumerate(zip(style.COLOURS, nodes_by_layout.values(), strict=False)):
+        whole = nodes[-1]
+        cached = whole["cached_tokens"] or 0
+        computed = whole["prompt_tokens"] - cached
+        axes.barh(y, computed, color=colour)
+        axes.barh(y, cached, left=computed, color=colour, alpha=0.3)
+        axes.text(computed / 2, y, f"{computed:,}", ha="center", va="center", color="white")
+        axes.text(computed + cached / 2, y, f"{cached:,}", ha="center", va="center")
+    axes.set_yticks(range(len(nodes_by_layout)), list(nodes_by_layout))
+    axes.invert_yaxis()
+    axes.set_title("prompt tokens: computed, cached (pale)")
+    axes.grid(visible=False, axis="y")
+
+
+def _draw_hit_rates(axes: Axes, nodes_by_layout: Mapping[str, Sequence[Record]]) -> None:
+    names = list(dict.fromkeys(node["node"] for nodes in nodes_by_layout.values() for node in nodes))
+    width = 0.8 / len(nodes_by_layout)
+    for index, (layout, nodes) in enumerate(nodes_by_layout.items()):
+        rate = {node["node"]: node["hit_rate"] or 0.0 for node in nodes}
+        x = [group + index * width for group, name in enumerate(names) if name in rate]
+        heights = [rate[name] for name in names if name in rate]
+        axes.bar(x, heights, width=width, color=style.COLOURS[index], label=layout)
+    axes.set_xticks([group + 0.4 - width / 2 for group in range(len(names))], names)
+    axes.set_ylim(0, 1)
+    axes.grid(visible=False, axis="x")
+    axes.set_title("hit rate by step")

@@ -1,4 +1,4 @@
-"""`kvbench doctor --vllm`: what vLLM there is, and whether the article's command line works with it."""
+"""`kvbench doctor --vllm`: the installed vLLM, and whether the article's command line works with it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from kvbench.vllm.environment import FP8_CPU, Environment
 from kvbench.vllm.errors import ServingError
 from kvbench.vllm.launcher import THIRD_PARTY
 
-# of the article that the project started from, for vLLM with an FP8 KV cache and prefix caching
+# command line of the article that the project started from: vLLM with an FP8 KV cache and prefix caching
 ARTICLE = (
     "vllm serve meta-llama/Llama-3.1-8B-Instruct --kv-cache-dtype fp8 --calculate-kv-scales"
     " --enable-prefix-caching --max-model-len 131072 --gpu-memory-utilization 0.9"
 )
 # 32 layers, 8 KV heads of 128 channels, K and V, one byte each
 LLAMA_FP8_BYTES = 2 * 32 * 8 * 128
-MEANING = {
+NOTES = {
     "--kv-cache-dtype": "fp8 means e4m3, with scale 1.0 unless the checkpoint holds calibrated scales. On GPUs below"
-    " SM 8.9 (A100) only FlashInfer does it: memory is saved, nothing is computed in FP8",
+    " SM 8.9 (A100) only FlashInfer supports it: it saves memory, but computes nothing in FP8",
     "--enable-prefix-caching": "on by default",
     "--max-model-len": f"one request of this length takes {131072 * LLAMA_FP8_BYTES / 2**30:.0f} GiB of FP8 KV cache,"
     f" twice that in bf16 ({LLAMA_FP8_BYTES // 1024} KiB per token, computed)",
 }
 SCALES = "--calculate-kv-scales"
-GONE = (
+REMOVED = (
     f"the server ends at once with 'unrecognized arguments: {SCALES}', the Python class with 'EngineArgs.__init__()"
     " got an unexpected keyword argument'. vLLM deprecated the flag (pull request 37201) and removed it (49389): the"
     " wheel of 0.26.0 has it, that of 0.28.0 does not. Leave it out: the scales are then 1.0; calibrated ones go into"
@@ -36,7 +36,7 @@ GONE = (
 
 
 def report(python: str = ServerConfig.python) -> str:
-    """What `kvbench doctor --vllm` prints.
+    """The text of `kvbench doctor --vllm`.
 
     Args:
         python: the Python of vLLM's environment.
@@ -54,7 +54,7 @@ def report(python: str = ServerConfig.python) -> str:
 
 
 def flags_in(command: str) -> dict[str, str | None]:
-    """The flags of a command line with their values; None for those without."""
+    """The flags of a command line with their values; None for flags without a value."""
     words = shlex.split(command)
     found: dict[str, str | None] = {}
     for word, after in zip(words, [*words[1:], "--"], strict=True):
@@ -65,15 +65,19 @@ def flags_in(command: str) -> dict[str, str | None]:
 
 
 def corrected(flags: frozenset[str] | None) -> str:
-    """The article's command line without what this vLLM does not know (any recent one where it is None)."""
+    """The article's command line without the flag that this vLLM does not have.
+
+    Args:
+        flags: flags of the installed vLLM; None if there is none, then as for a recent version.
+    """
     words = [word for word in shlex.split(ARTICLE) if word != SCALES or (flags and SCALES in flags)]
     return shlex.join(words)
 
 
 def _installed(env: Environment) -> str:
-    about = "the vLLM project's own" if env.package == "vllm" else THIRD_PARTY
+    origin = "the vLLM project's own" if env.package == "vllm" else THIRD_PARTY
     versions = ", ".join(f"{name} {version}" for name, version in env.versions.items())
-    return f"{versions} ({about}) in {env.python.parent.parent}"
+    return f"{versions} ({origin}) in {env.python.parent.parent}"
 
 
 def _device(env: Environment) -> str:
@@ -95,12 +99,12 @@ def _entry(env: Environment) -> str:
 def _article(env: Environment | None, flags: frozenset[str] | None) -> Iterator[str]:
     yield f"article   {ARTICLE}"
     for name, value in flags_in(ARTICLE).items():
-        words = f"{name} {value}" if value else name
+        flag = f"{name} {value}" if value else name
         if flags is None:
             known = "not checked, there is no vLLM here"
         else:
             assert env is not None
             known = f"{'known to' if name in flags else 'ERROR: not known to'} {env.package} {env.version}"
-        more = GONE if name == SCALES and (flags is None or name not in flags) else MEANING.get(name)
-        yield f"  {words}: {known}{f'; {more}' if more else ''}"
+        note = REMOVED if name == SCALES and (flags is None or name not in flags) else NOTES.get(name)
+        yield f"  {flag}: {known}{f'; {note}' if note else ''}"
     yield f"instead   {corrected(flags)}"

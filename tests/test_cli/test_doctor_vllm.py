@@ -1,4 +1,4 @@
-"""`kvbench doctor --vllm`: the article's command line against what is installed."""
+"""`kvbench doctor --vllm`: the article's command line and the installed vLLM."""
 
 import pytest
 from kvbench_testing import fake_vllm
@@ -20,7 +20,7 @@ def test_the_articles_flags():
 
 
 def article(python) -> dict[str, str]:
-    """The doctor's line about each flag, and the command that it gives instead."""
+    """The doctor's lines by flag, and the command that it recommends."""
     lines = doctor_vllm.report(str(python)).splitlines()
     return {line.split()[0].rstrip(":"): line for line in lines if line.strip()}
 
@@ -37,7 +37,7 @@ def test_a_version_without_the_flag(tmp_path):
     assert "8 GiB of FP8 KV cache" in lines["--max-model-len"]
 
 
-def test_a_version_that_still_has_it(tmp_path):
+def test_a_version_that_still_has_the_flag(tmp_path):
     known = ("enable_prefix_caching", "max_model_len", "gpu_memory_utilization", "calculate_kv_scales")
     lines = article(fake_vllm.environment(tmp_path / "env", "vllm", "0.26.0", known))
     assert lines["--calculate-kv-scales"] == "  --calculate-kv-scales: known to vllm 0.26.0"
@@ -46,13 +46,13 @@ def test_a_version_that_still_has_it(tmp_path):
     assert lines["device"].startswith("device    cuda: kv_cache_dtype may be auto, bfloat16, fp8")
 
 
-def test_a_cpu_that_cannot(tmp_path, monkeypatch):
+def test_a_cpu_without_fp8(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor_vllm, "features", lambda: {"avx2"})
     lines = article(fake_vllm.environment(tmp_path / "env"))
     assert lines["device"].endswith("this CPU has neither AVX-512 nor AMX: auto only")
 
 
-def test_no_vllm_is_said_and_the_flag_explained_all_the_same(tmp_path, capsys):
+def test_without_vllm_the_flag_is_still_explained(tmp_path, capsys):
     assert cli.main(["doctor", "--vllm", str(tmp_path / "none")]) == 0
     out = capsys.readouterr().out
     assert out.startswith("vllm      none: serving.python: there is no ")

@@ -1,4 +1,4 @@
-"""An experiment whose servers are the fake one."""
+"""Runs experiments with the fake server in place of vLLM."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,22 +10,21 @@ from kvbench import experiments
 from kvbench.config.compose import compose
 
 
-class Shown:
-    """Progress that remembers what was started, and how many rows were done."""
+class CheckedProgress:
+    """Progress display that checks, at the end, that all announced cells were stored."""
 
     def __init__(self, cells: int, prompts: int) -> None:
         self.cells, self.done = cells, 0
-        self.started: list[str] = []
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_) -> None:
-        if not _[0]:
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        if kind is None:
             assert self.done == self.cells
 
     def start_prompt(self, name: str) -> None:
-        self.started.append(name)
+        pass
 
     def stage(self, name: str) -> None:
         pass
@@ -38,20 +37,20 @@ class Shown:
 def experiment(
     tmp_path_factory: pytest.TempPathFactory, tiny_model_dir
 ) -> Callable[..., tuple[str, list[str]]]:
-    """`experiment(NAME, *overrides)`: runs it on fake servers; returns its text and the servers that were started."""
+    """`experiment(NAME, *overrides)` runs it on fake servers and returns its text and the started servers."""
     python = fake_vllm.environment(tmp_path_factory.mktemp("env") / "vllm")
     model = tiny_model_dir()
 
     def run(name: str, *overrides: str) -> tuple[str, list[str]]:
         started: list[str] = []
 
-        class Mine(Shown):
+        class Progress(CheckedProgress):
             def start_prompt(self, name: str) -> None:
                 if name.endswith(": start"):
                     started.append(name.removesuffix(": start"))
 
         fixed = [f"experiment={name}", f"serving.python={python}", f"model.path={model}", "model.name=tiny"]
-        return experiments.run(compose([*fixed, *overrides]), Mine), started
+        return experiments.run(compose([*fixed, *overrides]), Progress), started
 
     return run
 

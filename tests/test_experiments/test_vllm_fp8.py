@@ -48,14 +48,14 @@ def test_every_setup_answers_the_same_prompts_cold(ran):
     assert all(row["output_tokens"] == 6 and row["ttft_s"] > 0 for row in rows if row["row"] == "answer")
 
 
-def test_distance_is_that_of_the_distributions(ran):
-    """The fake server's distributions are geometric: spread 1 unquantised, 1.2 in FP8."""
+def test_distances_are_those_of_the_fake_distributions(ran):
+    """The fake server's distributions are geometric, with spread 1 unquantised and 1.2 in FP8."""
 
-    def listed(spread):
+    def top(spread):
         total = math.log(sum(math.exp(-n / spread) for n in range(1000)))
         return {n: -n / spread - total for n in range(20)}
 
-    kl, covered = logprob_kl.kl_bound(listed(1.0), listed(1.2))
+    kl, covered = logprob_kl.kl_bound(top(1.0), top(1.2))
     _, rows = ran
     for row in answers(rows, "fp8_e4m3"):
         assert row["prompt_kl"] == pytest.approx(kl) and row["answer_kl"] == pytest.approx(kl)
@@ -77,7 +77,7 @@ def test_capacity_and_note(ran):
     assert CPU_FP8 not in next(line for line in text.splitlines() if line.startswith("| auto "))
 
 
-def test_load_is_counted_by_client_and_server(ran):
+def test_client_and_server_count_the_same_load(ran):
     _, rows = ran
     loads = [row for row in rows if row["row"] == "load"]
     assert len(loads) == 3
@@ -88,7 +88,7 @@ def test_load_is_counted_by_client_and_server(ran):
         assert row["server_restarted"] is False
 
 
-def test_scales_are_in_the_checkpoint_that_is_served(ran, run_dir):
+def test_the_served_checkpoint_has_scales(ran, run_dir):
     log = (run_dir / "logs" / "fp8_e4m3_scales.log").read_text()
     assert "Traceback" not in log
     setup = next(row for row in ran[1] if row["setup"] == "fp8_e4m3_scales" and row["row"] == "setup")
@@ -103,18 +103,18 @@ def test_more_samples_extend_a_run(experiment, run_dir, ran):
     assert sorted(row["row"] for row in added) == ["answer", "load"]
 
 
-def test_a_dtype_that_a_cpu_does_not_know_is_refused_before_anything_starts(experiment, tmp_path):
+def test_a_dtype_that_a_cpu_does_not_support_is_rejected_before_the_start(experiment, tmp_path):
     with pytest.raises(UserError, match=r"serving\.kv_cache_dtype: nvfp4 is not allowed on cpu"):
         experiment("vllm_fp8", *SMALL, "setups={auto: {}, b: {kv_cache_dtype: nvfp4}}", f"run_dir={tmp_path}")
     assert not os.listdir(tmp_path)
 
 
-def test_a_setup_that_vllm_refuses_is_a_row_and_the_others_go_on(experiment, tmp_path):
+def test_a_server_that_does_not_start_is_a_row_and_the_others_are_measured(experiment, tmp_path):
     setups = "setups={auto: {}, odd: {flags: [--fail]}, fp8: {kv_cache_dtype: fp8}}"
     text, started = experiment("vllm_fp8", *SMALL, "limit=1", setups, f"run_dir={tmp_path}")
     assert started == ["auto", "odd", "fp8"]
     assert "### Refused by vLLM\n\n- odd: vLLM did not start: ValueError: no room" in text
-    # it is tried again
+    # the next run tries it again
     assert experiment("vllm_fp8", *SMALL, "limit=1", setups, f"run_dir={tmp_path}")[1] == ["odd"]
 
 
@@ -123,7 +123,7 @@ def test_the_reference_must_start(experiment, tmp_path):
         experiment("vllm_fp8", *SMALL, "setups={auto: {flags: [--fail]}}", f"run_dir={tmp_path}")
 
 
-def test_no_cpu_row_stands_in_a_gpu_table(ran, tmp_path):
+def test_cpu_and_gpu_rows_are_in_separate_tables(ran, tmp_path):
     _, rows = ran
     twin = json.loads(json.dumps(rows))
     for row in twin:

@@ -1,4 +1,4 @@
-"""KL from top-k logprobs is a lower bound of the real one, and exact where everything is listed."""
+"""KL from top-k log probabilities: a lower bound of the exact one, equal to it if all tokens are listed."""
 
 import math
 
@@ -47,6 +47,6 @@ def test_means_over_positions():
     assert math.isnan(logprob_kl.compare_logprobs([], []).kl)
 
 
-def test_equal_distributions_are_at_zero_whatever_is_rounded():
+def test_equal_distributions_have_zero_kl_despite_rounding():
     rounded = {1: -0.105, 2: -2.302}
     assert logprob_kl.kl_bound(rounded, rounded)[0] == 0.0

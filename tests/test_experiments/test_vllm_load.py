@@ -21,7 +21,7 @@ def loads(folder):
     return {(row["setup"], row["rate"]): row for row in Store(folder).scan()[0] if row["row"] == "load"}
 
 
-def test_every_rate_on_every_server_starts_cold(experiment, tmp_path):
+def test_every_load_starts_with_a_cold_cache(experiment, tmp_path):
     options = [*SMALL, "limit=8", "rates=[50,100]", f"run_dir={tmp_path}"]
     text, started = experiment("vllm_load", *options)
     assert started == ["auto", "no_prefix_caching"]
@@ -36,9 +36,9 @@ def test_every_rate_on_every_server_starts_cold(experiment, tmp_path):
 
 
 def test_a_recorded_trace_arrives_as_recorded(experiment, tmp_path):
-    """Its third request, a session of its own, is longer than the server's context."""
+    """The third request, in a separate session, is longer than the server's context."""
     shared = {"tier": "system", "kind": "text", "type": "text", "hash": "a1", "tokens": 64}
-    own = [
+    messages = [
         {**shared, "tier": "messages", "message": 0, "hash": f"b{i}", "tokens": tokens}
         for i, tokens in enumerate((20, 20, 5000))
     ]
@@ -48,7 +48,7 @@ def test_a_recorded_trace_arrives_as_recorded(experiment, tmp_path):
             "session": f"s{i}",
             "t": 0.1 * i,
             "model": "claude-sonnet-4-6",
-            "blocks": [shared, own[i]],
+            "blocks": [shared, messages[i]],
         }
         for i in range(3)
     ]

@@ -25,7 +25,7 @@ def sessions(requests, **options):
     return of_trace(requests, VOCABULARY, **{"max_context": 1000, "max_output": 50, **options})
 
 
-def test_prompts_of_a_trace_share_exactly_the_blocks_that_they_shared():
+def test_prompts_share_exactly_the_recorded_blocks():
     system, first, second, other = (1, 40), (2, 10), (3, 20), (4, 10)
     (session, branch) = sessions(
         [
@@ -42,7 +42,7 @@ def test_prompts_of_a_trace_share_exactly_the_blocks_that_they_shared():
     assert set(one) <= set(VOCABULARY)
 
 
-def test_times_of_a_trace():
+def test_times_are_those_of_the_trace():
     requests = [
         request("a", 100.0, (1, 5), ttft=2.0),
         request("b", 103.0, (1, 5)),
@@ -53,7 +53,7 @@ def test_times_of_a_trace():
     assert [turn.gap for turn in a.turns] == [0.0, 4.0]
 
 
-def test_a_trace_is_made_smaller_and_long_prompts_end_their_session():
+def test_shrink_and_sessions_that_end_at_a_long_prompt():
     requests = [
         request("a", 0, (1, 400), output=80),
         request("a", 1, (1, 400), (2, 4000)),

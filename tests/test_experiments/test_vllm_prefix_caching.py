@@ -1,4 +1,4 @@
-"""`vllm_prefix_caching` against the fake server: hits, ways, resume, table and figures."""
+"""The experiment `vllm_prefix_caching` on the fake server: hits, ways, resume, table and figures."""
 
 import pytest
 from kvbench_testing.fake_vllm import FakeVllm
@@ -30,7 +30,7 @@ def rows(folder, kind="grid"):
         (33, 5, 32, 32),
         (2000, 16, 128, 1920),
         (2000, 16, 32, 1984),
-        # the last token of a prompt is computed in any case
+        # the last token of a prompt is always computed
         (64, 0, 32, 32),
         (65, 0, 32, 64),
     ],
@@ -39,11 +39,11 @@ def test_prediction(shared, suffix, block, expected):
     assert predicted_hits(shared, suffix, block) == expected
 
 
-def test_prompts_share_the_prefix_and_nothing_more():
+def test_prompts_share_exactly_the_prefix():
     prompts = RandomPrompts(list(range(100, 160)), seed=3)
-    asked = [prompts.prefix("a", 50) + prompts.suffix(number, 4) for number in range(20)]
-    assert len({tuple(ids[:50]) for ids in asked}) == 1
-    assert len({ids[50] for ids in asked}) == 20
+    requests = [prompts.prefix("a", 50) + prompts.suffix(number, 4) for number in range(20)]
+    assert len({tuple(ids[:50]) for ids in requests}) == 1
+    assert len({ids[50] for ids in requests}) == 20
     assert prompts.prefix("a", 50) == prompts.prefix("a", 50) != prompts.prefix("b", 50)
 
 
@@ -65,7 +65,7 @@ def test_hits_times_and_tables(tmp_path, capsys):
             assert 0 in row["cached"]
             if row["concurrency"] == 1:
                 assert row["cached"][1:] == [row["predicted"]] * 3
-        # a fresh prefix per setting, so that none finds what another has left
+        # a separate prefix per setting, so that none hits the cache entries of another
         sent = [body["prompt"] for body in fake.bodies if isinstance(body["prompt"], list)]
         assert len({tuple(ids[:31]) for ids in sent if len(ids) in (47, 103)}) == 4
         assert {row["prefix"]: row["cached"] for row in rows(tmp_path, "grain")} == {
@@ -75,11 +75,11 @@ def test_hits_times_and_tables(tmp_path, capsys):
         }
         for own, warm in zip(by_way["own"], by_way["warm"], strict=True):
             assert own["answers"] == warm["answers"]
-        asked = len(fake.bodies)
+        sent_before = len(fake.bodies)
 
-        # the same command measures nothing again; another length only what is new
+        # the same command measures nothing again; with a further length only the new cases
         code, again, _ = run(capsys, fake, tmp_path)
-        assert (code, len(fake.bodies)) == (0, asked)
+        assert (code, len(fake.bodies)) == (0, sent_before)
         assert again.splitlines()[-30:] == text.splitlines()[-30:]
         assert run(capsys, fake, tmp_path, "prefix=[40,96,128]")[0] == 0
     assert len(rows(tmp_path)) == 18
@@ -92,7 +92,7 @@ def test_hits_times_and_tables(tmp_path, capsys):
         assert (tmp_path / "figures" / f"{name}.svg").stat().st_size > 1000
 
 
-def test_a_failed_request_is_no_row(tmp_path, capsys):
+def test_a_failed_request_makes_no_row(tmp_path, capsys):
     with FakeVllm() as fake:
         fake.faults.extend(["cut"])
         # the first streamed request is the warm-up
@@ -103,7 +103,7 @@ def test_a_failed_request_is_no_row(tmp_path, capsys):
     assert len(rows(tmp_path)) == 12
 
 
-def test_a_failure_in_the_middle_keeps_what_is_done(tmp_path, capsys):
+def test_a_failure_keeps_the_finished_rows(tmp_path, capsys):
     with FakeVllm() as fake:
         plain = fake.prefill
 
@@ -121,7 +121,7 @@ def test_a_failure_in_the_middle_keeps_what_is_done(tmp_path, capsys):
         assert run(capsys, fake, tmp_path)[0] == 0
     found = rows(tmp_path)
     assert len(found) == 12 and all(row in found for row in done)
-    # what the failed try has left in the server's cache is not found by the second
+    # the second try does not hit the cache entries of the failed one
     assert all(row["cached"] == [0] * 4 for row in found if row["way"] == "own")
 
 
@@ -131,11 +131,11 @@ def test_another_run_on_the_same_server_starts_cold(tmp_path, capsys):
             assert run(capsys, fake, tmp_path / folder)[0] == 0
             found = rows(tmp_path / folder)
             assert all(row["cached"] == [0] * 4 for row in found if row["way"] == "own")
-            # of requests sent at once, any may be the first that is served
+            # of concurrent requests any may be served first
             assert all(0 in row["cached"] for row in found if row["way"] == "shared")
 
 
-def test_a_server_that_does_not_report_hits_is_read_by_its_counters(tmp_path, capsys):
+def test_without_reported_hits_the_counters_are_used(tmp_path, capsys):
     with FakeVllm() as fake:
         fake.faults.extend(["no_details"] * 1000)
         code, text, _ = run(capsys, fake, tmp_path)
@@ -170,6 +170,6 @@ def test_mistakes_are_one_line(tmp_path, capsys, words, message):
     assert code == 2 and message in err and err.count("\n") == 1
 
 
-def test_a_report_leaves_out_what_lacks_a_way():
+def test_a_report_leaves_out_settings_without_all_ways():
     row = {"concurrency": 1, "gap": 0.0, "suffix": 1, "prefix": 2}
     assert prefix_report.by_setting([{**row, "way": "own"}, {**row, "way": "warm"}]) == {}

@@ -1,4 +1,4 @@
-"""The Agentic-RAG workload on a server of one's own: what each layout sends, and what is counted of it."""
+"""The Agentic-RAG workload on a self-hosted server: the requests of each layout, and their counts."""
 
 import itertools
 
@@ -33,7 +33,7 @@ def ran():
     return found
 
 
-def test_every_request_is_noted_with_its_step(ran):
+def test_every_request_is_recorded_with_its_node(ran):
     first = ["search", "grade", "rewrite", "search", "grade", "answer", "search", "grade", "answer"]
     again = ["search", "grade", "rewrite", "again", "grade", "answer", "search", "grade", "answer"]
     for layout, (steps, turns, bodies) in ran.items():
@@ -43,7 +43,7 @@ def test_every_request_is_noted_with_its_step(ran):
         assert [turn.question for turn in turns] == questions(2)
 
 
-def test_forms_are_forced_and_prefixes_kept_apart(ran):
+def test_tool_calls_and_grades_are_forced_and_prefixes_separate(ran):
     for layout, (_, _, bodies) in ran.items():
         assert {body["cache_salt"] for body in bodies} == {layout}
         assert {body["temperature"] for body in bodies} == {0.0}
@@ -55,24 +55,24 @@ def test_forms_are_forced_and_prefixes_kept_apart(ran):
             assert schema["properties"]["binary_score"]["enum"] == ["yes", "no"]
 
 
-def test_append_only_sends_one_growing_prompt_with_the_same_tools(ran):
+def test_append_only_sends_one_growing_prompt_with_constant_tools(ran):
     _, _, bodies = ran["append_only"]
     assert all(body["tools"] == bodies[0]["tools"] for body in bodies)
     for before, after in itertools.pairwise(bodies):
         assert after["messages"][: len(before["messages"])] == before["messages"]
 
 
-def test_append_only_finds_everything_but_its_tail_and_the_article_does_not(ran):
+def test_append_only_hits_everything_except_its_tail(ran):
     def computed(layout):
         return [step.prompt_tokens - step.cached_tokens for step in ran[layout][0]]
 
     prompts = [step.prompt_tokens for step in ran["append_only"][0]]
-    # what is new, and the whole blocks' remainder
-    grown = [b - a + 16 for a, b in itertools.pairwise(prompts)]
-    assert all(new <= most for new, most in zip(computed("append_only")[1:], grown, strict=True))
+    # the new tokens, and the rest of the last whole block
+    limits = [b - a + 16 for a, b in itertools.pairwise(prompts)]
+    assert all(new <= limit for new, limit in zip(computed("append_only")[1:], limits, strict=True))
     by_layout = {layout: by_node(ran[layout][0])[-1] for layout in LAYOUTS}
     assert by_layout["append_only"]["hit_rate"] > by_layout["article_graph"]["hit_rate"] > 0
-    # prompts to grade and to rewrite have beginnings of their own
+    # prompts for grading and rewriting have separate beginnings
     nodes = {row["node"]: row for row in by_node(ran["article_graph"][0])}
     assert nodes["rewrite"]["cached_tokens"] == 0 and nodes["grade"]["hit_rate"] < nodes["search"]["hit_rate"]
 
@@ -98,7 +98,7 @@ def test_sums_by_hand():
     assert whole["seconds"] == 6.0 and whole["requests"] == 3
 
 
-def test_a_turn_that_fails_ends_its_conversation_and_is_noted():
+def test_a_failed_turn_ends_its_conversation_and_is_recorded():
     with FakeVllm() as fake:
         fake.faults.extend(["drop"])
         chat = rag.chat_model(fake.url, "fake", salt="s", max_tokens=12, timeout=30)
@@ -113,7 +113,7 @@ def test_a_turn_that_fails_ends_its_conversation_and_is_noted():
     assert "Connection error" in turns[0].error and turns[0].answer == ""
 
 
-def test_the_experiment_agrees_with_the_servers_counters(experiment, tmp_path):
+def test_the_rows_agree_with_the_servers_counters(experiment, tmp_path):
     sizes = [f"sizes.{name}={value}" for name, value in vars(SIZES).items()]
     options = ["turns=2", "max_tokens=12", *sizes, f"run_dir={tmp_path}"]
     text, started = experiment("vllm_rag", *options)
@@ -132,13 +132,13 @@ def test_unknown_layouts(experiment):
         experiment("vllm_rag", "layouts=[articel]")
 
 
-def test_a_server_that_takes_no_forced_tool_call_is_an_error_and_no_row(experiment, tmp_path):
+def test_a_server_without_forced_tool_calls_is_an_error_and_makes_no_row(experiment, tmp_path):
     with pytest.raises(UserError, match=r"article_graph: .* requires --tool-call-parser"):
         experiment("vllm_rag", "serving.flags=[]", "turns=1", f"run_dir={tmp_path}")
     assert [row["row"] for row in Store(tmp_path).scan()[0]] == ["setup"]
 
 
-def test_a_cut_tool_call_is_a_failed_turn_and_no_answer():
+def test_a_cut_off_tool_call_is_a_failed_turn():
     with FakeVllm() as fake:
         fake.faults.extend(["no_call"])
         chat = rag.chat_model(fake.url, "fake", salt="s", max_tokens=12, timeout=30)
@@ -153,6 +153,6 @@ def test_a_cut_tool_call_is_a_failed_turn_and_no_answer():
     assert [(turn.answer, turn.error[:15]) for turn in turns] == [("", "ended at search")]
 
 
-def test_queries_are_bounded():
+def test_the_length_of_queries_is_limited():
     schema = rag.tool_schema(rag.Retriever(SIZES).tool)
     assert schema["function"]["parameters"]["properties"]["query"]["maxLength"] == rag.MAX_QUERY

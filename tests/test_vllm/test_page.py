@@ -1,4 +1,4 @@
-"""What the tables say of their servers."""
+"""The lines of a page that describe its servers."""
 
 from kvbench.vllm.page import provenance
 
@@ -10,7 +10,7 @@ STARTED = {
 }  # fmt: skip
 
 
-def test_started_servers_are_told_with_versions_and_what_each_was_given():
+def test_started_servers_are_described_with_versions_and_flags():
     servers = [STARTED | {"setup": name, "flags": f"--kv-cache-dtype {name}"} for name in ("auto", "fp8")]
     rows = [{"time": "2026-11-24T00:01:00+00:00", "load_average": value} for value in (1.04, 2.96)]
     assert provenance(servers, rows) == [
@@ -24,7 +24,7 @@ def test_started_servers_are_told_with_versions_and_what_each_was_given():
     ]
 
 
-def test_a_running_server_is_told_without_what_it_does_not_say():
+def test_a_running_server_is_described_by_what_it_reports():
     running = {"model": "m", "vllm": "0.30.0", "device": "not given", "capacity": None}
     assert provenance([running], []) == [
         "- m on vLLM 0.30.0 (a running server), device not given.",

@@ -1,4 +1,4 @@
-"""The real vLLM, end to end: greedy text, hits, capacity, refusals, and nothing that outlives its parent.
+"""The real vLLM, end to end: greedy text, hits, capacity, rejected settings, and no process that outlives its parent.
 
 Needs `make vllm`; `make test-vllm` runs it and writes results/runs/test-vllm/table.md.
 """
@@ -40,7 +40,7 @@ QUESTIONS = ("What did the men wait for?", "Who opened the window, and why?", "W
 
 
 class Checks:
-    """What was expected and what came; becomes the table of the run."""
+    """Expected and measured results; the table of the run."""
 
     def __init__(self) -> None:
         self.rows: list[list[str]] = []
@@ -100,15 +100,15 @@ async def ask(driver: Driver, ids: list[int]) -> Answer:
 
 
 async def both_ways(server: Server) -> tuple[list[Answer], list[Answer], metrics.Delta]:
-    """Each prompt first with nothing of it cached, then again."""
+    """Each prompt first with an empty cache, then again."""
     async with server.driver() as driver:
-        asked = await prompts(driver)
+        prompt_ids = await prompts(driver)
         before = await driver.metrics()
         cold = []
-        for ids in asked:
+        for ids in prompt_ids:
             assert await driver.reset_prefix_cache()
             cold.append(await ask(driver, ids))
-        warm = [await ask(driver, ids) for ids in asked]
+        warm = [await ask(driver, ids) for ids in prompt_ids]
         return cold, warm, metrics.Delta(before, await driver.metrics())
 
 
@@ -138,7 +138,7 @@ def test_greedy_text_is_the_same_with_and_without_prefix_caching(
     cold, warm, delta = asyncio.run(both_ways(caching))
     block = caching.facts["capacity"]["block_size"]
     assert [answer.cached_tokens for answer in cold] == [0] * len(cold)
-    # of the last prompt all is cached, of the others the shared prefix
+    # the last prompt is cached completely, of the others only the shared prefix
     whole = predicted_hits(warm[-1].prompt_tokens, 0, block)
     assert [a.cached_tokens for a in warm] == [*[predicted_hits(PREFIX, 1, block)] * (len(warm) - 1), whole]
     assert delta.count(metrics.HITS).value == sum(answer.cached_tokens for answer in warm)
@@ -190,17 +190,19 @@ def test_fp8_quadruples_the_capacity(checks: Checks, caching: Server, logs: Path
 
 
 @pytest.mark.parametrize("dtype", ["nvfp4", "int8_per_token_head", "bfloat16"])
-def test_a_wrong_dtype_is_refused_before_the_start(checks: Checks, logs: Path, dtype: str) -> None:
+def test_a_wrong_dtype_is_rejected_before_the_start(checks: Checks, logs: Path, dtype: str) -> None:
     if environment.find(PYTHON).device != "cpu":
         pytest.skip("on a CPU only")
-    log = logs / "refused.log"
+    log = logs / "rejected.log"
     started = time.monotonic()
     with pytest.raises(ServingError) as caught, serve(ServerConfig(**SLOW, kv_cache_dtype=dtype), log):
         raise AssertionError
     assert "allowed: auto, fp8, fp8_e4m3, fp8_e5m2" in str(caught.value)
     assert not log.exists()
     checks.note(
-        f"kv_cache_dtype {dtype}", "refused", f"refused, {time.monotonic() - started:.1f} s, nothing started"
+        f"kv_cache_dtype {dtype}",
+        "rejected",
+        f"rejected, {time.monotonic() - started:.1f} s, nothing started",
     )
 
 
@@ -220,9 +222,9 @@ def test_the_articles_command_line_fails_as_the_doctor_says(checks: Checks) -> N
 
 @contextmanager
 def orphaned(logs: Path) -> Iterator[tuple[str, Callable[[], tuple[list[int], int]]]]:
-    """A server without prefix caching whose parent is another process: its address, and what kills that parent.
+    """A server without prefix caching, started by another process: its address, and a function that kills that process.
 
-    The latter returns the server's processes that are left afterwards, and how many there were.
+    The function returns the server's processes that are left afterwards, and how many there were.
     """
     settings = {**SLOW, "prefix_caching": False}
     code = (
@@ -234,13 +236,13 @@ def orphaned(logs: Path) -> Iterator[tuple[str, Callable[[], tuple[list[int], in
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
     def kill() -> tuple[list[int], int]:
-        guard = next(pid for pid, (above, _) in processes().items() if above == parent.pid)
-        group = next(group for above, group in processes().values() if above == guard)
-        before = [pid for pid, (_, own) in processes().items() if own == group]
+        supervisor = next(pid for pid, (above, _) in processes().items() if above == parent.pid)
+        group = next(group for above, group in processes().values() if above == supervisor)
+        before = [pid for pid, (_, its_group) in processes().items() if its_group == group]
         parent.kill()
         parent.wait()
         until = time.monotonic() + 120
-        while (left := [pid for pid, (_, own) in processes().items() if own == group or pid in before]) and (
+        while (left := [pid for pid, (_, g) in processes().items() if g == group or pid in before]) and (
             time.monotonic() < until
         ):
             time.sleep(0.5)

