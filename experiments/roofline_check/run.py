@@ -25,7 +25,7 @@ from kvbench.experiments.roofline_check.config import FIXED_LENGTH, RooflineChec
 from kvbench.kernels.dev.bench import Clock
 from kvbench.methods import LayerSnapshot, Resolved, build
 
-# copies of the cache, stepped through in turn so that none is in the processor's caches: total bytes, most copies
+# copies of the cache, stepped through in turn so that none is in the processor's caches: total bytes, maximum number
 COLD, COPIES = 2 * 10**9, 64
 # budget of a step over FIXED_LENGTH tokens
 FIXED_TOKENS = 64

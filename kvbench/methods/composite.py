@@ -28,7 +28,7 @@ class Composite(Method):
         if self.keep is not None:
             if not (self.evicts and self.selects):
                 raise UserError(
-                    "keep: needs an eviction and a selection; without one the budget is what is kept"
+                    "keep: needs an eviction and a selection; with one of them alone, give only the budget"
                 )
             tokens = type(self.keep) is int and self.keep >= 1
             if not (tokens or (isinstance(self.keep, float) and 0 < self.keep <= 1)):
@@ -37,8 +37,8 @@ class Composite(Method):
                 )
         if self.eviction.steps and not self.format.rolls:
             raise UserError(
-                f"format: {self.format.name} stores tokens in groups, which {self.eviction.name} would tear "
-                "apart while decoding; allowed: native, bf16, fp16, fp8_e4m3, fp8_e5m2"
+                f"format: {self.format.name} stores tokens in groups, but {self.eviction.name} drops single "
+                "tokens while decoding; allowed: native, bf16, fp16, fp8_e4m3, fp8_e5m2"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""Every registered method, with prompts to try it on."""
+"""Every registered method, and prompts to test it on."""
 
 import functools
 
@@ -11,7 +11,7 @@ DIM, LAYERS, NEW = 8, 3, 5
 SHAPES = {"mha": (4, 4), "gqa3": (6, 2), "gqa4": (8, 2)}
 LENGTHS = [1, 7, 63, 331, 1000]
 
-# further settings of methods that have switches
+# further settings of methods with alternatives
 SETTINGS = [
     ("snapkv", {"heads": "query_head"}),
     ("snapkv", {"mode": "kvpress", "pool": "avg"}),
@@ -53,7 +53,7 @@ EVICTIONS = methods("eviction")
 
 @functools.cache
 def tensors(shape, length):
-    """q, k, v of two different prompts, RoPE and where sentences end."""
+    """q, k, v of two different prompts, RoPE and sentence boundaries."""
     query_heads, heads = SHAPES[shape]
     draw = torch.Generator().manual_seed(length)
     q, k, v = (torch.randn(2, n, length, DIM, generator=draw) for n in (query_heads, heads, heads))

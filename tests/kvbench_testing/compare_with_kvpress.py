@@ -1,16 +1,16 @@
-"""Compares kept positions with kvpress 0.5.5 on random tensors, and exits 1 if any differ.
+"""Compares kept positions with kvpress 0.5.5 on random tensors; exits 1 if any differ.
 
-kvpress needs transformers < 5.3, so give it an environment of its own:
+kvpress needs transformers < 5.3, so it needs its own environment:
 
     python -m venv kvpress-env
     kvpress-env/bin/pip install torch kvpress==0.5.5
     kvpress-env/bin/pip install --no-deps .
-    kvpress-env/bin/python tests/parity/compare_with_kvpress.py --cases 400
+    kvpress-env/bin/python tests/kvbench_testing/compare_with_kvpress.py --cases 400
 
 A case is one draw of queries, keys and values with real RoPE, a grouping of heads, a length and a fraction to
-remove. Left out is what kvpress leaves to chance or gets wrong: budgets that hold only a part of its
-observation window, whose tokens it scores equally, and under ChunkKV the rows of a batch after the first,
-which get the first one's chunks.
+remove. Cases that kvpress leaves to chance or gets wrong are skipped: budgets that hold only part of its
+observation window, whose tokens all score the same, and under ChunkKV the rows of a batch after the first, which
+get the first one's chunks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LAYERS = 5
 
 @dataclass
 class Case:
-    """One layer of a model: queries before and after RoPE, keys after it, values, the fraction to remove."""
+    """One layer of a model: queries before and after RoPE, keys after it, values, and the fraction to remove."""
 
     q_pre: Tensor
     q: Tensor
@@ -54,7 +54,7 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        """What kvpress keeps, in its binary floating point."""
+        """Tokens that kvpress keeps, in its binary floating point."""
         return max(1, int(self.length * (1 - float(self.removed))))
 
     @property
@@ -74,7 +74,7 @@ def draw(seed: int) -> Case:
     dim, length, batch = pick.choice([16, 32, 64]), pick.randrange(70, 700), pick.choice([1, 1, 2])
     angles = torch.arange(length + 512)[:, None] * 10_000.0 ** (-torch.arange(0, dim, 2) / dim)
     cos, sin = (f(torch.cat([angles, angles], -1)) for f in (torch.cos, torch.sin))
-    # queries with a mean, as those of real models have
+    # queries with a non-zero mean, as in real models
     q_pre = torch.randn(batch, query_heads, length, dim, generator=generator) * pick.choice([0.5, 1.0, 2.0])
     q_pre += torch.randn(1, query_heads, 1, dim, generator=generator)
     k_pre, v = (torch.randn(batch, heads, length, dim, generator=generator) for _ in range(2))
@@ -94,7 +94,7 @@ class Rotary(nn.Module):
 
 
 class Attention(nn.Module):
-    """What kvpress asks of a model's attention module, with hidden states that are the queries."""
+    """The parts of an attention module that kvpress uses; its hidden states are the queries."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ def attention(case: Case) -> Tensor:
 
 
 def positions_of(press: object, case: Case, attentions: Tensor | None) -> list[list[list[int]]]:
-    """What a press keeps, by batch row and KV head, found again by its keys or by what it masks."""
+    """Positions that a press keeps, by batch row and KV head, recovered from its keys or from what it masks."""
     module, batch, heads = Attention(case), case.k.shape[0], case.k.shape[1]
     hidden = case.q_pre.transpose(1, 2).flatten(2)
     embeddings = tuple(x[: case.length].expand(batch, -1, -1) for x in (case.cos, case.sin))
@@ -148,7 +148,7 @@ def always(case: Case) -> bool:
 
 @dataclass
 class Comparison:
-    """A press, the method that equals it, and the cases in which kvpress leaves nothing to chance."""
+    """A press, the equal method, and the cases in which kvpress leaves nothing to chance."""
 
     press: Callable[[float], object]
     method: str
@@ -164,7 +164,7 @@ def beyond_window(case: Case) -> bool:
 
 
 def beyond_sinks(case: Case) -> bool:
-    """Whether the tokens that each head is sure of hold the four sinks, which score as high as the highest."""
+    """Whether the tokens guaranteed to each head include the four sinks, which tie with the highest score."""
     return int(case.tokens * 0.2) > 4
 
 
@@ -174,19 +174,19 @@ def pyramid_beyond_window(case: Case, beta: int) -> bool:
 
 
 def window_is_whole_chunks(case: Case) -> bool:
-    """Whether no chunk of 10 has a part of the window, of which the gate would keep any four tokens."""
+    """Whether no chunk of 10 holds only part of the window, of which the gate would keep any four tokens."""
     return beyond_window(case) and (case.length - WINDOW) % 10 == 0
 
 
 def chunks_beyond_window(case: Case, chunk: int) -> bool:
-    """Whether every chunk inside the window is kept; they all score the same."""
+    """Whether every chunk inside the window is kept, as they all score the same."""
     first_inside = -(-(case.length - WINDOW) // chunk)
     chunks = -(-case.length // chunk)
     return case.length > WINDOW and int(chunks * (1 - float(case.removed))) >= chunks - first_inside
 
 
 def comparisons() -> dict[str, Comparison]:
-    """Every press that has its equal here."""
+    """Every press with an equal method."""
     snap = {**LIKE_KVPRESS, "pool": "avg"}
     found = {
         "SnapKV": Comparison(kvpress.SnapKVPress, "snapkv", snap, beyond_window),
@@ -240,7 +240,7 @@ def comparisons() -> dict[str, Comparison]:
 
 
 def mismatches(comparison: Comparison, case: Case) -> Iterator[str]:
-    """The heads in which the two keep different tokens."""
+    """Descriptions of the heads for which the two keep different tokens."""
     attentions = attention(case) if comparison.attends else None
     theirs = positions_of(comparison.press(float(case.removed)), case, attentions)
     budget = {"ratio": case.kept_ratio} if comparison.by_ratio else {"tokens": case.tokens}

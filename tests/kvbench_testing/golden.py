@@ -37,7 +37,7 @@ def snapshot(window: int = 64, layer: int = 0, num_layers: int = 1) -> LayerSnap
 
 
 def future_rope() -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines of RoPE (base 10,000) behind the prompt; within it nothing is turned."""
+    """Cosines and sines of RoPE (base 10,000) after the prompt; positions inside it are not rotated."""
     angles = torch.arange(LENGTH + 512)[:, None] * 10_000.0 ** (-torch.arange(0, DIM, 2) / DIM)
     angles[:LENGTH] = 0
     angles = torch.cat([angles, angles], dim=-1)

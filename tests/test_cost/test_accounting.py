@@ -1,4 +1,4 @@
-"""Hand-worked figures of Llama-3.1-8B, most of them from RocketKV's paper and code."""
+"""Hand-computed figures of Llama-3.1-8B, mostly from RocketKV's paper and code."""
 
 from dataclasses import dataclass
 
@@ -49,8 +49,8 @@ def test_dense_reads_everything_once(total, gigabytes):
         (65536, 1024, 0.130), (65536, 4096, 0.394), (98304, 256, 0.019), (131072, 256, 0.013),
     ],
 )  # fmt: skip
-def test_rocketkv_storage_beside_dense(total, traffic, share):
-    # at a small compression it takes more than the cache it replaces
+def test_rocketkv_storage_relative_to_dense(total, traffic, share):
+    # at low compression it takes more than the cache it replaces
     assert rocketkv(total, traffic).resident_end / (total * PER_TOKEN) == pytest.approx(share, abs=0.0006)
 
 
@@ -104,7 +104,7 @@ def test_stage_one_costs_two_passes_over_the_keys():
     assert account.compress.read == 2 * keys + kept
     # Hq * w * S * D multiply-adds per pass and layer
     assert account.compress.flops == 2 * 2 * 32 * 32 * 32 * 131_072 * 128
-    # layers that take the tokens of another score nothing
+    # layers that reuse the tokens of another one score nothing
     every, half = (
         cost.account({"method": "chunkkv", "n_reuse": n}, LLAMA, prompt=8192, tokens=1024).compress.flops
         for n in (1, 2)
@@ -112,7 +112,7 @@ def test_stage_one_costs_two_passes_over_the_keys():
     assert half == every / 2
 
 
-def test_what_depends_on_the_data_says_so():
+def test_sizes_that_depend_on_the_data_are_marked_as_upper_bounds():
     account = cost.account({"method": "snapkv", "heads": "query_head"}, LLAMA, prompt=8192, tokens=512)
     assert not account.exact and "query head" in account.notes[0]
     # the window is common, the rest may differ for each of 4 query heads
@@ -122,7 +122,7 @@ def test_what_depends_on_the_data_says_so():
 
 @dataclass(frozen=True, kw_only=True)
 class EveryOther(Eviction):
-    """A method of the user's: no word of bytes."""
+    """A user's method that says nothing about bytes."""
 
 
 def test_a_new_method_needs_no_cost_formulas():

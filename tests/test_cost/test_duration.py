@@ -1,4 +1,4 @@
-"""The lower bound of a run's time: worked by hand, and what it grows with."""
+"""The lower bound of a run's time, computed by hand, and how it grows."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The cost model against what the engine counts on real tensors, for every registered method."""
+"""The cost model equals what the engine counts on real tensors, for every registered method."""
 
 import pytest
 from kvbench_testing.cases import methods
@@ -44,7 +44,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def decoded(tiny_model_dir):
-    """Shape of a tiny model, and what every case measured when the engine decoded all of them together."""
+    """Shape of a tiny model, and the measurements of every case when the engine decodes all together."""
     folder = tiny_model_dir("llama", group=3, layers=4)
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=register_attention()).eval()
     shape = from_config(model.config.to_dict(), "tiny")
@@ -70,11 +70,11 @@ def test_bytes_are_those_that_the_engine_counts(decoded, case):
         cost.account(entry, shape, prompt=LENGTH, new=NEW, tokens=tokens, element=4),
         measured[str(case)],
     )
-    # what an update of auxiliary data reads is no part of the engine's count
+    # the engine does not count what updates of auxiliary data read
     per_head = account.resolved.selection.append_bytes(shape.head_dim, 4)[0]
-    own = entry.get("heads") == "query_head" and "selection" in entry
-    owners = shape.heads if own else shape.kv_heads
-    updates = owners * per_head * sum(rule.read is not None for rule in account.resolved.rules)
+    per_query_head = entry.get("heads") == "query_head" and "selection" in entry
+    select_heads = shape.heads if per_query_head else shape.kv_heads
+    updates = select_heads * per_head * sum(rule.read is not None for rule in account.resolved.rules)
     pairs = [
         (account.kept, found.kept),
         (account.resident, found.resident),
@@ -86,10 +86,10 @@ def test_bytes_are_those_that_the_engine_counts(decoded, case):
             assert modelled == pytest.approx(counted)
         else:
             assert 0.5 * modelled < counted <= modelled
-    if own and entry["method"] == "snapkv":
-        # each query head's list is as long as the budget, whatever their union is
+    if per_query_head and entry["method"] == "snapkv":
+        # each query head's list is as long as the budget, however large the union
         per_token = shape.layers * (2 * shape.kv_heads * shape.head_dim * 4 + shape.heads)
         assert account.resident - found.resident == pytest.approx((account.kept - found.kept) * per_token)
-    # however many tokens the data lets it keep, each of them takes as much
-    if not own:
+    # the number of kept tokens may depend on the data, the bytes per token do not
+    if not per_query_head:
         assert account.resident / account.kept == pytest.approx(found.resident / found.kept)

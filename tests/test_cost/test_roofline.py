@@ -26,7 +26,7 @@ def test_memory_saving_of_the_paper_has_the_mask_in_both_terms(dense, rocketkv):
     assert with_mask == pytest.approx(0.326, abs=0.0005)
     assert without == pytest.approx(0.432, abs=0.0005)
     assert cost.decode_peak(dense, mask=True) - cost.decode_peak(dense) == 96_312**2
-    # 16.06 of weights, 12.62 of the cache, 9.28 of the mask
+    # 16.06 for weights, 12.62 for the cache, 9.28 for the mask
     assert cost.decode_peak(dense, mask=True) / 1e9 == pytest.approx(37.96, abs=0.005)
     assert cost.decode_peak(rocketkv, mask=True) / 1e9 == pytest.approx(25.58, abs=0.005)
 
@@ -110,15 +110,17 @@ def test_without_a_price_there_are_no_dollars():
 def test_what_fits(dense, rocketkv):
     room = 0.9 * H100.memory - LLAMA.weight_bytes()
     assert cost.max_batch(dense, H100) == int(room // dense.resident_end) == 4
-    # one dense cache is needed for prefill whatever is kept of it
+    # prefill needs one dense cache, whatever is kept of it
     fits = 1 + int((room - LLAMA.kv_bytes(96_256) - rocketkv.resident) // rocketkv.resident_end)
     assert cost.max_batch(rocketkv, H100) == fits > 150
     assert cost.max_batch(dense, cost.hardware("rtx_4090")) == 0
     for account in (dense, rocketkv):
-        most = cost.max_batch(account, H100)
-        assert cost.prefill_peak(account, most) <= 0.9 * H100.memory < cost.prefill_peak(account, most + 1)
-        assert cost.estimate(account, H100, most).fits
-    # prefill needs what decoding no longer does
+        largest = cost.max_batch(account, H100)
+        assert (
+            cost.prefill_peak(account, largest) <= 0.9 * H100.memory < cost.prefill_peak(account, largest + 1)
+        )
+        assert cost.estimate(account, H100, largest).fits
+    # prefill needs more than decoding after compression
     assert cost.prefill_peak(rocketkv) > cost.decode_peak(rocketkv)
     assert cost.prefill_peak(dense) < cost.decode_peak(dense)
 

@@ -1,4 +1,4 @@
-"""Bytes that the Triton kernels really load, counted in the interpreter, equal the cost model's to the byte."""
+"""Bytes that the Triton kernels load, counted in the interpreter, equal those of the cost model."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_hybrid_sparse_attention(name, prompt, tokens):
 
     account = account_of(name, prompt, tokens)
     selection, held = account.resolved.selection, int(account.kept) + NEW
-    # all slots in the prefix: what is read does not depend on where they are
+    # all slots are in the prefix: bytes read do not depend on where they are
     q, k, v, k_tail, v_tail = tensors(held)
     low, high = page_bounds(k, selection.page, -(-held // selection.page))
     bounds = low if selection.page == 1 else torch.cat([low, high], -1)

@@ -41,10 +41,10 @@ def test_a_row_per_model_device_length_method_and_budget(small):
     ].iloc[0]
     shape, device = cost.model_shape("llama31_8b"), cost.hardware("h100_sxm")
     account = cost.account("snapkv", shape, prompt=65_536, tokens=1024)
-    most = cost.max_batch(account, device)
-    assert row["max_batch"] == most
+    largest = cost.max_batch(account, device)
+    assert row["max_batch"] == largest
     assert row["step_ms"] == pytest.approx(1e3 * cost.estimate(account, device).step_s)
-    found = cost.estimate(account, device, most)
+    found = cost.estimate(account, device, largest)
     assert row["usd_per_million_tokens_max"] == pytest.approx(found.usd_per_million_tokens)
     assert row["usd_per_request_max"] == pytest.approx(found.usd_per_request)
 
@@ -52,7 +52,7 @@ def test_a_row_per_model_device_length_method_and_budget(small):
 def test_what_does_not_fit_has_no_price(small):
     lost = small[(small["device"] == "l4") & (small["length"] == 65_536)]
     assert set(lost["max_batch"]) == {0} and lost["usd_per_million_tokens_max"].isna().all()
-    # decoding would fit, the prefill before it does not
+    # decoding fits, but the prefill before it does not
     assert dict(zip(lost["method"], lost["fits"], strict=True)) == {"dense": False, "snapkv": True}
     assert "| 65536 | dense |  | 8,607 | 8,598 | does not fit | 0 | - | - | - |" in markdown(small)
 
@@ -64,7 +64,7 @@ def test_a_budget_that_covers_everything_is_dense_and_left_out():
     assert set(frame["budget"]) == {"", "64"}
 
 
-def test_prices_of_the_users():
+def test_a_price_in_the_configuration_overrides_the_devices():
     cheap, dear = (scan(config(usd_per_hour=price)) for price in (1.0, 2.0))
     both = cheap["usd_per_request_max"].notna()
     assert (dear["usd_per_request_max"][both] == 2 * cheap["usd_per_request_max"][both]).all()
@@ -94,9 +94,9 @@ def test_a_method_without_a_budget(capsys):
 
 
 def test_the_whole_experiment(tmp_path):
-    own = tmp_path / "mine" / "hardware" / "mine.yaml"
-    own.parent.mkdir(parents=True)
-    own.write_text(
+    device_file = tmp_path / "mine" / "hardware" / "mine.yaml"
+    device_file.parent.mkdir(parents=True)
+    device_file.write_text(
         "title: mine\nmemory_mib: 40000\nmemory_source: M\nbandwidth_gb_s: {attainable: 30, source: M}\n"
         "tflops: {attainable: 0.4, source: M}\nsources: {M: measured}\n"
     )
@@ -104,11 +104,11 @@ def test_the_whole_experiment(tmp_path):
         "experiment=roofline", "devices=[mine]", "lengths=[4096]", "method=[dense,snapkv]",
         f"run_dir={tmp_path / 'out'}", "ablate.snapkv.heads=[kv_head,query_head]",
     ]  # fmt: skip
-    said = run(compose(overrides, [str(tmp_path / "mine")]), None)
-    assert "llama31_8b on mine" in said and "| 4096 | snapkv[heads=query_head] | 1024 | ≤ " in said
+    printed = run(compose(overrides, [str(tmp_path / "mine")]), None)
+    assert "llama31_8b on mine" in printed and "| 4096 | snapkv[heads=query_head] | 1024 | ≤ " in printed
     frame = pd.read_csv(tmp_path / "out" / "roofline.csv")
     assert frame["usd_per_million_tokens_max"].isna().all()
-    # without a price there is nothing to draw of dollars
+    # without a price there is no figure of dollars
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {
         "step.llama31_8b.png", "step.llama31_8b.svg",
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Measuring this machine, and the experiment `roofline_check`."""
+"""Measurements of this machine, and the experiment `roofline_check`."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ DEVICE = cost.Hardware(
 
 
 class Clock:
-    """Readings of a machine whose limit drifts."""
+    """Readings of a machine whose bandwidth drifts."""
 
     def __init__(self, *_):
         self.readings = iter([10.0, 20.0, 60.0, 20.0, 20.0, 20.0])
@@ -48,7 +48,7 @@ def test_a_whole_run_and_its_resumption(quick, tiny_model_dir, tmp_path, monkeyp
         "experiment=roofline_check", f"models=[{tiny_model_dir('llama', group=4)}]", "lengths=[300]",
         "budget.tokens=[80]", "steps=2", "warmup=1", "method=[dense,snapkv,rocketkv]", f"run_dir={tmp_path}",
     ]  # fmt: skip
-    said = run(compose(overrides), None)
+    printed = run(compose(overrides), None)
     frame = pd.read_csv(tmp_path / "check.csv", keep_default_na=False)
     assert list(frame["method"]) == ["dense", "snapkv", "rocketkv"] and list(frame["budget"].astype(str)) == [
         "",
@@ -59,14 +59,14 @@ def test_a_whole_run_and_its_resumption(quick, tiny_model_dir, tmp_path, monkeyp
     # bytes of one layer: 2 KV heads of 16 channels in bf16
     assert frame["read_mb"][0] == pytest.approx((300 + 2) * 2 * 2 * 16 * 2 / 1e6)
     assert (frame["modelled_ms"] == frame["moved_bytes"] / 20e6).all()
-    assert said.count("| 300 |") == 3 and "20.0 GB/s" in said and "(10.0 to 60.0)" in said
+    assert printed.count("| 300 |") == 3 and "20.0 GB/s" in printed and "(10.0 to 60.0)" in printed
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"check.model.png", "check.model.svg"}
 
     def measured_again(*_):
         raise AssertionError
 
     monkeypatch.setattr(module, "measure", measured_again)
-    assert run(compose(overrides), None) == said
+    assert run(compose(overrides), None) == printed
 
 
 def rows(**changes):
@@ -105,18 +105,18 @@ def test_the_table_is_in_order_of_length():
     assert table.index("| 1000 | dense") < table.index("| 2000 | dense")
 
 
-def test_the_committed_check_covers_what_was_asked():
+def test_the_committed_check_is_complete():
     from pathlib import Path
 
     frame = pd.read_csv(
         Path(__file__).parents[2] / "results" / "roofline_check" / "check.csv", keep_default_na=False
     )
-    asked = {
+    expected = {
         (method, length)
         for method in ("dense", "snapkv", "chunkkv", "rocketkv")
         for length in 4096 * 2 ** np.arange(5)
     }
-    assert set(frame[["method", "length"]].itertuples(index=False, name=None)) == asked
+    assert set(frame[["method", "length"]].itertuples(index=False, name=None)) == expected
     pd.testing.assert_frame_equal(compare(frame), frame, rtol=1e-4)
     assert not frame[KEY].duplicated().any()
     # the model is a lower bound

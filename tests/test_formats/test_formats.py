@@ -1,4 +1,4 @@
-"""What formats store, how far it is from the original, and what becomes of appended tokens."""
+"""Formats: contents, errors, appended tokens and bytes."""
 
 import pytest
 import torch
@@ -87,12 +87,12 @@ def test_fp8_scales_are_of_the_layer_or_of_each_head():
     exact = k[0, 0].abs()
     coarse, fine = (contents(make("fp8_e4m3", k, scales=s))[0][0, 0].abs() for s in ("tensor", "head"))
     assert (fine - exact).abs().max() <= exact.max() * 2**-4
-    # beside a head of numbers a hundred thousand times as large, small numbers drown
+    # with one scale for all heads, small numbers drown next to a head of numbers 1e5 times as large
     assert (coarse - exact).abs().mean() > 2 * (fine - exact).abs().mean()
 
 
 @pytest.mark.parametrize("name", ["fp8_e4m3", "fp8_e5m2"])
-def test_appended_tokens_take_the_scales_of_the_prompt_and_saturate(name):
+def test_appended_tokens_use_the_scales_of_the_prompt_and_saturate(name):
     store, highest = make(name), float(draw(KEPT).abs().max())
     k, _ = store.append(draw(1, 2, ROWS) * 1e4, draw(1, 3, ROWS))
     assert float(k.abs().max()) == pytest.approx(highest)
@@ -106,7 +106,7 @@ def test_kivi_keeps_the_official_residual(kept, residual):
     store = make("int4", k, v, residual=residual)
     k, v = (x.expand(ROWS, -1, -1, -1) for x in (k, v))
     for n in range(residual + 3):
-        # blocks of keys and aged values are quantised after the step that completes them
+        # full runs of keys and old values are quantised after the step that completes them
         count = kept + n
         old_keys, old_values = count // residual * residual, max(0, count - residual)
         if n:
@@ -121,7 +121,7 @@ def test_kivi_keeps_the_official_residual(kept, residual):
         assert torch.equal(found[1][:, :, old_values:], v[:, :, old_values:])
         for old, exact, axis in ((found[0][:, :, :old_keys], k, 2), (found[1][:, :, :old_values], v, 3)):
             expected = by_hand(exact[:, :, : old.shape[2]], 4, axis)
-            # the rounding of scales to fp16 moves a few numbers to the next step
+            # rounding scales to fp16 moves a few numbers to the next step
             assert float(((old - expected).abs() > 2e-2).float().sum()) <= 5 + 0.005 * old.numel()
 
 
@@ -179,7 +179,7 @@ def test_rolling_storage_keeps_its_size():
             assert torch.allclose(k, exact[0], rtol=0.07, atol=0.1)
             assert torch.allclose(v, exact[1], rtol=0.07, atol=0.1)
             assert [x.data_ptr() for x in store.slots] == places and store.bytes() == before
-        # a whole question at once, then back to size
+        # a whole question at once, then back to the size before
         store.append(draw(7, 9, ROWS), draw(7, 8, ROWS))
         store.drop(torch.arange(7).expand(ROWS, HEADS, -1))
         assert store.bytes() == before and store.slots[0].shape[2] == 11

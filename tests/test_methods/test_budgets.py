@@ -66,13 +66,13 @@ def test_rocketkv_halves_its_reads_just_below_the_prompt_and_is_dense_at_it():
     assert at.dense and at.covers_prompt
 
 
-def test_rocketkv_whose_first_stage_is_raised_to_the_window_splits_for_what_it_holds():
+def test_rocketkv_raised_to_the_window_splits_for_the_tokens_it_holds():
     resolved = build({"method": "rocketkv"}).resolve(Shape(1000, 900, 1, 128), Budget(tokens=256))
     assert resolved.rules == (LayerRule(keep=32, read=128),)
     assert (resolved.selection.page, resolved.selection.channels) == split_traffic(932, 256, 128)
 
 
-def test_rocketkv_leaves_its_dense_layers_alone():
+def test_rocketkv_keeps_and_reads_its_dense_layers_whole():
     resolved = build({"method": "rocketkv", "dense_layers": 2}).resolve(
         Shape(900, 100, 4, 64), Budget(tokens=100)
     )
@@ -113,12 +113,12 @@ def test_covered_budgets_take_the_dense_path(name):
     assert not method.resolve(shape, Budget(tokens=899)).dense
 
 
-def test_eviction_that_keeps_the_whole_prompt_says_so_without_being_dense():
+def test_an_eviction_that_keeps_the_whole_prompt_covers_it_without_being_dense():
     resolved = build({"method": "snapkv"}).resolve(Shape(900, 100, 2, 64), Budget(tokens=950))
     assert resolved.covers_prompt and not resolved.dense
 
 
-def test_composition_takes_the_budget_for_both_or_each_its_own():
+def test_a_composition_uses_the_budget_for_both_unless_keep_is_given():
     entry = {"method": "chunkkv", "selection": {"name": "topk_oracle"}}
     method, shape = build(entry), Shape(900, 100, 2, 64)
     assert set(method.resolve(shape, Budget(tokens=200)).rules) == {LayerRule(keep=200, read=200)}
@@ -144,7 +144,7 @@ def test_composition_takes_the_budget_for_both_or_each_its_own():
         ({"method": "rocketkv", "keep": 400}, "there is no key 'keep'"),
     ],
 )
-def test_compositions_that_cannot_be_are_refused(entry, message):
+def test_impossible_compositions_are_refused(entry, message):
     with pytest.raises(UserError, match=message):
         build(entry)
 

@@ -1,4 +1,4 @@
-"""Bytes measured on the tensors of every registered method against its own formula."""
+"""Bytes measured on the tensors of every registered method equal those of its formula."""
 
 import math
 
@@ -15,7 +15,7 @@ LAYERS = 4
 
 
 def layer_of(shape, length):
-    """The last of four layers of a prompt, with everything that a method may need."""
+    """The last of four layers of a prompt, with all that methods may need."""
     q, k, v, rope, boundaries = tensors(shape, length)
     layer = LayerSnapshot(k[0], v[0], q[0], LAYERS - 1, LAYERS, DIM**-0.5)
     layer.attention_sum_QT = layer.answer_sum_QT = attention_sum(q[0], k[0], layer.scaling)

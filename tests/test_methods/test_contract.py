@@ -1,4 +1,4 @@
-"""What every registered method must keep to, whatever it is; a new one is tested with no edit here."""
+"""The contract of every registered method; a new method is tested without an edit here."""
 
 from dataclasses import dataclass
 
@@ -22,12 +22,12 @@ from kvbench.methods import Budget, Eviction, Shape, build, register
 
 
 def budgets(name, params, length):
-    """1, window - 1, window, half and all of prompt and new tokens."""
+    """1, window - 1, window, half of the prompt, and prompt and new tokens."""
     window = build({"method": name, **params}).parts()[0].window or 8
     return sorted({1, max(1, window - 1), window, max(1, length // 2), length + NEW})
 
 
-def heeds_budget(name, params):
+def uses_budget(name, params):
     """Whether a budget changes anything; some methods have fixed sizes."""
     return build({"method": name, **params}).needs_budget
 
@@ -37,7 +37,7 @@ def resolve(name, params, length, tokens):
 
 
 def well_formed(lists, rows, heads, length):
-    """Lists of ascending, distinct positions of a prompt, one per head and row."""
+    """Checks lists of ascending, distinct prompt positions, one per head and row."""
     assert len(lists) == rows and all(len(row) in heads for row in lists)
     for positions in (one for row in lists for one in row):
         assert positions.dtype == torch.int64 and len(positions)
@@ -61,18 +61,18 @@ def test_kept_tokens(case, shape):
             resolved = resolve(name, params, length, tokens)
             kept = keep(name, params, data, tokens, [0, 1])
             well_formed(kept, 2, set(SHAPES[shape]), length)
-            wanted = resolved.rules[0].keep or length
-            if tokens == length + NEW and heeds_budget(name, params):
-                assert wanted == length
+            expected = resolved.rules[0].keep or length
+            if tokens == length + NEW and uses_budget(name, params):
+                assert expected == length
             for row in kept:
                 counts = [len(positions) for positions in row]
                 if name == "chunkkv" and params.get("mode") == "kvpress":
-                    assert max(counts) <= wanted
+                    assert max(counts) <= expected
                 elif resolved.eviction.ragged:
-                    assert -1.5 <= sum(counts) / len(counts) - wanted <= 0.5
+                    assert -1.5 <= sum(counts) / len(counts) - expected <= 0.5
                 else:
-                    assert set(counts) == {wanted}
-            # a second call, with the rows the other way round
+                    assert set(counts) == {expected}
+            # a second call with the rows swapped
             assert equal(keep(name, params, data, tokens, [1, 0]), kept[::-1])
 
 
@@ -88,7 +88,7 @@ def test_tokens_read_at_a_step(case, shape):
             read = resolve(name, params, length, tokens).rules[-1].read or length
             for row in slots:
                 assert max(len(one) for one in row) <= read
-                if tokens == length + NEW and heeds_budget(name, params):
+                if tokens == length + NEW and uses_budget(name, params):
                     assert {len(one) for one in row} == {length}
             assert equal(select(name, params, data, tokens, [1, 0]), slots[::-1])
 
@@ -100,16 +100,16 @@ def test_budgets_of_the_layers_average_to_the_budget(case, length):
     for tokens in budgets(name, params, length):
         rules = resolve(name, params, length, tokens).rules
         mean = sum(rule.keep or length for rule in rules) / LAYERS
-        wanted = min(tokens, length)
+        expected = min(tokens, length)
         if name == "chunkkv" and params.get("mode") == "kvpress":
             # at least one chunk
-            assert mean == (max(wanted, 10) if length >= 10 else wanted)
+            assert mean == (max(expected, 10) if length >= 10 else expected)
         else:
-            # whole steps from layer to layer may add half a token per layer
-            assert wanted <= mean <= wanted + LAYERS / 2
+            # integer steps from layer to layer may add half a token per layer
+            assert expected <= mean <= expected + LAYERS / 2
 
 
-def test_an_eviction_with_the_earlier_signature_of_keep_is_named():
+def test_the_earlier_signature_of_keep_is_refused():
     class Earlier(Eviction):
         def keep(self, snapshot, scores, tokens, earlier, ratio=None):  # type: ignore[override]
             raise NotImplementedError

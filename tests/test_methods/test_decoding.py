@@ -1,4 +1,4 @@
-"""Every eviction in the engine against transformers' eager attention with a mask over what was evicted."""
+"""Every eviction in the engine decodes as transformers' eager attention with evicted tokens masked."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ NEEDS = frozenset({"attention_sum", "queries", "rope"})
 
 
 def steady(case):
-    """Whether the eviction leaves the cache alone while decoding, and its keys at their positions."""
+    """Whether the eviction evicts at prefill only and does not reindex."""
     return not build({"method": case[0], **case[1]}).eviction.steps
 
 
@@ -58,7 +58,7 @@ def masks(cell, snapshot):
 
 
 def eager_tokens(folder, masks):
-    """Greedy tokens of an eager model that sees, per layer and query head, what the masks leave."""
+    """Greedy tokens of an eager model that sees only unmasked tokens, per layer and query head."""
     twin, cache = (
         AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval(),
         DynamicCache(),
@@ -84,7 +84,7 @@ def eager_tokens(folder, masks):
 
 
 @pytest.mark.parametrize("case", [case for case in EVICTIONS if steady(case)], ids=name_of)
-def test_an_eviction_decodes_as_an_eager_model_that_cannot_see_what_is_gone(case, folder, model, snapshot):
+def test_an_eviction_decodes_as_an_eager_model_that_cannot_see_evicted_tokens(case, folder, model, snapshot):
     name, params = case
     shape = Shape(LENGTH, NEW, 4, model.config.head_dim)
     cell = build({"method": name, **params}).resolve(shape, Budget(tokens=TOKENS))

@@ -19,7 +19,7 @@ from kvbench.methods.streaming_llm import StreamingLLM
 
 
 def peaked(length, peaks, heads=1, group=1, window=2, layer=0):
-    """A layer whose window attends to `peaks` (position -> strength) and to nothing else in particular."""
+    """A layer whose window attends to `peaks` (position -> strength) and evenly to everything else."""
     k = torch.zeros(heads, length, 4)
     for position, strength in peaks.items():
         k[:, position, 0] = strength
@@ -43,7 +43,7 @@ def test_window_scores_equal_the_fp64_reference():
 
 def test_window_attention_is_causal_inside_the_window():
     layer = peaked(8, {7: 50.0}, window=2)
-    # the last token is seen by itself only: the query before it spreads over tokens 0..6
+    # only the last query sees the last token: the query before it spreads over tokens 0..6
     assert layer.window_scores(2)[0, 7] == pytest.approx(1.0)
     assert layer.window_scores(2)[0, 0] == pytest.approx(1 / 7)
 
@@ -120,7 +120,7 @@ def test_chunkkv_keeps_whole_chunks_then_cuts_the_last_to_meet_the_budget():
 
 
 def test_chunkkv_sums_over_the_chunk_and_all_heads():
-    # one strong token against two that together are stronger
+    # one strong token against two that are stronger together
     layer = peaked(14, {1: 5.0, 5: 4.7, 6: 4.7}, window=2)
     assert keep(ChunkKV(window=2, chunk=4), layer, 6) == [[4, 5, 6, 7, 12, 13]]
 
@@ -249,7 +249,7 @@ def test_keys_of_small_norm_and_unlike_keys_are_kept():
     assert keep(KeyDiff(), layer, 1) == [[4]]
 
 
-def test_key_norm_may_leave_the_first_layers_alone():
+def test_key_norm_can_leave_the_first_layers_dense():
     rules = (
         build({"method": "knorm", "dense_layers": 2}).resolve(Shape(100, 10, 4, 64), Budget(tokens=20)).rules
     )

@@ -1,4 +1,4 @@
-"""Kept positions against hashes that kvpress 0.5.5 gives for the same tensors."""
+"""Kept positions equal those of kvpress 0.5.5 on the same tensors, by their hashes."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ GOLDEN = [
     ("pyramidkv", SNAPKV, 1, "0.5", [199, 199], "4f6e6783a678871b"),
     ("pyramidkv", SNAPKV, 2, "0.5", [132, 132], "8ac4b42a68fe2b76"),
     ("pyramidkv", SNAPKV, 3, "0.5", [64, 64], "8d4316837c8056cf"),
-    # its fallback: the same in every layer, which is SnapKV's
+    # kvpress's fallback: the same budget in every layer, as SnapKV
     ("pyramidkv", SNAPKV, 0, "0.2", [66, 66], "b84cf4a8b5d86fcb"),
     ("pyramidkv", SNAPKV, 3, "0.2", [66, 66], "b84cf4a8b5d86fcb"),
     ("adakv", SNAPKV, 0, "0.5", [176, 154], "af9856f712753bbf"),

@@ -1,4 +1,4 @@
-"""Kept tokens against slow readings of the official codes, in fp64 and one head at a time."""
+"""Kept tokens equal those of slow reimplementations of the official codes, in fp64 and one head at a time."""
 
 import math
 
@@ -16,7 +16,7 @@ LENGTH, DIM = 150, 16
 
 
 def draw(query_heads, heads, length=LENGTH, seed=0, scale=2.0):
-    """Random q, k, v with a batch of one."""
+    """Random q, k, v of a batch of one."""
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(1, n, length, DIM, generator=generator) for n in (query_heads, heads, heads))
     return q * scale, k, v
@@ -74,7 +74,7 @@ def test_pyramidkv_budgets_of_the_official_code():
     tokens, notes = layer_tokens({}, 8192, Budget(tokens=2048), 32)
     assert [tokens[n] for n in (0, 1, 15, 30, 31)] == [3986, 3861, 2111, 236, 111]
     assert 2048 <= sum(tokens) / 32 <= 2048 + 16 and not notes
-    # the first layer cannot keep more than there is
+    # the first layer cannot keep more than the prompt
     clipped, _ = layer_tokens({}, 200, Budget(tokens=108), 32)
     assert clipped[:2] == [None, 200 - (192 - 8) // 31]
 
@@ -123,7 +123,7 @@ def test_adakv_over_expected_attention_as_kvpress_registers_it(tokens):
     if tokens < 4:
         assert kept == [list(range(tokens))] * 2
         return
-    # each head is sure of its best fifth; what is left goes to the best of both heads
+    # each head keeps its best fifth; the rest goes to the best scores of both heads
     sure = [best(row, max(4, int(0.2 * tokens))) for row in scores]
     rest = scores.clone()
     for row, positions in zip(rest, sure, strict=True):
@@ -146,7 +146,7 @@ def test_adakv_over_expected_attention_by_the_papers_counts():
 
 
 class Decoding:
-    """A cache of one KV head and its query heads that is filled by `keep` and thinned by `step`."""
+    """A cache of one KV head and its query heads, filled by `keep` and thinned by `step`."""
 
     def __init__(self, method, tokens, query_heads, heads, prompt=60, steps=25):
         self.method, self.tokens, self.prompt, self.steps = method, tokens, prompt, steps
@@ -154,7 +154,7 @@ class Decoding:
         self.heads, self.group = heads, query_heads // heads
 
     def probabilities(self, at, positions):
-        """Attention of the token at `at` to what each KV head holds `[1, H, G, 1, C]`."""
+        """Attention of the token at `at` to the slots of each KV head `[1, H, G, 1, C]`."""
         out = []
         for head, held in enumerate(positions):
             q = self.q[0, head * self.group : (head + 1) * self.group, at]
@@ -238,7 +238,7 @@ def test_tova_as_kvpress_does_not_choose_again_while_decoding():
     assert build({"method": "tova"}).eviction.steps and build({"method": "h2o"}).eviction.steps
 
 
-def test_streaming_llm_rolls_on_where_positions_are_those_of_the_cache():
+def test_streaming_llm_rolls_with_reindexed_positions():
     method = build({"method": "streaming_llm"}).eviction
     assert method.reindexes and method.steps and method.needs == {"rope"}
     *_, last = Decoding(method, 12, 2, 2, prompt=30, steps=9).run()
@@ -248,19 +248,19 @@ def test_streaming_llm_rolls_on_where_positions_are_those_of_the_cache():
 
 
 def test_expected_attention_is_the_mean_over_many_normal_queries():
-    # the closed form of E[exp(q . k / sqrt(D))] over the normal distribution that it is said to be
+    # E[exp(q . k / sqrt(D))] over a normal distribution has this closed form
     q, k, v = draw(4, 2, seed=8, scale=1.0)
     angles = torch.arange(LENGTH + 512)[:, None] * 10_000.0 ** (-torch.arange(0, DIM, 2) / DIM)
     angles = torch.cat([angles, angles], dim=-1)
     angles[LENGTH:] = angles[LENGTH : LENGTH + 1]
     (kept,) = kvbench.keep("expected_attention", q, k, v, tokens=40, rope=(angles.cos(), angles.sin()))
-    turn = lambda x, a: x * a.cos() + torch.cat([-x[..., 8:], x[..., :8]], -1) * a.sin()  # noqa: E731
+    rotated = lambda x, a: x * a.cos() + torch.cat([-x[..., 8:], x[..., :8]], -1) * a.sin()  # noqa: E731
     generator = torch.Generator().manual_seed(0)
     for head in range(2):
         score = torch.zeros(LENGTH - 4, dtype=torch.float64)
         for query in range(2):
-            before = turn(q[0, head * 2 + query, 4:], -angles[4:LENGTH])
-            future = turn(before, angles[LENGTH : LENGTH + 1]).double()
+            before = rotated(q[0, head * 2 + query, 4:], -angles[4:LENGTH])
+            future = rotated(before, angles[LENGTH : LENGTH + 1]).double()
             spread = torch.linalg.cholesky(torch.cov(future.T, correction=0))
             drawn = (
                 future.mean(0)
@@ -270,12 +270,12 @@ def test_expected_attention_is_the_mean_over_many_normal_queries():
             score += weight / weight.sum()
         score *= v[0, head, 4:].norm(dim=-1)
         chosen = {p + 4 for p in best(score, 36)}
-        # a drawn mean: a few tokens at the edge may differ
+        # the mean is sampled: a few tokens at the edge may differ
         assert len(chosen & set(kept[head].tolist())) >= 34
         assert kept[head][:4].tolist() == [0, 1, 2, 3]
 
 
-def test_expected_attention_undoes_rope_whatever_its_scale_and_goes_on_beyond_the_table():
+def test_expected_attention_undoes_rope_at_any_scale_and_beyond_the_table():
     q, k, v = draw(4, 2, seed=9)
     angles = torch.arange(LENGTH + 512)[:, None] * 10_000.0 ** (-torch.arange(0, DIM, 2) / DIM)
     angles = torch.cat([angles, angles], dim=-1)

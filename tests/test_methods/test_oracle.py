@@ -1,4 +1,4 @@
-"""No method finds more attention than exact top-k does with the same number of tokens."""
+"""No method recalls more attention than exact top-k with the same number of tokens."""
 
 import pytest
 from kvbench_testing.cases import DIM, EVERY, NEW, keep, name_of, select, tensors
@@ -9,7 +9,7 @@ LENGTH = 331
 
 
 def recall(q_BQTD, k_BHTD, chosen):
-    """Attention of the last query that falls on the chosen tokens, by row and list of `chosen`."""
+    """Attention of the last query to the chosen tokens, by row and list of `chosen`."""
     heads = k_BHTD.shape[1]
     q_BHGD = q_BQTD[:, :, -1].unflatten(1, (heads, -1))
     probs_BHGT = (q_BHGD @ k_BHTD.transpose(2, 3) * DIM**-0.5).softmax(-1)

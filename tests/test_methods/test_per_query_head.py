@@ -1,4 +1,4 @@
-"""Selections behind evictions that keep a set per query head: the same as on K and V expanded to query heads."""
+"""Selections behind evictions that keep a set per query head choose as on K and V expanded to query heads."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def draw(*shape, seed):
 
 
 def snapshot(expanded, layer=0):
-    """A layer of some prompt, or the same with K and V of each query head."""
+    """A layer of some prompt, or the same with K and V expanded to query heads."""
     q = draw(HEADS * GROUP, LENGTH, DIM, seed=1) * 2
     k, v = draw(HEADS, LENGTH, DIM, seed=2), draw(HEADS, LENGTH, DIM, seed=3)
     if expanded:
@@ -47,7 +47,7 @@ def snapshot(expanded, layer=0):
 
 
 def decode(entry, heads, tokens, keep, rows=2, steps=3, layer=0):
-    """Outputs `[steps, rows, Q, D]` and the batch, of a cache per query head or of expanded ones."""
+    """Outputs `[steps, rows, Q, D]` and the batch, with sets per query head or with an expanded cache."""
     expanded = heads == "kv_head"
     made = snapshot(expanded, layer)
     method = build({**entry, "heads": heads, "keep": keep})
@@ -72,7 +72,7 @@ def test_every_query_head_chooses_as_it_would_in_an_expanded_cache(eviction, sel
     ours, batch = decode(entry, "query_head", 24, 60, layer=1)
     theirs, expanded = decode(entry, "kv_head", 24, 60, layer=1)
     assert torch.allclose(ours, theirs, atol=1e-5)
-    # nobody reads nothing, and K and V are not expanded
+    # every query head reads something, and K and V are not expanded
     assert bool((ours.abs().sum(-1) > 0).all())
     stored, theirs_stored = (sum(lane.k_BHKD.numel() for lane in b.lanes) for b in (batch, expanded))
     assert stored < theirs_stored
@@ -90,7 +90,7 @@ def test_every_query_head_chooses_as_it_would_in_an_expanded_cache(eviction, sel
 
 
 def attended(batch):
-    """Per query head: the slots that it reads, those that it may read, and the attention to each of these."""
+    """Per query head: the slots it reads, the slots it may read, and its attention to each of the latter."""
     q = draw(1, HEADS * GROUP, DIM, seed=99).view(1, HEADS, GROUP, DIM) * 2
     for lane in batch.lanes:
         k_tail = batch.k_tail[lane.rows, lane.heads]
@@ -112,11 +112,11 @@ def test_query_heads_read_their_budget_of_their_own_tokens_and_none_recalls_more
     for selection in SELECTIONS:
         _, batch = decode({**eviction, "selection": selection}, "query_head", 24, 60, rows=1)
         found = list(attended(batch))
-        wanted = batch.lanes[0].read
+        budget = batch.lanes[0].read
         for read, readable, _ in found:
             assert len(set(read)) == len(read) and bool(readable[read].all())
-            few = 3 if selection["name"] == "quest" else 0  # the newest page is not full
-            assert wanted - few <= len(read) <= wanted
+            missing = 3 if selection["name"] == "quest" else 0  # the newest page is not full
+            assert budget - missing <= len(read) <= budget
         mass[name_of(selection)] = torch.stack([probs[read].sum() for read, _, probs in found])
     best = mass.pop("topk_oracle")
     assert torch.equal(best, mass.pop("topk_oracle-query_head"))

@@ -1,4 +1,4 @@
-"""Which slots selections read, against slow references on the whole cache."""
+"""Slots that selections read equal those of slow references on the whole cache."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from kvbench.methods.topk_oracle import TopKOracle
 
 
 class Step:
-    """A cache of K kept and `appended` new keys, and one decode step's queries."""
+    """A cache of K kept and `appended` new keys, and the queries of one decode step."""
 
     def __init__(self, selection, kept=50, appended=3, rows=2, heads=2, group=3, dim=16, room=6, seed=0):
         draw = torch.Generator().manual_seed(seed)
@@ -54,7 +54,7 @@ def test_hsa_reads_the_tokens_that_the_token_form_ranks_first(page, channels):
             scores = hsa_naive.of_keys(step.q[row, head], step.keys(row, head), page, channels)
             assert len(slots) == 20
             others = [s for s in range(step.length) if s not in slots]
-            # equal up to the tie inside the page that is cut
+            # equal up to ties inside the page that is cut
             assert min(scores[slots]) >= max(scores[others]) - 1e-7
 
 
@@ -190,7 +190,7 @@ def sparq_by_hand(step, row, head, channels):
     return chosen, q[:, chosen] @ keys[:, chosen].T / scale[:, None]
 
 
-def test_sparq_gives_the_mean_value_the_attention_that_is_left():
+def test_sparq_gives_the_remaining_attention_to_the_mean_value():
     selection = SparQ(channels=7, recent=3)
     step = Step(selection)
     slots = step.chosen(12)
@@ -219,7 +219,7 @@ def test_sparq_holds_a_second_copy_of_the_keys():
 
 @pytest.mark.parametrize("scaling", [1 / 16, 2.0])
 @pytest.mark.parametrize("pinned", [0, 3])
-def test_hsa_heeds_the_models_own_factor_on_the_logits(scaling, pinned):
+def test_hsa_uses_the_logit_scaling_of_the_model(scaling, pinned):
     step = Step(HSA(page=2, channels=5, pin_recent=pinned))
     place = step.k, step.tail, torch.tensor(step.length), step.state, 12
     found = step.selection.select(step.q, *place, scaling)

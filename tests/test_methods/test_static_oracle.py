@@ -1,4 +1,4 @@
-"""No eviction keeps more of the attention of dense's answer than the static oracle does with as many tokens."""
+"""No eviction recalls more of the dense answer's attention than the static oracle with as many tokens."""
 
 import math
 
@@ -88,7 +88,7 @@ def test_the_answers_attention_is_that_of_an_eager_model(folder, model, fed):
     tokens, expected = eager_answer(folder, ids, question, PROMPT[-1], NEW)
     for layer, sums in zip(snapshot.layers, expected, strict=True):
         assert torch.allclose(layer.answer_sum_QT, sums, atol=1e-4)
-    # it ends where the answer does
+    # the sum ends with the answer
     short = prefill(model, ids, 8)
     decode_dense_answer(model, short, question, PROMPT[-1], DecodeOptions(NEW, frozenset({tokens[1]})))
     count = tokens.index(tokens[1]) + 1
@@ -96,7 +96,7 @@ def test_the_answers_attention_is_that_of_an_eager_model(folder, model, fed):
     assert torch.allclose(short.layers[0].answer_sum_QT, expected[0], atol=1e-4)
 
 
-def test_a_first_token_of_prefill_is_no_step(folder, model):
+def test_a_first_token_from_prefill_is_not_a_step(folder, model):
     whole = prefill(model, PROMPT, 8)
     decode_dense_answer(model, whole, [], PROMPT[-1], DecodeOptions(NEW, first_token="dense"))
     first, _ = eager_answer(folder, PROMPT[:-1], [], PROMPT[-1], 1)
@@ -131,8 +131,12 @@ def test_in_the_engine_no_eviction_recalls_more(folder, model):
                     best = mass.topk(len(chosen)).values.sum()
                     assert float(mass[chosen].sum()) <= float(best) + 1e-5, name
                     if heads == "kv_head":
-                        own = oracles[heads].keep(layer, oracles[heads].scores(layer), Quota(len(chosen)))
-                        assert float(mass[own.positions[at]].sum()) == pytest.approx(float(best), abs=1e-5)
+                        oracle_kept = oracles[heads].keep(
+                            layer, oracles[heads].scores(layer), Quota(len(chosen))
+                        )
+                        assert float(mass[oracle_kept.positions[at]].sum()) == pytest.approx(
+                            float(best), abs=1e-5
+                        )
 
 
 def test_it_decodes_closer_to_dense_than_chance(model):

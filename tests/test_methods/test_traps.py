@@ -1,4 +1,4 @@
-"""Mistakes that others made, each as a test."""
+"""Known mistakes of other implementations, each as a test."""
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def test_a_prompt_shorter_than_the_window_keeps_its_last_tokens(method, heads):
     assert lists(kept) == [[4, 5, 6]] * (4 if heads == "query_head" and params else 2)
 
 
-def test_pyramidkv_is_a_pyramid_at_small_budgets_and_says_where_it_is_none():
+def test_pyramidkv_is_a_pyramid_at_small_budgets_and_notes_a_fallback():
     shape, budget = Shape(4096, 128, 32, 128), Budget(ratio="0.125")
     official = build({"method": "pyramidkv"}).resolve(shape, budget)
     tokens = [rule.keep for rule in official.rules]
@@ -80,7 +80,7 @@ def test_pyramidkv_is_a_pyramid_at_small_budgets_and_says_where_it_is_none():
     # the official code falls back too, when the prompt has less than twice the budget
     short = build({"method": "pyramidkv"}).resolve(Shape(900, 128, 32, 128), Budget(tokens=512))
     assert {rule.keep for rule in short.rules} == {512} and short.notes
-    # nothing to say where nothing is evicted
+    # no note if nothing is evicted
     assert not build({"method": "pyramidkv"}).resolve(Shape(400, 128, 32, 128), Budget(tokens=512)).notes
 
 
@@ -125,7 +125,7 @@ def test_ties_go_to_the_earlier_token(method):
 
 
 @pytest.mark.parametrize("mode", ["paper", "kvpress"])
-def test_rows_of_a_batch_have_chunks_of_their_own(mode):
+def test_rows_of_a_batch_are_ranked_separately(mode):
     data = draw(300, batch=2)
     both = kvbench.keep("chunkkv", *data, tokens=100, mode=mode)
     assert lists(both[0]) != lists(both[1])
@@ -150,13 +150,13 @@ def test_pages_of_three_with_a_partial_last_page(length):
     k[0, 0, 4, 0], k[0, 0, length - 1, 0] = 9.0, 10.0
     q = torch.tensor([[[1.0, 0, 0, 0]]])
     (read,) = kvbench.select("hsa", q, k, k, tokens=8, page=3, channels=4, prompt_tokens=100)
-    # four tokens: all of the last page, then what is left of the second
+    # four tokens: all of the last page, the rest from the second
     last = list(range((length - 1) // 3 * 3, length))
     assert read[0].tolist() == [3, 4, 5][: 4 - len(last)] + last
 
 
 def test_hsa_takes_one_bound_for_a_group_whose_signs_disagree():
-    # channel 0: +3 and -2 sum to +1: the maximum counts for both heads, though one wants the minimum
+    # channel 0: +3 and -2 sum to +1: the maximum counts for both heads, though the other one needs the minimum
     k = torch.zeros(1, 1, 8, 2)
     k[0, 0, 2, 0], k[0, 0, 5, 0] = 5.0, -9.0
     q = torch.tensor([[[3.0, 0.0], [-2.0, 0.0]]])
@@ -164,7 +164,7 @@ def test_hsa_takes_one_bound_for_a_group_whose_signs_disagree():
     assert read[0].tolist() == [2, 3]
 
 
-def test_chunk_reuse_is_refused_where_the_leading_layer_is_not_seen():
+def test_chunk_reuse_is_refused_without_the_leading_layer():
     with pytest.raises(UserError, match="n_reuse"):
         kvbench.keep("chunkkv", *draw(50), tokens=40, n_reuse=2, layer=1, num_layers=2)
     assert kvbench.keep("chunkkv", *draw(50), tokens=40, n_reuse=2, layer=2, num_layers=4)
