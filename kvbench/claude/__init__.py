@@ -1,4 +1,4 @@
-"""Claude prompt caching: rules, dated prices, traces, and what each placement of cache_control costs (modelled)."""
+"""Claude prompt caching: rules, dated prices, traces, and the modelled cost of each placement of cache_control."""
 
 from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.curves import break_even, by_gap, by_turn

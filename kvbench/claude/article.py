@@ -1,4 +1,4 @@
-"""The seed article's 10-turn cost table, recomputed with the rule engine beside the article's figures."""
+"""The seed article's 10-turn cost table, recomputed with the rule engine next to the article's figures."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from kvbench.claude.rules import Cache
 MODEL = "claude-sonnet-4-6"
 TURNS = 10
 TOOL_TOKENS, SYSTEM_TOKENS, CONTEXT_TOKENS = 1_000, 2_000, 10_000
-ARTICLE_PLAIN, ARTICLE_CACHED = 390_000_000, 85_800_000  # what the article prints, nano-dollars
+ARTICLE_PLAIN, ARTICLE_CACHED = 390_000_000, 85_800_000  # as printed in the article, nano-dollars
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way to read the table.
+    """One interpretation of the table.
 
     Attributes:
         name: short name.
-        meaning: what happens between the turns.
-        tools: lifetime in seconds of a marker on the last tool, 0 for none.
+        meaning: what changes between the turns.
+        tools: TTL in seconds of a marker on the last tool, 0 for no marker.
         prompt: the same on the system prompt.
-        context: the same on the retrieved context, which stands in `system`.
-        fresh: every turn retrieves another context.
+        context: the same on the retrieved context, which is part of `system`.
+        fresh: each turn retrieves a different context.
         gap: seconds between turns.
-        printed: the article's figure for it in nano-dollars, None where it has none.
+        printed: the article's figure in nano-dollars, None if there is none.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """The readings that are compared."""
+    """The interpretations to compare."""
     return [
         Case("no cache", "no cache_control", printed=ARTICLE_PLAIN),
         Case("same context", "the 10k context repeats", 300, 0, 300, printed=ARTICLE_CACHED),
@@ -66,7 +66,7 @@ def cases() -> list[Case]:
 
 
 def cost(case: Case, prices: PriceBook, date: datetime.date = datetime.date(2026, 11, 24)) -> int:
-    """Input cost of the ten turns in nano-dollars: history and output are left out, as in the article."""
+    """Input cost of the ten turns in nano-dollars, without history and output, as in the article."""
     start = datetime.datetime.combine(date, datetime.time(), datetime.UTC).timestamp()
     cache, total = Cache(), 0
     for turn in range(TURNS):

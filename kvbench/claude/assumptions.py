@@ -1,4 +1,4 @@
-"""The points that the documentation leaves open, as named assumptions, and the ranges over them."""
+"""Named assumptions on the points that the documentation leaves open."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from kvbench.config.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """What the simulator assumes where the documentation is silent; the defaults are its literal reading.
+    """Assumptions where the documentation is silent; the defaults follow its literal reading.
 
-    The first eight fields are the points U1-U8, the others come from single rules; `alternative` is the
-    other end. `lost_reads` has no published rate: its other end is an illustration and labelled so.
+    Metadata of each field: `code`, `text`, and `alternative`, the opposite assumption. The first eight fields are the
+    points U1-U8, the others belong to single rules. `lost_reads` has no published rate: its alternative is an
+    illustration and labelled so.
     """
 
     lookback: Literal["counted", "before"] = field(
@@ -116,10 +117,10 @@ class Assumptions:
     )
 
     def __post_init__(self) -> None:
-        """Checks every value.
+        """Validates every value.
 
         Raises:
-            UserError: a value outside its choices.
+            UserError: a value that is not allowed.
         """
         for name, hint in get_type_hints(type(self)).items():
             choices, value = get_args(hint), getattr(self, name)
@@ -132,11 +133,11 @@ class Assumptions:
 
     @property
     def hashing(self) -> Hashing:
-        """The assumptions that act on the prefix hash, before the lookup."""
+        """The assumptions that affect the prefix hash, before the lookup."""
         return Hashing(self.string_form, self.key_order, self.params_scope, self.tool_prompt)
 
     def flips(self) -> Iterator[tuple[str, str, Assumptions]]:
-        """Each open point turned to its other end, one at a time: (code, text, assumptions)."""
+        """One open point at a time changed to its alternative: (code, text, assumptions)."""
         for spec in fields(self):
             if "alternative" not in spec.metadata:
                 continue
@@ -146,11 +147,11 @@ class Assumptions:
             yield spec.metadata["code"], spec.metadata["text"], replace(self, **{spec.name: other})
 
     def combined(self, others: Sequence[Assumptions]) -> Assumptions:
-        """These assumptions with every point that any of the others has turned."""
-        turned = {
+        """These assumptions with every change that any of the others makes."""
+        changed = {
             spec.name: getattr(other, spec.name)
             for other in others
             for spec in fields(self)
             if getattr(other, spec.name) != getattr(self, spec.name)
         }
-        return replace(self, **turned)
+        return replace(self, **changed)

@@ -1,10 +1,10 @@
-"""A cost that no legal placement can undercut: every block is planned on its own, by dynamic programming.
+"""Lower bound on the cost of any legal placement: every block is planned on its own, by dynamic programming.
 
-Whatever the markers are, at each request that contains it a block is billed as read, 5m write, 1h write or
-uncached. It can be read only if it was read or written before, early enough for that response to have begun
-and late enough to be alive. A block that was read may live for an hour on (a 1h marker further back in the
-prompt keeps the whole prefix and bills only what is new). Dropped are the ties between blocks, the four
-breakpoints and the lookback, so the sum over blocks is at most the cost of any placement, under any assumptions.
+With any markers, each request bills each of its blocks as read, 5m write, 1h write or uncached. A block can be read
+only if an earlier request read or wrote it, whose response had begun by then and whose entry is still alive. A block
+that was read may live for another hour (a 1h marker further back in the prompt keeps the whole prefix and bills only
+what is new). The bound ignores the dependence between blocks, the limit of four breakpoints and the lookback, so the
+sum over blocks is at most the cost of any placement, under any assumptions.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _State = list[tuple[int, float]]
 def lower_bound(
     requests: Iterable[Request], prices: PriceBook, assumptions: Assumptions | None = None
 ) -> int:
-    """Input cost in nano-dollars below which no placement of markers can go.
+    """Lower bound on the input cost of any placement of markers, in nano-dollars.
 
     Time and memory grow with the number of (request, block) pairs.
 
     Args:
-        requests: the trace, in the order of the requests' start.
+        requests: the trace, ordered by start time.
         prices: the price book.
-        assumptions: only the unknown minimum and the unverified prices matter.
+        assumptions: only `unknown_minimum` and `unverified_prices` have an effect.
     """
     assumptions = assumptions or Assumptions()
     states: dict[tuple[str, str, int], _State] = {}
@@ -40,7 +40,7 @@ def lower_bound(
         count += 1
         total = request.head.tokens + request.tail
         rates = prices.rates(request.model, request.t, total, unverified=assumptions.unverified_prices)
-        # rounding each factor and each block down keeps it a bound
+        # rounding each factor and each block down preserves the bound
         factor = int(prices.multipliers(request, rates)[0] * _SCALE)
         base, five, hour, read = (
             factor * rate for rate in (rates.base, rates.write_5m, rates.write_1h, rates.read)
@@ -50,7 +50,7 @@ def lower_bound(
         t, begins = request.t, request.t + request.ttft
         node = request.head
         while node.parent is not None:
-            # what the API puts before the first block is cached with it
+            # the API's own tokens before the first block are cached with it
             tokens = node.tokens - (node.parent.tokens if node.parent.index else 0)
             key = (request.workspace, request.model, node.cum)
             state = states.get(key, [(0, float("-inf"))])
@@ -74,7 +74,7 @@ def _smallest(request: Request, prices: PriceBook, assumptions: Assumptions) -> 
 
 
 def _pareto(options: _State) -> _State:
-    """Options that no other beats in both cost and expiry, cheapest first."""
+    """Pareto-optimal options in cost and expiry, cheapest first."""
     kept: _State = []
     for cost, expires in sorted(options, key=lambda option: (option[0], -option[1])):
         if not kept or expires > kept[-1][1]:

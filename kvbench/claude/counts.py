@@ -1,4 +1,4 @@
-"""Takes token counts from the API's count_tokens, once, for a file that later runs read without a key."""
+"""Token counts from the API's count_tokens, saved to a file so that later runs need no key."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from kvbench.claude.request import digest
 from kvbench.config.errors import UserError
 
 KEY = "ANTHROPIC_API_KEY"
-PROBE = "."  # taken to be one token: what a request with it counts beyond 1 is the frame of a message
+PROBE = "."  # assumed to be one token: the rest of its count is the overhead of a message
 
 
 class ApiCounter:
-    """Counts with the API (free of charge, rate-limited) and remembers every count; see `tokens.Counter`.
+    """Counts tokens with the API (free of charge, rate-limited) and caches the counts; implements `tokens.Counter`.
 
-    Each text is sent as the one message of a request, and what a message's frame counts is taken off. What tools and
-    images count in their own places may differ: the API gives no such breakdown.
+    Each text is sent as the only message of a request, and the overhead of a message is subtracted. Tools and images
+    may count differently where they really stand: the API gives no such breakdown.
     """
 
     def __init__(self, client: Any) -> None:
-        """A counter that has asked nothing yet.
+        """A counter without cached counts.
 
         Args:
             client: an `anthropic.Anthropic`.
         """
         self.counts: dict[str, dict[str, int]] = {}
         self._client = client
-        self._frames: dict[str, int] = {}
+        self._overheads: dict[str, int] = {}
 
     @classmethod
     def from_environment(cls) -> ApiCounter:
-        """A counter with the key of the environment.
+        """A counter with the API key from the environment.
 
         Raises:
             UserError: no key.
@@ -51,15 +51,15 @@ class ApiCounter:
         table = self.counts.setdefault(model, {})
         key = f"{digest(text):016x}"
         if key not in table:
-            if model not in self._frames:
-                self._frames[model] = self._ask(PROBE, model) - 1
-            table[key] = self._ask(text, model) - self._frames[model]
+            if model not in self._overheads:
+                self._overheads[model] = self._request(PROBE, model) - 1
+            table[key] = self._request(text, model) - self._overheads[model]
         return table[key], "fixture"
 
     def save(self, path: str | Path) -> None:
-        """Writes what was counted, as `tokens.FixtureCounter.load` reads it."""
+        """Writes the counts in the format of `tokens.FixtureCounter.load`."""
         Path(path).write_text(json.dumps(self.counts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
-    def _ask(self, text: str, model: str) -> int:
+    def _request(self, text: str, model: str) -> int:
         message = {"role": "user", "content": text}
         return self._client.messages.count_tokens(model=model, messages=[message]).input_tokens

@@ -1,4 +1,4 @@
-"""Cost against turns and against the gap between turns, and where a placement breaks even."""
+"""Cost over turns and over the gap between turns, and the break-even turn of a placement."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import Request
 from kvbench.claude.simulate import ListTrace, Simulator, simulate
 
-# seconds: dense enough to show where a cliff is, and both sides of each lifetime
+# seconds between turns: dense enough to locate the cliffs, with both sides of each lifetime
 GAPS = tuple(
     sorted({*(float(round(10 * 540 ** (step / 60))) for step in range(61)), 299.0, 301.0, 3599.0, 3601.0})
 )
@@ -43,7 +43,7 @@ def by_turn(
 
 
 def break_even(curve: Sequence[int], plain: Sequence[int]) -> int | None:
-    """First turn from which on a placement stays cheaper than no caching, None if it never is."""
+    """First turn from which a placement stays cheaper than no caching; None if it never does."""
     cheaper = [cost < other for cost, other in zip(curve, plain, strict=True)]
     if not cheaper or not cheaper[-1]:
         return None
@@ -58,7 +58,7 @@ def by_gap(
     prices: PriceBook,
     assumptions: Assumptions | None = None,
 ) -> dict[str, list[int]]:
-    """Cost of the same conversation with other gaps between its turns, in nano-dollars, by placement.
+    """Cost of the same conversation for each gap between its turns, in nano-dollars, by placement.
 
     Args:
         turns: the requests of each turn of one conversation.
@@ -78,7 +78,7 @@ def by_gap(
 
 
 def spaced(turns: Sequence[Sequence[Request]], gap: float) -> list[Request]:
-    """The requests with another gap between turns; within a turn their distances stay."""
+    """The requests with a new gap between turns; gaps within a turn are unchanged."""
     moved: list[Request] = []
     for requests in turns:
         shift = moved[-1].t + gap - requests[0].t if moved else 0.0
@@ -87,7 +87,7 @@ def spaced(turns: Sequence[Sequence[Request]], gap: float) -> list[Request]:
 
 
 def in_turns(requests: Sequence[Request], pause: float) -> list[list[Request]]:
-    """Cuts a conversation where its requests are at least `pause` seconds apart."""
+    """Splits a conversation into turns where requests are at least `pause` seconds apart."""
     turns: list[list[Request]] = []
     for request in requests:
         if not turns or request.t - turns[-1][-1].t >= pause:

@@ -1,4 +1,4 @@
-"""For every prefix that could have been read and was not: why, and what reading it would have saved."""
+"""Cache misses: why a prefix that could have been read was not, and what reading it would have saved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvbench.claude.request import KINDS, TIERS, TTL_NAMES, Marker, Node, Reques
 from kvbench.claude.rules import Cache, Outcome, marker_error
 from kvbench.claude.simulate import Trace, simulate
 
-# reason -> what to do about it
+# reason -> suggested fix
 FIXES = {
     "no cache_control": "send cache_control",
     "below the minimum": "join the system prompt with other stable text, or use a model with a lower minimum",
@@ -40,9 +40,9 @@ class Finding:
     Attributes:
         request: id of the request.
         reason: a key of FIXES.
-        detail: the numbers of this case.
-        tokens: tokens that an earlier request had sent too and that were not read.
-        at_most: nano-dollars that reading them would have saved on this request alone.
+        detail: the numbers behind it.
+        tokens: tokens shared with an earlier request that were not read.
+        at_most: upper limit of the saving on this request alone, nano-dollars.
     """
 
     request: str
@@ -60,7 +60,7 @@ class Diagnosis:
         requests: number of requests.
         cost: input cost in nano-dollars.
         findings: one per miss.
-        net: nano-dollars saved by a fix when the whole trace is replayed with it (negative: it costs more).
+        net: saving per fix when the whole trace is replayed with it, nano-dollars (negative: it costs more).
     """
 
     requests: int = 0
@@ -69,7 +69,7 @@ class Diagnosis:
     net: dict[str, int] = field(default_factory=dict)
 
     def reasons(self) -> dict[str, tuple[int, int]]:
-        """Number of misses and nano-dollars at most, by reason, the dearest first."""
+        """Number of misses and upper limit of the saving in nano-dollars, by reason, most expensive first."""
         count, money = Counter[str](), Counter[str]()
         for finding in self.findings:
             count[finding.reason] += 1
@@ -87,11 +87,11 @@ def diagnose(
     """Explains every miss of a trace.
 
     Args:
-        trace: the trace; the blocks of all its prompts are remembered.
+        trace: the trace; the hashes of all blocks are held in memory.
         placement: where the markers are.
         prices: the price book.
         assumptions: assumptions on undocumented points.
-        alternatives: placements whose net saving is wanted too; 1h on the same places always is.
+        alternatives: further placements whose net saving to report; the same places with 1h are always included.
     """
     assumptions = assumptions or Assumptions()
     finder = _MissFinder(placement, prices, assumptions)
@@ -105,18 +105,18 @@ def diagnose(
 
 
 def with_ttl(placement: Placement, ttl: int) -> Placement:
-    """The same places with another lifetime."""
+    """The same places with a different TTL."""
     return lambda request: tuple((node, ttl) for node, _ in placement(request))
 
 
 def _or_none(placement: Placement) -> Placement:
-    """Drops the markers of a request that the API would reject."""
+    """The placement without markers on requests that the API would reject."""
     return lambda request: () if marker_error(placement(request)) else placement(request)
 
 
 @dataclass(slots=True)
 class _Written:
-    """The last entry written at a prefix: it is kept after it has expired."""
+    """The last entry written at a prefix, kept after it expires."""
 
     ttl: int
     used: float
@@ -137,9 +137,9 @@ class _MissFinder:
 
     def run(self, requests: Iterable[Request]) -> None:
         for request in requests:
-            self._one(request)
+            self._check(request)
 
-    def _one(self, request: Request) -> None:
+    def _check(self, request: Request) -> None:
         scope = (request.workspace, request.model)
         seen = self._seen.setdefault(scope, set())
         written = self._written.setdefault(scope, {})
@@ -158,7 +158,7 @@ class _MissFinder:
                 request, reason, wrong, max(missed, 0), self._saving(request, outcome.usage, shared, cost)
             )
         elif shared is None:
-            self._elsewhere(request, minimum)
+            self._check_other_scopes(request, minimum)
         elif missed > 0 and shared is not outcome.hit:
             reason, detail = self._reason(request, markers, outcome, shared, minimum, written)
             self._add(request, reason, detail, missed, self._saving(request, outcome.usage, shared, cost))
@@ -171,7 +171,7 @@ class _MissFinder:
         return self.prices.cost(request, usage, unverified=self.assumptions.unverified_prices)[0]
 
     def _saving(self, request: Request, usage: Usage, shared: Node | None, cost: int) -> int:
-        """What this request would have saved if everything up to the shared block had been read."""
+        """Saving on this request if everything up to the shared block had been read."""
         start = max(usage.read, shared.tokens if shared is not None else 0)
         hour_end = max(usage.read + usage.write_1h, start)
         end = max(usage.read + usage.write_1h + usage.write_5m, hour_end)
@@ -224,7 +224,7 @@ class _MissFinder:
         return "shared part not marked", f"the entry at block {node.index} lies behind every marker"
 
     def _positions(self, node: Node, target: Node) -> int:
-        """Lookback positions used up from a block back to another."""
+        """Lookback positions consumed from a block back to another."""
         steps = 0
         while node.index > target.index and node.parent is not None:
             steps += self.cache.consumes(node, node.parent)
@@ -248,8 +248,8 @@ class _MissFinder:
                 return "marker on a block that changes every turn", f"{where} is marked"
         return "prefix changed", f"at {where}"
 
-    def _elsewhere(self, request: Request, minimum: int) -> None:
-        """A prompt that this workspace and model have not seen at all, but another one has."""
+    def _check_other_scopes(self, request: Request, minimum: int) -> None:
+        """Reports a prompt that is new to this workspace and model but known to another one."""
         for (workspace, model), seen in self._seen.items():
             shared = _deepest(request.head, seen)
             if shared is not None and shared.tokens >= minimum:
@@ -285,7 +285,7 @@ class _MissFinder:
 
 
 def _deepest(head: Node, seen: set[int]) -> Node | None:
-    """The last block of a prompt up to which an earlier prompt was the same."""
+    """The last block of the longest prefix shared with an earlier prompt."""
     node: Node | None = head
     while node is not None and node.index:
         if node.cum in seen:

@@ -1,4 +1,4 @@
-"""Where to put cache_control on a request of a given trace: the placements that are compared."""
+"""Placements of cache_control on the requests of a trace."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Placement = Callable[[Request], tuple[Marker, ...]]
 
 
 def none(request: Request) -> tuple[Marker, ...]:
-    """No cache_control at all."""
+    """No cache_control."""
     return ()
 
 
 def as_sent(request: Request) -> tuple[Marker, ...]:
-    """The markers that the trace was recorded with."""
+    """The markers recorded in the trace."""
     return request.markers
 
 
 def tools_system(request: Request) -> tuple[Marker, ...]:
-    """Last tool and last system block, 5m: the places of the article's explicit code."""
+    """Last tool and last system block, 5m, as in the article's explicit code."""
     return _join((request.tools_end, FIVE), (request.system_end, FIVE))
 
 
@@ -38,7 +38,7 @@ def automatic_1h(request: Request) -> tuple[Marker, ...]:
 
 
 def explicit_four(request: Request) -> tuple[Marker, ...]:
-    """Last tool, last system block, end of the user turn before, end of the prompt; all 5m."""
+    """Last tool, last system block, end of the previous user turn, end of the prompt; all 5m."""
     return _join(
         (request.tools_end, FIVE),
         (request.system_end, FIVE),
@@ -58,7 +58,7 @@ def middleware_1h(request: Request) -> tuple[Marker, ...]:
 
 
 def stable_1h_tail_5m(request: Request) -> tuple[Marker, ...]:
-    """1h on tools and system, 5m on the user turn before and on the end of the prompt."""
+    """1h on tools and system, 5m on the previous user turn and on the end of the prompt."""
     return _join(
         (request.tools_end, HOUR),
         (request.system_end, HOUR),
@@ -89,7 +89,7 @@ def named(name: str) -> Placement:
     """A placement by name.
 
     Raises:
-        UserError: unknown name; lists the allowed ones.
+        UserError: unknown name; the message lists the allowed ones.
     """
     known = registry()
     if name not in known:
@@ -98,10 +98,7 @@ def named(name: str) -> Placement:
 
 
 def previous_turn(head: Node) -> Node | None:
-    """Last markable block of the user message before the one that a prompt ends with.
-
-    Walks back over the last turn only.
-    """
+    """Last markable block of the user message before the last one; walks back over the last turn only."""
     node: Node | None = head
     while node is not None and node.tier == MESSAGES and node.message > head.message - 2:
         node = node.parent
@@ -111,7 +108,7 @@ def previous_turn(head: Node) -> Node | None:
 
 
 def _join(*places: tuple[Node | None, int]) -> tuple[Marker, ...]:
-    """Markers on the nearest markable blocks, in order, each block once (the longer lifetime wins)."""
+    """Markers on the nearest markable blocks, in order; the first marker wins if two share a block."""
     chosen: list[Marker] = []
     for node, ttl in places:
         node = last_markable(node)

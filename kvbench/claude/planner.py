@@ -1,8 +1,8 @@
 """The cheapest legal placement for a given trace, by dynamic programming over the state of the cache.
 
-Workspaces and models do not share a cache, so each is planned alone. A step serves one request; a state is
-the set of live entries that a later request could use, its value the cheapest cost that leads to it. A state
-that costs more than another and holds nothing that the other does not hold as long is dropped.
+Workspaces and models do not share a cache, so each is planned separately. A step serves one request; a state is the
+set of live entries that a later request could use, and its value is the lowest cost of reaching it. A state is dropped
+if a cheaper one holds the same entries at least as long.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import Marker, Node, Request, last_markable
 from kvbench.claude.rules import MAX_MARKERS, Cache
 
-NEIGHBOURS = 3  # requests before and after whose common prefix offers a place for a marker
+NEIGHBOURS = 3  # requests before and after whose shared prefix is a candidate for a marker
 
 
 @dataclass
 class Plan:
-    """The placement found.
+    """A planned placement.
 
     Attributes:
         markers: markers by request id.
         cost: input cost in nano-dollars.
-        exact: no state was dropped for want of room, so nothing over the places considered is cheaper.
+        exact: the beam width dropped no state, so no choice among the considered places is cheaper.
     """
 
     markers: dict[str, tuple[Marker, ...]] = field(default_factory=dict)
@@ -55,14 +55,14 @@ def plan(
     width: int = 24,
     fixed: Mapping[str, Placement] | None = None,
 ) -> Plan:
-    """Plans the markers of every request, knowing the requests to come.
+    """Plans the markers of every request with knowledge of all later requests.
 
     Args:
-        requests: the trace, in the order of the requests' start; held in memory, ids must be unique.
+        requests: the trace, ordered by start time; held in memory, ids must be unique.
         prices: the price book.
         assumptions: assumptions on undocumented points.
-        width: states kept per request.
-        fixed: placements to try as well; the plan is never dearer than any of them.
+        width: beam width, the states kept per request.
+        fixed: placements to try as well; the plan never costs more than any of them.
     """
     assumptions = assumptions or Assumptions()
     others = registry() if fixed is None else fixed
@@ -145,7 +145,7 @@ def _path(head: Node) -> dict[int, Node]:
 def _places(
     index: int, requests: Sequence[Request], paths: Sequence[Mapping[int, Node]], minimum: int
 ) -> list[Node]:
-    """Blocks worth marking: the ends of the tiers, of the prompt, and of what neighbours have in common."""
+    """Candidate blocks: the ends of the tiers, of the prompt, and of prefixes shared with neighbouring requests."""
     request = requests[index]
     found = [request.tools_end, request.system_end, request.head]
     for other in range(max(0, index - NEIGHBOURS), min(len(requests), index + NEIGHBOURS + 1)):
@@ -165,7 +165,7 @@ def _shared(head: Node, path: Mapping[int, Node]) -> Node | None:
 def _actions(
     cache: Cache, request: Request, path: Mapping[int, Node], places: Sequence[Node]
 ) -> Iterator[tuple[Marker, ...]]:
-    """Marker sets that differ in effect: what to write beyond the longest live entry, and how to find it."""
+    """Marker sets with distinct effects: what to write beyond the longest live entry, and how to find it."""
     held, lifetime = _longest(cache, request, path)
     beyond = [node for node in places if held is None or node.index > held.index]
     room = MAX_MARKERS - (held is not None)
@@ -176,7 +176,7 @@ def _actions(
                 if held is None:
                     yield written
                 else:
-                    # a marker on the entry itself finds it whatever the lookback; 5m must not precede 1h
+                    # a marker on the entry itself finds it regardless of the lookback; 5m must not precede 1h
                     yield ((held, HOUR if hours else lifetime), *written)
     yield ()
 
@@ -196,7 +196,7 @@ def _longest(cache: Cache, request: Request, path: Mapping[int, Node]) -> tuple[
 
 
 def _forget(cache: Cache, request: Request, used: Callable[[int], bool]) -> None:
-    """Drops what has expired and what no later request contains."""
+    """Drops entries that have expired or that no later request contains."""
     for store in cache.scope(request):
         for cum in [cum for cum, entry in store.items() if entry.expires < request.t or not used(cum)]:
             del store[cum]
@@ -213,7 +213,7 @@ def _undominated(states: list[_State], request: Request) -> list[_State]:
 def _promising(
     states: list[_State], request: Request, path: Mapping[int, Node], prices: PriceBook
 ) -> list[_State]:
-    """States in the order of what they have cost, less what they save on the next request."""
+    """States ordered by cost so far minus the saving on the next request."""
     rates = prices.rates(request.model, request.t, request.head.tokens)
 
     def rank(state: _State) -> int:
@@ -224,10 +224,10 @@ def _promising(
 
 
 def _covers(one: Cache, other: Cache, request: Request) -> bool:
-    """Whether one cache holds every entry of the other, as early and as long."""
-    for mine, theirs in zip(one.scope(request), other.scope(request), strict=True):
+    """Whether one cache holds every entry of the other, readable as early and as long."""
+    for ours, theirs in zip(one.scope(request), other.scope(request), strict=True):
         for cum, entry in theirs.items():
-            held = mine.get(cum)
+            held = ours.get(cum)
             if held is None or held.expires < entry.expires or held.visible > entry.visible:
                 return False
     return True

@@ -1,4 +1,4 @@
-"""Figures of the cost of prompt caching; all money in them is modelled."""
+"""Figures of the modelled cost of prompt caching."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def costs(frame: pd.DataFrame, path: Path) -> None:
     """Cost by placement in the order of the table, with the range over the open points.
 
     Args:
-        frame: rows of `tables.cost_row`; with a column `layout`, rows of one layout have one colour.
-        path: file to write; its suffix is the format.
+        frame: rows of `tables.cost_row`; a column `layout` gives each layout its own colour.
+        path: output file; its suffix selects the format.
     """
     groups = frame["layout"] if "layout" in frame else pd.Series("", index=frame.index)
     colours = dict(zip(dict.fromkeys(groups), style.COLOURS, strict=False))
@@ -53,7 +53,7 @@ def costs(frame: pd.DataFrame, path: Path) -> None:
 
 @mpl.rc_context(style.SETTINGS)
 def tokens(frame: pd.DataFrame, path: Path) -> None:
-    """Input tokens by how they are billed, stacked, by placement."""
+    """Stacked input tokens by billing class, by placement."""
     figure, axes = _bars(frame)
     left = pd.Series(0.0, index=frame.index)
     for column, colour in BILLED:
@@ -68,7 +68,7 @@ def tokens(frame: pd.DataFrame, path: Path) -> None:
 
 @mpl.rc_context(style.SETTINGS)
 def turns(curves: Mapping[str, Sequence[int]], path: Path) -> None:
-    """Cumulative cost against the number of turns."""
+    """Cumulative cost over the number of turns."""
     figure, axes = style.panels(1)
     for name, look, curve in _looks(curves):
         steps = range(1, len(curve) + 1)
@@ -84,7 +84,7 @@ def turns(curves: Mapping[str, Sequence[int]], path: Path) -> None:
 
 @mpl.rc_context(style.SETTINGS)
 def gaps(seconds: Sequence[float], curves: Mapping[str, Sequence[int]], path: Path) -> None:
-    """Cost against the gap between turns: the cliffs are the lifetimes."""
+    """Cost over the gap between turns; the cliffs are at the TTLs."""
     figure, axes = style.panels(1)
     for name, look, curve in _looks(curves):
         axes[0].plot(seconds, [usd(cost) for cost in curve], look.line, color=look.colour, label=name)
@@ -110,12 +110,12 @@ def _bars(frame: pd.DataFrame) -> tuple[style.Figure, Axes]:
 
 
 def _looks(curves: Mapping[str, Sequence[int]]) -> list[tuple[str, style.Style, Sequence[int]]]:
-    """Curves with their style; those that coincide are drawn once, under all their names."""
+    """Curves with their style; identical curves are drawn once, labelled with all their names."""
     same: dict[tuple[int, ...], list[str]] = {}
     for name, curve in curves.items():
         same.setdefault(tuple(curve), []).append(name)
     names = {" = ".join(found): curve for curve, found in same.items()}
-    # no caching is what the others are compared with, as dense is elsewhere
+    # no caching is the baseline here, as dense is elsewhere
     looks = style.styles("dense" if name == "none" else name for name in names)
     return [(name, looks["dense" if name == "none" else name], curve) for name, curve in names.items()]
 

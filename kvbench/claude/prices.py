@@ -23,7 +23,7 @@ COLUMNS = ("base", "write_5m", "write_1h", "read", "output")
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Nano-dollars per token (1 USD per million tokens = 1,000), by how a token is billed."""
+    """Nano-dollars per token by billing class (1 USD per million tokens = 1,000)."""
 
     base: int
     write_5m: int
@@ -43,14 +43,14 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Prices of a model from a day on.
+    """Prices of a model from some day onwards.
 
     Attributes:
-        first_day: first day it holds (days since the epoch), None for always.
-        rates: the prices.
+        first_day: first day of validity (days since the epoch), None for always.
+        rates: the standard prices.
         above: prompts with more input tokens than this pay `long_rates` on every token.
-        long_rates: long-prompt prices, None where there are none.
-        verified: whether the long-prompt prices have a primary source.
+        long_rates: long-prompt prices, None if there are none.
+        verified: the long-prompt prices have a primary source.
         source: keys into the file's `sources`.
     """
 
@@ -64,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class ModelPrices:
-    """All rows of one model, oldest first."""
+    """Prices and properties of one model; rows are oldest first."""
 
     rows: tuple[Row, ...]
     minimums: tuple[tuple[int | None, int | None], ...]
@@ -75,12 +75,12 @@ class ModelPrices:
 
 
 class PriceBook:
-    """Every model's prices; looks up by model id and time."""
+    """Prices of all models, looked up by model id and time."""
 
     def __init__(
         self, models: Mapping[str, ModelPrices], names: Mapping[str, str], multipliers: Mapping[str, Decimal]
     ) -> None:
-        """Prices by canonical model name, ids (dated ones too) to names, and multipliers by name."""
+        """Stores prices by canonical name, the canonical name of every id (dated ids too), and multipliers by name."""
         self._models = models
         self._names = names
         self._multipliers = multipliers
@@ -89,13 +89,13 @@ class PriceBook:
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> PriceBook:
-        """Reads every price file.
+        """Reads one price file or all files of a folder.
 
         Args:
-            path: a YAML file or a folder of them; default is the one that ships with kvbench.
+            path: a YAML file or a folder of them; the default ships with kvbench.
 
         Raises:
-            UserError: a file is missing or malformed; names the file and the key.
+            UserError: a file is missing or malformed; the message names the file and the key.
         """
         place = Path(path) if path is not None else resources.files("kvbench.conf") / "prices"
         if not place.is_dir() and not place.is_file():
@@ -127,7 +127,7 @@ class PriceBook:
         """Canonical name of a model id.
 
         Raises:
-            UserError: the id is unknown; names the nearest ones.
+            UserError: unknown id; the message names the nearest ones.
         """
         name = self._names.get(model)
         if name is None:
@@ -141,23 +141,23 @@ class PriceBook:
         Args:
             model: model id.
             t: time of the request, seconds since the epoch.
-            unknown: value for models without a published minimum.
+            unknown: minimum of models without a published one.
         """
         key = (model, int(t // DAY))
         if key not in self._minimum:
             rows = self._models[self.resolve(model)].minimums
-            # before its first row a model's minimum is that row's: pages are dated, models are not
+            # before its first row, the first row applies: the pages are dated, the models are not
             held = [tokens for day, tokens in rows if day is None or day <= key[1]] or [rows[0][1]]
             self._minimum[key] = held[-1]
         value = self._minimum[key]
         return unknown if value is None else value
 
     def tool_prompt(self, model: str, choice: str) -> int:
-        """Tokens of the prompt that the API adds to requests with tools (R21), 0 where none is published.
+        """Tokens of the prompt that the API adds to requests with tools (R21), 0 if unpublished.
 
         Args:
             model: model id.
-            choice: "auto" (or none), "any" (or one tool), "" for a request without tools.
+            choice: "auto" (also tool_choice none), "any" (also a named tool), "" for a request without tools.
 
         Raises:
             UserError: unknown model.
@@ -201,7 +201,7 @@ class PriceBook:
 
         Args:
             request: gives model, date and multipliers.
-            usage: tokens by how they are billed.
+            usage: tokens by billing class.
             unverified: apply long-prompt prices that have no primary source.
 
         Raises:
@@ -215,7 +215,7 @@ class PriceBook:
         return paid, out
 
     def multipliers(self, request: Request, rates: Rates) -> tuple[Decimal, Decimal]:
-        """What the input and the output of a request are multiplied by (R20: they stack).
+        """Price factors of the input and the output of a request (R20: they stack).
 
         Raises:
             UserError: fast mode on a model without it, or an unknown speed.
@@ -230,7 +230,7 @@ class PriceBook:
         if request.speed == "fast":
             if model.fast is None:
                 raise UserError(f"speed=fast: {request.model} has no fast mode")
-            # cache multipliers apply to the fast base price as they do to the normal one
+            # cache multipliers apply to the fast base price as well
             factor *= Decimal(model.fast[0]) / rates.base
             out_factor *= Decimal(model.fast[1]) / rates.output
         elif request.speed not in ("", "standard"):
@@ -243,7 +243,7 @@ def _rounded(value: Decimal) -> int:
 
 
 def _nano(value: Any) -> int:
-    """USD per million tokens to nano-dollars per token; must be whole."""
+    """Converts USD per million tokens to whole nano-dollars per token."""
     nano = Decimal(str(value)) * 1000
     if nano != int(nano) or nano < 0:
         raise ArithmeticError(f"{value} is not a whole number of nano-dollars per token")
@@ -279,15 +279,15 @@ def _model(entry: Mapping[str, Any], sources: Mapping[str, Any]) -> ModelPrices:
     for minimum in entry["minimum"]:
         _check_source(minimum, sources)
     fast = entry.get("fast")
-    own = entry.get("tool_prompt")
-    if own:
-        _check_source(own, sources)
+    tool_prompt = entry.get("tool_prompt")
+    if tool_prompt:
+        _check_source(tool_prompt, sources)
     return ModelPrices(
         tuple(sorted(rows, key=lambda row: row.first_day or 0)),
         _ordered([(_day(minimum), minimum["tokens"]) for minimum in entry["minimum"]]),
         (_nano(fast["base"]), _nano(fast["output"])) if fast else None,
         bool(entry.get("us_inference")),
-        {"auto": int(own["auto"]), "any": int(own["any"])} if own else {},
+        {name: int(tool_prompt[name]) for name in ("auto", "any")} if tool_prompt else {},
         bool(entry.get("reads_limited")),
     )
 

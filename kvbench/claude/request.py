@@ -1,7 +1,7 @@
-"""What a request is to the cache: a chain of content blocks, each with a cumulative hash.
+"""A request as the cache sees it: a chain of content blocks, each with a cumulative hash.
 
-Every block of a prompt is a `Node` that points at the block before it, so requests that share a
-prefix share the nodes, and a request that extends another one costs only its extension.
+Every block of a prompt is a `Node` that points to the previous block, so requests with a common prefix share its nodes
+and a request that extends another one only adds nodes for the extension.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 TOOLS, SYSTEM, MESSAGES = 0, 1, 2
 TIERS = ("tools", "system", "messages")
 
-# kinds that the rules tell apart; every other content is TEXT
+# kinds that the rules distinguish; all other content is TEXT
 TEXT, TOOL, TOOL_USE, TOOL_RESULT, THINKING, SERVER_RESULT = range(6)
 KINDS = ("text", "tool", "tool_use", "tool_result", "thinking", "server_tool_result")
 
 TTL_SECONDS = {"5m": 300, "1h": 3600}
 TTL_NAMES = {300: "5m", 3600: "1h"}
 
-# a polynomial hash modulo a Mersenne prime: the same prefix has the same value however it is cut into blocks
+# a polynomial hash modulo a Mersenne prime: independent of how a prefix is cut into blocks
 _PRIME = (1 << 127) - 1
 _FACTOR = 0x5DEECE66D1234567F9E3779B97F4A7C1 % _PRIME
 
@@ -31,7 +31,7 @@ def digest(text: str) -> int:
 
 
 def mix(cumulative: int, values: Sequence[int]) -> int:
-    """Cumulative prefix hash after appending values, in order."""
+    """Cumulative prefix hash after appending values in order."""
     for value in values:
         cumulative = (cumulative * _FACTOR + value + 1) % _PRIME
     return cumulative
@@ -39,19 +39,19 @@ def mix(cumulative: int, values: Sequence[int]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ContentBlock:
-    """One content block as it was sent, without its content.
+    """One content block of a request, without its content.
 
     Attributes:
         tier: TOOLS, SYSTEM or MESSAGES.
         kind: one of the kinds above.
-        hash: hash of the content with JSON keys sorted and a string written as a text block.
+        hash: hash of the content, with sorted JSON keys and bare strings as text blocks.
         tokens: tokens of this block alone.
-        source: how the tokens were counted: usage, scaled, fixture, reconstructed, estimate.
-        order: hash of the JSON as sent, 0 when its keys are sorted already (assumption U6).
+        source: source of the token count: usage, scaled, fixture, reconstructed, estimate.
+        order: hash of the JSON as sent, 0 if its keys are sorted (assumption U6).
         string: the content was a bare string (assumption U4).
-        message: index of the message the block is in, -1 outside messages.
-        type: the block's own type name, for reports.
-        markable: whether cache_control may stand on it (R5).
+        message: index of the block's message, -1 outside messages.
+        type: the block's type name, for reports.
+        markable: the block may carry cache_control (R5).
     """
 
     tier: int
@@ -67,7 +67,7 @@ class ContentBlock:
 
 
 class Node:
-    """A block in its place: one link of a prefix chain."""
+    """A block in a prefix chain."""
 
     __slots__ = (
         "__weakref__",
@@ -97,14 +97,14 @@ class Node:
         """Appends a block to a chain.
 
         Args:
-            parent: the block before, None for the root.
+            parent: the previous block, None for the root.
             cum: hash of everything up to and including this block.
             tokens: tokens of everything up to and including this block.
             tier: TOOLS, SYSTEM or MESSAGES.
             kind: kind of the block.
             message: index of its message.
             block_hash: hash of the block alone.
-            markable: whether cache_control may stand on it.
+            markable: the block may carry cache_control.
         """
         self.parent = parent
         self.cum = cum
@@ -115,23 +115,23 @@ class Node:
         self.block_hash = block_hash
         self.markable = markable
         self.index = 0 if parent is None else parent.index + 1
-        # nearest server-tool result at or before this block: the API puts its own breakpoint there (R7)
+        # nearest server-tool result at or before this block, where the API sets a breakpoint (R7)
         self.server = self if kind == SERVER_RESULT else None if parent is None else parent.server
 
 
 Marker = tuple[Node, int]
-"""A breakpoint: the block it stands on and its lifetime in seconds (300 or 3600)."""
+"""A breakpoint: its block and its TTL in seconds (300 or 3600)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hashing:
-    """Which differences between two requests change the prefix: the assumptions that act before the lookup.
+    """Differences between two requests that change the prefix: the assumptions that apply before the lookup.
 
     Attributes:
         string_form: U4, "equal" or "distinct".
         key_order: U6, "significant" or "ignored".
         params_scope: first tier that a change of thinking, effort, betas invalidates: "messages" or "tools".
-        tool_prompt: whether the API's own tool-use prompt (R21) is cached with the prefix: "prefix" or "uncached".
+        tool_prompt: the API's own tool-use prompt (R21) is cached with the prefix ("prefix") or "uncached".
     """
 
     string_form: str = "equal"
@@ -150,22 +150,22 @@ class Hashing:
 
 
 def root(salt: int = 0, tokens: int = 0) -> Node:
-    """What comes before the first block; requests whose tools-tier salt differs share nothing.
+    """The root before the first block; requests with different salts share nothing.
 
     Args:
         salt: hash of the parameters that the tools tier depends on.
-        tokens: tokens that the API itself puts there (R21), cached together with the first block.
+        tokens: tokens that the API itself adds there (R21), cached with the first block.
     """
     return Node(None, mix(1, (salt,)), tokens, TOOLS, TEXT)
 
 
 def append(parent: Node, block: ContentBlock, hashing: Hashing, salts: Sequence[int]) -> Node:
-    """Appends a block, folding in the salt of each tier that it opens.
+    """Appends a block and mixes in the salt of each tier that it opens.
 
     Args:
         parent: last block so far, or the root.
         block: the block to append; its tier must not be before the parent's.
-        hashing: which differences count.
+        hashing: differences that change the prefix.
         salts: hash of the parameters that affect each tier, [3].
     """
     cum = parent.cum
@@ -180,7 +180,7 @@ def append(parent: Node, block: ContentBlock, hashing: Hashing, salts: Sequence[
 
 @dataclass(slots=True)
 class Usage:
-    """Input tokens of one request by how they are billed; `read + write_5m + write_1h + uncached = total`."""
+    """Input tokens of one request by billing class: `read + write_5m + write_1h + uncached = total`."""
 
     read: int = 0
     write_5m: int = 0
@@ -199,25 +199,25 @@ class Request:
     """One request of a trace.
 
     Attributes:
-        id: name, unique in its trace.
+        id: unique within the trace.
         t: start, seconds since the Unix epoch.
         model: model id as sent.
         head: last block of the prompt.
         tools_end: last block of the tools tier, None without tools.
         system_end: last block of the system tier, None without system.
-        markers: breakpoints as sent, in prompt order, automatic caching already placed.
-        session: conversation it belongs to.
+        markers: breakpoints in prompt order, including that of automatic caching.
+        session: conversation of the request.
         workspace: isolation scope (R25).
         ttft: seconds from start to the first byte of the response (R24).
         output: output tokens.
-        usage: usage as the API reported it, if it was recorded.
-        source: weakest token source among its blocks.
-        tail: tokens that no block covers and that are never cached: a trace's incomplete last block, the
-            API's own tool-use prompt under `tool_prompt: uncached`.
+        usage: usage reported by the API, None if not recorded.
+        source: least trusted token source among its blocks.
+        tail: uncacheable tokens outside all blocks: the incomplete last block of a trace, the API's own tool-use
+            prompt under `tool_prompt: uncached`.
         batch: sent through the Batch API.
         geo: `inference_geo`, "us" costs more.
         speed: "fast" or "".
-        blocks: the blocks themselves where the trace has them, for reports.
+        blocks: the blocks, if the trace has them, for reports.
     """
 
     id: str
@@ -247,12 +247,12 @@ def chain(
 
     Args:
         blocks: all blocks, in tools, system, messages order.
-        hashing: which differences count.
+        hashing: differences that change the prefix.
         salts: hash of the parameters per tier, [3].
-        before: tokens that the API puts before the first block.
+        before: tokens that the API adds before the first block.
 
     Returns:
-        One node per block (the root is not among them).
+        One node per block, without the root.
     """
     node = root(salts[TOOLS], before)
     nodes = []
@@ -263,7 +263,7 @@ def chain(
 
 
 def tier_ends(nodes: Sequence[Node]) -> tuple[Node | None, Node | None]:
-    """Last block of the tools tier and of the system tier, None where the tier is empty."""
+    """Last block of the tools tier and of the system tier, None for an empty tier."""
     ends: list[Node | None] = [None, None]
     for node in nodes:
         if node.tier < MESSAGES:
@@ -272,7 +272,7 @@ def tier_ends(nodes: Sequence[Node]) -> tuple[Node | None, Node | None]:
 
 
 def last_markable(node: Node | None) -> Node | None:
-    """The nearest block at or before a block that may carry a marker (R4), None if there is none."""
+    """The nearest markable block at or before a block (R4), None if there is none."""
     while node is not None and node.index and not node.markable:
         node = node.parent
     return node if node is not None and node.index else None

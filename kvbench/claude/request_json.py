@@ -1,4 +1,4 @@
-"""From the JSON of a Messages API request to blocks, markers and the parameters that affect the prefix."""
+"""Parses the JSON of a Messages API request into blocks, markers and the parameters that affect the prefix."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
-    """A request as blocks: what a trace records of it.
+    """A request as a trace records it.
 
     Attributes:
         blocks: all blocks in tools, system, messages order.
         markers: (index into blocks, ttl in seconds) of explicit markers, in order.
-        automatic: ttl in seconds of a top-level cache_control, None without.
-        params: hashes of the parameters that affect the prefix and are not at their default, by name, by the
-            tier they affect: "system", "messages", "model" (which tier is model-specific, not published).
-        tool_prompt: which of its own tool-use prompts the API adds (R21): "auto", "any", "" without tools.
+        automatic: ttl in seconds of a top-level cache_control, None if there is none.
+        params: hashes of the parameters that affect the prefix and differ from their default, by name within the
+            affected tier: "system", "messages", "model" (the tier depends on the model and is not published).
+        tool_prompt: the tool-use prompt that the API adds (R21): "auto", "any", "" without tools.
     """
 
     blocks: tuple[ContentBlock, ...]
@@ -74,7 +74,7 @@ class ParsedRequest:
 
 
 def parse(body: Json, counter: Counter, betas: Sequence[str] = ()) -> ParsedRequest:
-    """Blocks and markers of a request body.
+    """Parses a request body.
 
     Args:
         body: the request's JSON, valid.
@@ -110,11 +110,11 @@ def build_request(
     speed: str = "",
     hidden: int = 0,
 ) -> Request:
-    """Builds the prefix chain of a parsed request and places its markers, the automatic one included (R4).
+    """Builds the prefix chain of a parsed request and places its markers, including the automatic one (R4).
 
     Args:
         parsed: the parsed request.
-        hashing: which differences change the prefix.
+        hashing: differences that change the prefix.
         hidden: tokens of the API's own tool-use prompt (R21).
         id, t, model, output, ttft, session, workspace, batch, geo, speed: see `Request`.
     """
@@ -144,12 +144,12 @@ def build_request(
 
 
 def split_hidden(hidden: int, hashing: Hashing) -> tuple[int, int]:
-    """The API's own tool-use prompt as (tokens before the first block, tokens that are never cached)."""
+    """The API's own tool-use prompt as (tokens before the first block, uncacheable tokens)."""
     return (hidden, 0) if hashing.tool_prompt == "prefix" else (0, hidden)
 
 
 def placed_markers(nodes: Sequence[Node], parsed: ParsedRequest) -> tuple[tuple[Node, int], ...]:
-    """Markers of a request on its nodes."""
+    """Markers of a request on its nodes, in prompt order."""
     placed = [(nodes[index], ttl) for index, ttl in parsed.markers]
     if parsed.automatic is not None:
         node = last_markable(nodes[-1])
@@ -163,8 +163,8 @@ def with_markers(body: Json, ttls: Mapping[int, str]) -> dict[str, Any]:
 
     Args:
         body: the request's JSON.
-        ttls: lifetime by index of the block, in the order of `parse`. All strings become text blocks, so that
-            a message looks the same whether it is marked or not.
+        ttls: ttl by block index, in the order of `parse`. All strings become text blocks, so that marked and
+            unmarked messages have the same form.
     """
     copy = {key: deepcopy(value) for key, value in body.items() if key != "cache_control"}
     if isinstance(copy.get("system"), str) and copy["system"]:
@@ -181,7 +181,7 @@ def with_markers(body: Json, ttls: Mapping[int, str]) -> dict[str, Any]:
 
 
 def salts(params: Mapping[str, Mapping[str, str]], hashing: Hashing) -> tuple[int, int, int]:
-    """Hash of the parameters that each tier depends on, [3]; 0 where all are at their defaults."""
+    """Hash of the parameters that affect each tier, [3]; 0 if all have their defaults."""
     model_specific = params.get("model")
     tools: Any = None
     messages: Any = params.get("messages")
@@ -193,15 +193,15 @@ def salts(params: Mapping[str, Mapping[str, str]], hashing: Hashing) -> tuple[in
 
 
 def ttl_of(control: Json) -> int:
-    """Lifetime of a cache_control in seconds; 5 minutes if it names none (R12)."""
+    """TTL of a cache_control in seconds; 5 minutes by default (R12)."""
     return TTL_SECONDS[control.get("ttl") or "5m"]
 
 
 def text_of(item: Json) -> str:
-    """What of a block is tokenised: its text, or its JSON without markers.
+    """The text of a block that is tokenised: its text, or its JSON without markers.
 
-    A `tool_reference` (in a tool result) counts as its own JSON, like every block without a text, and not as the
-    definition that it names: how it is charged is not documented.
+    A `tool_reference` (in a tool result) counts as its JSON, like every block without text, and not as the tool
+    definition that it refers to: its billing is not documented.
     """
     if item.get("type") == "text" and set(item) <= {"type", "text", "cache_control"}:
         return str(item["text"])
@@ -219,14 +219,14 @@ def _without_data(value: Any) -> Any:
 
 
 def _images(item: Json) -> int:
-    """Number of images in a block, those in a tool result included."""
+    """Number of images in a block, including those in a tool result."""
     parts = item.get("content") if isinstance(item.get("content"), list) else ()
     inside = sum(isinstance(part, Mapping) and part.get("type") == "image" for part in parts or ())
     return inside + (item.get("type") == "image")
 
 
 def _items(body: Json, model: str) -> Iterator[tuple[int, int, str, bool, dict[str, Any], bool]]:
-    """Every block: (tier, message, role, first of its message, content, was a bare string)."""
+    """Every block: (tier, message, role, is first in its message, content, was a bare string)."""
     tools = [tool for tool in body.get("tools") or () if not deferred(tool)]
     toggles = [tool for tool in tools if str(tool.get("type", "")).startswith(TOGGLES)]
     for tool in tools:
@@ -248,11 +248,11 @@ def _items(body: Json, model: str) -> Iterator[tuple[int, int, str, bool, dict[s
 
 
 def deferred(tool: Json) -> bool:
-    """Whether a tool, or every tool of a toolset, is left out of the prefix until it is searched for (R6)."""
+    """Whether a tool, or every tool of a toolset, is left out of the prefix until a search finds it (R6)."""
     if tool.get("defer_loading"):
         return True
-    own = [config.get("defer_loading") for config in (tool.get("configs") or {}).values()]
-    return bool((tool.get("default_config") or {}).get("defer_loading")) and False not in own
+    overrides = [config.get("defer_loading") for config in (tool.get("configs") or {}).values()]
+    return bool((tool.get("default_config") or {}).get("defer_loading")) and False not in overrides
 
 
 def _content(content: str | Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bool]]:
@@ -292,11 +292,11 @@ def _block(
     bare = _bare(item)
     canonical = json.dumps(bare, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     as_sent = json.dumps(bare, separators=(",", ":"), ensure_ascii=False)
-    # a block's own keys are written by a client library; only the JSON inside it has a free order
+    # client libraries write a block's keys in a fixed order; only the JSON inside it varies
     ordered = _sorted_inside(bare)
     tokens, source = counter.count(text_of(item), model)
     if tier == TOOLS and str(item.get("type", "")).endswith("_toolset"):
-        # one entry stands for tools that the API looks up elsewhere
+        # one entry stands for several tools whose definitions the API adds
         source = "estimate"
     if images := _images(item):
         tokens, source = tokens + images * IMAGE_TOKENS, "estimate"
@@ -315,7 +315,7 @@ def _block(
 
 
 def markable(item: Json) -> bool:
-    """Whether cache_control may stand on a block (R5)."""
+    """Whether a block may carry cache_control (R5)."""
     if _KINDS.get(str(item.get("type", ""))) == THINKING:
         return False
     return not (item.get("type") == "text" and not item.get("text"))
@@ -330,7 +330,7 @@ def _kind(tier: int, type_: str) -> int:
 
 
 def _control(item: Json) -> Json | None:
-    """The marker of a block; one on the last part of a tool result marks the result."""
+    """The marker of a block; a marker on the last part of a tool result counts for the result."""
     control = item.get("cache_control")
     content = item.get("content")
     if control is None and item.get("type") == "tool_result" and isinstance(content, list) and content:
@@ -339,7 +339,7 @@ def _control(item: Json) -> Json | None:
 
 
 def _bare(item: Json) -> dict[str, Any]:
-    """A block without its markers, which are not hashed; schemas and inputs stay as they are."""
+    """A block without markers, which are not hashed; schemas and inputs are unchanged."""
     bare = {key: value for key, value in item.items() if key != "cache_control"}
     if isinstance(bare.get("content"), list):
         bare["content"] = [_bare(part) if isinstance(part, Mapping) else part for part in bare["content"]]
@@ -347,13 +347,13 @@ def _bare(item: Json) -> dict[str, Any]:
 
 
 def _sorted_inside(item: Json) -> bool:
-    """Whether the free-form JSON of a block (tool input, input schema) has its keys in sorted order."""
+    """Whether the free-form JSON of a block (tool input, input schema) has sorted keys."""
     free = {key: item[key] for key in ("input", "input_schema") if key in item}
     return json.dumps(free, sort_keys=True) == json.dumps(free)
 
 
 def _params(body: Json, betas: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Hashes of the parameters that affect the prefix, left out where they equal their default."""
+    """Hashes of the parameters that affect the prefix and differ from their default."""
     choice = dict(body.get("tool_choice") or {})
     if choice.get("disable_parallel_tool_use") is False:
         del choice["disable_parallel_tool_use"]

@@ -1,4 +1,4 @@
-"""Where the loopback server's answers come from: a script or a local model, never Claude."""
+"""Answers of the loopback server: from a script or a local model, never from Claude."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 Json = Mapping[str, Any]
 
 Responder = Callable[[Json], list[dict[str, Any]]]
-"""Takes a request's JSON and returns the content blocks of the answer (text or tool_use)."""
+"""Maps a request's JSON to the content blocks of the answer (text or tool_use)."""
 
 
 def fixed(text: str = "This is a scripted answer.") -> Responder:
@@ -17,7 +17,7 @@ def fixed(text: str = "This is a scripted answer.") -> Responder:
 
 
 def in_turn(answers: Iterable[list[dict[str, Any]]]) -> Responder:
-    """Answers from a list, one after another; the last one repeats."""
+    """Answers from a list in order; the last one repeats."""
     remaining = list(answers)
 
     def respond(body: Json) -> list[dict[str, Any]]:
@@ -30,7 +30,7 @@ def local(generate: Callable[[str], str]) -> Responder:
     """Answers with a local model.
 
     Args:
-        generate: takes the conversation as plain text and returns the continuation.
+        generate: maps the conversation as plain text to its continuation.
     """
     return lambda body: [{"type": "text", "text": generate(transcript(body))}]
 
@@ -43,7 +43,7 @@ def transcript(body: Json) -> str:
 
 
 def plain(content: Any) -> str:
-    """The text of a string, a block, or a list of blocks; tool results included."""
+    """The text of a string, a block or a list of blocks, including tool results."""
     if isinstance(content, str):
         return content
     if isinstance(content, Mapping):

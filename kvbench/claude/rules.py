@@ -1,7 +1,7 @@
-"""The rule engine: one organisation's cache, request after request.
+"""The rule engine: the prompt cache of one organisation.
 
-Rules (R1-R26) are those of the prompt-caching documentation as of 2026-11; what it leaves open is in
-`Assumptions`. The same engine drives the simulator, the planner and the loopback server.
+The rules (R1-R26) follow the prompt-caching documentation as of 2026-11; `Assumptions` covers what it leaves open. The
+same engine drives the simulator, the planner and the loopback server.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from kvbench.claude.request import (
 MAX_MARKERS = 4
 LOOKBACK = 20
 EXACT_SOURCES = frozenset({"usage", "fixture"})
-UNDECIDED_SHARE = 20  # within 1/20 (5 %) of a minimum, an estimated count decides nothing
-SWEEP_EVERY = 512  # writes after which expired entries are dropped
+UNDECIDED_SHARE = 20  # an estimated count within 1/20 (5 %) of a minimum is undecided
+SWEEP_EVERY = 512  # writes between two sweeps of expired entries
 
 _RUNS = (TOOL_USE, TOOL_RESULT)
 
 
 def marker_error(markers: Sequence[Marker]) -> str:
-    """What is wrong with a request's markers (R3, R16), empty if nothing is.
+    """The error in a request's markers (R3, R16), empty if they are valid.
 
     Args:
         markers: explicit and automatic markers in prompt order.
@@ -48,12 +48,12 @@ def marker_error(markers: Sequence[Marker]) -> str:
 
 
 class Entry:
-    """A cached prefix: alive until `expires`, readable from `visible` on."""
+    """A cached prefix, alive until `expires` and readable from `visible` onwards."""
 
     __slots__ = ("expires", "visible")
 
     def __init__(self, expires: float, visible: float) -> None:
-        """An entry with its two times, seconds since the epoch."""
+        """Both times are seconds since the epoch."""
         self.expires = expires
         self.visible = visible
 
@@ -64,11 +64,11 @@ Store = dict[int, Entry]
 
 @dataclass(slots=True)
 class Outcome:
-    """What the engine did with one request.
+    """Result of serving one request.
 
     Attributes:
-        usage: input tokens by how they are billed.
-        hit: block up to which the prefix was read, None on a miss.
+        usage: input tokens by billing class.
+        hit: last block of the prefix that was read, None on a miss.
         written: markers that wrote an entry.
         undecided: a marker's prefix is within 5 % of the minimum and its count is an estimate.
     """
@@ -100,11 +100,11 @@ class Cache:
         self._sweep_at = SWEEP_EVERY
 
     def __len__(self) -> int:
-        """Entries held, expired ones that were not yet swept included."""
+        """Entries held, including expired ones not yet swept."""
         return sum(len(fives) + len(hours) for fives, hours in self._scopes.values())
 
     def copy(self) -> Cache:
-        """An independent copy, for planning ahead."""
+        """An independent copy, for planning."""
         other = Cache(self.assumptions, isolation="workspace" if self._by_workspace else "organization")
         for key, (fives, hours) in self._scopes.items():
             other._scopes[key] = (
@@ -124,7 +124,7 @@ class Cache:
     def effective(
         self, request: Request, markers: Sequence[Marker], minimum: int
     ) -> tuple[list[Marker], bool]:
-        """Markers that can read and write, server-tool breakpoints included, and whether one is undecided.
+        """Markers that can read and write, including server-tool breakpoints, and whether one is undecided.
 
         Args:
             request: the request.
@@ -144,12 +144,12 @@ class Cache:
         return [marker for marker in markers if marker[0].tokens >= minimum], undecided
 
     def serve(self, request: Request, markers: Sequence[Marker], minimum: int) -> Outcome:
-        """Looks a request up, bills it and stores what its markers write.
+        """Looks up a request, bills it and stores the entries that its markers write.
 
         Args:
-            request: the request; requests must come in the order of their start.
+            request: the request; requests must be served in order of start time.
             markers: its markers in prompt order, validated.
-            minimum: smallest cacheable prefix in tokens for its model and date.
+            minimum: smallest cacheable prefix of its model on its date, in tokens.
         """
         total = request.head.tokens + request.tail
         usable, undecided = self.effective(request, markers, minimum)
@@ -172,7 +172,7 @@ class Cache:
             if ttl == 3600:
                 hour_end = node.tokens
             self._write(store, node.cum, now, now + ttl, now + request.ttft)
-        # a hit rounded down leaves tokens that the next marker, if any, writes again (U8)
+        # the next marker, if any, rewrites the tokens that rounding a hit down leaves (U8)
         end = written[-1][0].tokens if written else start
         self._writes += len(written)
         if self._writes >= self._sweep_at:
@@ -181,7 +181,7 @@ class Cache:
         return Outcome(usage, hit, written, undecided)
 
     def sweep(self, now: float) -> None:
-        """Drops what has expired, so that memory follows the live entries and not the trace."""
+        """Drops expired entries, so that memory depends on the live entries and not on the trace."""
         for stores in self._scopes.values():
             for store in stores:
                 for cum in [cum for cum, entry in store.items() if entry.expires < now]:
@@ -224,17 +224,17 @@ class Cache:
             node = before
 
     def consumes(self, node: Node, before: Node) -> bool:
-        """Whether the step from a block to the one before uses up a lookback position (R8, R9, U5)."""
+        """Whether the step from a block to the previous one consumes a lookback position (R8, R9, U5)."""
         kind = before.kind
         if self._collapse and kind == node.kind and kind in _RUNS:
             return False
         return not (self._conversation and (before.tier < MESSAGES or kind == THINKING))
 
     def _refresh(self, hit: Node, entry: Entry, fives: Store, hours: Store, now: float) -> None:
-        """A use restarts the lifetime from the start of the request that reads (R13, R14)."""
+        """Restarts the TTL at the start of the request that reads (R13, R14)."""
         for store, ttl in ((fives, 300), (hours, 3600)):
             held = store.get(hit.cum)
-            # with TTL classes kept apart, only the class that was read lives on
+            # with separate TTL classes, only the class that was read is refreshed
             if held is not None and held.expires >= now and (self._plain or held is entry):
                 held.expires = max(held.expires, now + ttl)
         if self.assumptions.refresh == "prefixes":
@@ -249,7 +249,7 @@ class Cache:
     def _write(self, store: Store, cum: int, now: float, expires: float, visible: float) -> None:
         held = store.get(cum)
         if held is not None and held.expires >= now:
-            # a parallel request is writing the same prefix: the first response to begin serves both
+            # a parallel request writes the same prefix: it is readable once the first response begins
             held.expires = max(held.expires, expires)
             held.visible = min(held.visible, visible)
         else:
@@ -260,7 +260,7 @@ class Cache:
 
 
 def _with_server_tools(head: Node, markers: Sequence[Marker]) -> list[Marker]:
-    """Adds the 5m breakpoint that the API puts on every server-tool result of a marked request (R7)."""
+    """Adds the 5m breakpoint that the API sets on every server-tool result of a marked request (R7)."""
     marked = {node.index for node, _ in markers}
     merged = list(markers)
     node = head.server

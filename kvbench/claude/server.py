@@ -1,7 +1,7 @@
 """A Messages API server on 127.0.0.1, driven by the same rule engine as the simulator.
 
-The real `anthropic` SDK talks to it over HTTP. It answers from a script or a local model and says so in its
-headers and ids; only its usage figures follow the documented rules.
+The real `anthropic` SDK talks to it over HTTP. Answers come from a script or a local model, as headers and ids state;
+only the usage figures follow the documented rules.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from kvbench.config.errors import UserError
 
 Json = Mapping[str, Any]
 
-# from this API version on, sampling parameters are rejected even at their default values
+# sampling parameters are rejected from this API version onwards, even at their defaults
 NO_SAMPLING = "2026-10-21"
 SAMPLING = ("temperature", "top_p", "top_k")
 
 
 @dataclass(frozen=True)
 class LoggedRequest:
-    """One request that the server has answered.
+    """One answered request.
 
     Attributes:
         id: its request id.
         body: its JSON.
-        usage: what was reported for it, None if it was rejected.
+        usage: reported usage, None if the request was rejected.
     """
 
     id: str
@@ -47,10 +47,10 @@ class LoggedRequest:
 
 
 class ApiError(Exception):
-    """A request that is answered with an error body."""
+    """A request to answer with an error body."""
 
     def __init__(self, status: int, kind: str, message: str) -> None:
-        """HTTP status, the error's type name and its message."""
+        """Stores the HTTP status, the error's type name and its message."""
         super().__init__(message)
         self.status = status
         self.kind = kind
@@ -58,7 +58,7 @@ class ApiError(Exception):
 
 
 class Engine:
-    """What the server does, without HTTP."""
+    """The server without HTTP."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Engine:
             counter: counts tokens; default is by characters.
             assumptions: assumptions on undocumented points.
             clock: seconds since the epoch.
-            ttft: seconds until an answer begins, as far as the cache is concerned.
+            ttft: seconds until an answer begins, for the cache only.
         """
         self.prices = prices
         self.responder = responder or fixed()
@@ -91,7 +91,7 @@ class Engine:
         self._lock = threading.Lock()
 
     def message(self, body: Json, headers: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-        """Answers a request: its id and the message.
+        """Answers a request; returns its id and the message.
 
         Raises:
             ApiError: the request is not valid.
@@ -124,7 +124,7 @@ class Engine:
         }
 
     def count(self, body: Json) -> int:
-        """Input tokens of a request (count_tokens says nothing about the cache).
+        """Input tokens of a request, regardless of the cache.
 
         Raises:
             ApiError: the request is not valid.
@@ -179,13 +179,13 @@ class Engine:
 
 
 def workspace_of(headers: Mapping[str, str]) -> str:
-    """A name for the workspace of a request's key: a hash, never the key (one key, one workspace)."""
+    """Name of the workspace of a request: a hash of its key (one key, one workspace), never the key itself."""
     key = headers.get("x-api-key") or headers.get("authorization") or ""
     return f"{digest(key.removeprefix('Bearer ')):016x}"
 
 
 def usage_json(usage: Usage) -> dict[str, Any]:
-    """The usage object as documented."""
+    """The documented usage object."""
     return {
         "input_tokens": usage.uncached,
         "cache_creation_input_tokens": usage.write_5m + usage.write_1h,
@@ -200,7 +200,7 @@ def usage_json(usage: Usage) -> dict[str, Any]:
 
 
 def events(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The stream of events of a message, in the documented order."""
+    """The event stream of a message, in the documented order."""
     usage = message["usage"]
     opening = {**message, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 1}}
     yield {"type": "message_start", "message": opening}
@@ -277,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("x-answered-by", "kvbench loopback server, not Claude")
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing goes to stderr: headers hold keys."""
+        """Logs nothing: headers hold keys."""
 
 
 def _json(raw: bytes) -> Any:
@@ -291,7 +291,7 @@ class LoopbackServer:
     """Runs an engine behind HTTP on 127.0.0.1, as a context manager; `url` is the SDK's base_url."""
 
     def __init__(self, engine: Engine, port: int = 0) -> None:
-        """Binds a port (0: any free one); serves from `__enter__` on."""
+        """Binds a port (0: any free one); `__enter__` starts serving."""
         handler = type("Handler", (_Handler,), {"engine": engine})
         self.engine = engine
         self._http = ThreadingHTTPServer(("127.0.0.1", port), handler)

@@ -1,4 +1,4 @@
-"""Replays a trace under placements and assumptions; money and tokens come out, memory stays flat."""
+"""Replays a trace under placements and assumptions, in constant memory; results are costs and tokens."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from kvbench.config.errors import UserError
 
 @dataclass(slots=True)
 class Totals:
-    """Sums over a trace; money in nano-dollars, tokens as billed.
+    """Sums over a trace: costs in nano-dollars, tokens by billing class.
 
-    `peak_itpm` is the most input tokens in one minute of the clock that count towards the rate limit: what is read
-    from the cache does not, on all models but one (R23).
+    `peak_itpm` is the maximum of input tokens per clock minute that count towards the rate limit: cache reads do not,
+    on all models but one (R23).
     """
 
     requests: int = 0
@@ -39,10 +39,10 @@ class Totals:
         """Adds one request.
 
         Args:
-            outcome: what the engine did with it.
+            outcome: result of the rule engine.
             input_cost: nano-dollars.
             output_cost: nano-dollars.
-            minute: minute that it started in, since the epoch.
+            minute: minute of its start, since the epoch.
             limited: its input tokens that count towards the rate limit.
         """
         usage = outcome.usage
@@ -77,7 +77,7 @@ class Totals:
 
 
 class Simulator:
-    """One placement under one set of assumptions; feed it requests in the order of their start."""
+    """One placement under one set of assumptions; requests must be fed in order of start time."""
 
     def __init__(
         self, placement: Placement, prices: PriceBook, assumptions: Assumptions | None = None
@@ -113,10 +113,10 @@ def simulate(
     prices: PriceBook,
     assumptions: Assumptions | None = None,
 ) -> dict[str, Totals]:
-    """Replays a trace once, under several placements side by side.
+    """Replays a trace once under several placements.
 
     Args:
-        requests: the trace, in the order of the requests' start.
+        requests: the trace, ordered by start time.
         placements: placements by name.
         prices: the price book.
         assumptions: assumptions on undocumented points.
@@ -131,12 +131,12 @@ def simulate(
 
 @dataclass
 class Range:
-    """A placement's result under the documented reading and under every open point turned.
+    """Result of a placement under the given assumptions, and its range over the open points.
 
     Attributes:
-        base: totals with the given assumptions.
-        flips: cost minus the base's cost when one point is turned, nano-dollars, by code.
-        low: lowest cost found, all points that lower it turned together included.
+        base: totals under the given assumptions.
+        flips: change of the cost when one open point is changed to its alternative, nano-dollars, by code.
+        low: lowest cost found, including all points that lower it changed together.
         high: highest cost found, likewise.
     """
 
@@ -147,18 +147,18 @@ class Range:
 
 
 class Trace:
-    """Something that can be replayed more than once; the prefix hashes may depend on the assumptions."""
+    """A trace that can be replayed repeatedly; its prefix hashes may depend on the assumptions."""
 
     def requests(self, assumptions: Assumptions) -> Iterable[Request]:
-        """The requests in the order of their start, chains built under these assumptions."""
+        """The requests in order of start time, with chains built under these assumptions."""
         raise NotImplementedError
 
 
 class ListTrace(Trace):
-    """A trace held in memory whose chains do not depend on the assumptions."""
+    """An in-memory trace whose chains do not depend on the assumptions."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
-        """The requests, in the order of their start."""
+        """Stores the requests, ordered by start time."""
         self._requests = requests
 
     def requests(self, assumptions: Assumptions) -> Iterable[Request]:
@@ -180,9 +180,9 @@ def simulate_range(
     assumptions = assumptions or Assumptions()
     base = simulate(trace.requests(assumptions), placements, prices, assumptions)
     ranges = {name: Range(totals) for name, totals in base.items()}
-    turned: dict[str, Assumptions] = {}
+    changed: dict[str, Assumptions] = {}
     for code, _, flipped in assumptions.flips():
-        turned[code] = flipped
+        changed[code] = flipped
         for name, totals in simulate(trace.requests(flipped), placements, prices, flipped).items():
             ranges[name].flips[code] = totals.cost - base[name].cost
     for name, placement in placements.items():
@@ -190,7 +190,7 @@ def simulate_range(
         for sign in (-1, 1):
             chosen = [code for code, delta in ranges[name].flips.items() if delta * sign > 0]
             if len(chosen) > 1:
-                combined = assumptions.combined([turned[code] for code in chosen])
+                combined = assumptions.combined([changed[code] for code in chosen])
                 found.append(
                     simulate(trace.requests(combined), {name: placement}, prices, combined)[name].cost
                 )

@@ -1,4 +1,4 @@
-"""Results as tables: one row per placement, with ranges, and what each open point moves."""
+"""Result tables: one row per placement with its range, and the effect of each open point."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from kvbench.report.format import frame_table
 
 
 def usd(nano: int) -> float:
-    """Nano-dollars as dollars, for tables and plots only."""
+    """Converts nano-dollars to dollars, for tables and plots only."""
     return nano / NANO
 
 
 def cost_row(name: str, result: Range, plain: Totals) -> dict[str, Any]:
-    """One placement: cost with its range, what it saves, and its tokens.
+    """One placement: cost with its range, saving and tokens.
 
     Args:
         name: of the placement.
         result: its range.
-        plain: totals without any cache_control, to compare with.
+        plain: totals without cache_control, the baseline.
     """
     totals = result.base
     return {
@@ -49,7 +49,7 @@ def cost_row(name: str, result: Range, plain: Totals) -> dict[str, Any]:
 
 
 def display_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns of `cost_row` that a reader needs; the files have all of them."""
+    """The main columns of `cost_row`, formatted; the CSV files have all of them."""
     table = pd.DataFrame({"placement": frame["placement"], "requests": frame["requests"]})
     table["USD"] = frame["cost_usd"].map("{:.4f}".format)
     table["range"] = [
@@ -75,7 +75,7 @@ GUIDE = (
 
 
 def point_deltas(ranges: Mapping[str, Range]) -> pd.DataFrame:
-    """Dollars by which each open point, turned alone, moves each placement: one row per point."""
+    """Change of each placement's cost in dollars when one open point is changed: one row per point."""
     texts = {code: text for code, text, _ in Assumptions().flips()}
     frame = pd.DataFrame(
         {name: {code: usd(delta) for code, delta in r.flips.items()} for name, r in ranges.items()}
@@ -86,26 +86,26 @@ def point_deltas(ranges: Mapping[str, Range]) -> pd.DataFrame:
 
 
 def point_deltas_text(frame: pd.DataFrame) -> str:
-    """The rows of `point_deltas` that move anything, in Markdown, and the names of the others."""
-    money = frame.drop(columns=["point", "open"])
-    still = (money == 0).all(axis=1)
+    """The non-zero rows of `point_deltas` as Markdown, and the names of the other points."""
+    deltas = frame.drop(columns=["point", "open"])
+    still = (deltas == 0).all(axis=1)
     text = "" if still.all() else frame_table(frame[~still]) + "\n"
     if still.any():
         text += f"These move nothing here: {', '.join(frame.loc[still, 'point'])}.\n"
     return text
 
 
-def choice_deltas(base: Mapping[str, Totals], turned: Mapping[str, Mapping[str, Totals]]) -> pd.DataFrame:
-    """Dollars by which each modelling choice moves each placement: one row per choice."""
+def choice_deltas(base: Mapping[str, Totals], changed: Mapping[str, Mapping[str, Totals]]) -> pd.DataFrame:
+    """Change of each placement's cost in dollars for each modelling choice: one row per choice."""
     rows = [
         {"choice": choice, **{name: usd(found[name].cost - base[name].cost) for name in base}}
-        for choice, found in turned.items()
+        for choice, found in changed.items()
     ]
     return pd.DataFrame(rows)
 
 
 def diagnosis_table(diagnosis: Diagnosis) -> pd.DataFrame:
-    """Misses by reason, the dearest first, with what to do about them; no row without a miss."""
+    """Misses by reason with a suggested fix, most expensive first; only reasons that occur."""
     rows = [
         {"reason": reason, "misses": count, "at_most_usd": usd(money), "fix": FIXES[reason]}
         for reason, (count, money) in diagnosis.reasons().items()
@@ -129,7 +129,7 @@ def findings_table(diagnosis: Diagnosis) -> pd.DataFrame:
 
 
 def article_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The article's ten turns, recomputed beside its own figures."""
+    """The article's ten turns, recomputed next to the article's figures."""
     return pd.DataFrame(
         [
             {

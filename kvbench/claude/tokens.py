@@ -1,7 +1,7 @@
-"""Token counts of blocks, each labelled with how it was counted.
+"""Token counts of blocks, each labelled with its source.
 
-The order of trust: usage reported by the API, a committed count fixture, a reconstructed tokenizer,
-characters. Anthropic publishes no tokenizer since Claude 2.
+Sources in order of trust: usage reported by the API, a fixture of counts, a reconstructed tokenizer, characters.
+Anthropic has published no tokenizer since Claude 2.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import Protocol
 from kvbench.claude.request import digest
 from kvbench.config.errors import UserError
 
-IMAGE_TOKENS = 1600  # of a picture of the largest size that is not scaled down; its real size is not read
+IMAGE_TOKENS = 1600  # of the largest image that is not scaled down; actual sizes are not read
 
 
 class Counter(Protocol):
     """Counts the tokens of one block's text."""
 
     def count(self, text: str, model: str) -> tuple[int, str]:
-        """Tokens and the label of how they were counted."""
+        """Tokens, and the label of their source."""
         ...
 
 
 @dataclass(frozen=True)
 class CharCounter:
-    """Characters: four per token in ASCII, 0.8 tokens per other character; an estimate.
+    """Estimate from characters: four ASCII characters per token, 0.8 tokens per other character.
 
-    The second figure is of one Japanese text whose reconstructed count was known; neither is general.
+    The second figure is from one Japanese text with a known reconstructed count; neither is general.
     """
 
     ascii_chars: float = 4.0
@@ -46,7 +46,7 @@ class CharCounter:
 
 @dataclass(frozen=True)
 class FixtureCounter:
-    """Counts that were taken once with the API's count_tokens and committed, by model and content hash."""
+    """Counts from the API's count_tokens, by model and content hash."""
 
     counts: Mapping[str, Mapping[str, int]]
     fallback: Counter = field(default_factory=CharCounter)
@@ -56,7 +56,7 @@ class FixtureCounter:
         """Reads {model: {content hash in hex: tokens}}.
 
         Raises:
-            UserError: the file is missing or is not of this form.
+            UserError: the file is missing or malformed.
         """
         try:
             counts = json.loads(Path(path).read_text())
@@ -75,13 +75,13 @@ class FixtureCounter:
 
 @dataclass(frozen=True)
 class ReconstructedCounter:
-    """The third-party package `ctok`, a reconstruction (Python 3.12 on); checked by its authors only."""
+    """Counts with the third-party package `ctok`, a reconstructed tokenizer (Python 3.12+), not verified here."""
 
     token_count: Callable[[str, str], int]
 
     @classmethod
     def load(cls) -> ReconstructedCounter | None:
-        """The counter, or None where the package is not installed."""
+        """The counter, or None if the package is not installed."""
         try:
             return cls(importlib.import_module("ctok").token_count)
         except ImportError:
@@ -90,7 +90,7 @@ class ReconstructedCounter:
     def count(self, text: str, model: str) -> tuple[int, str]:
         """See Counter."""
         version = version_of(model)
-        # the package counts a one-message request; the empty text is its frame
+        # the package counts a one-message request: subtract the overhead of a message
         return self.token_count(text, version) - self.token_count("", version), "reconstructed"
 
 
@@ -101,7 +101,7 @@ def version_of(model: str) -> str:
 
 
 def best_counter(fixture: str | Path | None = None) -> Counter:
-    """The most trusted counter at hand: fixture, then reconstructed, then characters."""
+    """The most trusted available counter: fixture, then reconstructed, then characters."""
     fallback: Counter = ReconstructedCounter.load() or CharCounter()
     return FixtureCounter.load(fixture, fallback) if fixture else fallback
 

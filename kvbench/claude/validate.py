@@ -13,18 +13,18 @@ THINKING_TYPES = ("thinking", "redacted_thinking")
 
 
 def errors(body: Json, *, batch: bool = False) -> list[str]:
-    """What is wrong with a request's caching, in the API's own manner; empty if nothing is.
+    """Errors in a request's caching, worded as by the API; empty if it is valid.
 
-    The wording of the messages follows public issue reports, is not documented and may change.
+    The wording follows public issue reports; it is not documented and may change.
 
     Args:
         body: the request's JSON.
-        batch: it is an entry of a batch.
+        batch: the request is an entry of a batch.
     """
     found: list[str] = []
     marks = list(_marks(body))
     for path, item, control in marks:
-        found += _one(path, item, control)
+        found += _marker_errors(path, item, control)
     found += _nested(body)
     top = body.get("cache_control")
     if top is not None:
@@ -64,7 +64,7 @@ def _blocks(body: Json) -> Iterator[tuple[str, Json]]:
                 yield f"messages.{number}.content.{part}", item
 
 
-def _one(path: str, item: Json, control: Json) -> list[str]:
+def _marker_errors(path: str, item: Json, control: Json) -> list[str]:
     if path.startswith("tools.") and item.get("defer_loading"):
         return [
             f"Tool '{item.get('name')}' cannot have both defer_loading=true and cache_control set. "
@@ -86,10 +86,10 @@ def _control(path: str, control: Json) -> list[str]:
 
 
 def _nested(body: Json) -> list[str]:
-    """Markers inside a block where only the block itself, or its last part, may be marked."""
+    """Errors for markers inside a block; only the block itself, or its last part, may be marked."""
     found: list[str] = []
     for path, item in _blocks(body):
-        # only toolsets have them
+        # only toolsets have configs
         configs: Mapping[str, Json] = item.get("configs") or {}
         for name, config in configs.items():
             if config.get("cache_control") is not None:
@@ -107,11 +107,11 @@ def _together(body: Json, marks: list[tuple[str, Json, Json]], top: Json | None)
     ttls = [(path, control.get("ttl") or "5m") for path, _, control in marks]
     if top is not None:
         path, last = _last_markable(body)
-        own = (last.get("cache_control") if last is not None else None) or None
+        existing = (last.get("cache_control") if last is not None else None) or None
         ttl = top.get("ttl") or "5m"
-        if own is not None and (own.get("ttl") or "5m") != ttl:
+        if existing is not None and (existing.get("ttl") or "5m") != ttl:
             return [f"cache_control: automatic caching with ttl='{ttl}' conflicts with the ttl on {path}"]
-        if own is None and last is not None:
+        if existing is None and last is not None:
             if len(marks) == MAX_MARKERS:
                 return ["cache_control: automatic caching needs one of the 4 breakpoints, all are in use"]
             ttls.append(("cache_control", ttl))
@@ -131,7 +131,7 @@ def _together(body: Json, marks: list[tuple[str, Json, Json]], top: Json | None)
 
 
 def _last_markable(body: Json) -> tuple[str, Json | None]:
-    """The block that automatic caching would mark; a bare string stands for an unmarked block."""
+    """The block that automatic caching would mark; a bare string counts as an unmarked block."""
     for number in range(len(body.get("messages") or ()) - 1, -1, -1):
         content = body["messages"][number].get("content")
         if isinstance(content, str):
@@ -152,13 +152,13 @@ def _last_markable(body: Json) -> tuple[str, Json | None]:
 
 
 def _prewarm(body: Json, batch: bool) -> list[str]:
-    """What a request with max_tokens 0 must not ask for (R26)."""
+    """Errors for options that max_tokens 0 does not allow (R26)."""
     thinking = (body.get("thinking") or {}).get("type", "disabled")
-    asks = {
+    requested = {
         "stream": bool(body.get("stream")),
         "thinking": thinking != "disabled",
         "output_config.format": bool((body.get("output_config") or {}).get("format")),
         "tool_choice": (body.get("tool_choice") or {}).get("type") in ("any", "tool"),
         "batches": batch,
     }
-    return [f"max_tokens: 0 cannot be combined with {name}" for name, asked in asks.items() if asked]
+    return [f"max_tokens: 0 cannot be combined with {name}" for name, used in requested.items() if used]

@@ -1,4 +1,4 @@
-"""Layouts of the Agentic-RAG workload that only the Claude API takes."""
+"""Layouts of the Agentic-RAG workload that only work with the Claude API."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kvbench.claude.rag.graphs import run_turn
 
 
 class Agent:
-    """LangChain's create_agent, with AnthropicPromptCachingMiddleware or without."""
+    """LangChain's create_agent, with or without AnthropicPromptCachingMiddleware."""
 
     def __init__(
         self, chat: ChatAnthropic, tool: BaseTool, system: str, ttl: Literal["5m", "1h"] | None
@@ -33,9 +33,9 @@ class Agent:
 
 
 class ContextInSystem:
-    """The article's explicit code: retrieved first, one request per turn, context as a system block.
+    """The article's explicit code: retrieval first, one request per turn, context as a system block.
 
-    Marked are the last tool and the context block, which is another one at every question.
+    The last tool and the context block carry markers; the context block differs at every question.
     """
 
     def __init__(self, client: anthropic.Anthropic, model: str, tool: BaseTool, system: str) -> None:
@@ -48,7 +48,7 @@ class ContextInSystem:
 
     def ask(self, question: str, thread: str) -> str:
         """See Conversation."""
-        mark: anthropic.types.CacheControlEphemeralParam = {"type": "ephemeral"}
+        marker: anthropic.types.CacheControlEphemeralParam = {"type": "ephemeral"}
         history = self._history.setdefault(thread, [])
         history.append({"role": "user", "content": f"{prompts.ANSWER}\n{question}"})
         context = self._tool.invoke({"query": question})
@@ -60,16 +60,16 @@ class ContextInSystem:
                     "name": self._tool.name,
                     "description": self._tool.description,
                     "input_schema": self._tool.get_input_jsonschema(),
-                    "cache_control": mark,
+                    "cache_control": marker,
                 }
             ],
             system=[
                 {"type": "text", "text": self._system},
-                {"type": "text", "text": f"Search result:\n\n{context}", "cache_control": mark},
+                {"type": "text", "text": f"Search result:\n\n{context}", "cache_control": marker},
             ],
             messages=history,
         )
-        # an answer may begin with a tool call; only its text goes into the history
+        # an answer may begin with a tool call; only its text is added to the history
         text = "".join(block.text for block in message.content if block.type == "text")
         history.append({"role": "assistant", "content": text})
         return text

@@ -21,24 +21,24 @@ EXTRA = "the Agentic-RAG workload needs the extra: pip install 'kvbench[claude]'
 
 @dataclass(frozen=True, kw_only=True)
 class RagConfig:
-    """What to run and under which assumptions.
+    """Workload, assumptions and outputs of a run.
 
     Attributes:
-        run_dir: where the results go.
-        claude_model: model that is asked and priced.
+        run_dir: output folder.
+        claude_model: model to run and to price.
         turns: questions per conversation.
-        conversations: conversations, one after another.
+        conversations: number of sequential conversations.
         gap: seconds between turns.
         service: seconds per request (virtual time).
         sizes: sizes of a prompt's parts.
-        placements: placements to put on the corrected and the append-only layout.
-        live: talk to the real API with the key in ANTHROPIC_API_KEY; costs money.
-        counts: file of token counts as `take_counts` writes it, null to count without.
-        take_counts: count every block with the API's count_tokens, which needs the key and costs nothing, and write
-            the run's counts.json.
-        prices: price file or folder, null for the shipped one.
+        placements: names of placements to compare.
+        live: use the real API with the key in ANTHROPIC_API_KEY; costs money.
+        counts: file of token counts written by `take_counts`, null for none.
+        take_counts: count every block with the API's count_tokens (needs the key, free of charge) and write
+            counts.json into the run's folder.
+        prices: price file or folder, null for the default.
         switches: assumptions on the undocumented points.
-        seed: of the questions.
+        seed: seed of the questions.
     """
 
     run_dir: str
@@ -47,7 +47,7 @@ class RagConfig:
     conversations: int = 1
     gap: float = 60.0
     service: float = 2.0
-    # those of the article's table
+    # sizes of the article's table
     sizes: Sizes = field(default_factory=lambda: Sizes(system=2_000, tool=1_000, passage=8_000))
     placements: tuple[str, ...] = ()
     live: bool = False
@@ -58,10 +58,10 @@ class RagConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the numbers.
+        """Validates the numbers.
 
         Raises:
-            UserError: a number that makes no sense.
+            UserError: a number that is not allowed.
         """
         for name in ("turns", "conversations"):
             if getattr(self, name) < 1:
@@ -72,7 +72,7 @@ class RagConfig:
 
 
 def build_runner(cfg: RagConfig, prices: PriceBook) -> Runner:
-    """What runs the workload and writes its traces into the run's folder.
+    """The runner of the workload; its traces go into the run's folder.
 
     Raises:
         UserError: the extra is not installed, the model is unknown, or a live run has no key.
@@ -97,6 +97,6 @@ def build_runner(cfg: RagConfig, prices: PriceBook) -> Runner:
 
 
 def save_counts(cfg: RagConfig, runner: Runner) -> None:
-    """Writes counts.json into the run's folder if the counts were taken in this run."""
+    """Writes counts.json into the run's folder if this run counted with the API."""
     if isinstance(runner.counter, ApiCounter):
         runner.counter.save(Path(cfg.run_dir) / "counts.json")

@@ -1,4 +1,4 @@
-"""A generated knowledge base of an invented ferry company, and questions about it."""
+"""A generated knowledge base of a fictional ferry company, and questions about it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILLER = (
 
 @dataclass(frozen=True)
 class Document:
-    """One passage: its title, its text."""
+    """One passage."""
 
     title: str
     text: str
@@ -36,9 +36,9 @@ def documents(chars: int, overlap: int = 0, seed: int = 0) -> list[Document]:
     """One passage per line and topic, each about `chars` characters long.
 
     Args:
-        chars: length of a passage, which is what the retriever returns.
+        chars: length of a passage, the unit of retrieval.
         overlap: characters at its end that the next passage of the same line repeats at its start.
-        seed: of the numbers.
+        seed: seed of the numbers in the text.
     """
     found = []
     for line in LINES:
@@ -56,13 +56,13 @@ def documents(chars: int, overlap: int = 0, seed: int = 0) -> list[Document]:
 
 
 def questions(count: int, seed: int = 0) -> list[str]:
-    """Questions of one conversation; every fourth is so vague that it has to be rewritten."""
+    """Questions of one conversation; every fourth is vague and needs rewriting."""
     draw = random.Random(f"questions/{seed}")
-    asked = []
+    found = []
     for number in range(count):
         line, topic = draw.choice(LINES), draw.choice(sorted(TOPICS))
         if number % 4 == 3:
-            asked.append(f"And what about {topic}?")
+            found.append(f"And what about {topic}?")
         else:
-            asked.append(f"What are the rules of the {line} Line on {topic}?")
-    return asked
+            found.append(f"What are the rules of the {line} Line on {topic}?")
+    return found

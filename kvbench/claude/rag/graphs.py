@@ -20,15 +20,15 @@ from kvbench.claude.rag.corpus import documents
 from kvbench.claude.rag.embedding import MiniLM
 from kvbench.claude.rag.sizes import Sizes
 
-LIMIT = 60  # steps of a graph within one turn; a question is rewritten at most once by the script
+LIMIT = 60  # maximum of graph steps per turn; the script rewrites a question at most once
 
 
 Replies = Runnable[LanguageModelInput, AIMessage]
-"""A chat model, perhaps with tools or a form of its answers bound to it."""
+"""A chat model, possibly with bound tools or structured output."""
 
 
 class Conversation(Protocol):
-    """One way to run the workload."""
+    """One layout of the workload."""
 
     def ask(self, question: str, thread: str) -> str:
         """Runs one turn of a conversation and returns the answer."""
@@ -36,7 +36,7 @@ class Conversation(Protocol):
 
 
 def search_tool(sizes: Sizes) -> BaseTool:
-    """The retrieval tool over an in-memory vector store with the offline embedding."""
+    """The retrieval tool: an in-memory vector store with the offline embedding."""
     store = InMemoryVectorStore(MiniLM())
     passages = documents(sizes.passage, sizes.overlap)
     store.add_documents(
@@ -53,7 +53,7 @@ def search_tool(sizes: Sizes) -> BaseTool:
 
 
 class Separate:
-    """The article's graph: search, grade, rewrite and answer each with a prompt of its own.
+    """The article's graph: search, grade, rewrite and answer use separate prompts.
 
     The three kinds of prompt (tools + system, forced grading tool, system only) share no prefix.
     """
@@ -71,13 +71,13 @@ class Separate:
         """Builds the graph with a checkpointer.
 
         Args:
-            chat: the model, which rewrites and answers.
+            chat: the model that rewrites and answers.
             tool: the retrieval tool.
             search: the model with the tool bound.
-            grader: the model that answers with a `prompts.Grade`.
+            grader: the model with `prompts.Grade` as structured output.
             system: the system prompt.
-            first_question: grade and answer the conversation's first question on every turn, as the article's
-                code does, instead of the current one.
+            first_question: on every turn, grade and answer the first question of the conversation instead of the
+                current one, as the article's code does.
         """
         self._chat = chat
         self._search_chat = search
@@ -101,8 +101,8 @@ class Separate:
         return run_turn(self._graph, question, thread)
 
     def _question(self, state: MessagesState) -> str:
-        asked = [message for message in state["messages"] if isinstance(message, HumanMessage)]
-        return str((asked[0] if self._first else asked[-1]).content)
+        questions = [message for message in state["messages"] if isinstance(message, HumanMessage)]
+        return str((questions[0] if self._first else questions[-1]).content)
 
     def _search(self, state: MessagesState) -> dict[str, Any]:
         messages = [SystemMessage(self._system), *state["messages"]]
@@ -125,7 +125,7 @@ class Separate:
 
 
 class AppendOnly:
-    """Every step continues one message list with the same tools and system prompt: one growing prefix."""
+    """Every step extends one message list with the same tools and system prompt: one growing prefix."""
 
     def __init__(
         self, chat: Replies, tool: BaseTool, system: str, *, search: Replies, grader: Replies
@@ -133,11 +133,11 @@ class AppendOnly:
         """Builds the graph with a checkpointer.
 
         Args:
-            chat: the model with the tool bound, which rewrites and answers.
+            chat: the model with the tool bound; rewrites and answers.
             tool: the retrieval tool.
             system: the system prompt.
             search: the same, for the steps that should call the tool.
-            grader: the same, for grading; it says yes or no, or gives a `prompts.Grade` in JSON.
+            grader: the same, for grading; it answers yes or no, or with a `prompts.Grade` in JSON.
         """
         self._system = system
         graph = StateGraph(MessagesState)

@@ -1,4 +1,4 @@
-"""Puts a placement's markers on real requests: a middleware of the SDK that rewrites each request's JSON."""
+"""SDK middleware that sets a placement's markers in each request's JSON."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from kvbench.claude.tokens import Counter
 
 
 class Placer:
-    """Marks every request as a placement says; what the caller marked is replaced."""
+    """Replaces the markers of every request by those of a placement."""
 
     def __init__(
         self, placement: Placement, counter: Counter, name: Callable[[int], str] | None = None
     ) -> None:
-        """A placer that has seen no request yet.
+        """A placer before its first request.
 
         Args:
             placement: chooses the blocks.
             counter: counts tokens.
-            name: id of the n-th request (from 1), where the placement is a plan by request.
+            name: id of the n-th request (from 1), if the placement is a plan by request id.
         """
         self._placement = placement
         self._counter = counter
@@ -45,7 +45,7 @@ class Placer:
         built: Request = request_json.build_request(
             parsed, id=self._name(self._count), t=0.0, model=str(body["model"]), hashing=Hashing()
         )
-        # a block's place in its chain counts from 1
+        # node indices start at 1
         return request_json.with_markers(
             plain, {node.index - 1: TTL_NAMES[ttl] for node, ttl in self._placement(built)}
         )

@@ -1,4 +1,4 @@
-"""The workload's prompts and tools, and the script that plays the model in it."""
+"""The workload's prompts and tools, and the script that stands in for the model."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class Grade(BaseModel):
 
 
 def system_prompt(tokens: int) -> str:
-    """The system prompt, filled up with house rules to about `tokens` tokens (0: as it is)."""
-    return _filled(SYSTEM + "\n", HANDBOOK, tokens)
+    """The system prompt, padded with house rules to about `tokens` tokens (0: unpadded)."""
+    return _padded(SYSTEM + "\n", HANDBOOK, tokens)
 
 
 def tool_description(tokens: int) -> str:
-    """The tool's description, filled up to about `tokens` tokens."""
-    return _filled(TOOL_TEXT, TOOL_NOTE, tokens)
+    """The tool's description, padded to about `tokens` tokens."""
+    return _padded(TOOL_TEXT, TOOL_NOTE, tokens)
 
 
-def _filled(text: str, more: str, tokens: int) -> str:
+def _padded(text: str, more: str, tokens: int) -> str:
     number = 0
     while len(text) < 4 * tokens:
         number += 1
@@ -52,7 +52,7 @@ def _filled(text: str, more: str, tokens: int) -> str:
 
 
 def script(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Plays the model: searches first, grades vague questions down once, rewrites them, then answers."""
+    """Stands in for the model: searches, rejects the results of vague questions and rewrites those, then answers."""
     choice = body.get("tool_choice") or {}
     messages = body["messages"]
     last = plain(messages[-1]["content"])
@@ -69,7 +69,7 @@ def script(body: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _call(body: Mapping[str, Any], name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    # ids must be unique within a conversation and the same on every run
+    # ids must be unique within a conversation and reproducible
     return {
         "type": "tool_use",
         "id": f"toolu_{len(body['messages'])}",

@@ -1,4 +1,4 @@
-"""Keeps live runs apart: one account has one cache, and what one run wrote the next would read."""
+"""Isolates live runs: they share the account's cache, so a run would read what an earlier one wrote."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 class Salter:
-    """A middleware that opens every prompt with the same few words, so that runs with other words share nothing."""
+    """Middleware that starts every prompt with words unique to the run, so that runs share no prefix."""
 
     def __init__(self, salt: str) -> None:
-        """Words that no other run has."""
+        """Takes a salt that no other run uses."""
         self._words = f"(Run {salt}.) "
 
     def sync(self, request: Any, call_next: Callable[[Any], Any]) -> Any:
@@ -34,7 +34,7 @@ class Salter:
 
 
 def _first(body: Mapping[str, Any]) -> Any:
-    """The first tool, system block or message block; a string where that is one."""
+    """The first tool, system block or message block; may be a bare string."""
     if body.get("tools"):
         return body["tools"][0]
     content = body.get("system") or body["messages"][0]["content"]

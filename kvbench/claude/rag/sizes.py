@@ -1,4 +1,4 @@
-"""Sizes of a prompt's parts; apart from the graphs, so that a configuration needs no LangChain."""
+"""Sizes of a prompt's parts, separate from the graphs so that a configuration needs no LangChain."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ class Sizes:
     """Sizes of the parts of a prompt; the defaults are those of the article's code.
 
     Attributes:
-        system: tokens that the system prompt is filled up to, 0 to leave it short.
-        tool: tokens that the tool's description is filled up to.
+        system: tokens that the system prompt is padded to, 0 for no padding.
+        tool: tokens that the tool's description is padded to.
         passage: characters per passage.
-        overlap: characters that neighbouring passages share.
+        overlap: characters shared by neighbouring passages.
         passages: passages per search.
     """
 
@@ -26,9 +26,9 @@ class Sizes:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            least = int(name in ("passage", "passages"))
-            if value < least:
-                raise UserError(f"{name}: {value} is not allowed, give {least} or more")
+            minimum = int(name in ("passage", "passages"))
+            if value < minimum:
+                raise UserError(f"{name}: {value} is not allowed, give {minimum} or more")
         if self.overlap >= self.passage:
             raise UserError(
                 f"overlap: {self.overlap} is not allowed, give fewer characters than passage={self.passage}"

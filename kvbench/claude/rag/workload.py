@@ -1,4 +1,4 @@
-"""Runs the Agentic-RAG workload against the loopback server (or, if asked and with a key, the real API)."""
+"""Runs the Agentic-RAG workload against the loopback server, or against the real API if configured."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ KEY = "ANTHROPIC_API_KEY"
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is asked, how fast, and how large the prompts are.
+    """Questions, timing and prompt sizes of the workload.
 
     Attributes:
         model: model id.
         turns: questions per conversation.
-        conversations: conversations, one after another.
+        conversations: number of sequential conversations.
         gap: seconds between the end of a turn and the next question.
-        service: seconds that each request takes (virtual time; live runs take their own).
+        service: seconds per request (virtual time; ignored by live runs).
         start: time of the first request, seconds since the epoch (virtual time).
         sizes: sizes of the prompt's parts.
-        seed: of the questions.
+        seed: seed of the questions.
     """
 
     model: str = "claude-sonnet-4-6"
@@ -62,10 +62,10 @@ class Workload:
 
 
 class VirtualClock:
-    """Time that the workload itself moves on."""
+    """A clock that the workload advances."""
 
     def __init__(self, start: float) -> None:
-        """A clock that stands at `start`."""
+        """Starts at `start`, in seconds since the epoch."""
         self.now = start
 
     def __call__(self) -> float:
@@ -78,10 +78,10 @@ class WorkloadRun:
     """One run of the workload.
 
     Attributes:
-        layout: which graph.
-        requests: the recorded requests with their blocks, markers and reported usage.
-        bodies: the JSON of every request as the loopback server got it (empty in live runs).
-        answers: the answer of every turn.
+        layout: name of the layout.
+        requests: recorded requests with blocks, markers and reported usage.
+        bodies: JSON of every request received by the loopback server (empty in live runs).
+        answers: one per turn.
     """
 
     layout: str
@@ -91,11 +91,11 @@ class WorkloadRun:
 
     @property
     def usages(self) -> list[Usage]:
-        """Usage as reported, request by request."""
+        """Reported usage of each request."""
         return [request.usage for request in self.requests if request.usage is not None]
 
     def marked(self) -> int:
-        """Number of requests that carried cache_control anywhere."""
+        """Number of requests with cache_control."""
         return sum("cache_control" in str(body) for body in self.bodies)
 
 
@@ -112,14 +112,14 @@ class Runner:
         live: bool = False,
         counter: Counter | None = None,
     ) -> None:
-        """Checks the model and, for live runs, that a key is there.
+        """Validates the model and, for live runs, that a key is set.
 
         Args:
             workload: what to run.
             prices: the price book.
-            folder: where the traces go.
+            folder: output folder of the traces.
             assumptions: assumptions of the loopback server.
-            live: talk to the real API, which costs money.
+            live: use the real API, which costs money.
             counter: counts tokens; default is by characters.
 
         Raises:
@@ -149,9 +149,9 @@ class Runner:
 
         Args:
             layout: one of LAYOUTS.
-            placement: markers to put on every request; None leaves them as the layout sends them.
-            label: name of the trace file; default is the layout.
-            plan_ids: id of the n-th request, for placements that go by id.
+            placement: markers to set on every request; None keeps those of the layout.
+            label: name of the trace file; defaults to the layout.
+            plan_ids: id of the n-th request, for placements by request id.
 
         Raises:
             UserError: unknown layout.
@@ -164,7 +164,7 @@ class Runner:
         counter = self.counter
         recorder = Recorder(path, counter=counter, clock=time.time if self.live else clock)
         placers = [] if placement is None else [Placer(placement, counter, plan_ids).sync]
-        # the recorder is innermost, so that it sees what is really sent
+        # the recorder is innermost, so that it sees the final request
         middleware = [*placers, recorder.sync]
         if self.live:
             middleware.insert(0, Salter(secrets.token_hex(4)).sync)
@@ -239,6 +239,6 @@ def _chat(model: str, middleware: list[Any], where: Mapping[str, Any]) -> ChatAn
     """A chat model whose SDK client has the middleware (ChatAnthropic has no parameter for it)."""
     settings: dict[str, Any] = {"model": model, "max_tokens": 4096, "max_retries": 0, **where}
     chat = ChatAnthropic(**settings)
-    # a cached property: what is set here is what it returns from now on
+    # sets the cached value of a cached property
     object.__setattr__(chat, "_client", chat._client.with_options(middleware=middleware))
     return chat

@@ -1,1 +1,1 @@
-"""Records what the anthropic SDK sends and receives."""
+"""Records the traffic of the anthropic SDK."""

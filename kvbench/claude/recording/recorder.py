@@ -1,8 +1,8 @@
-"""Records what the real `anthropic` SDK sends and is billed, as a trace.
+"""Records requests of the real `anthropic` SDK and their billed usage as a trace.
 
-Three hooks: the SDK's `middleware` (sync and async clients), its HTTP transport, LangChain's ChatAnthropic.
-Contents are stored only if asked. Of the headers only the API version and the beta names are kept, so keys
-never reach the file.
+Three hooks: the SDK's `middleware` (sync and async clients), its HTTP transport, LangChain's ChatAnthropic. Contents
+are stored only with `contents=True`. Of the headers only the API version and the beta names are kept, so keys never
+reach the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kvbench.claude.server import workspace_of
 from kvbench.claude.tokens import Counter, best_counter
 
 FORMAT = 1
-WHOLE_EVERY = 20  # lines of a session between two that stand alone, so that a lost line costs few others
+WHOLE_EVERY = 20  # interval of self-contained lines in a session, so that a lost line affects few others
 ENDPOINT = "/v1/messages"
 
 
@@ -43,12 +43,12 @@ class Recorder:
         contents: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Opens nothing and sends nothing yet.
+        """Does no I/O yet.
 
         Args:
             path: the trace file; lines are appended.
-            counter: counts the tokens of each block; default is the most trusted one at hand.
-            contents: store the request's JSON too.
+            counter: counts the tokens of each block; default is `best_counter()`.
+            contents: also store the request's JSON.
             clock: seconds since the epoch.
         """
         self.path = Path(path)
@@ -64,7 +64,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def session(self, name: str) -> Iterator[None]:
-        """Names the conversation that the requests made inside belong to."""
+        """Sets the conversation of the requests made in this context."""
         token = self._session.set(name)
         try:
             yield
@@ -86,15 +86,15 @@ class Recorder:
         return response
 
     def attach(self, chat: Any) -> Any:
-        """Records a LangChain ChatAnthropic, which has no parameter for middleware; returns it."""
-        # cached properties: what is set here is what they return from now on
+        """Hooks into a LangChain ChatAnthropic, which has no middleware parameter, and returns it."""
+        # sets the cached values of cached properties
         for name, hook in (("_client", self.sync), ("_async_client", self.asynchronous)):
             client = getattr(chat, name)
             object.__setattr__(chat, name, client.with_options(middleware=[*client.middleware, hook]))
         return chat
 
     def transport(self, inner: Any = None) -> Transport:
-        """A transport for `DefaultHttpxClient(transport=...)`, where middleware cannot be used."""
+        """A transport for `DefaultHttpxClient(transport=...)`, as an alternative to middleware."""
         return Transport(self, inner)
 
     def async_transport(self, inner: Any = None) -> AsyncTransport:
@@ -102,27 +102,27 @@ class Recorder:
         return AsyncTransport(self, inner)
 
     def watch(self, http: Any, start: float, session: str, retries: int = 0) -> None:
-        """Records an exchange when its response body has been read (synchronous)."""
+        """Records an exchange once its response body has been read (synchronous)."""
         if self._watched(http):
             http.stream = SyncTee(http.stream, self._finish(http, start, session, retries))
 
     def watch_async(self, http: Any, start: float, session: str, retries: int = 0) -> None:
-        """Records an exchange when its response body has been read (asynchronous)."""
+        """Records an exchange once its response body has been read (asynchronous)."""
         if self._watched(http):
             http.stream = AsyncTee(http.stream, self._finish(http, start, session, retries))
 
     def current_session(self) -> str:
-        """Name of the conversation that is current."""
+        """Name of the current conversation."""
         return self._session.get()
 
     def _watched(self, http: Any) -> bool:
         return http.request.url.path.rstrip("/").endswith(ENDPOINT)
 
     def _finish(self, http: Any, start: float, session: str, retries: int) -> Callable[[list[bytes]], None]:
-        """What to do at the response's first byte (one chunk) and at its end (all chunks)."""
+        """Callback for the first chunk of the response and for its end (all chunks)."""
         began: list[float] = []
         if http.is_stream_consumed:
-            # the client has read the body already: nothing will flow through the tee
+            # the client has already read the body, so the tee will see no bytes
             self._write(http, start, self.clock(), session, retries, http.content)
             return lambda chunks: None
 
@@ -197,7 +197,7 @@ class Recorder:
 
 
 def block_json(block: ContentBlock) -> dict[str, Any]:
-    """A block as it stands in a trace; fields at their default are left out."""
+    """A block in the trace format; fields with their default value are omitted."""
     line: dict[str, Any] = {
         "tier": TIERS[block.tier],
         "kind": KINDS[block.kind],

@@ -1,4 +1,4 @@
-"""Usage and errors from the bytes of a Messages API response, streamed or not."""
+"""Parses usage and errors from the bytes of a Messages API response, streamed or not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kvbench.claude.request import Usage
 
 
 def decoder(encoding: str) -> Callable[[bytes], bytes]:
-    """Decompresses a whole body; an encoding that is not known here gives an empty one."""
+    """Decompressor of a whole body; unknown encodings give an empty body."""
     name = encoding.strip().lower()
     if name in ("", "identity"):
         return lambda data: data
@@ -23,13 +23,13 @@ def decoder(encoding: str) -> Callable[[bytes], bytes]:
 
 @dataclass
 class Reply:
-    """What a response says about its cost.
+    """Usage and errors of a response.
 
     Attributes:
-        usage: tokens by how they are billed, None if the response reports none.
+        usage: tokens by billing class, None if not reported.
         events: the usage objects of message_start and message_delta as sent (streams only).
         error: type and message of an error body.
-        notes: what does not add up.
+        notes: inconsistencies.
     """
 
     usage: Usage | None = None
@@ -47,9 +47,9 @@ class Reply:
         if body.lstrip().startswith(b"{"):
             content = _load(body)
             if status >= 400 or content.get("type") == "error":
-                reply._fail(content)
+                reply._set_error(content)
             else:
-                reply._take(content.get("usage") or {})
+                reply._set_usage(content.get("usage") or {})
             return reply
         merged: dict[str, Any] = {}
         for event in events(body):
@@ -58,16 +58,16 @@ class Reply:
             elif event.get("type") == "message_delta":
                 found = event.get("usage")
             elif event.get("type") == "error":
-                reply._fail(event)
+                reply._set_error(event)
                 continue
             else:
                 continue
             if found:
                 reply.events.append(found)
-                # the delta is cumulative; it has no 5m/1h split, which stays as message_start gave it
+                # the delta is cumulative; the 5m/1h split is only in message_start
                 merged.update({key: value for key, value in found.items() if value is not None})
         if merged:
-            reply._take(merged)
+            reply._set_usage(merged)
         return reply
 
     def fields(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Reply:
             found["notes"] = self.notes
         return found
 
-    def _take(self, usage: Mapping[str, Any]) -> None:
+    def _set_usage(self, usage: Mapping[str, Any]) -> None:
         created = usage.get("cache_creation_input_tokens") or 0
         split = usage.get("cache_creation") or {}
         five, hour = split.get("ephemeral_5m_input_tokens"), split.get("ephemeral_1h_input_tokens")
@@ -109,7 +109,7 @@ class Reply:
             usage.get("output_tokens") or 0,
         )
 
-    def _fail(self, content: Mapping[str, Any]) -> None:
+    def _set_error(self, content: Mapping[str, Any]) -> None:
         error = content.get("error") or {}
         self.error = {"type": str(error.get("type", "")), "message": str(error.get("message", ""))}
 

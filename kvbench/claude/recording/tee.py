@@ -1,4 +1,4 @@
-"""Copies the bytes of HTTP responses as the SDK reads them; needs httpx2, which the SDK brings along."""
+"""Copies the bytes of HTTP responses while the SDK reads them; needs httpx2, a dependency of the SDK."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, Protocol
 import httpx2
 
 Advance = Callable[[list[bytes]], None]
-"""Called with the chunks so far: first when the first one arrives, then once at the end."""
+"""Callback with the chunks so far, called for the first chunk and at the end."""
 
 
 class Watcher(Protocol):
-    """What a transport reports to."""
+    """Receiver of the exchanges of a transport."""
 
     clock: Callable[[], float]
 
@@ -35,14 +35,14 @@ class _Chunks:
             self._advance(self._chunks)
 
     def finish(self) -> None:
-        """Reports once, also when the reader stops early and closes the stream."""
+        """Reports once, even if the reader stops early and closes the stream."""
         if self._chunks and not self._done:
             self._done = True
             self._advance(self._chunks)
 
 
 class SyncTee(httpx2.SyncByteStream):
-    """A response stream that copies what is read from it."""
+    """A response stream that copies the bytes read from it."""
 
     def __init__(self, inner: Any, advance: Advance) -> None:
         """Wraps a stream."""
@@ -63,7 +63,7 @@ class SyncTee(httpx2.SyncByteStream):
 
 
 class AsyncTee(httpx2.AsyncByteStream):
-    """An asynchronous response stream that copies what is read from it."""
+    """An asynchronous response stream that copies the bytes read from it."""
 
     def __init__(self, inner: Any, advance: Advance) -> None:
         """Wraps a stream."""
@@ -84,7 +84,7 @@ class AsyncTee(httpx2.AsyncByteStream):
 
 
 class Transport(httpx2.BaseTransport):
-    """Records every exchange that goes through it."""
+    """A transport that records every exchange."""
 
     def __init__(self, watcher: Watcher, inner: Any = None) -> None:
         """Wraps a transport; default is a plain HTTP one."""
@@ -92,7 +92,7 @@ class Transport(httpx2.BaseTransport):
         self._inner = inner or httpx2.HTTPTransport()
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Sends the request and watches the response."""
+        """Sends the request and records the exchange."""
         start = self._watcher.clock()
         response = self._inner.handle_request(request)
         response.request = request
@@ -105,7 +105,7 @@ class Transport(httpx2.BaseTransport):
 
 
 class AsyncTransport(httpx2.AsyncBaseTransport):
-    """Records every exchange that goes through it, asynchronously."""
+    """An asynchronous transport that records every exchange."""
 
     def __init__(self, watcher: Watcher, inner: Any = None) -> None:
         """Wraps a transport; default is a plain HTTP one."""
@@ -113,7 +113,7 @@ class AsyncTransport(httpx2.AsyncBaseTransport):
         self._inner = inner or httpx2.AsyncHTTPTransport()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Sends the request and watches the response."""
+        """Sends the request and records the exchange."""
         start = self._watcher.clock()
         response = await self._inner.handle_async_request(request)
         response.request = request

@@ -1,7 +1,7 @@
 """Claude Code sessions in the JSON format of the kv-cache-tester project: one file per session.
 
-The traces give hash ids of 64-token blocks and no content-block boundaries, mostly no time to first byte,
-and no dates. What is assumed instead is named in `Choices`; `Choices.flips` turns each to its other ends.
+The traces contain hash ids of 64-token blocks, but no content-block boundaries, no dates and mostly no time to first
+byte. `Choices` names what is assumed instead; `Choices.flips` yields the alternatives.
 """
 
 from __future__ import annotations
@@ -28,15 +28,13 @@ SUBAGENT = "subagent"
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """Modelling choices that the data cannot decide.
+    """Modelling choices on points that the data leave open.
 
     Attributes:
-        blocks: content blocks of a request's new part: "types" = one per listed type of the reply before
-            and of the new input, "turn" = one in all, "hash" = every 64-token block (the lookback then
-            reaches back 1,280 tokens).
-        ttft: seconds until an entry can be read where none was recorded: "zero", or "api_time" = the whole
-            duration of the request.
-        subagents: "shared" = sub-agents see the cache of their session, "left_out" = they are not replayed.
+        blocks: content blocks of a request's new part: "types" = one per listed type of the previous reply and of the
+            new input, "turn" = a single one, "hash" = every 64-token block (the lookback then spans 1,280 tokens).
+        ttft: seconds until an entry can be read, if not recorded: "zero", or "api_time" = the duration of the request.
+        subagents: "shared" = sub-agents use the cache of their session, "left_out" = they are not replayed.
     """
 
     blocks: Literal["types", "turn", "hash"] = "types"
@@ -44,7 +42,7 @@ class Choices:
     subagents: Literal["shared", "left_out"] = "shared"
 
     def flips(self) -> Iterator[tuple[str, Choices]]:
-        """Each choice turned to each other value, one at a time."""
+        """Every alternative value of every choice, one at a time."""
         yield "blocks=turn", replace(self, blocks="turn")
         yield "blocks=hash", replace(self, blocks="hash")
         yield "ttft=api_time", replace(self, ttft="api_time")
@@ -53,14 +51,14 @@ class Choices:
 
 @dataclass
 class ClaudeCodeTrace(Trace):
-    """All sessions of a folder, one after another; only one file is held at a time.
+    """All sessions of a folder in sequence; only one file is held in memory at a time.
 
     Attributes:
         path: a folder of JSON files, or one file.
-        prices: decides which models are known.
+        prices: defines the known models.
         choices: modelling choices.
-        problems: collects what was wrong in the files, on the first pass over them.
-        date: day on which every session starts (the traces have no dates; it decides prices and minimums).
+        problems: collects defects of the files on the first pass.
+        date: first day of every session, which selects prices and minimums (the traces have no dates).
     """
 
     path: Path
@@ -70,7 +68,7 @@ class ClaudeCodeTrace(Trace):
     date: datetime.date = datetime.date(2026, 11, 24)
 
     def __post_init__(self) -> None:
-        """Finds the files.
+        """Lists the files.
 
         Raises:
             UserError: no such folder, or no JSON file in it.
@@ -82,7 +80,7 @@ class ClaudeCodeTrace(Trace):
         self._reported = False
 
     def requests(self, assumptions: Assumptions) -> Iterator[Request]:
-        """See Trace; hash ids leave nothing for the assumptions to change."""
+        """See Trace; hash ids do not depend on the assumptions."""
         for file in self.files:
             yield from self._session(file)
         self._reported = True
@@ -131,7 +129,7 @@ class _Session:
     def read(
         self, items: Sequence[Mapping[str, Any]], start: float, tiers: tuple[int, int], agent: str
     ) -> list[Request]:
-        """Requests of one agent and of the sub-agents that it starts."""
+        """Requests of one agent and its sub-agents."""
         self.agents.append(agent)
         tools, system = tiers[0] // self.block_size, (tiers[0] + tiers[1]) // self.block_size
         # ids are local to the file
@@ -200,7 +198,7 @@ class _Session:
     def _kinds(self, item: Mapping[str, Any], replied: Sequence[str]) -> Sequence[int]:
         if self.choices.blocks != "types":
             return (TEXT,)
-        # a reply is sent back as it came, thinking first, then the tool calls whose results follow
+        # a reply is sent back in its original order: thinking, text, tool calls; their results follow
         types = [*sorted(replied, key=_order), *(item.get("input_types") or ())]
         return tuple(_KINDS.get(name, TEXT) for name in types) or (TEXT,)
 

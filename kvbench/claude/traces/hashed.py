@@ -8,19 +8,19 @@ from kvbench.claude.request import MESSAGES, SYSTEM, TEXT, TOOL, TOOLS, Node, mi
 
 
 class HashChain:
-    """Turns each prompt's list of hash ids into a chain that shares its nodes with the prompt before.
+    """Converts each prompt's list of hash ids into a chain that shares its nodes with the previous prompt.
 
-    A prompt is cut at the ends of tools and system, at the ends of earlier prompts, and inside its new part
-    as the caller says. The nodes' hashes do not depend on the cuts.
+    A prompt is cut at the ends of tools and system and at the ends of earlier prompts; the caller chooses the cuts
+    inside its new part. The hashes of the nodes do not depend on the cuts.
     """
 
     def __init__(self, block_size: int, cuts: Sequence[tuple[int, int]] = (), scope: int = 0) -> None:
-        """A chain without prompts.
+        """An empty chain.
 
         Args:
             block_size: tokens per hash id.
             cuts: (number of hash ids, tier that ends there) of tools and system.
-            scope: within which equal hash ids mean equal blocks; chains of different scopes share nothing.
+            scope: scope of the hash ids; chains of different scopes share nothing.
         """
         self._root = root(scope)
         self.block_size = block_size
@@ -35,8 +35,8 @@ class HashChain:
 
         Args:
             ids: its hash ids.
-            kinds: kinds of the content blocks that its new part consists of, in order.
-            pieces: cut the new part into this many equal blocks per kind; 0 cuts at every hash id.
+            kinds: kinds of the content blocks in its new part, in order.
+            pieces: number of equal blocks per kind in the new part; 0 cuts at every hash id.
         """
         shared = common(self._ids, ids)
         self._ids = ids
@@ -72,9 +72,9 @@ class HashChain:
 
 
 def common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the common prefix of two lists; a pure extension costs one comparison."""
+    """Length of the common prefix of two lists; an extension needs only one comparison."""
     low, high = 0, min(len(first), len(second))
-    # a slice copies: the list before need not be, as it is the shorter one in an extension
+    # avoid copying the first list, which is the shorter one in an extension
     if (first if high == len(first) else first[:high]) == second[:high]:
         return high
     while low < high:

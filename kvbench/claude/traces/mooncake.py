@@ -1,7 +1,7 @@
-"""Mooncake-style JSONL: one request a line with `timestamp` (ms), lengths and 512-token hash ids.
+"""Mooncake-style JSONL: one request per line with `timestamp` (ms), lengths and 512-token hash ids.
 
-There is no session and no model: the model is given, every request is cut at its 512-token blocks or taken
-as one block, and the prefix hashes alone decide what is shared.
+The traces name no sessions and no model: the caller gives the model, every request is cut at its 512-token blocks or
+taken as one block, and the prefix hashes alone determine what is shared.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class MooncakeTrace(Trace):
 
     Attributes:
         path: the JSONL file.
-        prices: decides whether the model is known.
-        model: model that every request is priced as.
+        prices: defines the known models.
+        model: model to price every request with.
         block_size: tokens per hash id.
-        blocks: content blocks: "hash" = one per hash id, so that requests can share a part.
-            "turn" = the whole prompt is one block, so that only equal prompts share.
-        date: day on which the trace starts.
-        problems: collects what was wrong in the file, on the first pass over it.
+        blocks: content blocks: "hash" = one per hash id, so that requests can share a prefix; "turn" = the whole prompt
+            is one block, so that only equal prompts share.
+        date: first day of the trace.
+        problems: collects defects of the file on the first pass.
     """
 
     path: Path
@@ -57,7 +57,7 @@ class MooncakeTrace(Trace):
         self._reported = False
 
     def requests(self, assumptions: Assumptions) -> Iterator[Request]:
-        """See Trace; hash ids leave nothing for the assumptions to change."""
+        """See Trace; hash ids do not depend on the assumptions."""
         problems = Problems() if self._reported else self.problems
         start = datetime.datetime.combine(self.date, datetime.time(), datetime.UTC).timestamp()
         latest = start
@@ -91,7 +91,7 @@ class MooncakeTrace(Trace):
             )
         if not isinstance(ids, list) or not ids or (len(ids) - 1) * self.block_size > tokens:
             raise UserError(f"hash_ids do not fit input_length={tokens}")
-        # an incomplete last block has another id once it is complete, so nothing can be shared up to its end
+        # the id of an incomplete last block changes once it is complete, so its end cannot be shared
         full = len(ids) if len(ids) * self.block_size <= tokens else len(ids) - 1
         head = self._chain(ids[:full], full * self.block_size) if full else self._chain(ids, tokens)
         return Request(

@@ -28,19 +28,19 @@ def open_trace(
     date: datetime.date = datetime.date(2026, 11, 24),
     strict: bool = False,
 ) -> FileTrace:
-    """A trace that can be replayed.
+    """Opens a trace.
 
     Args:
         path: a folder of Claude Code sessions, one session file, or a JSONL file.
         prices: the price book.
-        format: what the file holds; "auto" looks at it.
+        format: format of the file; "auto" detects it.
         choices: modelling choices of Claude Code sessions.
-        model: model of a Mooncake trace, which names none.
+        model: model of a Mooncake trace, which contains none.
         date: first day of a trace without dates.
         strict: stop at the first defect.
 
     Raises:
-        UserError: nothing there, or a format that cannot be told.
+        UserError: no such file, or an undetectable format.
     """
     path = Path(path)
     if format == "auto":

@@ -1,4 +1,4 @@
-"""What was wrong with a trace, line by line, while the rest of it is kept."""
+"""Collects the defects of a trace while the rest of it is used."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from kvbench.config.errors import UserError
 
 @dataclass
 class Problems:
-    """Collects one line per defect.
+    """One line per defect.
 
     Attributes:
         strict: raise at the first defect instead of collecting it.
-        lines: what was found: place, what, and what was done about it.
-        skipped: requests that could not be used.
+        lines: place, defect and how it was handled.
+        skipped: number of unusable requests.
     """
 
     strict: bool = False
@@ -22,7 +22,7 @@ class Problems:
     skipped: int = 0
 
     def skip(self, place: str, what: str) -> None:
-        """A request that cannot be used.
+        """Reports an unusable request.
 
         Raises:
             UserError: if strict.
@@ -31,7 +31,7 @@ class Problems:
         self._add(f"{place}: {what}; this request is left out")
 
     def corrected(self, place: str, what: str) -> None:
-        """A request that is used after a correction, which `what` names.
+        """Reports a request that is used after the correction named by `what`.
 
         Raises:
             UserError: if strict.

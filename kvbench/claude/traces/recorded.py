@@ -1,4 +1,4 @@
-"""Traces written by the recorder: JSON lines, each with the blocks that the prompt before did not have."""
+"""Traces written by the recorder: JSON lines, each with the blocks that are new since the previous prompt."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from kvbench.claude.tokens import weakest
 from kvbench.claude.traces.problems import Problems
 from kvbench.config.errors import UserError
 
-WINDOW = 256  # requests that may be under way at once
+WINDOW = 256  # maximum of concurrent requests
 
 
 @dataclass
@@ -42,10 +42,10 @@ class RecordedTrace(Trace):
 
     Attributes:
         path: the JSONL file.
-        prices: decides which models are known.
-        calibrate: scale the counted tokens of new blocks so that prompts add up to their recorded usage.
-        problems: collects what was wrong in the file, on the first pass over it.
-        rejected: (id, error) of requests that the API answered with an error, on the first pass.
+        prices: defines the known models.
+        calibrate: scale the token counts of new blocks so that prompts add up to their recorded usage.
+        problems: collects defects of the file on the first pass.
+        rejected: (id, error) of requests rejected by the API, on the first pass.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class RecordedTrace(Trace):
     rejected: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Checks the file.
+        """Validates the path.
 
         Raises:
             UserError: no such file.
@@ -66,7 +66,7 @@ class RecordedTrace(Trace):
         self._reported = False
 
     def requests(self, assumptions: Assumptions) -> Iterator[Request]:
-        """See Trace; lines stand in the order in which responses ended and are yielded by start."""
+        """See Trace; lines are ordered by the end of the response, requests are yielded by start time."""
         problems = Problems() if self._reported else self.problems
         waiting: list[tuple[float, int, Request]] = []
         latest = float("-inf")
@@ -98,7 +98,7 @@ class RecordedTrace(Trace):
                 except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
                     problems.skip(where, f"{type(error).__name__}: {error}")
                     continue
-                # a millisecond is rounding
+                # tolerate a millisecond of rounding
                 if end < ended - 1e-3:
                     problems.corrected(where, "its time runs backwards; kept, in the order of the starts")
                 ended = max(ended, end)
@@ -153,7 +153,7 @@ def _not_before(latest: float, request: Request) -> Request:
 
 
 class _Session:
-    """The prompt before, of one conversation."""
+    """The previous prompt of one conversation."""
 
     def __init__(self) -> None:
         self._blocks: list[ContentBlock] = []
@@ -195,15 +195,15 @@ class _Session:
 def _calibrated(
     new: Sequence[ContentBlock], before: int, row: Mapping[str, Any], same: int, usage: Usage, tail: int
 ) -> list[ContentBlock]:
-    """New blocks whose tokens add up to the reported usage, at the last marker and at the end.
+    """New blocks with token counts scaled to the reported usage, at the last marker and at the end.
 
     Args:
-        new: blocks that the prompt before did not have.
-        before: tokens of what it had, and of what the API puts before it.
+        new: blocks that the previous prompt did not have.
+        before: tokens of the shared blocks and of the API's own tokens before them.
         row: the trace line.
-        same: number of blocks that it had.
-        usage: what was reported.
-        tail: uncached tokens that no block has.
+        same: number of shared blocks.
+        usage: reported usage.
+        tail: uncached tokens outside all blocks.
     """
     cached = usage.total - usage.uncached
     last = max((index for index, _ in row.get("markers") or ()), default=-1) - same

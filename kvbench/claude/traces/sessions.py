@@ -1,6 +1,6 @@
-"""Writes generated sessions in the Claude Code trace format, of the size and shape of real ones.
+"""Generates sessions in the Claude Code trace format, similar in size and shape to real ones.
 
-They stand in for real sessions in tests and benchmarks; their costs say nothing about real traffic.
+They replace real sessions in tests and benchmarks; their costs are not representative of real traffic.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MODELS = (
 )
 BLOCK = 64
 
-# requests per session and first prompt in tokens: rounded quantiles of what agent sessions look like
+# requests per session and first prompt in tokens: rounded quantiles of typical agent sessions
 REQUESTS = (2, 4, 7, 11, 16, 22, 28, 36, 52, 90)
 FIRST = (30_000, 45_000, 60_000, 75_000, 90_000, 95_000, 105_000, 120_000, 140_000, 160_000)
 GAPS = (6.0, 9.0, 12.0, 15.0, 18.0, 25.0, 40.0, 80.0, 200.0, 900.0)
@@ -30,7 +30,7 @@ def write_sessions(folder: Path, count: int, seed: int = 0) -> list[Path]:
     """Writes `count` session files into a folder and returns their paths.
 
     Args:
-        folder: is created.
+        folder: output folder; created if missing.
         count: number of sessions.
         seed: the same seed gives the same bytes.
     """
@@ -64,7 +64,7 @@ def _requests(draw: random.Random, model: str, count: int, stable: int) -> Itera
     kind = "text"
     for _ in range(count):
         if draw.random() < 0.08 and ids:
-            # part of the history was compacted: what follows is new
+            # part of the history was compacted, the rest is new
             ids = ids[: max(stable // BLOCK, len(ids) * draw.randrange(3, 10) // 10)]
             tokens = BLOCK * len(ids) + draw.choice(GROWTH)
         length = tokens // BLOCK

@@ -1,4 +1,4 @@
-"""Generated conversations: turns, gaps, context size and fan-out are given, content is only hashes."""
+"""Generated conversations with given turns, gaps, context size and fan-out; contents are only hashes."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ _HASHING, _SALTS = Hashing(), (0, 0, 0)
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """Sessions that share tools and system prompt; every turn appends a question, a tool call and an answer.
+    """Sessions with common tools and system prompt; every turn appends tool calls with results, a question, an answer.
 
     Attributes:
         sessions: number of conversations.
-        turns: requests of each.
-        gap: seconds between a session's requests, mean of an exponential distribution if `jitter`.
-        jitter: draw the gaps instead of keeping them equal.
+        turns: turns per conversation.
+        gap: seconds between the turns of a session; with `jitter` the mean of an exponential distribution.
+        jitter: draw random gaps.
         stagger: seconds between the starts of two sessions.
         tools: tokens of the tool definitions.
         system: tokens of the system prompt.
-        context: tokens that every turn retrieves.
+        context: tokens retrieved per turn.
         question: tokens of a user's question.
-        answer: output tokens, sent back on the next turn.
-        tool_calls: parallel tool calls per turn, each with its result (one run of blocks).
-        fan_out: requests sent at the same moment at every turn, with the same prefix.
+        answer: output tokens, part of the next prompt.
+        tool_calls: parallel tool calls per turn, each with a result (one run of blocks).
+        fan_out: simultaneous requests per turn with the same prefix.
         ttft: seconds to the first byte.
-        shared: sessions are in one workspace.
-        seed: of the gaps.
+        shared: all sessions use one workspace.
+        seed: seed of the gaps.
     """
 
     sessions: int = 1
@@ -71,7 +71,7 @@ class Synthetic:
 
 
 class SyntheticTrace(Trace):
-    """The sessions of a `Synthetic`, merged in the order of their requests' start."""
+    """The sessions of a `Synthetic`, merged by start time of the requests."""
 
     def __init__(
         self,
@@ -80,16 +80,16 @@ class SyntheticTrace(Trace):
         model: str = "claude-sonnet-4-6",
         date: datetime.date = datetime.date(2026, 11, 24),
     ) -> None:
-        """Checks the numbers.
+        """Validates the numbers.
 
         Args:
             spec: shape of the sessions.
-            prices: decides which models are known.
+            prices: defines the known models.
             model: model id.
             date: day of the first request.
 
         Raises:
-            UserError: unknown model, or a number that makes no sense; names it.
+            UserError: unknown model, or a number that is not allowed.
         """
         for name in ("sessions", "turns", "fan_out", "question"):
             if getattr(spec, name) < 1:
@@ -103,11 +103,11 @@ class SyntheticTrace(Trace):
         self._first = datetime.datetime.combine(date, datetime.time(), datetime.UTC).timestamp()
 
     def requests(self, assumptions: Assumptions) -> Iterator[Request]:
-        """See Trace; generated hashes leave nothing for the assumptions to change."""
+        """See Trace; generated hashes do not depend on the assumptions."""
         waiting: list[tuple[float, int, Request, Iterator[Request]]] = []
         opened = 0
         while waiting or opened < self.spec.sessions:
-            # a session is begun when its time has come, so that only those under way are held
+            # sessions are created at their start time, so that only active ones are in memory
             while opened < self.spec.sessions and (not waiting or self._start(opened) <= waiting[0][0]):
                 _push(waiting, opened, self._session(opened))
                 opened += 1
@@ -143,7 +143,7 @@ class SyntheticTrace(Trace):
             t += draw.expovariate(1 / spec.gap) if spec.jitter and spec.gap else spec.gap
 
     def _turn(self, node: Node, number: int, turn: int) -> Node:
-        """The user's part of a turn: tool calls and results with the retrieved context, and the question."""
+        """Tool calls, results with the retrieved context, and the question of one turn."""
         spec = self.spec
         for call in range(spec.tool_calls):
             node = _block(node, TOOL_USE, 30, (number, turn, 4, call), 2 * turn - 1)
