@@ -77,7 +77,7 @@ class ServerRun:
 
     @cached_property
     def campaign(self) -> Campaign:
-        """Where the rows go."""
+        """Measures and stores the rows."""
         return Campaign(
             Path(self.cfg.run_dir),
             self.version,

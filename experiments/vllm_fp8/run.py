@@ -29,7 +29,7 @@ def run(
         cfg: the configuration.
         specs: the servers with their checkpoints, reference first.
         prompts: the prompts.
-        campaign: where the rows go.
+        campaign: stores the rows.
 
     Returns:
         All rows of these servers and prompts, old and new.
@@ -61,12 +61,12 @@ async def _answer_of_reference(
     campaign: Campaign, top: int, item: ServedPrompt, context: MeasurementContext
 ) -> Record:
     """A cold answer of the reference, whose distributions are kept for the other servers."""
-    given, row = await measure.answer(context.driver, item, salt=context.cell)
-    if given.token_ids is None:
+    answer, row = await measure.answer_alone(context.driver, item, salt=context.cell)
+    if answer.token_ids is None:
         version = context.server.facts["vllm"]
         raise UserError(f"serving: vLLM {version} reports no token ids, use a newer version")
     found = await distributions.top_logprobs(
-        context.driver, item, given.token_ids, top, salt=f"{context.cell} scored"
+        context.driver, item, answer.token_ids, top, salt=f"{context.cell} scored"
     )
     distributions.save(_kept(campaign, context.cell), found)
     return {**row, **distributions.distance_fields(found, found, len(item.prompt.ids))}
@@ -76,12 +76,12 @@ async def _compared_answer(
     campaign: Campaign, top: int, item: ServedPrompt, reference_cell: str, context: MeasurementContext
 ) -> Record:
     """A cold answer, and the distance from the reference over the reference's own answer."""
-    given, row = await measure.answer(context.driver, item, salt=context.cell)
+    answer, row = await measure.answer_alone(context.driver, item, salt=context.cell)
     ids = next(row["output_ids"] for row in campaign.store.scan()[0] if row["cell"] == reference_cell)
     found = await distributions.top_logprobs(context.driver, item, ids, top, salt=f"{context.cell} scored")
     reference = distributions.read(_kept(campaign, reference_cell))
     row |= distributions.distance_fields(reference, found, len(item.prompt.ids))
-    return {**row, "same_tokens": _common_prefix(ids, given.token_ids or ()), "reference_tokens": len(ids)}
+    return {**row, "same_tokens": _common_prefix(ids, answer.token_ids or ()), "reference_tokens": len(ids)}
 
 
 async def _load(cfg: LoadConfig, prompts: Sequence[ServedPrompt], context: MeasurementContext) -> Record:

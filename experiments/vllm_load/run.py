@@ -55,7 +55,7 @@ def run(cfg: LoadRunConfig, specs: Sequence[ServerSpec], load: Load, campaign: C
         cfg: the configuration.
         specs: the servers, with their models.
         load: the sessions.
-        campaign: where the rows go.
+        campaign: stores the rows.
 
     Returns:
         All rows of these servers and rates, old and new.

@@ -42,23 +42,15 @@ def write(folder: Path, rows: Sequence[Record]) -> Path:
     facts = next(row for row in rows if row["row"] == "server")
     settings = by_setting([row for row in rows if row["row"] == "grid"])
     grain = sorted((row for row in rows if row["row"] == "grain"), key=lambda row: row["prefix"])
-    parts = [
-        "# vLLM: automatic prefix caching",
-        "",
-        *page.provenance([facts], [row for row in rows if row is not facts]),
-    ]
-    parts += [grid(settings).markdown()] if settings else []
-    parts += [grains(grain).markdown()] if grain else []
-    parts += ["## How to read", "", *(f"- {line}" for line in GUIDE), ""]
+    tables = [grid(settings)] if settings else []
+    tables += [grains(grain)] if grain else []
     note = f"{facts['model']}, vLLM {facts['vllm']}, device: {facts['device']}"
     with mpl.rc_context(style.SETTINGS):
         if settings:
             save(times(settings, note), folder / "figures", "ttft")
         if grain:
             save(stairs(grain, note), folder / "figures", "hits")
-    path = folder / "table.md"
-    path.write_text("\n".join(parts), encoding="utf-8")
-    return path
+    return page.write(folder, "vLLM: automatic prefix caching", rows, tables, GUIDE, server_row="server")
 
 
 def by_setting(rows: Sequence[Record]) -> dict[Key, dict[Way, Record]]:

@@ -25,7 +25,7 @@ def run(cfg: RagRunConfig, specs: Sequence[ServerSpec], campaign: Campaign) -> l
     Args:
         cfg: the configuration.
         specs: the servers, with their models.
-        campaign: where the rows go.
+        campaign: stores the rows.
 
     Returns:
         All rows of these servers and layouts, old and new.

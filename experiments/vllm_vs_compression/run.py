@@ -50,7 +50,7 @@ def run(specs: Sequence[ServerSpec], prompts: Sequence[ServedPrompt], campaign: 
     Args:
         specs: the servers, with their models.
         prompts: the prompts.
-        campaign: where the rows go.
+        campaign: stores the rows.
 
     Returns:
         All rows of these servers and prompts, old and new.
@@ -68,8 +68,8 @@ def run(specs: Sequence[ServerSpec], prompts: Sequence[ServedPrompt], campaign: 
 
 
 async def _answer_twice(item: ServedPrompt, context: MeasurementContext) -> Record:
-    _, cold = await measure.answer(context.driver, item, salt=context.cell)
-    _, warm = await measure.answer(context.driver, item, salt=context.cell)
+    _, cold = await measure.answer_alone(context.driver, item, salt=context.cell)
+    _, warm = await measure.answer_alone(context.driver, item, salt=context.cell)
     names = ("score", "ttft_s", "per_token_s", "cached_tokens")
     return {
         **cold,

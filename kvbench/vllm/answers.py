@@ -91,11 +91,11 @@ class AnswerCollector:
     """Collects an answer, whole or from the events of a stream.
 
     Args:
-        where: URL of the request, for error messages.
+        url: URL of the request, for error messages.
     """
 
-    def __init__(self, where: str) -> None:
-        self.where = where
+    def __init__(self, url: str) -> None:
+        self.url = url
         self.texts: list[str] = []
         self.ids: list[int] | None = None
         self.calls: list[Json] = []
@@ -119,9 +119,9 @@ class AnswerCollector:
         try:
             content = json.loads(data)
         except ValueError:
-            raise BadAnswer(f"{self.where}: an event is not JSON: {data[:80]!r}") from None
+            raise BadAnswer(f"{self.url}: an event is not JSON: {data[:80]!r}") from None
         if "error" in content:
-            raise Rejected(f"{self.where}: {error_message(content)}", 200)
+            raise Rejected(f"{self.url}: {error_message(content)}", 200)
         self._add_choices(content, "delta", now)
         self.usage = content.get("usage") or self.usage
         return False
@@ -139,9 +139,9 @@ class AnswerCollector:
             BadAnswer: the answer has no usage.
         """
         if not self.ended or self.reason is None:
-            raise CutOff(f"{self.where}: the answer broke off after {len(''.join(self.texts))} characters")
+            raise CutOff(f"{self.url}: the answer broke off after {len(''.join(self.texts))} characters")
         if self.usage is None:
-            raise BadAnswer(f"{self.where}: the answer has no usage, so its tokens are unknown")
+            raise BadAnswer(f"{self.url}: the answer has no usage, so its tokens are unknown")
         details = self.usage.get("prompt_tokens_details") or {}
         cached = details.get("cached_tokens")
         if cached is None and reports_cached:
@@ -149,7 +149,7 @@ class AnswerCollector:
         try:
             prompt, output = int(self.usage["prompt_tokens"]), int(self.usage["completion_tokens"])
         except (KeyError, TypeError, ValueError):
-            raise BadAnswer(f"{self.where}: the usage lacks token counts: {self.usage}") from None
+            raise BadAnswer(f"{self.url}: the usage lacks token counts: {self.usage}") from None
         return Answer(
             text="".join(self.texts),
             finish_reason=self.reason,
@@ -180,12 +180,12 @@ class AnswerCollector:
             self.reason = choice.get("finish_reason") or self.reason
 
 
-def token_logprobs(content: Json, where: str) -> TokenLogprobs:
+def token_logprobs(content: Json, url: str) -> TokenLogprobs:
     """The log probabilities of a prompt, from the response to a request with `echo`.
 
     Args:
         content: the response.
-        where: URL of the request, for error messages.
+        url: URL of the request, for error messages.
 
     Raises:
         BadAnswer: the response lacks the log probability of a token.
@@ -198,13 +198,13 @@ def token_logprobs(content: Json, where: str) -> TokenLogprobs:
         logprobs = tuple(found["token_logprobs"][:prompt_tokens])
         tops = tuple(found["top_logprobs"][:prompt_tokens])
     except (KeyError, IndexError, TypeError):
-        raise BadAnswer(f"{where}: the answer has no log probabilities of the prompt") from None
+        raise BadAnswer(f"{url}: the answer has no log probabilities of the prompt") from None
     if not len(tokens) == len(logprobs) == len(tops) == prompt_tokens or None in logprobs[1:]:
-        raise BadAnswer(f"{where}: log probabilities for {len(tokens)} of {prompt_tokens} tokens")
+        raise BadAnswer(f"{url}: log probabilities for {len(tokens)} of {prompt_tokens} tokens")
     return TokenLogprobs(tokens, logprobs, tops)
 
 
-def json_object(raw: bytes, where: str) -> dict[str, Any]:
+def json_object(raw: bytes, url: str) -> dict[str, Any]:
     """The JSON object of a response.
 
     Raises:
@@ -213,13 +213,13 @@ def json_object(raw: bytes, where: str) -> dict[str, Any]:
     try:
         content = json.loads(raw)
     except ValueError:
-        raise BadAnswer(f"{where}: not JSON: {raw[:80]!r}") from None
+        raise BadAnswer(f"{url}: not JSON: {raw[:80]!r}") from None
     if not isinstance(content, dict):
-        raise BadAnswer(f"{where}: not a JSON object: {raw[:80]!r}")
+        raise BadAnswer(f"{url}: not a JSON object: {raw[:80]!r}")
     return content
 
 
-def field(content: Json, name: str, kind: type, where: str) -> Any:
+def field(content: Json, name: str, kind: type, url: str) -> Any:
     """A field of a response.
 
     Raises:
@@ -227,17 +227,17 @@ def field(content: Json, name: str, kind: type, where: str) -> Any:
     """
     value = content.get(name)
     if not isinstance(value, kind):
-        raise BadAnswer(f"{where}: the answer has no {name}")
+        raise BadAnswer(f"{url}: the answer has no {name}")
     return value
 
 
-def rejection(status: int, raw: bytes, where: str) -> Rejected:
+def rejection(status: int, raw: bytes, url: str) -> Rejected:
     """The error for a response with an error status."""
     try:
         reason = error_message(json.loads(raw))
     except ValueError:
         reason = raw.decode(errors="replace")[:200]
-    return Rejected(f"{where}: HTTP {status}: {reason or 'no reason given'}", status)
+    return Rejected(f"{url}: HTTP {status}: {reason or 'no reason given'}", status)
 
 
 def error_message(content: Any) -> str:

@@ -232,7 +232,7 @@ class Driver:
         """A response with status 200, not yet read; retries while the server accepts no requests."""
         patience = self.patience if patience is None else patience
         started, pause, tries = time.perf_counter(), PAUSE, 0
-        where = f"{self.url}{path}"
+        url = f"{self.url}{path}"
         while True:
             sent, tries = time.perf_counter(), tries + 1
             request = self._http.build_request(method, path, json=body)
@@ -243,22 +243,22 @@ class Driver:
             except httpx2.ConnectTimeout:
                 why = "connecting takes too long"
             except httpx2.HTTPError as error:
-                raise CutOff(f"{where}: no answer ({type(error).__name__})") from None
+                raise CutOff(f"{url}: no answer ({type(error).__name__})") from None
             else:
                 try:
                     if response.status_code == 200:
                         yield response, Timing(started, sent, tries)
                         return
-                    rejected = answers.rejection(response.status_code, await response.aread(), where)
+                    rejected = answers.rejection(response.status_code, await response.aread(), url)
                     if response.status_code not in RETRIED:
                         raise rejected
                     why = str(rejected)
                 except httpx2.HTTPError as error:
-                    raise CutOff(f"{where}: the answer broke off ({type(error).__name__})") from None
+                    raise CutOff(f"{url}: the answer broke off ({type(error).__name__})") from None
                 finally:
                     await response.aclose()
             if time.perf_counter() + pause - started > patience:
-                raise NotReady(f"{where}: not ready after {patience:g} s: {why}")
+                raise NotReady(f"{url}: not ready after {patience:g} s: {why}")
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 

@@ -121,12 +121,8 @@ def flags_of(cfg: ServerConfig, env: Environment) -> list[str]:
     """The server's flags, except model, name and address."""
     flags = ["--dtype", cfg.dtype or DTYPE[env.device], "--max-model-len", str(cfg.max_model_len)]
     flags += ["--kv-cache-memory-bytes", str(cfg.kv_cache_mib << 20)]
-    flags += [
-        "--block-size",
-        str(cfg.block_size or BLOCK[env.device]),
-        "--kv-cache-dtype",
-        cfg.kv_cache_dtype,
-    ]
+    flags += ["--block-size", str(cfg.block_size or BLOCK[env.device])]
+    flags += ["--kv-cache-dtype", cfg.kv_cache_dtype]
     flags += ["--enable-prefix-caching" if cfg.prefix_caching else "--no-enable-prefix-caching"]
     flags += ["--enable-prompt-tokens-details", "--seed", "0"]
     if cfg.calculate_kv_scales:

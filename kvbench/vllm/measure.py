@@ -43,7 +43,7 @@ class LoadConfig:
             raise UserError(f"gap: {self.gap} is not allowed, give 0 or more")
 
 
-async def answer(driver: Driver, item: ServedPrompt, salt: str) -> tuple[Answer, dict[str, Any]]:
+async def answer_alone(driver: Driver, item: ServedPrompt, salt: str) -> tuple[Answer, dict[str, Any]]:
     """One greedy answer, with no other request on the server.
 
     Args:
@@ -54,21 +54,21 @@ async def answer(driver: Driver, item: ServedPrompt, salt: str) -> tuple[Answer,
     Returns:
         The answer, and its fields of a row.
     """
-    given = await driver.complete(item.prompt.ids, max_tokens=item.sample.max_new_tokens, salt=salt)
-    if given.prompt_tokens != len(item.prompt.ids):
+    answer = await driver.complete(item.prompt.ids, max_tokens=item.sample.max_new_tokens, salt=salt)
+    if answer.prompt_tokens != len(item.prompt.ids):
         raise UserError(
-            f"model: {item.name} has {len(item.prompt.ids)} tokens, the server counts {given.prompt_tokens}; "
+            f"model: {item.name} has {len(item.prompt.ids)} tokens, the server counts {answer.prompt_tokens}; "
             "give the model that the server serves"
         )
-    return given, {
-        "score": item.task.score(given.text, item.sample),
-        "output": given.text,
-        "output_ids": None if given.token_ids is None else list(given.token_ids),
-        "stop": given.finish_reason,
-        "cached_tokens": given.cached_tokens,
-        "output_tokens": given.output_tokens,
-        "ttft_s": given.first_token,
-        "per_token_s": given.per_token,
+    return answer, {
+        "score": item.task.score(answer.text, item.sample),
+        "output": answer.text,
+        "output_ids": None if answer.token_ids is None else list(answer.token_ids),
+        "stop": answer.finish_reason,
+        "cached_tokens": answer.cached_tokens,
+        "output_tokens": answer.output_tokens,
+        "ttft_s": answer.first_token,
+        "per_token_s": answer.per_token,
     }
 
 

@@ -14,26 +14,32 @@ from kvbench.vllm.campaign import of_kind
 
 
 def write(
-    folder: Path, title: str, rows: Sequence[Record], parts: Iterable[Table | str], guide: Sequence[str]
+    folder: Path,
+    title: str,
+    rows: Sequence[Record],
+    parts: Iterable[Table | str],
+    guide: Sequence[str],
+    server_row: str = "setup",
 ) -> Path:
     """Writes table.md.
 
     Args:
         folder: the run's.
         title: of the page.
-        rows: all rows of a `Campaign`, those of servers that did not start included.
+        rows: all rows of the run, those of servers that did not start included.
         parts: tables, and lines between them.
         guide: how to read them, one line each.
+        server_row: kind of the rows with the facts of a server.
 
     Returns:
         The file.
     """
-    measured = [row for row in rows if row["row"] != "setup"]
-    notes = dict.fromkeys(row["note"] for row in measured if row["note"])
+    measured = [row for row in rows if row["row"] != server_row]
+    notes = dict.fromkeys(row["note"] for row in measured if row.get("note"))
     refused = [f"- {row['setup']}: {row['refused']}" for row in rows if "refused" in row]
     lines = [f"# {title}", ""]
     lines += [*(f"- **{note}**" for note in notes), ""] if notes else []
-    lines += provenance(of_kind(rows, "setup"), measured)
+    lines += provenance(of_kind(rows, server_row), measured)
     lines += [part if isinstance(part, str) else part.markdown() for part in parts]
     lines += ["### Refused by vLLM", "", *refused, ""] if refused else []
     lines += ["## How to read", "", *(f"- {line}" for line in guide), ""]

@@ -74,10 +74,10 @@ def make_renderer(model: ModelConfig, max_context: int) -> Renderer:
 
     from kvbench.models.quiet import quiet
 
-    where = locate(model)
-    check_folder(where, f"model.path={where}")
+    folder = locate(model)
+    check_folder(folder, f"model.path={folder}")
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return Renderer(tokenizer, model.chat_template, model.system, max_context)
 
 

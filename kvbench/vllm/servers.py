@@ -1,4 +1,4 @@
-"""Servers to compare: one shared configuration, and what each server changes in it."""
+"""Servers to compare: a shared configuration, and the changes of each server."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ServerSpec:
 
     Attributes:
         label: its name in tables.
-        config: how it is started, or where it runs.
+        config: how to start it, or its address.
         scales: whether its checkpoint holds calibrated scales of the KV cache.
     """
 

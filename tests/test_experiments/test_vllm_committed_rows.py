@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parents[2] / "results" / "vllm"
 UNSCALED = "setups={auto: {kv_cache_dtype: auto}, fp8_e4m3: {kv_cache_dtype: fp8_e4m3}}"
 
 
-class Nothing:
+class NothingToMeasure:
     """Progress of a run that has nothing left to measure."""
 
     def __init__(self, cells: int, prompts: int) -> None:
@@ -40,7 +40,7 @@ def test_committed_rows_are_not_measured_again(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(environment, "features", lambda: {"avx512f"})
     (tmp_path / "cells-committed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     overrides = [f"experiment=vllm_{folder}", f"serving.python={tmp_path}", f"run_dir={tmp_path}"]
-    text = run(compose([*overrides, *([UNSCALED] if folder == "fp8" else [])]), Nothing)
+    text = run(compose([*overrides, *([UNSCALED] if folder == "fp8" else [])]), NothingToMeasure)
     committed = table_lines((RESULTS / folder / "table.md").read_text())
     assert table_lines(text) and table_lines(text) <= committed
 

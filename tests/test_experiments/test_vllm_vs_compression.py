@@ -66,7 +66,7 @@ def test_the_first_server_is_compared_with_dense_text_for_text(ran):
     }
     served = [row for row in Store(folder).scan()[0] if row["row"] == "answer" and row["setup"] == "auto"]
     same = sum(row["output"] == dense[row["sample_hash"]] for row in served)
-    # the fake server knows no model
+    # the fake server has no real model
     assert same < 2 and lines(text)["vLLM auto"][-1] == f"{same} of 2 answers are dense's of kvbench"
     accuracy = [{**row, "method": "dense"} for row in served]
     (line, _) = versus_report.vllm(Store(folder).scan()[0], ["auto"], accuracy)

@@ -201,8 +201,8 @@ def test_a_wrong_dtype_is_rejected_before_the_start(checks: Checks, logs: Path, 
     assert not log.exists()
     checks.note(
         f"kv_cache_dtype {dtype}",
-        "rejected",
-        f"rejected, {time.monotonic() - started:.1f} s, nothing started",
+        "refused",
+        f"refused, {time.monotonic() - started:.1f} s, nothing started",
     )
 
 
