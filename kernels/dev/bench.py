@@ -30,9 +30,11 @@ from kvbench.kernels import forms, window_scores
 from kvbench.kernels.hsa_decode import hsa_decode
 from kvbench.kernels.hsa_scores import hsa_scores, hsa_select
 from kvbench.kernels.hsa_scores import naive as hsa_naive
+from kvbench.kernels.page_bounds import form as bounds_form
 from kvbench.kernels.page_bounds import page_bounds
-from kvbench.kernels.pool import chunk_sums, pool
+from kvbench.kernels.pool import chunk_sums, pool, sums_form
 from kvbench.kernels.pool import portable as pool_reference
+from kvbench.kernels.quest_scores import form as quest_form
 from kvbench.kernels.quest_scores import quest_scores
 from kvbench.kernels.sparse_decode import form, sparse_decode
 from kvbench.kernels.sparse_decode import naive as decode_naive
@@ -230,10 +232,22 @@ def _scores(x: Inputs) -> Iterator[Case]:
     expected = window_naive.window_scores(x.window_q[:GROUP].cpu(), x.k[0, :1].cpu(), x.scaling)
     scores = torch.rand(HEADS * GROUP, x.length, generator=x.generator, device=x.device)
     pooled = pool_reference.pool(scores.double(), POOL, "max", GROUP)
-    calls: list[tuple[str, str, int, Callable[[], object]]] = [
-        ("page_bounds", f"pages of {PAGE}", half, lambda: page_bounds(x.k, PAGE, pages)),
-        ("quest_scores", f"pages of {PAGE}", 2 * half // PAGE, lambda: quest_scores(x.q, low, high)),
-        ("chunk_sums", f"chunks of {CHUNK}", scores.numel() * 4, lambda: chunk_sums(scores, CHUNK)),
+    calls: list[tuple[str, str, int, Callable[[], object], forms.Rule]] = [
+        ("page_bounds", f"pages of {PAGE}", half, lambda: page_bounds(x.k, PAGE, pages), bounds_form),
+        (
+            "quest_scores",
+            f"pages of {PAGE}",
+            2 * half // PAGE,
+            lambda: quest_scores(x.q, low, high),
+            quest_form,
+        ),
+        (
+            "chunk_sums",
+            f"chunks of {CHUNK}",
+            scores.numel() * 4,
+            lambda: chunk_sums(scores, CHUNK),
+            sums_form,
+        ),
     ]
     for name in x.forms():
 
@@ -254,10 +268,10 @@ def _scores(x: Inputs) -> Iterator[Case]:
             "pool", name, f"max of {POOL}, groups of {GROUP}", scores.numel() * 4, pooling,
             lambda pooling=pooling: _error(pooling(), pooled),
         )  # fmt: skip
-        # these have no compiled form
-        if name == "compiled":
-            continue
-        for operation, budget, size, call in calls:
+        for operation, budget, size, call, rule in calls:
+            with forms.using(name):
+                if rule(x.device, x.k.dtype) != name:
+                    continue
 
             def run(name=name, call=call) -> object:
                 with forms.using(name):

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 from kvbench.engine.attention import register_attention
 from kvbench.engine.decode import DecodeOptions, decode_cells
 from kvbench.engine.prefill import prefill
-from kvbench.kernels import attention_sum, forms, hsa_scores, sparse_decode
-from kvbench.kernels.operations import forms_for, label
+from kvbench.kernels import forms, hsa_scores, sparse_decode
+from kvbench.kernels.operations import forms_for, has_form, label, operations
 from kvbench.kernels.sparse_decode import cpu
 from kvbench.methods import Budget, Shape, build
 
@@ -126,7 +126,9 @@ def test_a_form_is_forced_only_inside():
 def test_what_a_form_cannot_do_runs_portable():
     where = torch.device("cpu")
     with forms.using("compiled"):
-        assert attention_sum.form(where, torch.float32) == "portable"
+        packages = [package for package in operations().values() if hasattr(package, "form")]
+        without = [package for package in packages if not has_form(package, "compiled")]
+        assert {package.form(where, torch.float32) for package in without} == {"portable"}
         assert hsa_scores.form(where, torch.float64) == "portable"
         assert sparse_decode.form(where, torch.float32, 4, 48) == "portable"
 
@@ -136,6 +138,9 @@ def test_records_name_the_forms():
     where = torch.device("cpu")
     assert label(forms_for(where, torch.bfloat16, 4, 128)) == "compiled"
     odd = label(forms_for(where, torch.bfloat16, 4, 48))
-    assert odd == "portable, window_scores compiled, pool compiled, hsa_scores compiled, top_k compiled"
+    # the whole text is compared in test_runs/test_plan.py, as it was when some runs were made
+    assert odd.startswith(
+        "portable, window_scores compiled, pool compiled, hsa_scores compiled, top_k compiled"
+    )
     with forms.using("portable"):
         assert label(forms_for(where, torch.bfloat16, 4, 128)) == "portable"

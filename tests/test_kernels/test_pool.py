@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kvbench_testing.forms import forms_of
 from kvbench_testing.interpreter import watched
 from kvbench_testing.triton import DEVICE, INTERPRETED, needs_triton
 
@@ -14,7 +15,6 @@ from kvbench.methods.snapkv import SnapKV
 needs_compiler = pytest.mark.skipif(not cpu.available(), reason="no C++ compiler with OpenMP")
 COMPILED = pytest.param("compiled", marks=needs_compiler)
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="needs the interpreter")
-TRITON = pytest.param("triton", marks=needs_triton)
 
 
 def draw(*shape, seed=0):
@@ -27,7 +27,7 @@ def run(form, name, scores, *args):
     return getattr(module, name)(scores.to(DEVICE if form == "triton" else "cpu"), *args).cpu()
 
 
-@pytest.mark.parametrize("form", ["portable", COMPILED, TRITON])
+@pytest.mark.parametrize("form", forms_of(pool, "pool", "naive"))
 @pytest.mark.parametrize("kind", ["max", "avg"])
 @pytest.mark.parametrize(
     ("length", "kernel", "group"),
@@ -58,7 +58,7 @@ def test_the_compiled_form_gives_the_bits_of_torch(kind):
         assert torch.equal(ours, portable.pool(scores, kernel, kind, group))
 
 
-@pytest.mark.parametrize("form", ["portable", TRITON])
+@pytest.mark.parametrize("form", forms_of(pool, "chunk_sums", "naive"))
 @pytest.mark.parametrize(
     ("length", "chunk", "offset"),
     [(1, 10, 0), (3, 10, 5), (5, 10, 5), (331, 1, 0), (331, 10, 3), (1000, 20, 0)],

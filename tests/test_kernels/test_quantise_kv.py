@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from kvbench_testing.forms import forms_of
 from kvbench_testing.interpreter import watched
 from kvbench_testing.triton import DEVICE, INTERPRETED, needs_triton
 
 from kvbench.kernels import forms, quantise_kv
 from kvbench.kernels.quantise_kv import FP8, naive
 
-FORMS = ["portable", pytest.param("triton", marks=needs_triton)]
+FORMS = forms_of(quantise_kv, "pack", "naive")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -24,7 +25,7 @@ def run(form, name, *args):
     return tuple(x.cpu() for x in result) if isinstance(result, tuple) else result.cpu()
 
 
-@pytest.mark.parametrize("form", ["naive", *FORMS])
+@pytest.mark.parametrize("form", forms_of(quantise_kv, "pack"))
 @pytest.mark.parametrize("code", FP8)
 def test_every_fp8_code_stands_for_the_number_that_torch_gives_it(form, code):
     codes = torch.arange(256).to(torch.uint8)
@@ -35,7 +36,7 @@ def test_every_fp8_code_stands_for_the_number_that_torch_gives_it(form, code):
     assert torch.equal(run(form, "to_fp8", exact, torch.ones(1), code), codes)
 
 
-@pytest.mark.parametrize("form", ["naive", *FORMS])
+@pytest.mark.parametrize("form", forms_of(quantise_kv, "pack"))
 @pytest.mark.parametrize("code", FP8)
 def test_between_two_fp8_numbers_the_nearer_is_taken_and_the_even_one_of_ties(form, code):
     table = naive.fp8_table(code).float()
@@ -98,7 +99,7 @@ def test_numbers_of_16_bits_are_packed_alike(form, dtype):
         assert torch.equal(back, run("portable", "unpack", *parts, 4, 32, axis, torch.float32).to(dtype))
 
 
-@pytest.mark.parametrize("form", ["naive", *FORMS])
+@pytest.mark.parametrize("form", forms_of(quantise_kv, "pack"))
 def test_nothing_is_packed_to_nothing(form):
     x = draw(1, 2, 0, 64)
     codes, scale, zero = run(form, "pack", x, 4, 32, 2)

@@ -2,20 +2,17 @@
 
 import pytest
 import torch
-from kvbench_testing.triton import DEVICE, needs_triton
+from kvbench_testing.forms import forms_of
+from kvbench_testing.triton import DEVICE
 
 from kvbench.kernels import attention_sum, forms, hsa_scores, page_bounds, quest_scores, window_scores
 from kvbench.kernels.attention_sum import naive as naive_sum
-from kvbench.kernels.hsa_scores import cpu as hsa_cpu
 from kvbench.kernels.hsa_scores import naive as naive_hsa
 from kvbench.kernels.page_bounds import naive as naive_bounds
 from kvbench.kernels.quest_scores import naive as naive_quest
 from kvbench.kernels.top_k import naive as naive_top_k
 from kvbench.kernels.window_scores import naive as naive_window
 
-FORMS = ["portable", pytest.param("triton", marks=needs_triton)]
-needs_compiler = pytest.mark.skipif(not hsa_cpu.available(), reason="no C++ compiler with OpenMP")
-COMPILED = pytest.param("compiled", marks=needs_compiler)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -37,7 +34,7 @@ def close(out, expected, tolerance=1e-5):
     assert float((out.double() - expected).abs().max()) <= tolerance * scale
 
 
-@pytest.mark.parametrize("form", [*FORMS, COMPILED])
+@pytest.mark.parametrize("form", forms_of(window_scores, "window_scores", "naive"))
 @pytest.mark.parametrize(
     ("group", "dim", "length", "window"),
     [
@@ -52,30 +49,29 @@ def test_window_scores(form, group, dim, length, window):
     assert torch.allclose(out.sum(-1), torch.tensor(float(window)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("form", [*FORMS, COMPILED])
+@pytest.mark.parametrize("form", forms_of(window_scores, "window_scores", "naive"))
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 def test_window_scores_take_16_bit_numbers_exactly(form, dtype):
     q, k = draw(6, 16, 64, dtype=dtype), draw(2, 200, 64, dtype=dtype)
     close(call(form, window_scores, "window_scores", q, k, 0.125), naive_window.window_scores(q, k, 0.125))
 
 
-@pytest.mark.parametrize("form", [*FORMS, COMPILED])
+@pytest.mark.parametrize("form", forms_of(window_scores, "window_scores", "naive"))
 def test_window_scores_of_extreme_logits(form):
     q, k = draw(2, 8, 64) * 300, draw(2, 100, 64)
     expected = naive_window.window_scores(q, k, 0.125)
     close(call(form, window_scores, "window_scores", q, k, 0.125), expected, tolerance=1e-3)
 
 
-@needs_triton
+@pytest.mark.parametrize("form", forms_of(attention_sum, "attention_sum", "naive"))
 @pytest.mark.parametrize(("group", "length"), [(1, 1), (3, 70), (4, 150)])
-def test_attention_sum(group, length):
+def test_attention_sum(form, group, length):
     q, k = draw(2 * group, length, 32), draw(2, length, 32)
-    expected = naive_sum.attention_sum(q, k, 0.2)
-    close(call("portable", attention_sum, "attention_sum", q, k, 0.2, 64), expected)
-    close(call("triton", window_scores, "window_scores", q, k, 0.2), expected)
+    blocks = [64] if form == "portable" else []
+    close(call(form, attention_sum, "attention_sum", q, k, 0.2, *blocks), naive_sum.attention_sum(q, k, 0.2))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", forms_of(page_bounds, "page_bounds", "naive"))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("length", "page"), [(1, 1), (2, 3), (17, 4), (63, 3), (331, 16)])
 def test_page_bounds_built_and_widened(form, dtype, length, page):
@@ -92,7 +88,7 @@ def test_page_bounds_built_and_widened(form, dtype, length, page):
     assert torch.equal(low.cpu(), expected[0]) and torch.equal(high.cpu(), expected[1])
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", forms_of(quest_scores, "quest_scores", "naive"))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("group", [1, 3, 4, 8])
 def test_quest_scores(form, dtype, group):
@@ -106,7 +102,7 @@ def test_quest_scores(form, dtype, group):
     close(out, expected, tolerance)
 
 
-@pytest.mark.parametrize("form", [*FORMS, COMPILED])
+@pytest.mark.parametrize("form", forms_of(hsa_scores, "hsa_scores", "naive"))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("group", "dim", "length", "page", "channels"),
@@ -128,7 +124,7 @@ def test_hsa_scores(form, dtype, group, dim, length, page, channels):
     assert not out[..., -(-length // page) :].any()
 
 
-@pytest.mark.parametrize("form", ["naive", *FORMS, COMPILED])
+@pytest.mark.parametrize("form", forms_of(hsa_scores, "hsa_scores"))
 def test_hsa_scores_of_query_heads_that_are_zero_in_all_chosen_channels(form):
     # a token whose embedding is zero has such queries, in every head, in the first layer of some models
     k, q = draw(1, 2, 40, 64), draw(1, 2, 3, 64)
@@ -139,12 +135,20 @@ def test_hsa_scores_of_query_heads_that_are_zero_in_all_chosen_channels(form):
     alone = naive_hsa.of_keys(q[0, 0, :1], k[0, 0], 1, 5)
     close(out[0, 0], (alone + 2 / 40) / 3)
     close(out[0, 1], torch.full((40,), 1 / 40, dtype=torch.float64))
-    if form != "compiled":
-        logits = call(form, hsa_scores, "channel_logits", q, keys, 5, torch.tensor(40))
-        assert not logits[0, 0, 1:].any() and not logits[0, 1].any()
 
 
-@pytest.mark.parametrize("form", ["naive", *FORMS, COMPILED])
+@pytest.mark.parametrize("form", forms_of(hsa_scores, "channel_logits"))
+def test_channel_logits_of_query_heads_that_are_zero_in_all_chosen_channels(form):
+    k, q = draw(1, 2, 40, 64), draw(1, 2, 3, 64)
+    q[0, 0, 1], q[0, 1] = 0, 0
+    q[0, 0, 2] = torch.where(q[0, 0, 0].abs() > 1, 0, q[0, 0, 2] / 100)
+    logits = call(
+        form, hsa_scores, "channel_logits", q, k.transpose(-1, -2).contiguous(), 5, torch.tensor(40)
+    )
+    assert not logits[0, 0, 1:].any() and not logits[0, 1].any()
+
+
+@pytest.mark.parametrize("form", forms_of(hsa_scores, "hsa_scores"))
 @pytest.mark.parametrize(
     ("length", "page", "tokens"), [(1, 1, 3), (63, 3, 20), (331, 16, 100), (900, 3, 899)]
 )
@@ -165,7 +169,7 @@ def test_hsa_select_takes_the_most_probable_pages(form, length, page, tokens):
             assert out[row, head].tolist() == expected + [-1] * (tokens - len(expected))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", forms_of(hsa_scores, "channel_logits", "naive"))
 def test_channel_logits(form):
     q, keys = draw(2, 2, 3, 64), draw(2, 2, 64, 150)
     out = call(form, hsa_scores, "channel_logits", q, keys, 20, torch.tensor(140))[..., :140]

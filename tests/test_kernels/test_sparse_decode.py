@@ -4,7 +4,8 @@ import platform
 
 import pytest
 import torch
-from kvbench_testing.triton import DEVICE, needs_triton
+from kvbench_testing.forms import forms_of
+from kvbench_testing.triton import DEVICE
 
 from kvbench.kernels import build, forms, sparse_decode
 from kvbench.kernels.sparse_decode import cpu, naive
@@ -74,11 +75,7 @@ class Case:
         return out.cpu(), lse.cpu()
 
 
-FORMS = [
-    pytest.param("compiled", marks=needs_compiler),
-    "portable",
-    pytest.param("triton", marks=needs_triton),
-]
+FORMS = forms_of(sparse_decode, "sparse_decode", "naive")
 
 
 def check(case, form, index=None, mask=None, tolerance=2e-6):

@@ -4,16 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kvbench_testing.triton import DEVICE, needs_triton
+from kvbench_testing.forms import forms_of
+from kvbench_testing.triton import DEVICE
 
 from kvbench.kernels import forms, top_k
-from kvbench.kernels.top_k import cpu, naive
+from kvbench.kernels.top_k import naive
 
-FORMS = [
-    "portable",
-    pytest.param("compiled", marks=pytest.mark.skipif(not cpu.available(), reason="no C++ compiler")),
-    pytest.param("triton", marks=needs_triton),
-]
+FORMS = forms_of(top_k, "top_k", "naive")
 
 
 def run(form, name, scores, *args):

