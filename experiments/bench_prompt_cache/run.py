@@ -1,4 +1,4 @@
-"""How fast traces are replayed, loading included."""
+"""Measures the replay speed, including loading."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ PLACEMENTS = ("none", "automatic", "explicit_four", "stable_1h_tail_5m")
 
 @dataclass(frozen=True)
 class Speed:
-    """Requests per second of processor time, median of the repetitions; every request is loaded and replayed.
+    """Requests loaded and replayed per second, median of the repetitions.
 
     Attributes:
-        blocks: how prompts were cut.
-        requests: requests of the trace.
-        placements: placements that each of them was replayed under.
-        per_second: requests per second, all placements together counted once.
-        wall_per_second: the same by the clock on the wall.
-        peak_mib: most memory held at once, MiB (measured in a separate pass).
+        blocks: cut of the prompts.
+        requests: number of requests in the trace.
+        placements: number of placements that each request is replayed under.
+        per_second: requests per second of processor time; a request counts once for all placements.
+        wall_per_second: requests per second of wall time.
+        peak_mib: peak memory in MiB (measured in a separate pass).
     """
 
     blocks: str
@@ -43,7 +43,7 @@ class Speed:
     peak_mib: float
 
     def __str__(self) -> str:
-        """One line for people."""
+        """A one-line summary."""
         return (
             f"blocks={self.blocks}: {counted(self.requests, 'request')} x {counted(self.placements, 'placement')}, "
             f"loading included: {self.per_second:,.0f} requests/s "
@@ -72,9 +72,9 @@ def measure(
 
     Args:
         folder: session files.
-        blocks: how prompts are cut; "hash" is one block per 64 tokens.
+        blocks: cut of the prompts; "hash" is one block per 64 tokens.
         placements: names of placements.
-        repeat: repetitions.
+        repeat: number of repetitions.
     """
     prices = PriceBook.load()
     chosen = {name: named(name) for name in placements}

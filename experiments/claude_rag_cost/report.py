@@ -32,7 +32,7 @@ WORK = {
 
 
 def frame(rows: Sequence[RagRow], cfg: RagCostConfig) -> pd.DataFrame:
-    """The table: cost with its range, hit rate and tokens; each compared with its own requests unmarked."""
+    """Cost with its range, hit rate and tokens per run, compared with the same requests without markers."""
     prices = PriceBook.load(cfg.prices)
     lines: list[dict[str, Any]] = []
     for row in rows:
@@ -45,7 +45,7 @@ def frame(rows: Sequence[RagRow], cfg: RagCostConfig) -> pd.DataFrame:
 
 
 def write_report(cfg: RagCostConfig, rows: Sequence[RagRow]) -> Path:
-    """Writes tables and figures into the run's folder; returns the Markdown file."""
+    """Writes tables, figures and config.yaml into the run's folder; returns the Markdown file."""
     folder = Path(cfg.run_dir)
     prices = PriceBook.load(cfg.prices)
     costs = frame(rows, cfg)
@@ -91,7 +91,7 @@ def write_report(cfg: RagCostConfig, rows: Sequence[RagRow]) -> Path:
 
 
 def break_evens(rows: Sequence[RagRow], cfg: RagCostConfig, prices: PriceBook) -> pd.DataFrame:
-    """Break-even turn of every placement on every layout that is compared under placements."""
+    """Break-even turn of every placement on every layout in `PLACED`."""
     lines = []
     for layout in PLACED:
         turns = _turns(rows, cfg, layout)

@@ -15,22 +15,22 @@ from kvbench.claude.simulate import Simulator, Trace
 from kvbench.claude.traces.recorded import RecordedTrace
 from kvbench.experiments.claude_rag_cost.config import RagCostConfig
 
-# layouts that are run as they are, and layouts whose requests are marked by each placement
+# layouts to run unchanged, and layouts to run with each placement
 AS_SENT = ("article_graph", "article_explicit", "agent", "agent_5m", "agent_1h")
 PLACED = ("corrected", "append_only")
 
 
 @dataclass
 class RagRow:
-    """One run.
+    """One recorded run.
 
     Attributes:
-        layout: which graph.
-        placement: which markers were put on it.
-        requests: its recorded requests.
-        marked: requests that carried cache_control (loopback only).
-        agrees: the simulator gives the reported usage, to the token, on every request.
-        trace: its trace file.
+        layout: name of the layout.
+        placement: name of the placement, `as sent` for the layout's own markers.
+        requests: recorded requests.
+        marked: number of requests with cache_control (loopback only).
+        agrees: the simulator reproduces the reported usage of every request exactly.
+        trace: recorded trace.
     """
 
     layout: str
@@ -47,7 +47,7 @@ class RagRow:
 
     @property
     def family(self) -> str:
-        """The layout without the middleware that it ran with."""
+        """The layout without the suffix of its middleware."""
         return self.layout.removesuffix("_5m").removesuffix("_1h")
 
 
@@ -55,7 +55,7 @@ def run(cfg: RagCostConfig) -> list[RagRow]:
     """Runs every layout and placement.
 
     Raises:
-        UserError: see `build_runner`, or a name that is unknown.
+        UserError: an unknown name; see also `build_runner`.
     """
     prices = PriceBook.load(cfg.prices)
     placements = {name: named(name) for name in cfg.placements}
@@ -83,7 +83,7 @@ def run(cfg: RagCostConfig) -> list[RagRow]:
 
 
 def agreement(trace: Trace, prices: PriceBook, assumptions: Assumptions) -> bool:
-    """Whether the simulator gives the usage that was reported, to the token, on every request."""
+    """Whether the simulator reproduces the reported usage of every request exactly."""
     simulator = Simulator(as_sent, prices, assumptions)
     for request in trace.requests(assumptions):
         usage = simulator.feed(request).usage

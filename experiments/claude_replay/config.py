@@ -15,23 +15,23 @@ from kvbench.config.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
-    """What to replay and under which assumptions.
+    """Trace, placements and assumptions of a replay.
 
     Attributes:
         trace: folder or file; null replays generated conversations.
-        format: what the file holds.
+        format: format of the trace.
         placements: names of placements to compare.
-        plan: also plan the cheapest placement (the trace is held in memory).
-        width: states that the planner keeps.
+        plan: also plan the cheapest placement (holds the trace in memory).
+        width: beam width of the planner.
         doctor: placement whose misses are explained, null for none.
-        claude_model: model of traces that name none.
-        date: day that undated traces start on.
-        prices: price file or folder, null for the shipped one.
+        claude_model: model of traces without one.
+        date: first day of traces without dates.
+        prices: price file or folder, null for the default.
         strict: stop at the first defect of the trace.
         switches: assumptions on the undocumented points.
         choices: modelling choices of Claude Code sessions.
         synthetic: shape of generated conversations, also for the curves.
-        run_dir: where the results go.
+        run_dir: output folder.
     """
 
     run_dir: str
@@ -62,7 +62,7 @@ class ReplayConfig:
             raise UserError(f"width: {self.width} is not allowed, give 1 or more")
 
     def day(self) -> datetime.date:
-        """The date.
+        """The parsed date.
 
         Raises:
             UserError: not a date.
@@ -73,7 +73,7 @@ class ReplayConfig:
             raise UserError(f"date: {self.date!r} is not a date, give it as 2026-11-24") from None
 
     def generated(self, spec: Synthetic, prices: PriceBook) -> SyntheticTrace:
-        """Conversations of a shape, with this model, on this day.
+        """Generated conversations with this model, starting on this date.
 
         Raises:
             UserError: see `SyntheticTrace`.

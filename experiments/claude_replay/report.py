@@ -18,7 +18,7 @@ from kvbench.report.format import frame_table
 
 
 def write_report(cfg: ReplayConfig, results: ReplayResult) -> Path:
-    """Writes tables and figures into the run's folder; returns the Markdown file."""
+    """Writes tables, figures and config.yaml into the run's folder; returns the Markdown file."""
     folder = Path(cfg.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     prices = PriceBook.load(cfg.prices)

@@ -1,4 +1,4 @@
-"""The experiment `claude_replay`: any trace under every placement, as tables and figures."""
+"""Replays a trace under every placement."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def replay(cfg: ReplayConfig) -> ReplayResult:
     notes: list[str] = []
     bound = None
     if cfg.plan:
-        # the cautious plan does not count on a 1h marker that prolongs what was written for 5 minutes (U2)
+        # the cautious plan does not rely on 1h markers extending 5m entries (U2)
         cautious = replace(cfg.switches, ttl_lookup="matched")
         fixed = dict(placements)
         for name, assumptions in zip(PLANS, (cfg.switches, cautious), strict=True):
@@ -95,15 +95,15 @@ def _choice_deltas(
     ranges: Mapping[str, Range],
     prices: PriceBook,
 ) -> pd.DataFrame:
-    """Replays a Claude Code trace with every modelling choice turned; plans hold for one choice only."""
+    """Effect of every alternative choice on a Claude Code trace; without plans, which hold for one choice only."""
     if not isinstance(trace, ClaudeCodeTrace):
         return pd.DataFrame()
     fixed = {name: placement for name, placement in placements.items() if name not in PLANS}
-    turned = {
+    changed = {
         name: simulate(replace(trace, choices=choices).requests(cfg.switches), fixed, prices, cfg.switches)
         for name, choices in trace.choices.flips()
     }
-    return tables.choice_deltas({name: ranges[name].base for name in fixed}, turned)
+    return tables.choice_deltas({name: ranges[name].base for name in fixed}, changed)
 
 
 def _problems(trace: Trace) -> list[str]:

@@ -1,7 +1,7 @@
-"""Dollars per day of both layers, and from how many sessions per day the rented devices are the cheaper ones.
+"""Dollars per day of both layers, and the number of sessions per day at which rented devices become cheaper.
 
-A session costs the same every time at the API. Devices are rented whole and around the clock, whether they are busy or
-not, so that their cost is a staircase: one more device whenever those at hand are full.
+At the API, cost is proportional to the sessions. Devices are rented whole and around the clock, busy or not, so their
+cost is a step function: one more device whenever the existing ones are full.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ DAY = 86_400  # seconds
 
 @dataclass(frozen=True)
 class Fleet:
-    """Devices of one kind.
+    """Rented devices of one kind.
 
     Attributes:
         usd_per_hour: rent of one device.
-        capacity: sessions per day that one device serves, 0 if it cannot serve any.
+        capacity: sessions per day per device, 0 if it cannot serve any.
     """
 
     usd_per_hour: float
@@ -40,11 +40,11 @@ class Fleet:
 
     @property
     def usd_per_session(self) -> float:
-        """Cost of a session on a device that is as busy as it may be; infinite if it cannot serve any."""
+        """Cost of a session on a full device; infinite if it cannot serve any."""
         return self.usd_per_day / self.capacity if self.capacity else math.inf
 
     def devices(self, sessions: float) -> int:
-        """Devices that so many sessions per day need.
+        """Number of devices for a number of sessions per day.
 
         Raises:
             UserError: sessions below 0, or a device that cannot serve any.
@@ -56,18 +56,18 @@ class Fleet:
         return math.ceil(sessions / self.capacity) if sessions else 0
 
     def per_day(self, sessions: float) -> float:
-        """Dollars per day for so many sessions; one device at least, it is rented before the first session comes."""
+        """Dollars per day for a number of sessions; at least one device is rented."""
         return self.usd_per_day * max(1, self.devices(sessions))
 
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Sessions per day, None where it never happens.
+    """Break-even in sessions per day, None if there is none.
 
     Attributes:
-        first: fewest sessions per day at which the devices cost no more than the API.
-        always: from here on the devices cost no more at any number of sessions (right after a device has been added
-            they may be dearer again for a while).
+        first: smallest number at which the devices cost no more than the API.
+        always: smallest number from which the devices never cost more again (they may briefly cost more right after a
+            device is added).
     """
 
     first: int | None
@@ -75,11 +75,11 @@ class BreakEven:
 
 
 def break_even(usd_per_session: float, fleet: Fleet) -> BreakEven:
-    """Where a fleet costs no more than an API.
+    """Break-even of a fleet with the API.
 
-    With r the rent per day, c the capacity and s the API's price, k devices cost no more from k r / s sessions on, and
-    serve up to k c. So it happens with the first device or never; and for good from the first k on whose successor
-    starts, at k c + 1 sessions, above its own break-even of (k + 1) r / s.
+    With rent r per day, capacity c and API price s, k devices cost no more than the API from k r / s sessions on and
+    serve up to k c. So the first device breaks even, or none does. The break-even is permanent from the first k for
+    which device k + 1, needed from k c + 1 sessions on, starts above its own break-even of (k + 1) r / s.
 
     Args:
         usd_per_session: price of a session at the API, above 0.
@@ -90,28 +90,28 @@ def break_even(usd_per_session: float, fleet: Fleet) -> BreakEven:
     """
     if not usd_per_session > 0:
         raise UserError(f"usd_per_session: {usd_per_session} is not above 0")
-    # an exact fraction, so that binary noise does not decide where a device is full
+    # an exact fraction, so that floating-point noise cannot decide when a device is full
     one = Fraction(fleet.usd_per_day / usd_per_session).limit_denominator(1_000_000)
     if one > fleet.capacity:
         return BreakEven(None, None)
     spare = fleet.capacity - one
     if spare == 0:
-        # every device breaks even when it is full, so one session more is dearer again
+        # every device breaks even exactly when full, so one more session costs more again
         return BreakEven(math.ceil(one), 1 if fleet.capacity == 1 else None)
     devices = max(1, math.ceil((one - 1) / spare))
     return BreakEven(max(1, math.ceil(one)), max(1, math.ceil(devices * one)))
 
 
 def mixed_per_day(sessions: float, usd_per_session: float, fleet: Fleet) -> tuple[float, int]:
-    """Both layers together: as many devices as pay, the sessions that they cannot serve go to the API.
+    """Both layers combined: as many devices as pay off, with the remaining sessions at the API.
 
     Args:
-        sessions: per day.
+        sessions: sessions per day.
         usd_per_session: price of a session at the API.
         fleet: the devices.
 
     Returns:
-        The least dollars per day, and the number of devices.
+        The lowest cost in dollars per day, and the number of devices.
     """
     options = {0, 1} if not fleet.capacity else {0, int(sessions // fleet.capacity), fleet.devices(sessions)}
     costs = {

@@ -1,4 +1,4 @@
-"""Layer 1: what the sessions cost at the API under every placement of cache_control."""
+"""Layer 1: cost of the sessions at the API under every placement of cache_control."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ PLANNER = "planner"
 
 @dataclass(frozen=True)
 class PlacementCost:
-    """Dollars per session under one placement; modelled.
+    """Modelled dollars per session under one placement.
 
     Attributes:
-        name: of the placement.
-        usd: with every undocumented point at its literal reading.
-        low: least over those points.
-        high: most.
-        read: share of the input tokens that came from the cache.
+        name: name of the placement.
+        usd: cost under the configured assumptions.
+        low: lowest cost over the open points.
+        high: highest cost over the open points.
+        read: share of the input tokens read from the cache.
     """
 
     name: str
@@ -37,15 +37,15 @@ class PlacementCost:
 
 
 def cheapest(priced: Sequence[PlacementCost]) -> PlacementCost:
-    """The cheapest placement that can be chosen beforehand; the planned one needs the whole trace."""
+    """The cheapest placement that can be chosen in advance; the planned one needs the whole trace."""
     return min((found for found in priced if found.name != PLANNER), key=lambda found: found.usd)
 
 
 class LongerAnswers(Trace):
-    """A trace whose answers are so many times as long; the prompts stay as they were recorded."""
+    """A trace with longer answers; the prompts stay as recorded."""
 
     def __init__(self, trace: Trace, times: int) -> None:
-        """The trace and the multiple."""
+        """Wraps a trace; answers get `times` times as many tokens."""
         self._trace = trace
         self._times = times
 
@@ -56,10 +56,10 @@ class LongerAnswers(Trace):
 
 
 def price(trace: Trace, cfg: TwoLayerConfig, prices: PriceBook, count: int) -> list[PlacementCost]:
-    """Every placement, in the order of the configuration, the planned one last.
+    """Prices every placement, in the order of the configuration, the planned one last.
 
     Args:
-        trace: the sessions, one after another.
+        trace: the sessions.
         cfg: names the placements.
         prices: the price book.
         count: number of sessions in the trace.

@@ -1,4 +1,4 @@
-"""Both layers on the same sessions: prices, capacities, where they break even, and what moves that."""
+"""Both layers on the same sessions: prices, capacities, break-even, and its sensitivity."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RentCase:
-    """Break-even under another rent and utilisation.
+    """Break-even for one rent and utilisation.
 
     Attributes:
         usd_per_hour: rent.
         utilisation: share of the day that a device may be busy.
         capacity: sessions per day and device.
-        even: where it breaks even with the cheapest placement.
+        even: break-even with the cheapest placement.
     """
 
     usd_per_hour: float
@@ -41,13 +41,13 @@ class RentCase:
 
 @dataclass(frozen=True)
 class LengthCase:
-    """Costs when the answers are so many times as long.
+    """Costs with longer answers.
 
     Attributes:
-        times: the multiple.
+        times: multiple of the answer length.
         tokens: generated tokens per session.
-        priced: at the API.
-        served: on devices.
+        priced: costs at the API.
+        served: costs on devices.
     """
 
     times: int
@@ -58,16 +58,16 @@ class LengthCase:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that the report shows; parts of a layer that was not asked for are empty.
+    """The contents of the report; parts of a layer that is not configured are empty.
 
     Attributes:
         recorded: the sessions.
-        sources: how their tokens were counted.
-        models: that were asked.
-        problems: what was wrong in the trace.
+        sources: sources of their token counts.
+        models: models in the sessions.
+        problems: defects of the trace.
         priced: layer 1.
         served: layer 2.
-        title: of model and device.
+        title: title of model and device.
         rent_cases: sensitivity to rent and utilisation, of the cheapest way to serve.
         length_cases: sensitivity to the length of the answers.
     """
@@ -89,7 +89,7 @@ class Comparison:
 
     @property
     def cheapest(self) -> claude_api.PlacementCost:
-        """The cheapest placement at the API that can be chosen beforehand."""
+        """The cheapest placement at the API that can be chosen in advance."""
         return claude_api.cheapest(self.priced)
 
     @property
@@ -112,7 +112,7 @@ def compare(cfg: TwoLayerConfig) -> Comparison:
     prices = PriceBook.load(cfg.prices)
     host = None
     if cfg.layer != "api":
-        # before the workload runs: mistakes should show at once. it imports torch
+        # built before the workload runs, so that mistakes surface at once; loads torch
         from kvbench.experiments.two_layer.hosted import Host
 
         host = Host(cfg)
@@ -175,7 +175,7 @@ def _rent_cases(
 def _longer(cfg: TwoLayerConfig, host: Host, trace: Trace, prices: PriceBook, times: int) -> LengthCase:
     longer = claude_api.LongerAnswers(trace, times)
     recorded = sessions(longer.requests(cfg.switches))
-    # nothing is compared with the planned placement
+    # the planned placement is not used in this comparison
     priced = claude_api.price(longer, replace(cfg, plan=False), prices, len(recorded))
     return LengthCase(times, _generated(recorded), priced, host.serve(recorded))
 

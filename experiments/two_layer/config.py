@@ -1,4 +1,4 @@
-"""What the two-layer comparison is made of."""
+"""Configuration of the two-layer comparison."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ LAYERS = {"api": "prompt caching at the API", "model": "a model of one's own on 
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """Tokens per second that somebody measured, instead of the modelled ones.
+    """A measured throughput that replaces the modelled one.
 
     Attributes:
         prefill: prompt tokens per second of the device.
-        decode: generated tokens per second, of all sequences together.
+        decode: generated tokens per second, over all sequences.
     """
 
     prefill: float
@@ -35,27 +35,27 @@ class Throughput:
 
 @dataclass(frozen=True, kw_only=True)
 class TwoLayerConfig(RagConfig):
-    """The sessions are those of `RagConfig`; here is what is done with them.
+    """The sessions of `RagConfig`, and how to price and serve them.
 
     Attributes:
-        layer: api, model, or both and where they break even.
-        layout: which graph's sessions.
-        trace: a recorded trace to take instead of running the graph, null to run it.
-        placements: of cache_control, at the API.
+        layer: api, model, or both with their break-even.
+        layout: layout that produces the sessions.
+        trace: recorded trace to use instead of running the layout, null to run it.
+        placements: placements of cache_control at the API.
         plan: also plan the cheapest placement.
-        hosted_model: the self-hosted model, of conf/shape, or a folder with a config.json.
-        device: where it runs, of conf/hardware, or a file.
-        method: how it keeps its cache: per label the entry for `kvbench.methods.build`.
-        budget: of the methods that take one; the first is used.
-        batch: sequences decoded together, if so many fit.
+        hosted_model: the self-hosted model, from conf/shape or a folder with a config.json.
+        device: its device, from conf/hardware or a file.
+        method: cache methods: entries for `kvbench.methods.build` by label.
+        budget: budget of the methods that need one; exactly one value.
+        batch: maximum number of sequences decoded together.
         usable: share of the memory for weights and caches.
         weight_element: bytes of a weight, null for the model's own (2); 1 for weights in fp8.
-        usd_per_hour: rent, null for the device's own.
-        utilisation: share of the day that a device is busy when it counts as full.
-        rents: rents for the sensitivity, as multiples.
-        utilisations: for the sensitivity.
-        outputs: multiples of the answers' lengths, for the sensitivity.
-        measured: the throughput that was measured, by label of a method, with `_prefix` for its prefix cache.
+        usd_per_hour: rent, null for the price in the device's file.
+        utilisation: share of the day that a full device is busy.
+        rents: multiples of the rent, for the sensitivity.
+        utilisations: utilisations for the sensitivity.
+        outputs: multiples of the answer length, for the sensitivity.
+        measured: measured throughput by method label, with the suffix `_prefix` for its prefix cache.
         config_dirs: the user's configuration folders.
     """
 

@@ -1,4 +1,4 @@
-"""Dollars per day of both layers against the sessions per day."""
+"""Dollars per day of both layers over the sessions per day."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from kvbench.experiments.two_layer.hosted import ServingCost
 
 POINTS = 600
-ALIKE = 0.05  # share by which capacities may differ
+ALIKE = 0.05  # relative difference of capacities that share a line
 
 
 @mpl.rc_context(style.SETTINGS)
 def per_day(found: Comparison, cfg: TwoLayerConfig) -> style.Figure:
     """API with and without placements, every way to serve, and the best of both; log axes."""
     groups = _alike([way for way in found.served if way.fleet.capacity])
-    most = max([group[-1].fleet.capacity for group in groups], default=1000)
-    sessions = np.unique(np.geomspace(1, 4 * most, POINTS).round())
+    max_capacity = max([group[-1].fleet.capacity for group in groups], default=1000)
+    sessions = np.unique(np.geomspace(1, 4 * max_capacity, POINTS).round())
     figure, (axes,) = style.panels(1, height=3.6)
     handles = _api(axes, found, sessions)
     looks = style.styles([group[0].name for group in groups])
@@ -53,7 +53,7 @@ def per_day(found: Comparison, cfg: TwoLayerConfig) -> style.Figure:
 
 
 def _alike(served: Sequence[ServingCost]) -> list[list[ServingCost]]:
-    """Ways to serve by capacity, those together that would be one line to the eye."""
+    """Ways to serve by capacity; those that would look like one line are grouped."""
     groups: list[list[ServingCost]] = []
     for way in sorted(served, key=lambda way: way.fleet.capacity):
         if groups and way.fleet.capacity <= (1 + ALIKE) * groups[-1][0].fleet.capacity:

@@ -1,4 +1,4 @@
-"""Layer 2: what the sessions take of a rented device, by method, with and without a prefix cache."""
+"""Layer 2: device time of the sessions on a rented device, by method, with and without a prefix cache."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ PREFIX = " + prefix cache"
 
 
 class Timing(Protocol):
-    """Seconds that requests take of the device."""
+    """Device time of requests."""
 
     basis: str
 
     def seconds(self, request: HostedRequest, reused: int) -> tuple[float, float]:
-        """Seconds of a request of whose prompt so many tokens need no prefill: prefill, and the rest."""
+        """Seconds of prefill and of the rest of a request, if `reused` prompt tokens need no prefill."""
         ...
 
 
 @dataclass(frozen=True)
 class ServingCost:
-    """One way to serve the sessions.
+    """Capacity and cost of one way to serve the sessions.
 
     Attributes:
         name: method and budget, and whether there is a prefix cache.
-        basis: "modelled" or "measured": where the seconds are from.
+        basis: "modelled" or "measured": source of the device time.
         fleet: rent and capacity.
-        busy: what a session takes when the device is as busy as it may be.
-        quiet: what a session takes when it is alone.
-        batch: fewest sequences that were decoded together, None where it was measured.
-        note: why it cannot serve the sessions, empty if it can.
+        busy: load per session on a full device.
+        quiet: load of a session that is alone on the device.
+        batch: smallest number of sequences decoded together, None if measured.
+        note: reason why it cannot serve the sessions, empty if it can.
     """
 
     name: str
@@ -54,10 +54,10 @@ class ServingCost:
 
 
 class Host:
-    """A model on a device; answers for every method and load."""
+    """A model on a device, with every configured method."""
 
     def __init__(self, cfg: TwoLayerConfig) -> None:
-        """Looks model, device and methods up.
+        """Looks up model, device and methods.
 
         Raises:
             UserError: a name that does not exist, a device without a price, a method without its budget.
@@ -82,11 +82,11 @@ class Host:
 
         Args:
             recorded: the sessions.
-            utilisation: share of the day that a device may be busy; default is the configuration's.
-            only: name of one way; default is all of them.
+            utilisation: share of the day that a device may be busy; defaults to the configuration's.
+            only: name of a single way to serve; default is all of them.
 
         Raises:
-            UserError: a prompt that is longer than the model's context.
+            UserError: a request longer than the model's context.
         """
         longest = max(request.prompt + request.output for session in recorded for request in session)
         if longest > self.shape.positions:
@@ -132,7 +132,7 @@ class _Way:
 
 
 def _ways(cfg: TwoLayerConfig, shape: ModelShape) -> list[_Way]:
-    # after validation: it imports torch
+    # imported after validation, because it loads torch
     from kvbench.methods import build as method_of
 
     ways = []
@@ -149,7 +149,7 @@ def _ways(cfg: TwoLayerConfig, shape: ModelShape) -> list[_Way]:
             budget = dict(given)
             name = f"{label} {given[0][1]}"
         ways.append(_Way(label, name, method, budget, prefix=False))
-        # what was evicted for one question is not there for the next: only whole caches can be shared
+        # evicted tokens are missing for the next question: only complete caches can be shared
         probe = ways[-1].account(shape, shape.positions - 1, 1)
         if probe.kept == probe.prompt and not probe.resolved.retains:
             ways.append(_Way(f"{label}_prefix", name + PREFIX, method, budget, prefix=True))
@@ -157,7 +157,7 @@ def _ways(cfg: TwoLayerConfig, shape: ModelShape) -> list[_Way]:
 
 
 class _Modelled:
-    """Seconds of the cost model: a lower bound."""
+    """Device time from the cost model, a lower bound."""
 
     basis = "modelled"
 
@@ -168,13 +168,13 @@ class _Modelled:
         self._account = functools.cache(lambda prompt, new: way.account(host.shape, prompt, new))
 
     def batch(self, request: HostedRequest) -> int:
-        """Sequences like this one that are decoded together."""
+        """Number of sequences like this one that are decoded together."""
         cfg = self._host.cfg
         use = self._account(request.prompt, request.output)
         return min(cfg.batch, cost.max_batch(use, self._host.device, cfg.usable, cfg.weight_element))
 
     def pool(self, requests: Sequence[HostedRequest]) -> float:
-        """Tokens that fit beside the weights."""
+        """Tokens that fit in memory next to the weights."""
         cfg = self._host.cfg
         longest = max(requests, key=lambda request: request.prompt)
         use = self._account(longest.prompt, longest.output)
@@ -208,7 +208,7 @@ class _Modelled:
 
 
 class _Measured:
-    """Seconds from a throughput that somebody measured."""
+    """Device time from a measured throughput."""
 
     basis = "measured"
 

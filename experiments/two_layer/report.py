@@ -1,4 +1,4 @@
-"""The comparison as a table, a figure, and a list of what it leaves out."""
+"""The comparison as a table, a figure and a list of limitations."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def write_report(cfg: TwoLayerConfig, found: Comparison) -> Path:
 
 
 def rows(cfg: TwoLayerConfig, found: Comparison) -> pd.DataFrame:
-    """One row per placement and per way to serve; numbers, None where there is none."""
+    """One row per placement and per way to serve; unformatted."""
     lines: list[dict[str, Any]] = [
         {
             "layer": "api",
@@ -211,7 +211,7 @@ def _verdict(found: Comparison) -> str:
             f"{best.name} never breaks even with {cheapest.name}: a full device serves {best.fleet.capacity:,} "
             f"sessions per day, and its rent buys {best.fleet.usd_per_day / cheapest.usd:,.0f} at the API.\n"
         )
-    # the dearer the API, the fewer sessions
+    # a more expensive API breaks even at fewer sessions
     ends = list(
         dict.fromkeys(_even(break_even(price, best.fleet)) for price in (cheapest.high, cheapest.low))
     )

@@ -1,4 +1,4 @@
-"""Recorded sessions: the requests of each, what a prefix cache could reuse of them, and how much it does under load."""
+"""Recorded sessions: their requests, the reuse by a prefix cache, and their load on a device."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from kvbench.claude.simulate import Trace
 from kvbench.config.errors import UserError
 from kvbench.experiments.two_layer.breakeven import DAY
 
-PAGE = 16  # tokens: a prefix cache holds whole pages of this many (vLLM's default block)
+PAGE = 16  # tokens per page of the prefix cache (vLLM's default block size)
 
 
 @dataclass(frozen=True)
 class HostedRequest:
-    """One request as a self-hosted model sees it.
+    """A request to a self-hosted model.
 
     Attributes:
         t: seconds since the start of its session.
-        path: (name, tokens) of every block of the prompt, in order; the name stands for everything up to the block.
+        path: (name, tokens) of every block of the prompt, in order; the name identifies the prefix up to the block.
         output: tokens of the answer.
     """
 
@@ -40,14 +40,14 @@ class HostedRequest:
 Session = tuple[HostedRequest, ...]
 
 Cost = Callable[[HostedRequest, int], tuple[float, float]]
-"""Seconds of the device for a request of whose prompt so many tokens are in the prefix cache: prefill, and the rest."""
+"""Maps a request and its number of reused prompt tokens to device seconds: prefill, and the rest."""
 
 
 class IsolatedSessions(Trace):
-    """A trace whose sessions share nothing: each is a workspace of its own."""
+    """A trace whose sessions share no cache: each gets a separate workspace."""
 
     def __init__(self, trace: Trace) -> None:
-        """The trace."""
+        """Wraps a trace."""
         self._trace = trace
 
     def requests(self, assumptions: Assumptions) -> Iterator[Request]:
@@ -57,9 +57,7 @@ class IsolatedSessions(Trace):
 
 
 def sessions(requests: Iterable[Request]) -> list[Session]:
-    """The sessions of a trace.
-
-    What the API itself adds to a prompt (R21) is left out: another model does not get it.
+    """The sessions of a trace, without the tokens that the API itself adds to a prompt (R21).
 
     Raises:
         UserError: no request, or one without an answer.
@@ -87,29 +85,29 @@ def _path(request: Request) -> tuple[tuple[int, int], ...]:
 
 
 class PrefixPool:
-    """A prefix cache of limited size that drops what was used longest ago, the end of a prompt before its beginning."""
+    """A prefix cache of limited size with LRU eviction; the end of a prompt is evicted before its beginning."""
 
     def __init__(self, tokens: float) -> None:
-        """An empty pool that holds so many tokens."""
+        """An empty pool for `tokens` tokens."""
         self._room = tokens
         self._used = 0
         self._held: OrderedDict[tuple[int, int], int] = OrderedDict()
 
     def serve(self, session: int, request: HostedRequest) -> int:
-        """Looks a prompt up and keeps it.
+        """Looks up a prompt and stores it.
 
         Args:
-            session: which session it is of; sessions share nothing.
+            session: number of the session; sessions share no prefix.
             request: the request.
 
         Returns:
-            Tokens found: whole pages, and never the whole prompt, whose last token must be computed.
+            Number of tokens found: whole pages, and never the whole prompt, whose last token must be computed.
         """
         found, whole = 0, True
         for name, tokens in request.path:
             whole = whole and (session, name) in self._held
             found += tokens if whole else 0
-        # the beginning is moved to the end of the queue last, so that it is dropped last
+        # the beginning is moved to the end of the queue last, so that it is evicted last
         for name, tokens in reversed(request.path):
             key = (session, name)
             if key not in self._held:
@@ -124,12 +122,12 @@ class PrefixPool:
 
 @dataclass(frozen=True)
 class Load:
-    """What one session takes of a device at some load, mean over sessions.
+    """Device load per session, mean over sessions.
 
     Attributes:
-        seconds: of the device.
-        prefill: share of them that is prefill.
-        reused: share of the prompt tokens that the prefix cache had.
+        seconds: device time.
+        prefill: share of prefill in the device time.
+        reused: share of the prompt tokens found in the prefix cache.
     """
 
     seconds: float
@@ -138,26 +136,26 @@ class Load:
 
 
 def unloaded(recorded: Sequence[Session], cost: Cost, pool: float) -> Load:
-    """A session that has the device's whole prefix cache to itself; with `pool=0`, without one."""
+    """Load of a session with exclusive use of the prefix cache; `pool=0` means no prefix cache."""
     return _measure([(number, session) for number, session in enumerate(recorded)], 0, cost, pool, math.inf)
 
 
 def loaded(recorded: Sequence[Session], cost: Cost, pool: float, per_day: float) -> Load:
-    """A session among others that begin evenly over the day and share the prefix cache's room.
+    """Load of a session among others that start evenly over the day and share the prefix cache.
 
-    Sessions are replayed in turn; those that begin while the first is still under way fill the pool, uncounted.
+    Sessions are replayed cyclically; those that start while the first one is still running fill the pool, uncounted.
 
     Args:
         recorded: the sessions.
-        cost: seconds of a request.
-        pool: tokens that the prefix cache holds.
+        cost: device seconds of a request.
+        pool: capacity of the prefix cache in tokens.
         per_day: sessions per day and device.
     """
     interval = DAY / per_day
     open_at_once = math.ceil(max(session[-1].t for session in recorded) / interval)
     count = 2 * open_at_once + len(recorded)
     started = [(number, recorded[number % len(recorded)]) for number in range(count)]
-    # as many sessions follow the counted ones as there are before them: the last must meet the same crowd
+    # as many sessions follow the counted ones as precede them, so that the last ones see the same load
     return _measure(started, open_at_once, cost, pool, interval)
 
 
@@ -185,7 +183,7 @@ def _measure(
 def _merged(
     started: Sequence[tuple[int, Session]], interval: float
 ) -> Iterator[tuple[float, int, HostedRequest]]:
-    """All requests in the order of their start; with an infinite interval one session after another."""
+    """All requests ordered by start time; with an infinite interval, one session after another."""
     if math.isinf(interval):
         return iter([(request.t, number, request) for number, session in started for request in session])
     streams = [
@@ -196,16 +194,16 @@ def _merged(
 
 
 def capacity(recorded: Sequence[Session], cost: Cost, pool: float, busy_s: float) -> int:
-    """Most sessions per day that one device serves in `busy_s` seconds of work per day.
+    """Maximum of sessions per day that one device serves in `busy_s` seconds of work per day.
 
-    Without a prefix cache a session takes the same time at any load; with one sessions crowd each other out, so that
-    it is searched for, between what no reuse and what full reuse would give.
+    Without a prefix cache, device time per session does not depend on the load. With one, sessions evict each other, so
+    the capacity is found by bisection between no reuse and full reuse.
     """
-    least, most = (int(busy_s / unloaded(recorded, cost, room).seconds) for room in (0, pool))
-    while least < most:
-        middle = (least + most + 1) // 2
+    low, high = (int(busy_s / unloaded(recorded, cost, room).seconds) for room in (0, pool))
+    while low < high:
+        middle = (low + high + 1) // 2
         if middle * loaded(recorded, cost, pool, middle).seconds <= busy_s:
-            least = middle
+            low = middle
         else:
-            most = middle - 1
-    return least
+            high = middle - 1
+    return low

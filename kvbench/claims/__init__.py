@@ -1,4 +1,4 @@
-"""Are published numbers true? Claims in `conf/claims/`, a check for each, a verdict by rule, and their tables."""
+"""Checks published numbers: claims in `conf/claims/`, a check for each, a verdict by rule, and result tables."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def evaluate(runs: Runs | None = None) -> list[Result]:
     """Check every claim.
 
     Args:
-        runs: results that claims about scores and times are checked against; default is the committed ones.
+        runs: results to check claims about scores and times against; defaults to the committed ones.
 
     Raises:
-        UserError: a claim that names no check, or an argument that the check does not have.
+        UserError: a claim without a check, or with an argument that its check does not have.
     """
     # the cost model behind the checks imports torch
     from kvbench.claims.catalogue import sources
@@ -33,11 +33,11 @@ def write_tables(runs: Sequence[str] = (), folder: Path = RESULTS) -> str:
     """Check every claim and write `claims.csv` and `claims.md`.
 
     Args:
-        runs: runs of the user's own, as folders or names in results/runs.
-        folder: where committed results are, and the tables go.
+        runs: the user's runs, as folders or names in results/runs.
+        folder: folder of the committed results and of the tables.
 
     Returns:
-        How many verdicts of each kind there are, what needs a GPU, and where the tables are.
+        The number of verdicts of each kind, the commands that need a GPU, and the paths of the tables.
     """
     results = evaluate(load(folder, runs))
     folder.mkdir(parents=True, exist_ok=True)

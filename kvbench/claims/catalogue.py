@@ -17,7 +17,7 @@ def sources() -> list[Source]:
     """Every file of `conf/claims/`, by their `order`.
 
     Raises:
-        UserError: a key that does not exist or is missing, a value of the wrong type, an id that is used twice.
+        UserError: an unknown or missing key, a value of the wrong type, a duplicate id.
     """
     files = [file for file in _folder().iterdir() if file.name.endswith(".yaml")]
     found = sorted(

@@ -1,4 +1,4 @@
-"""A published number, what we find for it, and the verdict: the rule that makes one out of both."""
+"""A published number, our finding for it, and the rule for the verdict."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class Claim:
 
     Attributes:
         id: unique, `paper.name`.
-        claim: what is said, in one line.
+        claim: the statement, in one line.
         where: table, figure or section.
-        setting: model, prompt, budget, device and the like under which it is said to hold.
+        setting: model, prompt, budget, device and so on, as stated.
         value: the number as printed.
-        unit: of the number.
-        relation: how the number is meant: the value itself, an upper or a lower end.
-        tolerance: how far ours may be off; None: less than one unit of the last printed digit.
-        known: `read in the paper` (or page, or article), or `second-hand`, from somebody's notes or quotation.
+        unit: unit of the number.
+        relation: whether the number is the value itself, an upper or a lower limit.
+        tolerance: allowed difference of ours; None: less than one unit of the last printed digit.
+        known: `read in the paper` (or page, or article), or `second-hand`, from notes or a quotation.
         how: how the number can be checked.
-        hardware: on what, `any` where it is arithmetic or a model.
-        check: name of the check that does it, and its arguments.
-        command: what measures it, where that needs a GPU.
+        hardware: hardware of the check, `any` for arithmetic or a model.
+        check: name of the check, and its arguments.
+        command: command that measures it, if that needs a GPU.
         headline: shown in the README.
     """
 
@@ -61,7 +61,7 @@ class Claim:
 
     @property
     def slack(self) -> float:
-        """How far ours may be off: printed numbers are rounded or cut, so one unit of the last digit."""
+        """Allowed difference of ours: printed numbers are rounded or truncated, so one unit of the last digit."""
         if self.tolerance is not None:
             return self.tolerance
         exponent = Decimal(str(self.value)).normalize().as_tuple().exponent
@@ -74,10 +74,10 @@ class Source:
     """A paper, page or article, with its claims.
 
     Attributes:
-        paper: its name, for tables.
-        source: where it is.
-        order: place in the tables.
-        claims: what it says.
+        paper: name for the tables.
+        source: reference or address.
+        order: position in the tables.
+        claims: its claims.
     """
 
     paper: str
@@ -88,17 +88,17 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What we find under one way to read a claim.
+    """Our number under one interpretation of a claim.
 
     Attributes:
-        name: the way to read it, empty where there is only one.
+        name: the interpretation, empty if there is only one.
         value: our number.
         basis: `measured` on a device or by the real API; `modelled` by the cost model or the rule engine; `formula`,
             from what the code itself runs or dated prices; `printed`, recomputed from the source's own numbers.
         low: lower end of a measured interval.
         high: its upper end.
-        limit: the value is the most that is possible, not an estimate: it can refute but not reproduce.
-        beside: good to know, as where the printed number comes from, but not a way to read the claim.
+        limit: the value is an upper limit, not an estimate: it can refute but not reproduce.
+        beside: additional information, such as the origin of the printed number, but not an interpretation.
     """
 
     name: str = ""
@@ -112,11 +112,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class Finding:
-    """All readings of a claim, the plain one first; none where it takes a device that is not here.
+    """All readings of a claim, the plain one first; empty if it needs a device that is not available.
 
     Attributes:
         readings: the readings.
-        note: what else the check found, for people.
+        note: further findings of the check, for display.
     """
 
     readings: tuple[Reading, ...] = ()
@@ -139,8 +139,8 @@ class Result:
 def agrees(claim: Claim, reading: Reading) -> bool:
     """Whether a reading is compatible with the printed number.
 
-    Equal: closer than the claim's slack (plus one part in 10^9 for rounding), or inside a measured interval. A
-    limit is compatible with everything up to it.
+    Equal: closer than the claim's slack (minus one part in 10^9 for rounding), or inside a measured interval. A limit
+    is compatible with everything up to it.
     """
     slack = claim.slack * (1 - 1e-9)
     low, high = (reading.value if end is None else end for end in (reading.low, reading.high))
@@ -152,12 +152,12 @@ def agrees(claim: Claim, reading: Reading) -> bool:
 
 
 def verdict(claim: Claim, finding: Finding) -> str:
-    """One of `VERDICTS`: by the plain reading, else by whether another one agrees.
+    """One of `VERDICTS`: decided by the plain reading, else by whether another one agrees.
 
-    A claim that stays below a limit in its plain reading is not refuted, and not reproduced either.
+    A claim below the limit of its plain reading is neither refuted nor reproduced.
 
     Raises:
-        AssertionError: nothing was found, and there is no command that would.
+        AssertionError: no reading, and no command to measure one.
     """
     candidates = [reading for reading in finding.readings if not reading.beside]
     if candidates and not agrees(claim, candidates[0]):

@@ -1,4 +1,4 @@
-"""Results of runs that a claim can be checked against: the committed ones, and those that the user names."""
+"""Results of runs to check claims against: the committed ones, and those that the user names."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Runs:
     """Summaries of runs by name.
 
     Attributes:
-        frames: one row per method, budget, task and length, with the columns of summary.csv.
+        frames: per run one row per method, budget, task and length, with the columns of summary.csv.
     """
 
     frames: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     def rows(self, run: str, where: Mapping[str, object]) -> pd.DataFrame | None:
-        """The rows of a run in which every column of `where` has the value, None where there are none."""
+        """The rows of a run that match every column value of `where`, None if there are none."""
         frame = self.frames.get(run)
         if frame is None:
             return None
@@ -34,11 +34,11 @@ class Runs:
 
 
 def load(results: Path = RESULTS, runs: Sequence[str] = ()) -> Runs:
-    """Read what there is.
+    """Loads the committed results and the user's runs.
 
     Args:
-        results: folder with a folder `NAME/summary.csv` per committed run.
-        runs: folders of further runs, or their names in results/runs; they replace committed ones of their experiment.
+        results: folder with `NAME/summary.csv` per committed run.
+        runs: folders of further runs, or names in results/runs; they replace committed runs of the same experiment.
 
     Raises:
         UserError: a run that does not exist.

@@ -1,4 +1,4 @@
-"""Claims as a CSV, as one Markdown page, and as the README's short table."""
+"""Claims as a CSV file, a Markdown page and the README's short tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIGNIFICANT = 12  # digits of a float that do not depend on the order of a sum
 
 
 def frame(results: Sequence[Result]) -> pd.DataFrame:
-    """One row per claim: what is printed, ours with its interval, the verdict, every reading, the command."""
+    """One row per claim: printed number, ours with its interval, verdict, all readings, command."""
     return pd.DataFrame([_row(result) for result in results])
 
 
@@ -27,11 +27,11 @@ def readme(results: Sequence[Result]) -> str:
     papers = list(dict.fromkeys(result.source.paper for result in results))
     counts = []
     for paper in papers:
-        own = [result for result in results if result.source.paper == paper]
-        counts.append([paper, str(len(own)), *(str(_count(own, verdict)) for verdict in VERDICTS)])
+        of_paper = [result for result in results if result.source.paper == paper]
+        counts.append([paper, str(len(of_paper)), *(str(_count(of_paper, verdict)) for verdict in VERDICTS)])
     counts.append(["all", str(len(results)), *(str(_count(results, verdict)) for verdict in VERDICTS)])
     headlines = [
-        [result.source.paper, _said(result.claim), printed(result.claim), ours(result), result.verdict]
+        [result.source.paper, _statement(result.claim), printed(result.claim), ours(result), result.verdict]
         for result in results
         if result.claim.headline
     ]
@@ -43,18 +43,18 @@ def readme(results: Sequence[Result]) -> str:
 
 
 def _bases(results: Sequence[Result]) -> str:
-    """What stands behind the claims that were reproduced without a model."""
+    """The basis of the claims reproduced without a model, as a sentence."""
     kinds = {
         "printed": "only recompute the source's own printed numbers",
         "formula": "follow from formulas that the code runs or from dated prices",
         "measured": "were measured",
     }
-    own = [result for result in results if result.verdict == REPRODUCED]
-    counts = {kind: sum(r.finding.readings[0].basis == kind for r in own) for kind in kinds}
+    reproduced = [result for result in results if result.verdict == REPRODUCED]
+    counts = {kind: sum(r.finding.readings[0].basis == kind for r in reproduced) for kind in kinds}
     parts = ", ".join(f"{counts[kind]} {text}" for kind, text in kinds.items())
     return (
-        f"Of the {len(own)} reproduced without a model, {parts}. *At most* is a limit by bytes. All claims, and the "
-        "commands for a GPU: [results/claims.md](results/claims.md)."
+        f"Of the {len(reproduced)} reproduced without a model, {parts}. *At most* is a limit by bytes. All claims, and "
+        "the commands for a GPU: [results/claims.md](results/claims.md)."
     )
 
 
@@ -70,19 +70,19 @@ def full(results: Sequence[Result]) -> str:
         counts_text(results),
     ]
     for paper in dict.fromkeys(result.source.paper for result in results):
-        own = [result for result in results if result.source.paper == paper]
+        of_paper = [result for result in results if result.source.paper == paper]
         rows = [
             [
-                _said(r.claim),
+                _statement(r.claim),
                 f"{r.claim.where}; {r.claim.setting}",
                 printed(r.claim),
                 ours(r) + (f" ({r.finding.note})" if r.finding.note else ""),
                 _verdict(r),
             ]
-            for r in own
+            for r in of_paper
         ]
         table = markdown_table(["claim", "where, setting", "printed", "ours", "verdict"], rows)
-        parts += [f"## {paper}", own[0].source.source + ".", table]
+        parts += [f"## {paper}", of_paper[0].source.source + ".", table]
     return "\n\n".join(parts) + "\n"
 
 
@@ -93,7 +93,7 @@ def counts_text(results: Sequence[Result]) -> str:
 
 
 def commands_text(results: Sequence[Result]) -> str:
-    """What to run on a GPU, each command with the claims that it decides."""
+    """The commands to run on a GPU, each with the claims that it decides."""
     commands: dict[str, list[str]] = {}
     for result in results:
         if result.verdict == NEEDS_GPU:
@@ -108,11 +108,11 @@ def printed(claim: Claim) -> str:
 
 
 def ours(result: Result) -> str:
-    """Every reading, the plain one first."""
+    """All readings, the plain one first."""
     return "; ".join(_reading(reading, result.claim) for reading in result.finding.readings) or "-"
 
 
-def _said(claim: Claim) -> str:
+def _statement(claim: Claim) -> str:
     return claim.claim + (" (second-hand)" if claim.known == "second-hand" else "")
 
 
@@ -165,7 +165,7 @@ def _row(result: Result) -> dict[str, object]:
         "how": claim.how,
         "hardware": claim.hardware,
         "check": claim.check["name"],
-        # ten digits: the last ones of a float differ between machines
+        # ten digits: the last digits of a float differ between machines
         "ours": "" if first is None else f"{first.value:.10g}",
         "ours_low": "" if first is None or first.low is None else f"{first.low:.10g}",
         "ours_high": "" if first is None or first.high is None else f"{first.high:.10g}",

@@ -1,6 +1,6 @@
-"""One small function per kind of claim: arguments from the claim's YAML in, a Finding out.
+"""One small function per kind of claim: takes arguments from the claim's YAML and returns a Finding.
 
-Every public function of the modules below is a check and goes by its name. A check that has a parameter `runs` gets
+Every public function of the modules below is a check, registered under its name. Checks with a parameter `runs` get
 the stored runs.
 """
 
@@ -30,14 +30,14 @@ def registry() -> dict[str, Check]:
 
 
 def find(claim: Claim, stored: Runs) -> Finding:
-    """Do a claim's check.
+    """Runs the check of a claim.
 
     Args:
         claim: the claim.
         stored: results of runs.
 
     Raises:
-        UserError: there is no such check, or it takes other arguments.
+        UserError: unknown check, unknown or missing arguments.
     """
     checks, name, values = registry(), claim.check["name"], arguments(claim.check)
     if name not in checks:

@@ -41,12 +41,12 @@ def price(kind: Kind, model: str = SONNET, date: datetime.date = TODAY) -> Findi
 
 
 def price_multiple(kind: Kind, of: Kind = "base", models: Sequence[str] = ()) -> Finding:
-    """A price as a multiple of another one, the lowest first where models differ.
+    """A price as a multiple of another one; the lowest first if models differ.
 
     Args:
         kind: the price.
-        of: what it is a multiple of.
-        models: models to look at, all if none is given.
+        of: the reference price.
+        models: models to include; all if empty.
     """
     prices = _prices()
     found: dict[float, list[str]] = {}
@@ -62,20 +62,20 @@ def price_multiple(kind: Kind, of: Kind = "base", models: Sequence[str] = ()) ->
 
 
 def price_reduction(kind: Kind, model: str = SONNET) -> Finding:
-    """By how many percent a price is below the base price."""
+    """Reduction of a price against the base price, in percent."""
     rates = _rates(_prices(), model, TODAY)
     value = 100 * (1 - getattr(rates, kind) / rates.base)
     return Finding((Reading(value=value, basis="formula"),))
 
 
 def item_cost(tokens: int, kind: Kind, model: str = SONNET) -> Finding:
-    """Dollars of so many tokens."""
+    """Dollars for a number of tokens."""
     value = tokens * getattr(_rates(_prices(), model, TODAY), kind) / NANO
     return Finding((Reading(value=value, basis="formula"),))
 
 
 def break_even(kind: Literal["write_5m", "write_1h"]) -> Finding:
-    """From how many uses of a prefix on caching it is cheaper, over all models."""
+    """Smallest number of uses of a prefix at which caching it is cheaper, over all models."""
     prices = _prices()
     uses: dict[int, list[str]] = {}
     for model in prices.models():
@@ -89,17 +89,17 @@ def break_even(kind: Literal["write_5m", "write_1h"]) -> Finding:
 
 
 def page_minimum(model: str, date: datetime.date) -> Finding:
-    """The documented smallest prefix on a day, from the dated price book."""
+    """The documented minimum prefix on a date, from the price book."""
     return Finding((Reading(value=_prices().minimum(model, _t(date)), basis="formula"),))
 
 
 def measured_minimum(cached: int, uncached: int | None = None, about: bool = False) -> Finding:
-    """The smallest cacheable prefix as others measured it.
+    """The smallest cacheable prefix, as measured by others.
 
     Args:
-        cached: the shortest prefix seen cached, or the figure that was reported.
-        uncached: the longest one seen not cached.
-        about: only one rounded figure was reported.
+        cached: shortest prefix observed to be cached, or the reported figure.
+        uncached: longest prefix observed not to be cached.
+        about: only a rounded figure was reported.
     """
     low = None if uncached is None else uncached + 1
     name = "reported by users, rounded" if about else "between a miss and a hit on the real API"
@@ -109,7 +109,7 @@ def measured_minimum(cached: int, uncached: int | None = None, about: bool = Fal
 def real_api_run(
     ttl: Literal["5m", "1h"], prefix: int, uncached: int, offsets: Sequence[int], date: datetime.date
 ) -> Finding:
-    """Dollars of requests with the same marked prefix, from the rule engine, where the API's bill is known."""
+    """Dollars of requests with the same marked prefix, from the rule engine, for a known bill of the API."""
     prices, cache, cost = _prices(), Cache(), 0
     nodes = _chain([(TEXT, prefix), (TEXT, uncached)])
     for offset in offsets:
@@ -121,17 +121,17 @@ def real_api_run(
 
 
 def most_breakpoints() -> Finding:
-    """How many breakpoints a request may have."""
+    """Maximum number of breakpoints of a request."""
     nodes = _chain([(TEXT, 10)] * 10)
     allowed = [n for n in range(1, 10) if not marker_error([(node, FIVE) for node in nodes[:n]])]
     return Finding((Reading(name="rule engine", value=max(allowed), basis="modelled"),))
 
 
 def lookback_example(writes: Sequence[int], breakpoints: Sequence[int]) -> Finding:
-    """The block up to which the page's example reads.
+    """The last block that is read in the page's example.
 
     Args:
-        writes: blocks at which earlier requests had a marker.
+        writes: blocks that earlier requests marked.
         breakpoints: blocks that the request marks.
     """
     nodes, cache = _chain([(TEXT, 100)] * max(*writes, *breakpoints)), Cache()
@@ -143,11 +143,11 @@ def lookback_example(writes: Sequence[int], breakpoints: Sequence[int]) -> Findi
 
 
 def lookback_positions(hit: int, missed: int) -> Finding:
-    """How far the lookback reaches, by the readings of the documentation that agree with a measurement.
+    """Length of the lookback, under the interpretations of the documentation that agree with a measurement.
 
     Args:
-        hit: messages of one run of tool blocks each, over which an entry was found.
-        missed: messages of one block each, over which it was not.
+        hit: number of messages, each one run of tool blocks, across which an entry was found.
+        missed: number of messages, each of one block, across which it was not found.
     """
     fits = [
         assumptions
@@ -167,7 +167,7 @@ def lookback_positions(hit: int, missed: int) -> Finding:
 
 
 def usage_example(part: Literal["read", "write_5m", "write_1h", "created"]) -> Finding:
-    """The page's worked usage: a hit of 1,800 tokens, then 100 for an hour and 148 for five minutes."""
+    """The page's usage example: a hit of 1,800 tokens, then 100 tokens with 1h and 148 with 5m."""
     cache = Cache()
     nodes = _chain([(TEXT, 1800), (TEXT, 100), (TEXT, 148)])
     cache.serve(_request(nodes[0], 0), [(nodes[0], HOUR)], 1024)
@@ -177,7 +177,7 @@ def usage_example(part: Literal["read", "write_5m", "write_1h", "created"]) -> F
 
 
 def parallel_hits(requests: int) -> Finding:
-    """Hits among requests with one prefix that start before the first response has begun."""
+    """Hits among requests with the same prefix that start before the first response begins."""
     cache, nodes = Cache(), _chain([(TEXT, 5000)])
     usages = [
         cache.serve(_request(nodes[0], 0.1 * n, ttft=2.0), [(nodes[0], FIVE)], 1024).usage
@@ -187,7 +187,7 @@ def parallel_hits(requests: int) -> Finding:
 
 
 def cached_below_minimum(tokens: int) -> Finding:
-    """Tokens written or read when a short prompt is sent twice with a marker; no error is raised."""
+    """Tokens written or read when a short prompt with a marker is sent twice; no error is raised."""
     prices, cache, nodes = _prices(), Cache(), _chain([(TEXT, tokens)])
     minimum = prices.minimum(SONNET, _t(TODAY))
     usages = [cache.serve(_request(nodes[0], t), [(nodes[0], FIVE)], minimum).usage for t in (0, 1)]
@@ -196,7 +196,7 @@ def cached_below_minimum(tokens: int) -> Finding:
 
 
 def article_total(case: str) -> Finding:
-    """Dollars of the article's ten turns, under one of the readings of `kvbench.claude.article`."""
+    """Dollars of the article's ten turns, under one of the cases of `kvbench.claude.article`."""
     value = article.cost(_case(case), _prices()) / NANO
     printed = _case(case).printed
     note = ""
@@ -207,7 +207,7 @@ def article_total(case: str) -> Finding:
 
 
 def article_saving(cases: Sequence[str]) -> Finding:
-    """Percent saved against no caching, negative for a loss, per reading of the article's ten turns."""
+    """Saving against no caching in percent (negative: a loss), per case of the article's ten turns."""
     prices = _prices()
     plain = article.cost(_case("no cache"), prices)
     found = [
@@ -222,7 +222,7 @@ def article_saving(cases: Sequence[str]) -> Finding:
 
 
 def model_exists(model: str) -> Finding:
-    """Whether a model id is one of the price book's: 1 or 0."""
+    """Whether the price book has a model id: 1 or 0."""
     prices = _prices()
     try:
         note, there = f"is {prices.resolve(model)}", 1.0
@@ -232,7 +232,7 @@ def model_exists(model: str) -> Finding:
 
 
 def placement_breakpoints(placement: str) -> Finding:
-    """How many breakpoints a placement sets on a prompt with tools, system prompt and two turns."""
+    """Number of breakpoints that a placement sets on a prompt with tools, system prompt and two turns."""
     prices = _prices()
     *_, last = SyntheticTrace(Synthetic(turns=2), prices).requests(Assumptions())
     found = len(named(placement)(last))
@@ -240,7 +240,7 @@ def placement_breakpoints(placement: str) -> Finding:
 
 
 def _found(assumptions: Assumptions, messages: int, run: int) -> bool:
-    """Whether an entry is found from `messages` messages behind it, of `run` tool blocks each."""
+    """Whether an entry is found across `messages` messages of `run` tool blocks each."""
     cache = Cache(assumptions)
     kinds = [(TOOL_USE, TOOL_RESULT)[n % 2] for n in range(messages) for _ in range(run)]
     nodes = _chain([(TEXT, 100), *((kind, 100) for kind in kinds)])
@@ -267,7 +267,7 @@ def _t(date: datetime.date) -> float:
 
 
 def _chain(blocks: Sequence[tuple[int, int]]) -> list[Node]:
-    """Blocks of messages by kind and tokens."""
+    """A chain of message blocks, given by kind and tokens."""
     node, nodes = root(), []
     for number, (kind, tokens) in enumerate(blocks):
         node = append(

@@ -1,7 +1,7 @@
-"""The most that a method can gain: decode steps as if the KV cache cost nothing.
+"""Upper limits on the gain of any method: decode steps without KV traffic.
 
-A decode step at small batch is bound by memory, so its time is the bytes of weights and cache; without any KV traffic
-the weights are left. The ratio does not depend on the device.
+A decode step at small batch is memory-bound: its time is proportional to the bytes of weights and cache. Without KV
+traffic only the weights remain. The ratio does not depend on the device.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ Kind = Literal["speedup", "time saved", "throughput gained"]
 def gain_limit(
     model: str, prompt: int, new: int, kind: Kind, batches: Sequence[int] = (1,), copies: bool = False
 ) -> Finding:
-    """The limit over dense, first over a baseline that reads K and V once, then over wasteful ones.
+    """The limit over dense: first over a baseline that reads K and V once, then over less efficient ones.
 
     Args:
         model: name of a shape.
         prompt: tokens of the prompt.
-        new: tokens decoded; the mean step counts.
+        new: decoded tokens; the mean step is used.
         kind: `speedup` as a factor; `time saved` and `throughput gained` in percent.
-        batches: sequences decoded together; wasteful baselines are shown for one batch only.
-        copies: also show a baseline that copies its cache at each step, as transformers' DynamicCache does.
+        batches: batch sizes; less efficient baselines are included for a single batch size only.
+        copies: include a baseline that copies its cache at each step, as transformers' DynamicCache does.
     """
     shape = cost.model_shape(model)
     dense = cost.account("dense", shape, prompt=prompt, new=new)

@@ -1,4 +1,4 @@
-"""Bytes that methods hold and read, from the cost model."""
+"""Resident bytes and bytes read of methods, from the cost model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Method = str | Mapping[str, Any]
 def compression(
     model: str, method: Method, prompt: int, new: int, budget: int, of: Literal["traffic", "memory"]
 ) -> Finding:
-    """How much less than dense a method reads per decode step (traffic) or holds (memory); the other is beside it."""
+    """Compression of bytes read per decode step (traffic) or of resident bytes (memory); `of` picks the main one."""
     shape = cost.model_shape(model)
     dense = cost.account("dense", shape, prompt=prompt, new=new)
     use = cost.account(method, shape, prompt=prompt, new=new, tokens=budget)
@@ -34,7 +34,7 @@ def compression(
 
 
 def storage(model: str, method: Method, prompt: int, new: int, budget: int) -> Finding:
-    """Storage relative to full KV: in bytes, and with a tensor of the size of K counted as one full KV unit."""
+    """Storage relative to full KV: in bytes, and with each K-sized auxiliary tensor counted as a full KV unit."""
     shape = cost.model_shape(model)
     use = cost.account(method, shape, prompt=prompt, new=new, tokens=budget)
     dense = shape.kv_bytes(prompt + new)
@@ -53,7 +53,7 @@ def storage(model: str, method: Method, prompt: int, new: int, budget: int) -> F
 
 
 def memory_saving(model: str, method: Method, prompt: int, new: int, budget: int) -> Finding:
-    """Peak memory saved while decoding, in percent, weights included: without the reference's mask, and with it."""
+    """Peak memory saved while decoding, in percent, including weights: without and with the reference's mask."""
     shape = cost.model_shape(model)
     dense = cost.account("dense", shape, prompt=prompt, new=new)
     use = cost.account(method, shape, prompt=prompt, new=new, tokens=budget)
@@ -73,14 +73,14 @@ def memory_saving(model: str, method: Method, prompt: int, new: int, budget: int
 def kept_share(
     model: str, readings: Mapping[str, Mapping[str, Any]], prompt: int, new: int, ratio: float | None = None
 ) -> Finding:
-    """Bytes of a method after compression as a share of dense's in 16 bits, per reading of what is stored.
+    """Bytes of a method after compression as a share of dense in 16 bits, per interpretation of what is stored.
 
     Args:
         model: name of a shape.
-        readings: per reading the entry of a method.
+        readings: entry of a method by name of the reading.
         prompt: tokens of the prompt.
         new: room for new tokens.
-        ratio: budget as fraction retained, where the methods take one.
+        ratio: budget as fraction retained, if the methods take one.
     """
     shape = cost.model_shape(model)
     dense = shape.kv_bytes(prompt)
@@ -96,10 +96,10 @@ def kept_share(
 
 
 def kv_share(readings: Mapping[str, Mapping[str, Any]]) -> Finding:
-    """Share of the KV cache in the memory of weights and cache, in percent.
+    """Share of the KV cache in the total of weights and cache, in percent.
 
     Args:
-        readings: per reading `model` (a shape), `tokens` and `batch`.
+        readings: `model` (a shape), `tokens` and `batch` by name of the reading.
     """
     found = []
     for name, entry in readings.items():
@@ -115,7 +115,7 @@ def kv_gib(model: str, tokens: int) -> Finding:
 
 
 def prefill_ratio(model: str, method: Method, prompt: int, new: int, ratio: float) -> Finding:
-    """FLOP of prefill and compression, as a share of dense's: eviction comes after dense attention."""
+    """FLOP of prefill and compression as a share of dense; eviction follows dense attention."""
     shape = cost.model_shape(model)
     dense = cost.account("dense", shape, prompt=prompt, new=new)
     use = cost.account(method, shape, prompt=prompt, new=new, ratio=ratio)
@@ -124,7 +124,7 @@ def prefill_ratio(model: str, method: Method, prompt: int, new: int, ratio: floa
 
 
 def kivi_share(model: str, bits: int, prompt: int, group: int) -> Finding:
-    """Bytes of quantised keys and values as a share of 16 bits: with KIVI's settings, and of whole groups alone.
+    """Bytes of quantised keys and values as a share of 16 bits: with KIVI's settings, and for whole groups only.
 
     Args:
         model: name of a shape.
@@ -133,14 +133,14 @@ def kivi_share(model: str, bits: int, prompt: int, group: int) -> Finding:
         group: numbers per scale and zero point in the second reading.
     """
     shape = cost.model_shape(model)
-    own = cost.account({"method": f"int{bits}"}, shape, prompt=prompt, new=1).resident / shape.kv_bytes(
+    kivi = cost.account({"method": f"int{bits}"}, shape, prompt=prompt, new=1).resident / shape.kv_bytes(
         prompt
     )
     block = torch.zeros(1, 1, group, shape.head_dim)
     alone = Quantised.of(block, bits, group, axis=2).row_bytes() / (2 * block.numel())
     return Finding(
         (
-            Reading(name="KIVI's settings: groups of 32, 128 recent tokens", value=own, basis="modelled"),
+            Reading(name="KIVI's settings: groups of 32, 128 recent tokens", value=kivi, basis="modelled"),
             Reading(name=f"groups of {group}, no recent tokens", value=alone, basis="formula"),
         )
     )

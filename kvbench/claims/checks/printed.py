@@ -19,7 +19,7 @@ def change(readings: Mapping[str, Sequence[float]]) -> Finding:
     """Relative changes in percent.
 
     Args:
-        readings: per reading the number before and the number after.
+        readings: number before and after, by name of the reading.
     """
     found = [
         Reading(name=name, value=100 * (after - before) / before, basis="printed")
@@ -34,7 +34,7 @@ def difference(larger: float, smaller: float) -> Finding:
 
 
 def throughput(seconds: float, prompt: int, new: int) -> Finding:
-    """Tokens per second from a latency: of all tokens, or of the new ones."""
+    """Tokens per second from a latency, for all tokens and for the new ones."""
     found = [
         Reading(name=name, value=tokens / seconds, basis="printed")
         for name, tokens in (("prompt and new tokens", prompt + new), ("new tokens", new))
@@ -43,7 +43,7 @@ def throughput(seconds: float, prompt: int, new: int) -> Finding:
 
 
 def weighted_mean(values: Sequence[float], weights: Sequence[int]) -> Finding:
-    """Mean of groups of tasks: over the groups, or over the tasks."""
+    """Mean of groups of tasks: over the tasks, and over the groups."""
     over_tasks = _total(values, weights) / sum(weights)
     return Finding(
         (
@@ -59,10 +59,10 @@ def weighted_mean(values: Sequence[float], weights: Sequence[int]) -> Finding:
 
 
 def best_setting(scores: Mapping[int, Sequence[float]]) -> Finding:
-    """The setting that is best in most columns of a printed table, and in how many it is.
+    """The setting that is best in most columns of a printed table.
 
     Args:
-        scores: per setting a score in each column.
+        scores: score in each column, by setting.
     """
     columns = list(zip(*scores.values(), strict=True))
     wins = {
@@ -75,7 +75,7 @@ def best_setting(scores: Mapping[int, Sequence[float]]) -> Finding:
 
 
 def longbench_average() -> Finding:
-    """Rows of RocketKV's Table 2 whose average is the mean of the tasks in Table 3, in percent of the rows."""
+    """Share of rows in RocketKV's Table 2 whose average is the mean of the tasks in Table 3, in percent."""
     table = paper_table("rocketkv_longbench")
     left_out = table["columns"].index("psg-cnt")
     shares = {"mean of the 16 tasks": 0, "passage_count left out": 0}
@@ -89,7 +89,7 @@ def longbench_average() -> Finding:
 
 
 def longbench_loss(method: str, budget: int) -> Finding:
-    """Points that the mean of the tasks in RocketKV's Table 3 loses against full KV; Table 2's is beside it."""
+    """Loss against full KV in points: as in RocketKV's Table 2, and of the mean of the tasks in Table 3."""
     table = paper_table("rocketkv_longbench")
     full, row = (_row(table["rows"], *key) for key in (("Full-KV", None), (method, budget)))
     tasks = float(_mean(full["tasks"]) - _mean(row["tasks"]))
@@ -102,15 +102,15 @@ def longbench_loss(method: str, budget: int) -> Finding:
 
 
 def longbench_worst_loss(method: str, budget: int) -> Finding:
-    """The most that a method loses against full KV at any budget from `budget` on, in RocketKV's Table 2."""
+    """Largest loss of a method against full KV at budgets of at least `budget`, in RocketKV's Table 2."""
     rows = paper_table("rocketkv_longbench")["rows"]
     full = _row(rows, "Full-KV", None)["longbench"]
-    own = [row["longbench"] for row in rows if row["method"] == method and row["budget"] >= budget]
-    return Finding((Reading(value=full - min(own), basis="printed"),), f"{len(own)} budgets")
+    scores = [row["longbench"] for row in rows if row["method"] == method and row["budget"] >= budget]
+    return Finding((Reading(value=full - min(scores), basis="printed"),), f"{len(scores)} budgets")
 
 
 def longbench_wins(method: str, others: Sequence[str]) -> Finding:
-    """Share of RocketKV's Table 2 (budgets x LongBench, NIAH), in percent, where no other method is better."""
+    """Share of RocketKV's Table 2 (budgets x LongBench, NIAH) in which no other method is better, in percent."""
     rows = paper_table("rocketkv_longbench")["rows"]
     budgets = sorted({row["budget"] for row in rows if row["budget"]})
     lost = [
@@ -125,10 +125,10 @@ def longbench_wins(method: str, others: Sequence[str]) -> Finding:
 
 
 def scbench_average(method: str, budget: int | None) -> Finding:
-    """An average of RocketKV's Table 4 from its groups of tasks.
+    """An average of RocketKV's Table 4, from its groups of tasks.
 
-    How many of the 12 tasks are in each group is not printed: of all ways to divide them, and of the divisors 11 and
-    12, exactly one gives every average of the table.
+    The number of tasks per group is not printed: of all ways to divide the 12 tasks, and of the divisors 11 and 12,
+    exactly one combination gives every average of the table.
     """
     rows = paper_table("rocketkv_scbench")["rows"]
     sizes, divisor = _scbench_rule([(row["groups"], row["average"]) for row in rows])
@@ -148,7 +148,7 @@ def scbench_average(method: str, budget: int | None) -> Finding:
 
 
 def _scbench_rule(rows: Sequence[tuple[Sequence[float], float]]) -> tuple[tuple[int, ...], int]:
-    """Sizes of the groups and the divisor that give every printed average within rounding."""
+    """Group sizes and divisor that give every printed average within rounding."""
     fits = [
         (sizes, divisor)
         for divisor in (11, 12)

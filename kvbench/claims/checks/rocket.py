@@ -1,4 +1,4 @@
-"""RocketKV's budget arithmetic, from the code that the method runs."""
+"""RocketKV's budget arithmetic, computed by the method's code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def rocket_split(
     part: Literal["first stage", "second stage", "page", "channels"],
     head_dim: int = 128,
 ) -> Finding:
-    """What one part of the two stages compresses by, at `total` tokens and a traffic budget."""
+    """Compression of one part of the two stages, at `total` tokens and a traffic budget."""
     kept = capacity(total, budget, None)
     page, channels = split_traffic(kept, budget, head_dim)
     parts = {
@@ -27,11 +27,11 @@ def rocket_split(
 
 
 def rocket_split_factor(compression: float) -> Finding:
-    """The share of the compression, as an exponent, that the first stage takes."""
+    """The first stage's share of the compression, as an exponent."""
     return Finding((Reading(value=split_factor(compression), basis="formula"),))
 
 
 def rocket_saturation(split: float) -> Finding:
-    """The compression from which on the first stage takes no larger share."""
+    """The smallest compression at which the first stage's share reaches `split`."""
     compression = next(c for c in range(1, 1_000_000) if split_factor(c) >= split - 1e-12)
     return Finding((Reading(value=compression, basis="formula"),))

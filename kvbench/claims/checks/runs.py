@@ -1,4 +1,4 @@
-"""Numbers from runs of kvbench itself."""
+"""Numbers from kvbench runs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from kvbench.claims.evidence import Runs
 
 
 def measured_score(runs: Runs, run: str, where: Mapping[str, object], column: str = "score") -> Finding:
-    """A score in percent with its 95 % interval, over all tasks and lengths of the rows.
+    """Score in percent with its 95 % interval, over all tasks and lengths of the rows.
 
     Args:
         runs: stored runs.
         run: name of the run.
-        where: value of columns of its summary.
+        where: column values that select rows of its summary.
         column: `score`, or `delta_vs_dense`.
 
     Returns:
-        Nothing while there is no such run.
+        An empty finding if there is no such run.
     """
     rows = runs.rows(run, where)
     if rows is None:
@@ -29,17 +29,17 @@ def measured_score(runs: Runs, run: str, where: Mapping[str, object], column: st
     ends = {"score": ("ci_low", "ci_high"), "delta_vs_dense": ("delta_ci_low", "delta_ci_high")}[column]
     weights = rows["n"] / rows["n"].sum()
     value = math.fsum(rows[column] * weights)
-    # rows are of different samples, so the half-widths of their means add in squares
+    # rows are independent samples, so the half-widths add in quadrature
     low, high = (math.hypot(*((rows[end] - rows[column]) * weights)) for end in ends)
     reading = Reading(value=100 * value, low=100 * (value - low), high=100 * (value + high), basis="measured")
     return Finding((reading,), _where(rows))
 
 
 def measured_speedup(runs: Runs, run: str, where: Mapping[str, object]) -> Finding:
-    """The largest speed-up over dense among the rows; the interval is from p20 and p80 of its steps.
+    """Largest speed-up over dense among the rows; the interval comes from p20 and p80 of its steps.
 
     Returns:
-        Nothing while there is no such run.
+        An empty finding if there is no such run.
     """
     rows = runs.rows(run, where)
     if rows is None:
@@ -53,10 +53,10 @@ def measured_speedup(runs: Runs, run: str, where: Mapping[str, object]) -> Findi
 
 
 def measured_traffic(runs: Runs, run: str, where: Mapping[str, object]) -> Finding:
-    """Bytes read per decode step, in tokens of dense K and V; the interval is over the rows.
+    """Bytes read per decode step, in tokens of dense K and V; the interval spans the rows.
 
     Returns:
-        Nothing while there is no such run.
+        An empty finding if there is no such run.
     """
     rows, dense = runs.rows(run, where), runs.rows(run, {"method": "dense"})
     if rows is None or dense is None:

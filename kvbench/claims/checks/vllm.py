@@ -1,4 +1,4 @@
-"""Statements about vLLM, against its paging arithmetic and against what its source supports."""
+"""Claims about vLLM, checked against its paging arithmetic and its source."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def kv_bytes_per_token(layers: int, kv_heads: int, head_dim: int, element: int) 
 def paged_capacity(
     layers: int, kv_heads: int, head_dim: int, element: int, pool_mib: int, block: int
 ) -> Finding:
-    """Tokens that whole blocks of a pool hold."""
+    """Tokens held by the whole blocks of a pool."""
     per_block = block * _per_token(layers, kv_heads, head_dim, element)
     return Finding((Reading(value=pool_mib * 2**20 // per_block * block, basis="formula"),))
 
 
 def capacity_gain(before: int, after: int) -> Finding:
-    """How many times as many tokens fit with elements of `after` bytes instead of `before`."""
+    """Factor of tokens that fit with elements of `after` instead of `before` bytes."""
     return Finding((Reading(value=before / after, basis="formula"),))
 
 
 def prefix_hit(shared: int, block: int) -> Finding:
-    """Tokens of a shared prefix that are found in whole blocks."""
+    """Tokens of a shared prefix found in whole blocks."""
     return Finding((Reading(value=shared // block * block, basis="formula"),))
 
 
@@ -35,7 +35,7 @@ def backends_for(compute_capability: int, backends: Mapping[str, int]) -> Findin
 
     Args:
         compute_capability: of the GPU, 80 for sm_80.
-        backends: per backend the smallest one that it takes FP8 on.
+        backends: smallest compute capability with FP8 support, by backend.
     """
     able = [name for name, smallest in backends.items() if compute_capability >= smallest]
     name = ", ".join(able) or f"none of {', '.join(backends)}"
@@ -43,10 +43,10 @@ def backends_for(compute_capability: int, backends: Mapping[str, int]) -> Findin
 
 
 def option_exists(versions: Mapping[str, bool]) -> Finding:
-    """Whether the newest version looked at has an option: 1 or 0.
+    """Whether the newest inspected version has an option: 1 or 0.
 
     Args:
-        versions: oldest first, whether it is in each.
+        versions: whether each version has it, oldest first.
     """
     *_, newest = versions
     having: Sequence[str] = [version for version, there in versions.items() if there]
