@@ -5,104 +5,159 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
+from itertools import groupby
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from kvbench.config.errors import UserError
-from kvbench.engine.attention import register_attention
+from kvbench.engine.batch import BatchCache
 from kvbench.engine.compress import RowSpan, build_batches
-from kvbench.engine.decode import measure_resident, read_bytes
-from kvbench.engine.lanes import BatchCache
 from kvbench.engine.prefill import Snapshot, prefill_for
-from kvbench.experiments.accuracy.run import make_renderer, split_prompt, write_plan
+from kvbench.engine.step import Step
+from kvbench.engine.turns import Split, split_prompt
+from kvbench.kernels.clock import clock_for, synchronize
 from kvbench.methods import Resolved, Shape
-from kvbench.models.load import LoadedModel, load_model
 from kvbench.runs import provenance
 from kvbench.runs.config import RunConfig, resolved_yaml
+from kvbench.runs.context import PromptContext, RunContext
 from kvbench.runs.fields import checked
-from kvbench.runs.plan import Cell, Group, digest, make_plan, stored_id
-from kvbench.runs.progress import ProgressFactory
+from kvbench.runs.plan import Cell, Group, digest, stored_id
+from kvbench.runs.progress import ProgressDisplay, ProgressFactory
 from kvbench.runs.record import group_fields, method_fields
 from kvbench.runs.store import Record, Store
-from kvbench.tasks import Prompt
 
 #: tokens of a prefill before the one that is timed
 WARM_UP = 256
 
 
+@dataclass(frozen=True)
+class Point:
+    """A cell at one batch size.
+
+    Attributes:
+        id: id of its record.
+        cell: the method with its budget.
+        batch: rows, each with a cache of its own.
+    """
+
+    id: str
+    cell: Cell
+    batch: int
+
+    @property
+    def name(self) -> str:
+        """For progress: `snapkv 256 batch 4`."""
+        budget = self.cell.budget.label() if self.cell.budget else ""
+        return f"{self.cell.label} {budget} batch {self.batch}"
+
+    @property
+    def needs(self) -> list[str]:
+        """What the method needs of a prefill, see `Eviction.needs`."""
+        return sorted(self.cell.method.needs)
+
+
 def run_efficiency(cfg: RunConfig, progress: ProgressFactory) -> None:
     """Measure every method, budget, length and batch that is not in the run's folder yet.
 
-    The first sample of each task and length gives the prompt; a batch is that many rows with caches of their
-    own.
+    The prompt is the first sample of each task and length.
+
+    Args:
+        cfg: the configuration.
+        progress: makes the progress display.
 
     Raises:
-        UserError: something that the user can mend.
+        UserError: fixable by the user.
     """
-    loaded = load_model(cfg.model, register_attention())
-    renderer = make_renderer(cfg, loaded)
-    groups = [g for g in make_plan(cfg, loaded, renderer) if g.index == 0]
-    told = {c.label for g in groups for c in g.cells if "answer" in c.method.needs}
-    if told:
-        raise UserError(
-            f"method: {', '.join(sorted(told))} needs to be told the answer; no server can do that"
-        )
-    where = {"device": provenance.device_name(loaded.device), "steps": cfg.efficiency.steps}
+    run = RunContext.load(cfg)
+    groups = [group for group in run.plan() if group.index == 0]
+    _check_methods(groups)
     store = Store(cfg.run_dir)
     done = store.done()
-    work = [
-        (g, [(c, b, stored_id(_ids(c, b, where), done)) for c in g.cells for b in cfg.efficiency.batch])
-        for g in groups
-    ]
+    work = [(group, _points(run, group, done)) for group in groups]
     store.write_config(resolved_yaml(cfg))
-    write_plan(store, [(g.task.label, c.label, name) for g, cells in work for c, _, name in cells])
-    pending = [(g, [item for item in cells if item[2] not in done]) for g, cells in work]
-    pending = [(g, cells) for g, cells in pending if cells]
-    with progress(sum(len(cells) for _, cells in pending), len(pending)) as shown:
-        for group, cells in pending:
-            shown.start_prompt(group.name)
-            prompt = renderer.render(group.sample)
-            compressed, question, last = split_prompt(prompt, group.protocol, cfg.decode.first_token)
-            if question:
-                raise UserError("protocol: efficiency runs are query_aware only")
-            snapshot: Snapshot | None = None
-            needs = None
-            for cell, batch, name in sorted(cells, key=lambda item: sorted(item[0].method.needs)):
-                # a prefill for each set of needs: its time is that of the methods that have them
-                if snapshot is None or cell.method.needs != needs:
-                    needs, snapshot = cell.method.needs, None
-                    alike = [c.method for c, _, _ in cells if c.method.needs == needs]
-                    lengths = (WARM_UP, None) if loaded.device.type == "cuda" else (None,)
-                    for tokens in lengths:  # what starts or is compiled at its first use is not timed
-                        snapshot = prefill_for(
-                            alike, loaded.model, loaded.tokenizer, compressed[:tokens], cfg.model.prefill_chunk,
-                            cfg.model.attention,
-                        )  # fmt: skip
-                assert snapshot is not None
-                shown.stage(f"{cell.label} {cell.budget.label() if cell.budget else ''} batch {batch}")
-                try:
-                    timed = _measure(
-                        cfg, loaded.model, snapshot, last, _resolve(group, snapshot, cell), batch
-                    )
-                except torch.OutOfMemoryError:
-                    warnings.warn(
-                        f"{group.name}: {cell.label} at batch {batch} does not fit in memory, left out",
-                        stacklevel=2,
-                    )
-                else:
-                    store.append(
-                        checked(
-                            {**_fields(cfg, loaded, group, prompt, snapshot, cell), "cell": name, **timed}
-                        )
-                    )
-                shown.cells_done(1)
+    store.write_plan((group.task.label, p.cell.label, p.id) for group, points in work for p in points)
+    pending = [(group, [p for p in points if p.id not in done]) for group, points in work]
+    pending = [(group, points) for group, points in pending if points]
+    with progress(sum(len(points) for _, points in pending), len(pending)) as display:
+        for group, points in pending:
+            display.start_prompt(group.name)
+            _measure_prompt(PromptContext.render(run, group), points, store, display)
+
+
+def _check_methods(groups: Sequence[Group]) -> None:
+    methods = {c.label for g in groups for c in g.cells if "answer" in c.method.needs}
+    if methods:
+        raise UserError(
+            f"method: {', '.join(sorted(methods))} needs to be told the answer; no server can do that"
+        )
+
+
+def _points(run: RunContext, group: Group, done: Set[str]) -> list[Point]:
+    """All points of a prompt; those in the store have the ids that they have there."""
+    options = run.cfg.efficiency
+    where = {"device": provenance.device_name(run.loaded.device), "steps": options.steps}
+    return [
+        Point(stored_id(_ids(cell, batch, where), done), cell, batch)
+        for cell in group.cells
+        for batch in options.batch
+    ]
 
 
 def _ids(cell: Cell, batch: int, where: Record) -> list[str]:
     return [digest({"cell": name, "timing": "isolated", "batch": batch, **where}) for name in cell.ids]
+
+
+def _measure_prompt(
+    at: PromptContext, points: Sequence[Point], store: Store, display: ProgressDisplay
+) -> None:
+    """Measure all points of a prompt, with one prefill per set of needs: its time is that of the methods with them."""
+    prompt, group = at.prompt, at.group
+    first_token = at.run.cfg.decode.first_token
+    split = split_prompt(prompt.ids, prompt.context_end, group.protocol, first_token, prompt.first_end)
+    if split.question:
+        raise UserError("protocol: efficiency runs are query_aware only")
+    for _, alike in groupby(sorted(points, key=lambda p: p.needs), key=lambda p: p.needs):
+        for record in _measure_alike(at, list(alike), split, display):
+            if record is not None:
+                store.append(record)
+            display.cells_done(1)
+
+
+def _measure_alike(
+    at: PromptContext, points: Sequence[Point], split: Split, display: ProgressDisplay
+) -> Iterator[Record | None]:
+    """A record for each point that fits in memory, else None."""
+    snapshot = _prefill(at, points, split.compressed)
+    for point in points:
+        display.stage(point.name)
+        try:
+            cell = _resolve(at.group, snapshot, point.cell)
+            measured = _measure(at.run, snapshot, split.last, cell, point.batch)
+        except torch.OutOfMemoryError:
+            warnings.warn(
+                f"{at.group.name}: {point.cell.label} at batch {point.batch} does not fit in memory, left out",
+                stacklevel=2,
+            )
+            yield None
+        else:
+            yield checked({**_fields(at, snapshot, point.cell, cell), "cell": point.id, **measured})
+
+
+def _prefill(at: PromptContext, points: Sequence[Point], ids: list[int]) -> Snapshot:
+    """The timed prefill; on a GPU after a short one, so that first-use compilation is not timed."""
+    model, loaded = at.run.cfg.model, at.run.loaded
+    methods = [point.cell.method for point in points]
+
+    def prefill(tokens: list[int]) -> Snapshot:
+        return prefill_for(
+            methods, loaded.model, loaded.tokenizer, tokens, model.prefill_chunk, model.attention
+        )
+
+    if loaded.device.type == "cuda":
+        prefill(ids[:WARM_UP])
+    return prefill(ids)
 
 
 def _resolve(group: Group, snapshot: Snapshot, cell: Cell) -> Resolved:
@@ -111,13 +166,11 @@ def _resolve(group: Group, snapshot: Snapshot, cell: Cell) -> Resolved:
     return cell.method.resolve(shape, cell.budget)
 
 
-def _fields(
-    cfg: RunConfig, loaded: LoadedModel, group: Group, prompt: Prompt, snapshot: Snapshot, cell: Cell
-) -> Record:
+def _fields(at: PromptContext, snapshot: Snapshot, cell: Cell, resolved: Resolved) -> Record:
     return {
-        **group_fields(cfg, loaded, group, prompt, snapshot),
+        **group_fields(at.run.cfg, at.run.loaded, at.group, at.prompt, snapshot),
         "method": cell.label,
-        **method_fields(cell, _resolve(group, snapshot, cell)),
+        **method_fields(cell, resolved),
         "score": None,
         "kl_to_dense": None,
         "output_ids": None,
@@ -126,19 +179,17 @@ def _fields(
 
 
 @torch.inference_mode()
-def _measure(
-    cfg: RunConfig, model: PreTrainedModel, snapshot: Snapshot, last: int, cell: Resolved, batch: int
-) -> Record:
-    """Compression once, then decode steps one by one."""
-    options = cfg.efficiency
-    clock = CudaClock(model.device) if model.device.type == "cuda" else CpuClock()
+def _measure(run: RunContext, snapshot: Snapshot, last: int, cell: Resolved, batch: int) -> Record:
+    """Compress once, then decode step by step."""
+    model, options = run.loaded.model, run.cfg.efficiency
+    clock = clock_for(model.device)
     provenance.reset_peak(model.device)
     room = options.warmup + options.steps + Step.CAPTURE_STEPS
     span = RowSpan(0, slice(0, batch))
 
     def compress() -> BatchCache:
         (cache,) = build_batches(snapshot, [cell], [span], 1, batch, room, with_dense=False, share=False)
-        clock.wait()
+        synchronize(model.device)
         return cache
 
     if model.device.type == "cuda":
@@ -146,15 +197,15 @@ def _measure(
     started = time.perf_counter()
     cache = compress()
     compress_seconds = time.perf_counter() - started
-    resident = measure_resident(cache, 0)
+    resident = cache.resident(0)
     step = Step(model, cache, last, batch)
     for _ in range(options.warmup):
         step.eager()
-    read, read_bf16 = read_bytes(cache, 0, options.warmup) if options.warmup else (None, None)
+    read, read_bf16 = cache.bytes_read(0, options.warmup) if options.warmup else (None, None)
     cache.stop_counting()
     recorded = model.device.type == "cuda" and cache.recordable
-    run = step.captured() if recorded else step.eager
-    times = [clock.time(run) for _ in range(options.steps)]
+    decode_step = step.captured() if recorded else step.eager
+    times = [clock.milliseconds(decode_step) for _ in range(options.steps)]
     median = statistics.median(times)
     return {
         "batch": batch,
@@ -175,73 +226,3 @@ def _measure(
 
 def _quantile(values: Sequence[float], q: float) -> float:
     return float(torch.tensor(values, dtype=torch.float64).quantile(q))
-
-
-class Step:
-    """One greedy decode step on static tensors, so that a CUDA graph can hold it.
-
-    Args:
-        model: loaded with the attention hook.
-        cache: one batch.
-        last: the token that every row is fed first.
-        rows: rows of the batch.
-    """
-
-    #: steps run on a side stream before the capture, as CUDA graphs require, and the captured one
-    CAPTURE_STEPS = 4
-
-    def __init__(self, model: PreTrainedModel, cache: BatchCache, last: int, rows: int) -> None:
-        self.model, self.cache = model, cache
-        self.tokens = torch.full((rows, 1), last, device=model.device)
-        self.position = torch.full((rows, 1), cache.get_seq_length(), device=model.device)
-
-    def eager(self) -> None:
-        """Feed each row's token, and put the next ones in their place."""
-        logits: Tensor = self.model(
-            input_ids=self.tokens, position_ids=self.position, past_key_values=self.cache, use_cache=True
-        ).logits
-        self.tokens.copy_(logits[:, -1:].argmax(-1))
-        self.position.add_(1)
-
-    def captured(self) -> Callable[[], None]:
-        """The step as a CUDA graph."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(self.CAPTURE_STEPS - 1):
-                self.eager()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.eager()
-        return graph.replay
-
-
-class CpuClock:
-    """Wall-clock milliseconds of one call."""
-
-    def wait(self) -> None:
-        """Nothing runs behind the caller's back."""
-
-    def time(self, run: Callable[[], None]) -> float:
-        start = time.perf_counter()
-        run()
-        return 1000 * (time.perf_counter() - start)
-
-
-class CudaClock:
-    """Milliseconds of one call between CUDA events."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.start, self.stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-
-    def wait(self) -> None:
-        torch.cuda.synchronize(self.device)
-
-    def time(self, run: Callable[[], None]) -> float:
-        self.start.record()
-        run()
-        self.stop.record()
-        self.stop.synchronize()
-        return self.start.elapsed_time(self.stop)

@@ -18,11 +18,10 @@ from kvbench.cost.accounting import account
 from kvbench.cost.measure import measure as measure_device
 from kvbench.cost.measure import place
 from kvbench.cost.shapes import ModelShape, model_shape
+from kvbench.engine.batch import BatchLayer
 from kvbench.engine.compress import cell_lanes
-from kvbench.engine.lanes import BatchLayer
-from kvbench.experiments.efficiency.run import CpuClock, CudaClock
 from kvbench.experiments.roofline_check.config import FIXED_LENGTH, RooflineCheckConfig
-from kvbench.kernels.dev.bench import Clock
+from kvbench.kernels.clock import ColdClock, clock_for
 from kvbench.methods import LayerSnapshot, Resolved, build
 
 # copies of the cache, stepped through in turn so that none is in the processor's caches: total bytes, maximum number
@@ -87,7 +86,7 @@ def _measured(
     short: dict[str, Point],
 ) -> Iterator[dict[str, Any]]:
     """A row per method and budget; `short`, filled here, holds each method's step over a short prompt."""
-    device, clock, timing = measure_device(), Clock(place(), cfg.steps), (cfg.steps, cfg.warmup)
+    device, clock, timing = measure_device(), ColdClock(place(), cfg.steps), (cfg.steps, cfg.warmup)
     for label, tokens in points:
         entry = cfg.method[label]
         if label not in short:
@@ -188,8 +187,8 @@ def measure(
             layer.update(k, v)
             layer.attend(q, dim**-0.5)
 
-    clock = CudaClock(device) if device.type == "cuda" else CpuClock()
-    times = [clock.time(step) / copies for _ in range(new)][warmup:]
+    clock = clock_for(device)
+    times = [clock.milliseconds(step) / copies for _ in range(new)][warmup:]
     p20, median, p80 = np.percentile(times, [20, 50, 80])
     work = sequence.mean_step()
     return Point(

@@ -21,12 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from kvbench.kernels import forms, window_scores
+from kvbench.kernels.clock import ColdClock
 from kvbench.kernels.hsa_decode import hsa_decode
 from kvbench.kernels.hsa_scores import hsa_scores, hsa_select
 from kvbench.kernels.hsa_scores import naive as hsa_naive
@@ -280,63 +280,6 @@ def _scores(x: Inputs) -> Iterator[Case]:
             yield Case(operation, name, budget, size, run)
 
 
-class Clock:
-    """Times calls with a cold cache."""
-
-    def __init__(self, device: torch.device, repeats: int) -> None:
-        self.device, self.repeats = device, repeats
-        # more than any cache; random, because equal pages may be one page of the machine's memory
-        self.flush, self.cold = (torch.rand(64 << 20, device=device) for _ in range(2))
-
-    def read_bandwidth(self) -> float:
-        """GB/s of reading memory."""
-        return self._bandwidth(self._times(self.cold.sum)[0])
-
-    def milliseconds(self, call: Callable[[], object]) -> tuple[float, float, float]:
-        """p20, median and p80."""
-        return _percentiles(self._times(call)[0])
-
-    def beside_reading(self, call: Callable[[], object]) -> tuple[tuple[float, float, float], float]:
-        """p20, median and p80, and the read bandwidth in GB/s, both measured in turns.
-
-        Because a shared machine's limit drifts within seconds.
-        """
-        reads, times = self._times(self.cold.sum, call)
-        return _percentiles(times), self._bandwidth(reads)
-
-    def _bandwidth(self, times: list[float]) -> float:
-        return self.cold.numel() * 4 / float(np.median(times)) / 1e6
-
-    def _times(self, *calls: Callable[[], object]) -> list[list[float]]:
-        """Milliseconds of each call, with a cold cache, taken in turns."""
-        for call in calls * 3:
-            call()
-        turns = [[self._cold(call) for call in calls] for _ in range(self.repeats)]
-        return [list(times) for times in zip(*turns, strict=True)]
-
-    def _cold(self, call: Callable[[], object]) -> float:
-        self.flush.add_(1)
-        return self._on_gpu(call) if self.device.type == "cuda" else self._on_cpu(call)
-
-    def _on_cpu(self, call: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        call()
-        return (time.perf_counter() - start) * 1e3
-
-    def _on_gpu(self, call: Callable[[], object]) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end)
-
-
-def _percentiles(times: list[float]) -> tuple[float, float, float]:
-    p20, median, p80 = np.percentile(times, [20, 50, 80])
-    return float(p20), float(median), float(p80)
-
-
 @torch.inference_mode()
 def run(
     lengths: list[int], budgets: list[int], dtype: str, repeats: int, limit: float = math.inf
@@ -354,7 +297,7 @@ def run(
         RuntimeError: a form gives wrong numbers.
     """
     device, begun = torch.device("cuda" if torch.cuda.is_available() else "cpu"), time.monotonic()
-    clock = Clock(device, repeats)
+    clock = ColdClock(device, repeats)
     # sums of a few thousand products, rounded as torch does
     tolerance = 4 * torch.finfo(DTYPES[dtype]).eps if dtype != "fp32" else 1e-4
     about = {
@@ -373,7 +316,7 @@ def run(
             for case in make(inputs):
                 if case.error is not None and not (error := case.error()) <= tolerance:
                     raise RuntimeError(f"{case.operation}, {case.form}, {length} tokens: error {error:.1e}")
-                (p20, median, p80), bandwidth = clock.beside_reading(case.call)
+                (p20, median, p80), bandwidth = clock.percentiles_and_bandwidth(case.call)
                 if case.dense:
                     dense.append((median, case.form))
                 best, baseline = min(dense)

@@ -11,7 +11,7 @@ import yaml
 
 from kvbench.config.typed import build
 from kvbench.cost.hardware import GROUP, MIB, Hardware
-from kvbench.kernels.dev.bench import Clock
+from kvbench.kernels.clock import ColdClock
 from kvbench.runs import provenance
 
 NAME = "this_machine"
@@ -26,11 +26,11 @@ def measure() -> Hardware:
     Takes medians of reading 256 MiB of uncached memory and of multiplying square matrices of random numbers.
     """
     device = place()
-    clock = Clock(device, REPEATS)
+    clock = ColdClock(device, REPEATS)
     read = clock.read_bandwidth()
     side = SIDE[device.type]
     a, b = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
-    _, median, _ = clock.milliseconds(lambda: a @ b)
+    _, median, _ = clock.percentiles(lambda: a @ b)
     what = (
         f"kvbench doctor --bandwidth, torch {torch.__version__}: median of {REPEATS} reads of 256 MiB and of as many "
         f"bf16 products of {side} x {side} matrices"

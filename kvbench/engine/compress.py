@@ -8,31 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvbench.engine.lanes import BatchCache, BatchLayer, Lane, make_lanes, plain_lane
+from kvbench.engine.batch import BatchCache, BatchLayer
+from kvbench.engine.lanes import Lane, plain_lane
 from kvbench.engine.prefill import Snapshot
 from kvbench.engine.stored import StoredLane
-from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Quota, Resolved
+from kvbench.kernels.rope import rotate
+from kvbench.methods.base import Eviction, Kept, LayerRule, LayerSnapshot, Native, Quota, Resolved, Stored
+from kvbench.methods.per_query_head import PerQueryHead
 
 
 @dataclass(frozen=True)
 class RowSpan:
-    """Where a cell sits: rows of one batch, the first free, the second (if any) teacher-forced."""
+    """The rows of a cell in one batch: the first is free-running, the second (if any) teacher-forced."""
 
     batch: int
     rows: slice
 
 
 class AuditError(RuntimeError):
-    """A cell's cache is not what its method promised."""
+    """A cell's cache differs from what its method promises."""
 
 
 def assign_rows(cells: int, batch_rows: int, rows_each: int) -> tuple[list[RowSpan], int]:
-    """Rows for the cells behind the dense row, which is row 0 of batch 0.
+    """Assign rows to cells, after the dense row, which is row 0 of batch 0.
 
     Args:
-        cells: how many.
-        batch_rows: rows of a batch, the same for every run of a configuration.
-        rows_each: 1, or 2 with a teacher-forced row.
+        cells: number of cells.
+        batch_rows: rows per batch, the same for every run of a configuration.
+        rows_each: rows per cell: 1, or 2 with a teacher-forced row.
 
     Returns:
         One span per cell, and the number of batches.
@@ -52,7 +55,7 @@ def build_batches(
 ) -> list[BatchCache]:  # fmt: skip
     """Compress for every cell and lay the caches out in batches.
 
-    Scores are computed once per eviction and layer, and each set of kept tokens once per eviction and budget.
+    Scores are computed once per eviction and layer, kept tokens once per eviction and budget.
 
     Args:
         snapshot: the prefilled prompt.
@@ -60,12 +63,12 @@ def build_batches(
         spans: from `assign_rows`, one per cell.
         batches: number of batches.
         batch_rows: rows per batch.
-        room: tokens that will be appended at most.
+        room: maximum number of tokens that will be appended.
         with_dense: row 0 of batch 0 is the dense row.
         share: rows of a cell share one prefix; False gives each its own, as separate requests would have.
 
     Raises:
-        AuditError: an eviction kept more or other than it may.
+        AuditError: an eviction kept tokens that it may not keep.
     """
     kept_so_far: dict[tuple[Any, ...], list[Kept]] = {}
     layers: list[list[BatchLayer]] = [[] for _ in range(batches)]
@@ -74,11 +77,11 @@ def build_batches(
         lanes: list[list[Lane | StoredLane]] = [[] for _ in range(batches)]
         if with_dense:
             lanes[0].append(plain_lane(layer, slice(0, 1)))
-        for cell, at in zip(cells, spans, strict=True):
-            lanes[at.batch] += cell_lanes(layer, cell, at.rows, room, scores, kept_so_far, share)
+        for cell, span in zip(cells, spans, strict=True):
+            lanes[span.batch] += cell_lanes(layer, cell, span.rows, room, scores, kept_so_far, share)
         layer.forget()
         for batch in range(batches):
-            lanes[batch] += _padding(layer, lanes[batch], batch_rows, room)
+            lanes[batch] += _padding(layer, lanes[batch], batch_rows)
             layers[batch].append(
                 BatchLayer(lanes[batch], batch_rows, layer.group, layer.k_HTD, layer.heads, room)
             )
@@ -94,14 +97,14 @@ def cell_lanes(
     Args:
         layer: the layer.
         cell: the method with its budgets.
-        rows: rows of the batch that it takes.
-        room: tokens that will be appended at most.
-        scores: of this layer so far, by eviction.
-        kept_so_far: what evictions kept in the layers before.
+        rows: the cell's rows of the batch.
+        room: maximum number of tokens that will be appended.
+        scores: scores of this layer so far, by eviction.
+        kept_so_far: tokens that evictions kept in earlier layers.
         share: rows of a cell share one prefix.
 
     Raises:
-        AuditError: the eviction kept more or other than it may.
+        AuditError: the eviction kept tokens that it may not keep.
     """
     rule = cell.rules[layer.layer]
     kept = carried = None
@@ -142,10 +145,10 @@ def _carried(
 
 
 def audit(kept: Kept, layer: LayerSnapshot, tokens: int, eviction: Eviction) -> None:
-    """Check what an eviction kept: heads, order, range, and that no more than the budget's rule allows was kept.
+    """Check what an eviction kept: number of heads, order, range, and the limit of the budget rule.
 
     Raises:
-        AuditError: naming the method and the layer.
+        AuditError: with the method and the layer.
     """
     where = f"{eviction.name}, layer {layer.layer}"
     if len(kept.positions) != layer.heads:
@@ -157,15 +160,98 @@ def audit(kept: Kept, layer: LayerSnapshot, tokens: int, eviction: Eviction) -> 
             raise AuditError(f"{where}, head {head}: kept positions are empty or outside the prompt")
         if bool((positions[1:] <= positions[:-1]).any()):
             raise AuditError(f"{where}, head {head}: kept positions are not ascending and unique")
-    most = tokens + eviction.excess
-    if kept.members is None and not eviction.ragged and any(len(p) > most for p in kept.positions):
-        raise AuditError(f"{where}: more than {most} tokens kept")
+    limit = tokens + eviction.excess
+    if kept.members is None and not eviction.ragged and any(len(p) > limit for p in kept.positions):
+        raise AuditError(f"{where}: more than {limit} tokens kept")
 
 
-def _padding(layer: LayerSnapshot, lanes: list[Lane | StoredLane], batch_rows: int, room: int) -> list[Lane]:
-    """Empty lanes for the rows of a batch that no cell takes."""
-    taken = max((lane.rows.stop for lane in lanes), default=0)
-    if taken == batch_rows:
+def _padding(layer: LayerSnapshot, lanes: list[Lane | StoredLane], batch_rows: int) -> list[Lane]:
+    """Empty lanes for the unused rows of a batch."""
+    used = max((lane.rows.stop for lane in lanes), default=0)
+    if used == batch_rows:
         return []
-    nothing: Tensor = layer.k_HTD[None, :, :0]
-    return [Lane(rows=slice(taken, batch_rows), heads=slice(0, layer.heads), k_BHKD=nothing, v_BHKD=nothing)]
+    empty: Tensor = layer.k_HTD[None, :, :0]
+    return [Lane(rows=slice(used, batch_rows), heads=slice(0, layer.heads), k_BHKD=empty, v_BHKD=empty)]
+
+
+def make_lanes(
+    snapshot: LayerSnapshot, cell: Resolved, rule: LayerRule, kept: Kept | None, rows: slice, room: int,
+    share: bool = True, carried: list[Tensor] | None = None,
+) -> list[Lane | StoredLane]:  # fmt: skip
+    """The lanes of one cell in one layer: one, or one per KV head where these differ in length.
+
+    Args:
+        snapshot: the layer after prefill.
+        cell: the method.
+        rule: its budget in this layer.
+        kept: what the eviction keeps, None for everything.
+        rows: the cell's rows of the batch.
+        room: tokens that may be appended.
+        share: one prefix for all rows; False gives every row its own, as separate requests would have.
+        carried: what the eviction carries along, see `Eviction.carry`.
+    """
+    parts = [slice(0, snapshot.heads)]
+    if kept is not None and len({len(p) for p in kept.positions}) > 1:
+        parts = [slice(head, head + 1) for head in range(snapshot.heads)]
+    count = rows.stop - rows.start
+    lanes: list[Lane | StoredLane] = []
+    for part in parts:
+        k_HKD, v_HKD, mask = _gather(snapshot, kept, part)
+        if cell.eviction.reindexes and kept is not None:
+            k_HKD = _reindexed(snapshot, k_HKD, torch.stack(kept.positions[part]))
+        k, v = (x[None] if share else x[None].repeat(count, 1, 1, 1) for x in (k_HKD, v_HKD))
+        selection, state = cell.selection, None
+        if rule.read is not None:
+            selection = selection if mask is None else PerQueryHead(selection, mask)
+            state = selection.prepare(k, v, count, room)
+        retained = (
+            _whole(snapshot, cell, part, 1 if share else count) if cell.retains and kept is not None else None
+        )
+        common = {
+            "rows": rows, "heads": part, "mask_HGK": mask, "selection": selection, "read": rule.read,
+            "state": state, "retained": retained,
+        }  # fmt: skip
+        stored = {"kept": k.shape[2], "template": k.new_empty(0)}
+        if rule.hold is not None:
+            assert mask is None, "an eviction while decoding chooses per KV head"
+            numbers = torch.stack(carried[part]) if carried is not None else None
+            # where heads keep different numbers of tokens, each holds as many as it kept
+            hold = rule.hold if len(parts) == 1 else k.shape[2]
+            store = cell.format.roll(k, v, count, hold, numbers)
+            rope = snapshot.rope if cell.eviction.reindexes else None
+            lanes.append(StoredLane(**common, **stored, store=store, eviction=cell.eviction, rope=rope))
+        elif not isinstance(cell.format, Native):
+            store = cell.format.store(k, v, count, room)
+            lanes.append(StoredLane(**common, **stored, store=store))
+        else:
+            lanes.append(Lane(**common, k_BHKD=k, v_BHKD=v))
+    return lanes
+
+
+def _whole(snapshot: LayerSnapshot, cell: Resolved, part: slice, copies: int) -> Stored:
+    """All keys and values of some KV heads, stored once or once per row."""
+    k, v = snapshot.k_HTD[None, part], snapshot.v_HTD[None, part]
+    if copies > 1:
+        k, v = (x.repeat(copies, 1, 1, 1) for x in (k, v))
+    return cell.format.store(k, v, copies, 0)
+
+
+def _gather(snapshot: LayerSnapshot, kept: Kept | None, part: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Kept keys and values of some KV heads `[H, K, D]`, and their members."""
+    k, v = snapshot.k_HTD[part], snapshot.v_HTD[part]
+    if kept is None:
+        return k, v, None
+    positions_HK = torch.stack(kept.positions[part])
+    offset = torch.arange(len(positions_HK), device=k.device) * snapshot.length
+    flat = (positions_HK + offset[:, None]).flatten()
+    k, v = (x.reshape(-1, x.shape[-1]).index_select(0, flat).view(*positions_HK.shape, -1) for x in (k, v))
+    return k, v, torch.stack(kept.members[part]) if kept.members is not None else None
+
+
+def _reindexed(snapshot: LayerSnapshot, k_HKD: Tensor, positions_HK: Tensor) -> Tensor:
+    """Keys rotated to consecutive positions that end where the prompt ends."""
+    assert snapshot.rope is not None, "an eviction that reindexes needs rope"
+    kept = positions_HK.shape[1]
+    targets = torch.arange(snapshot.length - kept, snapshot.length, device=k_HKD.device)
+    cos, sin = (x.view(*positions_HK.shape, -1) for x in snapshot.rope((targets - positions_HK).flatten()))
+    return rotate(k_HKD, cos, sin)

@@ -1,4 +1,4 @@
-"""Dense's own answer, decoded ahead for methods that are told what it attends to."""
+"""Dense's answer, decoded before compression for methods that use what it attends to."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvbench.engine.batch import BatchCache, BatchLayer
 from kvbench.engine.decode import DecodeOptions
-from kvbench.engine.lanes import BatchCache, BatchLayer, plain_lane
+from kvbench.engine.lanes import plain_lane
 from kvbench.engine.prefill import Snapshot
 from kvbench.kernels.attention_sum import attention_sum
 from kvbench.methods.base import LayerSnapshot
 
 
 class DenseAnswerLayer(BatchLayer):
-    """The dense row alone, which remembers the queries of its decode steps."""
+    """One layer of the dense row, which records the queries of its decode steps."""
 
     def __init__(self, snapshot: LayerSnapshot, room: int) -> None:
         lane = plain_lane(snapshot, slice(0, 1))
@@ -27,7 +28,7 @@ class DenseAnswerLayer(BatchLayer):
         return super().attend(q_BQTD, scaling)
 
     def sums(self, snapshot: LayerSnapshot) -> Tensor:
-        """Attention of the remembered queries to the prompt, summed, `[Q, T]` fp32."""
+        """Attention of the recorded queries to the prompt, summed, `[Q, T]` fp32."""
         if not self.queries:
             return snapshot.q_QWD.new_zeros(snapshot.q_QWD.shape[0], snapshot.length, dtype=torch.float32)
         keys = torch.cat([snapshot.k_HTD, self.k_tail[0, :, : self.filled]], dim=1)
@@ -39,14 +40,14 @@ class DenseAnswerLayer(BatchLayer):
 def decode_dense_answer(
     model: PreTrainedModel, snapshot: Snapshot, question: list[int], last: int, options: DecodeOptions
 ) -> None:
-    """Decode dense's answer, and note in every layer what its decode steps attend to, see `answer_sum_QT`.
+    """Decode dense's answer, and set `answer_sum_QT` of every layer to what its decode steps attend to.
 
     Args:
         model: loaded with the attention hook.
         snapshot: the prefilled prompt.
         question: tokens between the snapshot and the last prompt token; not counted.
         last: the last prompt token, the first decode step (ignored when the first token is dense).
-        options: of the decoding whose answer it is.
+        options: of the decoding that gives the answer.
     """
     room = len(question) + options.max_new_tokens
     layers = [DenseAnswerLayer(layer, room) for layer in snapshot.layers]
@@ -60,9 +61,9 @@ def decode_dense_answer(
         return int(out.logits[0, -1].argmax())
 
     if question:
-        cache.select_from_now(False)
+        cache.set_selecting(False)
         feed(question)
-        cache.select_from_now(True)
+        cache.set_selecting(True)
     token, steps = last, options.max_new_tokens
     if options.first_token == "dense":
         token, steps = int(snapshot.logits.argmax()), steps - 1
@@ -70,5 +71,5 @@ def decode_dense_answer(
         if token in options.eos and (step or options.first_token == "dense"):
             break
         token = feed([token])
-    for layer, watched in zip(snapshot.layers, layers, strict=True):
-        layer.answer_sum_QT = watched.sums(layer)
+    for layer, recorded in zip(snapshot.layers, layers, strict=True):
+        layer.answer_sum_QT = recorded.sums(layer)

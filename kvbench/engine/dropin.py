@@ -13,9 +13,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvbench.config.errors import UserError
 from kvbench.engine.attention import NAME, register_attention
+from kvbench.engine.batch import BatchCache, BatchLayer
 from kvbench.engine.compress import cell_lanes
-from kvbench.engine.decode import measure_resident
-from kvbench.engine.lanes import BatchCache, BatchLayer, Lane
+from kvbench.engine.lanes import Lane
 from kvbench.engine.prefill import PrefillLayer, check_window, rope_of
 from kvbench.engine.stored import StoredLane
 from kvbench.methods import Budget, Method, Shape, build
@@ -103,7 +103,7 @@ class DropInCache(Cache):
         """
         if self.batch is None:
             raise UserError("resident_bytes: nothing is compressed before the second token")
-        return measure_resident(self.batch, row).bytes
+        return self.batch.resident(row).bytes
 
     def see(self, length: int, rows: int, padding_BT: Tensor | None) -> None:
         """Takes note of where each row of the prompt starts."""

@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvbench.config.errors import UserError
 from kvbench.kernels.attention_sum import attention_sum
+from kvbench.kernels.clock import synchronize
 from kvbench.kernels.masked_attention import masked_attention
 from kvbench.methods.base import LayerSnapshot, Method
 from kvbench.models.boundaries import boundaries
@@ -84,7 +85,7 @@ def prefill(
     head = model.get_output_embeddings()
     assert head is not None
     logits = head(hidden)[0].float()
-    _synchronise(model.device)
+    synchronize(model.device)
     layers = [layer.snapshot(n, config.num_hidden_layers) for n, layer in enumerate(cache.prefill_layers)]
     if "rope" in needs:
         for layer in layers:
@@ -129,11 +130,6 @@ def rope_of(model: PreTrainedModel) -> Callable[[Tensor], tuple[Tensor, Tensor]]
         return cos[0] / rotary.attention_scaling, sin[0] / rotary.attention_scaling
 
     return rope
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 class PrefillLayer(CacheLayerMixin):

@@ -145,7 +145,7 @@ def _decode(snapshot: Snapshot, resolved: Resolved, room: int) -> None:
     (cache,) = build_batches(snapshot, [resolved], [span], 1, 1, room, with_dense=False, share=False)
     draw = torch.Generator().manual_seed(1)
     for count in (QUESTION, *[1] * STEPS):
-        cache.select_from_now(count == 1)
+        cache.set_selecting(count == 1)
         for layer, source in zip(cache.batch_layers, snapshot.layers, strict=True):
             heads, dim = source.heads, source.k_HTD.shape[-1]
             k, v = (torch.randn(1, heads, count, dim, generator=draw) for _ in range(2))

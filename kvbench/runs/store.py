@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,8 +113,18 @@ class Store:
         """Writes the resolved configuration (YAML) in one step."""
         self._replace(self.config_path, text)
 
-    def write_plan(self, plan: Mapping[str, Any]) -> None:
-        """Writes what the run will hold when it is done, in one step."""
+    def write_plan(self, cells: Iterable[tuple[str, str, str]]) -> None:
+        """Writes what the run will hold when it is done, in one step.
+
+        Args:
+            cells: (task, method, cell id) of every cell.
+        """
+        cells = list(cells)
+        count = Counter((task, method) for task, method, _ in cells)
+        plan = {
+            "cells": [cell for _, _, cell in cells],
+            "totals": [{"task": task, "method": method, "cells": n} for (task, method), n in count.items()],
+        }
         self._replace(self.plan_path, json.dumps(plan))
 
     def _replace(self, path: Path, text: str) -> None:

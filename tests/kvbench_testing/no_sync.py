@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from kvbench.engine.attention import register_attention
 from kvbench.engine.compress import RowSpan, build_batches
 from kvbench.engine.prefill import prefill
-from kvbench.experiments.efficiency.run import Step
+from kvbench.engine.step import Step
 from kvbench.kernels import forms
 from kvbench.kernels.dev import stub
 from kvbench.methods import Budget, Shape, build

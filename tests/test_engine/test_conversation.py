@@ -1,4 +1,4 @@
-"""Turns of a conversation in the engine: who keeps what the first turn left, and who filters anew."""
+"""Turns of a conversation: methods that keep the first turn's cache, and methods that filter anew."""
 
 import pytest
 import torch
@@ -9,13 +9,13 @@ from kvbench.config.errors import UserError
 from kvbench.engine.attention import register_attention
 from kvbench.engine.decode import DecodeOptions, decode_cells
 from kvbench.engine.prefill import prefill
-from kvbench.experiments.accuracy.run import make_renderer, run_accuracy, split_prompt
+from kvbench.experiments.accuracy.run import run_accuracy
 from kvbench.experiments.efficiency.run import run_efficiency
 from kvbench.methods import Budget, Shape, build, registry
 from kvbench.models.load import load_model
 from kvbench.runs.config import load
+from kvbench.runs.context import make_renderer
 from kvbench.runs.progress import Progress
-from kvbench.tasks import Prompt
 
 OVERRIDES = [
     "experiment=quickstart",
@@ -48,12 +48,6 @@ def frame(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("conversation")
     run_accuracy(config(folder), Progress)
     return report.load(folder).cells()
-
-
-def test_split_of_a_later_turn():
-    later = Prompt(list(range(20)), 5, "", "", first_end=9)
-    assert split_prompt(later, "query_aware", "compressed") == (list(range(8)), list(range(8, 19)), 19)
-    assert split_prompt(later, "query_aware", "dense") == (list(range(9)), list(range(9, 19)), 19)
 
 
 def test_every_turn_of_every_method_is_there(frame):

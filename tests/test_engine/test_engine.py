@@ -5,9 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from kvbench.engine.attention import register_attention
+from kvbench.engine.batch import BatchLayer
 from kvbench.engine.compress import AuditError, assign_rows, audit
 from kvbench.engine.decode import DecodeOptions, decode_cells
-from kvbench.engine.lanes import BatchLayer
 from kvbench.engine.prefill import prefill
 from kvbench.kernels.forms import using
 from kvbench.kernels.pool import pool

@@ -16,12 +16,12 @@ import torch
 from kvbench import report
 from kvbench.config.errors import UserError
 from kvbench.engine.attention import register_attention
-from kvbench.experiments.accuracy.run import make_renderer, run_accuracy, split_prompt
+from kvbench.experiments.accuracy.run import run_accuracy
 from kvbench.experiments.efficiency import run as efficiency
 from kvbench.models.load import load_model
 from kvbench.runs.config import load
+from kvbench.runs.context import make_renderer
 from kvbench.runs.progress import Progress
-from kvbench.tasks import Prompt
 
 OVERRIDES = [
     "experiment=quickstart",
@@ -172,14 +172,6 @@ def test_both_protocols_of_a_prompt_run_and_stay_apart(config, tmp_path):
     assert dense.set_index("protocol")["compressed_tokens"].diff().abs().max() > 20
 
 
-def test_split_prompt():
-    prompt = Prompt(list(range(10)), 6, "", "")
-    assert split_prompt(prompt, "query_aware", "compressed") == (list(range(9)), [], 9)
-    assert split_prompt(prompt, "query_aware", "dense") == (list(range(10)), [], 9)
-    assert split_prompt(prompt, "query_agnostic", "compressed") == (list(range(6)), [6, 7, 8], 9)
-    assert split_prompt(Prompt([1, 2], 2, "", ""), "query_agnostic", "compressed") == ([1], [], 2)
-
-
 def test_the_command_of_a_record_runs_its_cell_again(undisturbed, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     row = undisturbed[(undisturbed["method"] == "snapkv") & (undisturbed["budget_requested"] == "64")].iloc[1]
@@ -213,10 +205,10 @@ def test_a_gpu_without_memory_for_a_prompt_is_one_line(config, tmp_path, monkeyp
 def test_a_batch_that_does_not_fit_is_left_out_and_the_others_are_timed(config, tmp_path, monkeypatch):
     original = efficiency._measure
 
-    def full_at_four(cfg, model, snapshot, last, cell, batch):
+    def full_at_four(run, snapshot, last, cell, batch):
         if batch == 4:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return original(cfg, model, snapshot, last, cell, batch)
+        return original(run, snapshot, last, cell, batch)
 
     monkeypatch.setattr(efficiency, "_measure", full_at_four)
     more = [

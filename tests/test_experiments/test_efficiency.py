@@ -6,9 +6,8 @@ from kvbench_testing.recording import Graph
 
 from kvbench.engine.attention import register_attention
 from kvbench.engine.compress import RowSpan, build_batches
-from kvbench.engine.decode import read_bytes
 from kvbench.engine.prefill import prefill
-from kvbench.experiments.efficiency.run import Step
+from kvbench.engine.step import Step
 from kvbench.kernels.forms import using
 from kvbench.methods import Budget, Shape, build
 from kvbench.models.load import ModelConfig, load_model
@@ -96,7 +95,7 @@ def test_counting_what_is_read_can_stop(model, format):
         model, {"method": "quest", "page": 4, "dense_layers": 1} | ({"format": format} if format else {})
     )
     step.eager()
-    before = read_bytes(step.cache, 0, 1)
+    before = step.cache.bytes_read(0, 1)
     tokens = step.tokens.tolist()
     assert before[0] > 0
     step.cache.stop_counting()
@@ -106,5 +105,5 @@ def test_counting_what_is_read_can_stop(model, format):
     step.eager()
     assert [layer.slots_selected.tolist() for layer in step.cache.batch_layers] == selected
     if format:
-        assert read_bytes(step.cache, 0, 1) == before and lanes
+        assert step.cache.bytes_read(0, 1) == before and lanes
     assert step.tokens.tolist() != tokens

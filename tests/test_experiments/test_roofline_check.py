@@ -39,7 +39,7 @@ class Clock:
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(module, "measure_device", lambda: DEVICE)
-    monkeypatch.setattr(module, "Clock", Clock)
+    monkeypatch.setattr(module, "ColdClock", Clock)
     monkeypatch.setattr(module, "COLD", 10**6)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from kvbench_testing.cases import DIM, EVERY, NEW, SHAPES, name_of, tensors
 
-from kvbench.engine.lanes import make_lanes
+from kvbench.engine.compress import make_lanes
 from kvbench.engine.raw import _turns
 from kvbench.kernels.attention_sum import attention_sum
 from kvbench.methods import Budget, LayerSnapshot, Quota, Shape, build, registry

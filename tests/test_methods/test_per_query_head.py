@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from kvbench.engine.batch import BatchLayer
 from kvbench.engine.compress import cell_lanes
-from kvbench.engine.lanes import BatchLayer
 from kvbench.methods import Budget, LayerSnapshot, Shape, build
 
 HEADS, GROUP, DIM, LENGTH, NEW, LAYERS = 2, 4, 32, 400, 8, 4

@@ -16,7 +16,6 @@ from transformers import AutoConfig, AutoTokenizer
 
 import kvbench
 from kvbench.config.errors import UserError
-from kvbench.experiments.accuracy.run import make_renderer
 from kvbench.experiments.efficiency.run import _ids
 from kvbench.kernels import build, forms
 from kvbench.kernels.operations import forms_for, has_form, label, operations, versioned
@@ -27,6 +26,7 @@ from kvbench.models import embedded
 from kvbench.models.load import LoadedModel
 from kvbench.runs import earlier
 from kvbench.runs.config import from_yaml
+from kvbench.runs.context import make_renderer
 from kvbench.runs.plan import make_plan, stored_id, with_stored_ids
 from kvbench.runs.probe import Heads, operations_called
 from kvbench.runs.store import Store
