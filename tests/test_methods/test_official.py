@@ -248,7 +248,7 @@ def test_streaming_llm_rolls_with_reindexed_positions():
 
 
 def test_expected_attention_is_the_mean_over_many_normal_queries():
-    # E[exp(q . k / sqrt(D))] over a normal distribution has this closed form
+    # the score is the closed form of E[exp(q . k / sqrt(D))] over normal queries, which are sampled here
     q, k, v = draw(4, 2, seed=8, scale=1.0)
     angles = torch.arange(LENGTH + 512)[:, None] * 10_000.0 ** (-torch.arange(0, DIM, 2) / DIM)
     angles = torch.cat([angles, angles], dim=-1)
