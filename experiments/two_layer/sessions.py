@@ -65,10 +65,10 @@ def sessions(requests: Iterable[Request]) -> list[Session]:
     grouped: dict[str, list[Request]] = {}
     for request in requests:
         if request.output < 1:
-            raise UserError(f"request {request.id}: it has no output tokens, so there is nothing to decode")
+            raise UserError(f"request {request.id}: no output tokens, nothing to decode")
         grouped.setdefault(request.session, []).append(request)
     if not grouped:
-        raise UserError("trace: there is no request in it")
+        raise UserError("trace: it contains no requests")
     return [
         tuple(HostedRequest(request.t - group[0].t, _path(request), request.output) for request in group)
         for group in grouped.values()

@@ -45,7 +45,7 @@ def test_a_run_on_the_device_decides():
     assert "NVIDIA A100" in worse.finding.note
 
 
-def test_a_run_of_another_model_or_budget_does_not():
+def test_a_run_of_another_model_or_budget_does_not_decide():
     for columns in ({"model": "smollm2_135m"}, {"budget_requested": "64"}, {"method": "snapkv"}):
         assert judged("rocketkv.needle_256", scores(**columns)).verdict == NEEDS_GPU
 
@@ -93,7 +93,7 @@ def test_the_best_speedup_counts_with_the_spread_of_its_steps():
     assert result.verdict == REPRODUCED
 
 
-def test_numbers_of_tables_are_found_out_not_assumed():
+def test_numbers_of_tables_are_computed_not_assumed():
     rows = [
         ([100.0 * (n == group) for n in range(4)], 100 * size / 11) for group, size in enumerate((3, 4, 3, 2))
     ]
@@ -112,7 +112,7 @@ def test_numbers_of_tables_are_found_out_not_assumed():
         ({"name": "measured_score", "runs": 1, "run": "x", "where": {}}, "check.runs"),
     ],
 )
-def test_a_wrong_check_is_named(check, message):
+def test_a_wrong_check_is_one_line(check, message):
     claim = dataclasses.replace(CLAIMS["chunkkv.abstract_8_7"], check=check)
     with pytest.raises(UserError, match=message) as error:
         find(claim, Runs())

@@ -66,7 +66,7 @@ def test_the_plain_reading_comes_first_and_others_only_explain():
     assert judged(10, reading(10.0, beside=True), bad) == CONTRADICTED
 
 
-def test_a_model_says_so():
+def test_a_modelled_reading_is_labelled():
     assert judged(10, reading(10.0, basis="modelled")) == BY_MODEL
     assert judged(10, reading(10.0, basis="measured")) == REPRODUCED
 
@@ -84,7 +84,7 @@ def test_a_measured_interval_agrees_with_what_is_inside():
     assert judged(88.0, inside) == CONTRADICTED
 
 
-def test_nothing_found_needs_a_command():
+def test_a_claim_without_readings_needs_a_command():
     assert judged(1) == NEEDS_GPU
     with pytest.raises(AssertionError, match=r"p\.c"):
         verdict(claim(1, command=None), Finding())

@@ -102,7 +102,7 @@ def test_the_real_bill_comes_out_to_the_last_digit(by_id):
         assert values(result) == pytest.approx([dollars], abs=5e-7)
 
 
-def test_what_needs_a_gpu_has_found_nothing_here(results):
+def test_claims_that_need_a_gpu_have_no_readings(results):
     for result in results:
         if result.verdict == NEEDS_GPU:
             assert result.claim.hardware != "any" and not result.finding.readings

@@ -30,7 +30,7 @@ def day() -> Callable[..., float]:
 
 @pytest.fixture(scope="session")
 def blocks() -> Callable[..., list[Node]]:
-    """Nodes of a prompt: (count of blocks, tokens each), names seed the hashes, kinds may be given."""
+    """Nodes of a prompt from (number of blocks, tokens per block); names seed the hashes, kinds are optional."""
 
     def build(
         count: int,

@@ -14,7 +14,7 @@ START = 1.79e9
 
 @pytest.fixture
 def findings(prices, ask):
-    """Findings of requests given as (seconds, head, markers, other fields)."""
+    """Findings for requests given as (seconds, head, markers, other fields)."""
 
     def run(*rows, assumptions=None):
         requests = [
@@ -62,8 +62,8 @@ def test_expired(findings, blocks):
 
 def test_first_response_not_begun(findings, blocks):
     nodes = blocks(2, 1000)
-    mark = [(nodes[1], FIVE)]
-    found = only(findings((0, nodes[1], mark, {"ttft": 4.0}), (1, nodes[1], mark, {"ttft": 4.0})))
+    marker = [(nodes[1], FIVE)]
+    found = only(findings((0, nodes[1], marker, {"ttft": 4.0}), (1, nodes[1], marker, {"ttft": 4.0})))
     assert (found.reason, found.detail) == (
         "first response not begun",
         "the response that writes it began 3 s later",
@@ -89,7 +89,7 @@ def test_prefix_changed_shows_the_block(findings, blocks):
 
 
 def test_marker_on_a_block_that_changes_every_turn(findings, blocks):
-    """The article's layout: the context stands in system, is marked, and is another one each turn."""
+    """The article's layout: a marked context in `system` that changes at every turn."""
     stable = blocks(1, 3000, tier=SYSTEM)[0]
     rows = []
     for turn in range(4):
@@ -110,20 +110,20 @@ def test_parameter_changed(findings, prices):
 
 def test_shared_part_not_marked(findings, blocks):
     nodes = blocks(3, 1500)
-    mark = [(nodes[0], FIVE)]
-    assert only(findings((0, nodes[2], mark), (1, nodes[2], mark))).reason == "shared part not marked"
+    marker = [(nodes[0], FIVE)]
+    assert only(findings((0, nodes[2], marker), (1, nodes[2], marker))).reason == "shared part not marked"
 
 
 def test_other_model_and_other_workspace(findings, blocks):
     nodes = blocks(2, 3000)
-    mark = [(nodes[1], FIVE)]
-    found = only(findings((0, nodes[1], mark), (1, nodes[1], mark, {"model": "claude-opus-5"})))
+    marker = [(nodes[1], FIVE)]
+    found = only(findings((0, nodes[1], marker), (1, nodes[1], marker, {"model": "claude-opus-5"})))
     assert found.reason == "other model"
-    found = only(findings((0, nodes[1], mark), (1, nodes[1], mark, {"workspace": "b"})))
+    found = only(findings((0, nodes[1], marker), (1, nodes[1], marker, {"workspace": "b"})))
     assert found.reason == "other workspace"
 
 
-def test_switches_have_their_own_reasons(findings, blocks):
+def test_assumptions_have_separate_reasons(findings, blocks):
     nodes = blocks(2, 1000)
     rows = ((0, nodes[1], [(nodes[1], HOUR)]), (1, nodes[1], [(nodes[1], FIVE)]))
     assert only(findings(*rows, assumptions=Assumptions(ttl_lookup="matched"))).reason == "other lifetime"

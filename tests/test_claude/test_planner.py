@@ -31,7 +31,7 @@ BASE = Assumptions()
 
 
 def make(steps, model="claude-sonnet-4-6"):
-    """Requests from (gap, keep, blocks, tokens): each keeps a part of the prompt before and adds blocks."""
+    """Requests from (gap, keep, blocks, tokens): each keeps a part of the previous prompt and adds blocks."""
     requests, t, fresh = [], 1.79e9, 100
     tools = append(root(), ContentBlock(TOOLS, 1, 1, 1200), Hashing(), (0, 0, 0))
     system = append(tools, ContentBlock(SYSTEM, TEXT, 2, 900), Hashing(), (0, 0, 0))
@@ -122,7 +122,7 @@ def test_bound_plan_and_placements_are_in_order(steps):
 
 @settings(max_examples=15, deadline=None)
 @given(STEPS, st.sampled_from([assumptions for _, _, assumptions in Assumptions().flips()]))
-def test_no_placement_undercuts_the_bound_under_any_switch(steps, assumptions):
+def test_no_placement_undercuts_the_bound_under_any_assumption(steps, assumptions):
     requests = make(steps)
     bound = lower_bound(requests, BOOK, assumptions)
     for totals in simulate(requests, registry(), BOOK, assumptions).values():
@@ -140,7 +140,7 @@ def test_tokens_add_up_and_markers_never_change_them(steps, name):
 
 
 def test_a_marker_before_a_long_gap_keeps_the_prefix_cheaply():
-    """Billing is of what is new (R17), so 1h on the tail alone carries the whole prefix over the gap."""
+    """Only new tokens are billed (R17), so 1h on the tail alone carries the whole prefix over the gap."""
     requests = make([(0, 0, 2, 9000), (60, 0, 1, 100), (900, 0, 1, 100)])
     found = plan(requests, BOOK)
     assert [ttl for _, ttl in found.markers["q0"]][-1] == 300

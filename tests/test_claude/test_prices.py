@@ -43,7 +43,7 @@ def test_long_prompts_pay_more_on_every_token(prices, ask, blocks, day):
     assert prices.cost(request, Usage(read=90_000, uncached=10_001, output=10)) == (9_500_500, 25_000)
 
 
-def test_unverified_long_prompt_prices_are_a_switch(prices, day):
+def test_unverified_long_prompt_prices_are_an_assumption(prices, day):
     assert prices.rates("claude-sonnet-4-5", day(2026, 2, 1), 300_000).base == 3000
     assert prices.rates("claude-sonnet-4-5", day(2026, 2, 1), 300_000, unverified=True).base == 6000
 
@@ -83,7 +83,7 @@ def test_every_row_has_a_dated_source_and_the_usual_ratios(prices, day):
 
 
 def test_break_even(prices, day):
-    """R22: 5m pays from the second use on, 1h from the third, at every model's read price."""
+    """R22: 5m pays off from the second use, 1h from the third, at every model's read price."""
     for name in prices.models():
         rates = prices.rates(name, day(2026, 11, 24), 1000)
         assert rates.write_5m + rates.read < 2 * rates.base

@@ -37,8 +37,8 @@ def runner(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ran(runner):
-    """Every layout once, as it sends its requests."""
+def runs(runner):
+    """Every layout once, with its own markers."""
     return {layout: runner.run(layout) for layout in LAYOUTS}
 
 
@@ -52,25 +52,25 @@ def test_embedding_is_the_real_model():
     assert vector @ boat > vector @ storm
 
 
-def test_retrieval_finds_the_passage_that_was_asked_for(runner):
+def test_retrieval_finds_the_requested_passage(runner):
     found = runner._tool.invoke({"query": "What are the rules of the Night Line on bicycles?"})
     assert "[Night Line: bicycles]" in found
     assert len(found.split("---")) == 5
 
 
-def test_the_articles_graph_sends_no_cache_control(ran):
-    """The claim of the article's second listing, run: not one request is marked, nothing is read."""
-    article = ran["article_graph"]
+def test_the_articles_graph_sends_no_cache_control(runs):
+    """The article's second listing, run: no request is marked, nothing is read."""
+    article = runs["article_graph"]
     assert article.marked() == 0
     assert all(usage.read == usage.write_5m == usage.write_1h == 0 for usage in article.usages)
     prefixes = {str(body.get("tools"))[:80] + str(body.get("system"))[:80] for body in article.bodies}
     assert len(prefixes) == 3
 
 
-def test_the_articles_graph_grades_the_first_question_on_every_turn(ran):
+def test_the_articles_graph_grades_the_first_question_on_every_turn(runs):
     def graded(layout):
         bodies = [
-            body for body in ran[layout].bodies if (body.get("tool_choice") or {}).get("type") == "tool"
+            body for body in runs[layout].bodies if (body.get("tool_choice") or {}).get("type") == "tool"
         ]
         return [responder.plain(body["messages"][0]["content"]).split("\n")[1] for body in bodies]
 
@@ -79,28 +79,28 @@ def test_the_articles_graph_grades_the_first_question_on_every_turn(ran):
     assert graded("corrected")[:4] == [f"Question: {question}" for question in asked]
 
 
-def test_no_layout_sends_sampling_parameters(ran):
-    for found in ran.values():
+def test_no_layout_sends_sampling_parameters(runs):
+    for found in runs.values():
         assert not any({"temperature", "top_p", "top_k"} & set(body) for body in found.bodies)
 
 
-def test_the_articles_explicit_code_writes_every_turn_and_never_reads_its_context(ran):
-    explicit = ran["article_explicit"]
+def test_the_articles_explicit_code_writes_every_turn_and_never_reads_its_context(runs):
+    explicit = runs["article_explicit"]
     assert explicit.marked() == len(explicit.bodies) == 4
     assert all(usage.write_5m > 0 for usage in explicit.usages)
     assert sum(usage.read for usage in explicit.usages) == 0
 
 
-def test_vague_questions_are_rewritten_and_searched_again(ran):
-    texts = [responder.plain(body["messages"][-1]["content"]) for body in ran["append_only"].bodies]
+def test_vague_questions_are_rewritten_and_searched_again(runs):
+    texts = [responder.plain(body["messages"][-1]["content"]) for body in runs["append_only"].bodies]
     assert sum("Rewrite the question" in text for text in texts) == 1
-    assert len(ran["append_only"].bodies) == 3 * 3 + 6
-    assert all("On your question" in answer for found in ran.values() for answer in found.answers)
+    assert len(runs["append_only"].bodies) == 3 * 3 + 6
+    assert all("On your question" in answer for found in runs.values() for answer in found.answers)
 
 
 @pytest.mark.parametrize(("layout", "field"), [("agent_5m", "write_5m"), ("agent_1h", "write_1h")])
-def test_the_middleware_marks_every_request_and_hits(ran, layout, field):
-    found = ran[layout]
+def test_the_middleware_marks_every_request_and_hits(runs, layout, field):
+    found = runs[layout]
     assert found.marked() == len(found.bodies)
     assert all(usage.read > 0 for usage in found.usages[1:])
     assert all(getattr(usage, field) > 0 for usage in found.usages)
@@ -115,7 +115,7 @@ def test_append_only_history_hits_on_every_request_after_the_first(runner):
     assert [usage.read > 0 for usage in found.usages] == [False] + [True] * (len(found.usages) - 1)
 
 
-def test_the_planned_placement_runs_and_is_the_cheapest(runner, ran):
+def test_the_planned_placement_runs_and_is_the_cheapest(runner, runs):
     prices = runner.prices
     # placing turns strings into blocks, which does not change a prompt's tokens or its cost
     base = runner.run("append_only", named("none"), label="base")
@@ -127,7 +127,7 @@ def test_the_planned_placement_runs_and_is_the_cheapest(runner, ran):
         return sum(prices.cost(request, request.usage)[0] for request in run.requests)
 
     assert cost(planned) == found.cost
-    assert cost(base) == cost(ran["append_only"])
+    assert cost(base) == cost(runs["append_only"])
     others = [
         runner.run("append_only", named(name), label=name) for name in ("explicit_four", "tools_system")
     ]
@@ -136,15 +136,15 @@ def test_the_planned_placement_runs_and_is_the_cheapest(runner, ran):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_simulator_and_server_agree_to_the_token(runner, ran, layout):
+def test_simulator_and_server_agree_exactly(runner, runs, layout):
     trace = RecordedTrace(runner.folder / f"{layout}.jsonl", runner.prices)
-    assert len(ran[layout].usages) == len(ran[layout].bodies)
+    assert len(runs[layout].usages) == len(runs[layout].bodies)
     assert agreement(trace, runner.prices, Assumptions())
 
 
-def test_a_run_is_reproducible(runner, ran):
+def test_a_run_is_reproducible(runner, runs):
     again = runner.run("corrected", label="again")
-    assert again.answers == ran["corrected"].answers
+    assert again.answers == runs["corrected"].answers
     lines = [(runner.folder / f"{name}.jsonl").read_bytes() for name in ("corrected", "again")]
     assert lines[0] == lines[1]
 
@@ -180,7 +180,7 @@ def test_unknown_layouts_and_models(runner, tmp_path):
         Runner(Workload(model="claude-sonnet-4-6-20250929"), PriceBook.load(), tmp_path)
 
 
-def test_passages_have_the_asked_size_and_overlap():
+def test_passages_have_the_configured_size_and_overlap():
     passages = documents(300, 50)
     assert len(passages) == 64
     assert {len(passage.text) for passage in passages} == {300}
@@ -223,6 +223,6 @@ def test_a_live_run_is_salted_where_its_prompt_begins(body, where):
         ({"overlap": 500}, "overlap: 500 is not allowed, give fewer characters than passage=500"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(sizes, message):
+def test_impossible_sizes_are_refused(sizes, message):
     with pytest.raises(UserError, match=message):
         Sizes(**sizes)

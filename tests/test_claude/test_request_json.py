@@ -38,7 +38,7 @@ def build(json, hashing=None, betas=()):
 
 
 def kept(first, second, hashing=None, betas=()):
-    """The last tier that two requests have in common in full, by name."""
+    """Name of the last tier that two requests share completely."""
     one, two = build(first, hashing), build(second, hashing, betas)
     same = {
         TIERS[tier]: getattr(one, end) is not None and getattr(one, end).cum == getattr(two, end).cum
@@ -73,7 +73,7 @@ def test_invalidation_table(change, survives):
     assert kept(body(), body(**change)) == survives
 
 
-def test_parameters_whose_tier_is_not_published_are_a_switch():
+def test_parameters_with_an_unpublished_tier_are_an_assumption():
     change = body(thinking={"type": "enabled", "budget_tokens": 2000})
     assert kept(body(), change, Hashing(params_scope="tools")) == []
     assert kept(body(), body(), betas=("context-management-2025-06-27",)) == STABLE
@@ -122,7 +122,7 @@ LATER = {"default_config": {"defer_loading": True}}
 
 @pytest.mark.parametrize("entry", [TOOLSET, {"type": "computer_toolset_20260801", "name": "computer"}])
 def test_a_marked_toolset_is_one_breakpoint_after_its_tools(entry):
-    """R6: the entry stands for its tools; what its expansion measures is not in the request."""
+    """R6: the entry stands for its tools; their token count is not in the request."""
     json = body(tools=[{**entry, "cache_control": MARK}, {"name": "a", "input_schema": SCHEMA}])
     request = build(json)
     assert [(node.index, ttl) for node, ttl in request.markers] == [(1, 300)]
@@ -175,13 +175,13 @@ def test_a_marker_inside_a_toolset_or_on_a_deferred_tool_is_an_error():
         ({"tools": []}, ""),
     ],
 )
-def test_which_of_its_own_prompts_the_api_adds(change, which):
+def test_the_tool_prompt_that_the_api_adds(change, which):
     """R21."""
     assert request_json.parse(body(**change), CharCounter()).tool_prompt == which
 
 
 def test_the_apis_own_prompt_is_in_the_prefix_or_never_cached():
-    """R21: whether it counts towards the prefix is not documented, so it is a switch."""
+    """R21: whether it counts towards the prefix is not documented, so it is an assumption."""
 
     def sizes(hashing, hidden):
         sent = request_json.parse(body(), CharCounter())
@@ -307,7 +307,7 @@ def test_four_explicit_markers_in_order_are_legal():
     assert errors(marked((0, HOUR), (1, HOUR), (2, MARK), (5, MARK), top=MARK)) == []
 
 
-def test_pictures_count_by_number_not_by_their_bytes():
+def test_images_count_by_number_not_by_bytes():
     source = {"type": "base64", "media_type": "image/png", "data": "A" * 100_000}
     picture = {"type": "image", "source": source}
     result = {
@@ -322,7 +322,7 @@ def test_pictures_count_by_number_not_by_their_bytes():
         assert IMAGE_TOKENS < block.tokens < IMAGE_TOKENS + 100
 
 
-def test_marking_replaces_what_was_marked():
+def test_new_markers_replace_existing_ones():
     json = marked((0, MARK), (5, HOUR), top=MARK)
     sent = request_json.parse(request_json.with_markers(json, {2: "1h", 3: "5m"}), CharCounter())
     assert (sent.markers, sent.automatic) == (((2, 3600), (3, 300)), None)

@@ -73,7 +73,7 @@ def test_a_marker_writes_one_entry_only(blocks, ask):
 
 
 def test_usage_of_two_lifetimes(blocks, ask):
-    """R17 with the page's worked usage: 2,048 in all, 1,800 read, 148 written for 5m and 100 for 1h."""
+    """R17 with the page's usage example: 2,048 in all, 1,800 read, 148 written for 5m and 100 for 1h."""
     cache = Cache()
     nodes = blocks(1, 1800)
     serve(cache, ask(nodes[0]), [(nodes[0], HOUR)])
@@ -131,7 +131,7 @@ def test_isolation(blocks, ask):
 
 
 def test_server_tool_results_get_a_breakpoint(blocks, ask):
-    """R7: with any marker, a server-tool result is a 5m breakpoint, whatever lifetime was asked for."""
+    """R7: with any marker, a server-tool result is a 5m breakpoint, regardless of the ttl of the markers."""
     nodes = blocks(4, kinds=[TEXT, SERVER_RESULT, TEXT, TEXT])
     assert serve(Cache(), ask(nodes[3]), [(nodes[0], HOUR)]) == Usage(
         write_1h=100, write_5m=100, uncached=200
@@ -170,7 +170,7 @@ def test_what_counts_as_a_position(blocks, ask):
 
 
 def test_lost_reads_and_granularity(blocks, ask):
-    """U7 loses the given share of reads, the same ones each time; U8 rounds a hit down."""
+    """U7 loses the given share of reads, reproducibly; U8 rounds a hit down."""
     nodes = blocks(3)
     cache = Cache(Assumptions(lost_reads=0.5))
     first = [serve(cache, ask(nodes[2], k, id=f"q{k}"), [(nodes[2], FIVE)]).read for k in range(100)]

@@ -24,7 +24,7 @@ TOOL = {"name": "look_up", "description": LONG[:900], "input_schema": {"type": "
 
 
 class Clock:
-    """Time that passes only when told to."""
+    """A clock that only the test advances."""
 
     def __init__(self):
         self.now = 1.79e9
@@ -93,7 +93,7 @@ def simulated(path, prices, assumptions=None):
 
 
 def test_simulator_and_server_agree_on_every_request(server, recorder, clock, prices):
-    """Streamed or not, over gaps on both sides of the lifetimes, with both lifetimes, and a pre-warming."""
+    """Streamed or not, over gaps on both sides of the lifetimes, with both ttls, and a pre-warming request."""
     sdk = client(server, recorder)
     got = []
     gaps = [0, 60, 299, 301, 20, 3599, 5]
@@ -227,7 +227,7 @@ def test_keys_and_contents_stay_out_of_the_trace(server, tmp_path, contents):
     assert [json.loads(line)["status"] for line in text.splitlines()] == [200, 400]
 
 
-def test_what_a_line_holds(server, recorder, clock):
+def test_fields_of_a_trace_line(server, recorder, clock):
     sdk = client(server, recorder)
     with recorder.session("talk"):
         sdk.messages.create(**request())
@@ -261,7 +261,7 @@ def test_a_request_log_replayed_twice_gives_the_same_bytes(server, recorder, pri
     assert repr(simulated(recorder.path, prices)) == repr(simulated(recorder.path, prices))
 
 
-def test_nothing_is_sent_by_making_a_recorder(tmp_path):
+def test_creating_a_recorder_sends_nothing(tmp_path):
     Recorder(tmp_path / "none.jsonl")
     assert not (tmp_path / "none.jsonl").exists()
 
@@ -345,7 +345,7 @@ def test_a_recorded_trace_can_be_replayed_as_an_experiment(server, recorder, clo
 
 @pytest.mark.parametrize("where", ["prefix", "uncached"])
 def test_the_apis_own_tool_prompt_is_billed_and_agreed_on(prices, clock, tmp_path, where):
-    """R21: 497 tokens with tools, 589 with a forced one, none without; both readings add up and are replayed."""
+    """R21: 497 tokens with tools, 589 with a forced one, none without; both assumptions add up and are replayed."""
     assumptions = Assumptions(tool_prompt=where)
     engine = Engine(prices, clock=clock, assumptions=assumptions)
     recorder = Recorder(tmp_path / "t.jsonl", clock=clock)

@@ -23,7 +23,7 @@ PLACES = {name: named(name) for name in ("none", "automatic", "explicit_four")}
 
 
 def test_a_range_holds_every_open_point(prices):
-    """With 22 tool results per turn, everything hangs on R9 and the lookback; the range says so."""
+    """With 22 tool results per turn, the result depends on R9 and the lookback; the range shows it."""
     trace = SyntheticTrace(Synthetic(turns=6, tool_calls=22, context=22_000), prices)
     found = simulate_range(trace, PLACES, prices)
     result = found["automatic"]
@@ -38,7 +38,7 @@ def test_a_range_holds_every_open_point(prices):
 
 
 def test_what_counts_towards_the_rate_limit(prices, blocks, ask):
-    """R23: reads do not, on all models but one; the peak is that of the busiest minute of the clock."""
+    """R23: reads do not, on all models but one; the peak is that of the busiest clock minute."""
     nodes = blocks(3, 3000)
     # a minute of the clock begins at 0 and at 60: the last two requests share one
     prompts = [(0.0, nodes[0]), (61.0, nodes[1]), (119.0, nodes[2])]
@@ -98,14 +98,14 @@ def test_placements_are_legal_and_never_beyond_the_prompt(prices):
             assert all(0 < node.index <= request.head.index for node, _ in markers)
 
 
-def test_the_turn_before(prices):
+def test_previous_turn(prices):
     first, second, third = SyntheticTrace(Synthetic(turns=3), prices).requests(Assumptions())
     assert previous_turn(second.head).cum == first.head.cum
     assert previous_turn(first.head) is None
     assert len(explicit_four(third)) == 4
 
 
-def test_automatic_walks_back_over_what_cannot_be_marked(prices):
+def test_automatic_skips_unmarkable_blocks(prices):
     text = append(root(), ContentBlock(2, 0, 1, 2000), Hashing(), (0, 0, 0))
     thinking = append(text, ContentBlock(2, 4, 2, 100, markable=False), Hashing(), (0, 0, 0))
     request = next(iter(SyntheticTrace(Synthetic(turns=1), prices).requests(Assumptions())))
@@ -132,14 +132,14 @@ def test_replaying_twice_gives_the_same_numbers(prices):
     assert repr(simulate_range(trace, PLACES, prices)) == repr(simulate_range(trace, PLACES, prices))
 
 
-def test_the_benchmark_counts_what_it_replays(tmp_path):
+def test_the_benchmark_counts_its_requests(tmp_path):
     sessions.write_sessions(tmp_path, 3)
     speed = measure(Path(tmp_path), repeat=1)
     assert (speed.requests, speed.placements) == (13, 4)
     assert "13 requests x 4 placements, loading included" in str(speed)
 
 
-def test_switches_are_checked():
+def test_assumptions_are_validated():
     with pytest.raises(UserError, match=r"switches\.lookback=after: allowed are counted, before"):
         Assumptions(lookback="after")
     with pytest.raises(UserError, match="lost_reads"):

@@ -37,8 +37,8 @@ def test_a_fixture_comes_first(tmp_path):
             FixtureCounter.load(path)
 
 
-def test_the_reconstructed_tokenizer_counts_without_its_frame():
-    """The package counts a one-message request; its frame (7 here) is taken off."""
+def test_the_reconstructed_count_excludes_the_overhead_of_a_message():
+    """The package counts a one-message request; the overhead of a message (7 here) is subtracted."""
     counter = ReconstructedCounter(lambda text, version: 7 + len(text.split()))
     assert counter.count("three short words", "claude-sonnet-4-6") == (3, "reconstructed")
 
@@ -75,7 +75,7 @@ def test_usage_of_a_plain_response():
     assert (reply.usage, reply.notes) == (Usage(100, 0, 0, 5, 9), [])
 
 
-def test_what_does_not_add_up_is_noted_and_the_total_kept():
+def test_inconsistent_usage_is_noted_and_the_total_kept():
     split = {"ephemeral_5m_input_tokens": 1500, "ephemeral_1h_input_tokens": 500}
     reply = Reply.parse(usage(cache_creation_input_tokens=9000, cache_creation=split), 200)
     assert "do not add up: 1500 + 500 is not 9000" in reply.notes[0]
@@ -121,7 +121,7 @@ def line(name, same, blocks, usage, **fields):
 
 
 def test_counts_are_scaled_to_the_recorded_usage(tmp_path, prices):
-    """Estimates of 1,000 and 500 become 1,200 up to the marker and 450 behind it, as was reported."""
+    """Estimates of 1,000 and 500 become 1,200 up to the marker and 450 after it, as reported."""
     path = tmp_path / "t.jsonl"
     first = line("a", 0, [(1, 1000), (2, 500)], {"write_5m": 1200, "uncached": 450}, markers=[[0, "5m"]])
     second = line("b", 2, [(3, 100)], {"read": 1200, "uncached": 570}, markers=[[0, "5m"]], t=1.79e9 + 9)
@@ -140,12 +140,12 @@ def test_counts_are_scaled_to_the_recorded_usage(tmp_path, prices):
     assert plain == [1500, 1600]
 
 
-def test_a_line_that_builds_on_a_lost_one_is_named(tmp_path, prices):
+def test_a_line_that_extends_a_lost_one_is_reported(tmp_path, prices):
     path = tmp_path / "t.jsonl"
     whole = line("a", 0, [(1, 1000)], None, prompt="0" * 32)
     path.write_text(f"{whole}\n")
     trace = RecordedTrace(path, prices)
     assert list(trace.requests(Assumptions())) == []
     assert trace.problems.lines == [
-        "t.jsonl, line 1: it builds on a line that is missing or could not be read; this request is left out"
+        "t.jsonl, line 1: it extends a line that is missing or unreadable; this request is left out"
     ]

@@ -55,7 +55,7 @@ def test_common_and_cut():
     assert cut(3, 3, (0,), 1) == []
 
 
-def test_an_extension_shares_the_nodes_of_the_prompt_before():
+def test_an_extension_shares_the_nodes_of_the_previous_prompt():
     chain = HashChain(64, ((2, 0), (4, 1)))
     first = chain.extend(list(range(10)))
     second = chain.extend(list(range(14)))
@@ -71,8 +71,8 @@ def test_hashes_do_not_depend_on_the_cuts():
     assert chain.extend(list(range(14))).cum == whole.cum
 
 
-def test_a_request_of_2000_blocks_costs_its_extension():
-    """Nodes made: 2,000 once, then one per request, however long the prompt is."""
+def test_a_long_request_only_adds_nodes_for_its_extension():
+    """Nodes created: 2,000 once, then one per request, regardless of the length of the prompt."""
     chain = HashChain(64)
     ids = list(range(2000))
     node = chain.extend(ids, pieces=0)
@@ -101,7 +101,7 @@ def test_claude_code_session(load):
     assert third.head.parent.parent.cum == first.system_end.cum
 
 
-def test_choices_change_what_they_name(load):
+def test_effects_of_the_modelling_choices(load):
     content = session(item(), item(9.0, 60, api_time=4.0))
     for blocks, index in (("turn", 4), ("types", 5), ("hash", 42)):
         _, requests = load(content, choices=Choices(blocks=blocks))
@@ -113,7 +113,7 @@ def test_choices_change_what_they_name(load):
     assert len({choices for _, choices in Choices().flips()}) == 4
 
 
-def test_bad_sessions_are_named_and_the_rest_is_kept(load):
+def test_bad_sessions_are_reported_and_the_rest_is_used(load):
     bad = [
         item(1.0, model="claude-opus-9"),
         item(2.0, out=-5),
@@ -133,7 +133,7 @@ def test_bad_sessions_are_named_and_the_rest_is_kept(load):
         "s0.json: request 4: KeyError: 'model'",
         "s0.json: request 5: TypeError",
         "s1.json, line 2: not a session (JSONDecodeError",
-        "s2.json: request 1: its time 40.0 runs backwards; kept at the time of the one before",
+        "s2.json: request 1: its time 40.0 runs backwards; set to the time of the previous one",
         "s3.json: not a session (KeyError: 'block_size')",
     ):
         assert expected in lines

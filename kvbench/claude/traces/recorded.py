@@ -100,7 +100,7 @@ class RecordedTrace(Trace):
                     continue
                 # tolerate a millisecond of rounding
                 if end < ended - 1e-3:
-                    problems.corrected(where, "its time runs backwards; kept, in the order of the starts")
+                    problems.corrected(where, "its time runs backwards; used in order of start time")
                 ended = max(ended, end)
                 if request is not None:
                     yield number, request
@@ -166,7 +166,7 @@ class _Session:
     ) -> tuple[list[Node], list[ContentBlock]]:
         same = row.get("same", 0)
         if not 0 <= same <= len(self._blocks):
-            raise UserError(f"same={same}, but the prompt before has {len(self._blocks)} blocks")
+            raise UserError(f"same={same}, but the previous prompt has {len(self._blocks)} blocks")
         new = [_block(entry) for entry in row["blocks"]]
         if not new and not same:
             raise UserError("the request has no blocks")
@@ -174,7 +174,7 @@ class _Session:
         for block in new:
             contents.append(mix(contents[-1] if contents else 1, (block.hash,)))
         if "prompt" in row and int(row["prompt"], 16) != contents[-1]:
-            raise UserError("it builds on a line that is missing or could not be read")
+            raise UserError("it extends a line that is missing or unreadable")
         blocks = [*self._blocks[:same], *new]
         if usage is not None and new:
             before = hidden[0] + sum(block.tokens for block in blocks[:same])
