@@ -64,7 +64,7 @@ def test_sessions_start_at_zero_without_the_apis_own_tokens():
 def test_requests_that_cannot_be_served():
     with pytest.raises(UserError, match="request a: no output tokens, nothing to decode"):
         sessions([request("a", "x", 0.0, [(TOOLS, TOOL, 1, 30)], output=0)])
-    with pytest.raises(UserError, match="trace: there is no request"):
+    with pytest.raises(UserError, match="trace: it contains no requests"):
         sessions([])
 
 
