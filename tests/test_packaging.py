@@ -1,4 +1,4 @@
-"""What is installed: the wheel's content, the pins, and that every place says the same version."""
+"""Content of the wheel, pins, and one version everywhere."""
 
 import ast
 import os
@@ -155,8 +155,8 @@ def test_what_is_imported_is_declared(folder):
 def test_bounds_allow_what_is_pinned():
     pinned = pins()
     extras = PROJECT["optional-dependencies"]
-    asked = [Requirement(line) for line in PROJECT["dependencies"] + extras["claude"] + extras["test"]]
-    for requirement in asked:
+    required = [Requirement(line) for line in PROJECT["dependencies"] + extras["claude"] + extras["test"]]
+    for requirement in required:
         version = str(pinned[requirement.name].specifier).removeprefix("==")
         assert requirement.specifier.contains(version)
         assert [s.operator for s in requirement.specifier] == [">="]

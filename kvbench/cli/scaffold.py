@@ -58,8 +58,8 @@ from kvbench.tasks.scorers import substring_all
 class {cls}(Family):
     """Asks for `codes` numbers that are hidden in running text.
 
-    The fields are the parameters, besides those of `kvbench.tasks.base.Family`. Raise `version` whenever the same
-    parameters give other prompts or other scores.
+    The fields are the parameters, in addition to those of `kvbench.tasks.base.Family`. Raise `version` whenever the
+    same parameters give other prompts or other scores.
     """
 
     codes: int = 1
@@ -95,32 +95,35 @@ class {cls}(Family):
 
 @dataclass(frozen=True)
 class _Kind:
-    """Something that `kvbench new` writes.
+    """One kind of file that `kvbench new` writes.
 
     Attributes:
-        group: its configuration group.
-        folder: where a checkout has the others.
+        group: the configuration group.
+        packages: packages of kvbench whose modules share its names; a checkout gets the file in the first one.
         text: the template of the file.
         then: what is left to do in a checkout.
     """
 
     group: str
-    folder: str
+    packages: tuple[str, ...]
     text: str
     then: str = ""
 
 
 _KINDS = {
     "method": _Kind(
-        "method", "methods", _METHOD, "once it is described: make docs, which regenerates docs/methods.md"
+        "method",
+        ("methods", "formats"),
+        _METHOD,
+        "once it is described: make docs, which regenerates docs/methods.md",
     ),
-    "task": _Kind("task", "tasks", _TASK),
+    "task": _Kind("task", ("tasks",), _TASK),
 }
 
 
 @dataclass(frozen=True)
 class Written:
-    """The written file, what is left to do in a checkout, and a command that tries it."""
+    """A written file, a command that tries it, and what is left to do in a checkout."""
 
     file: Path
     command: str
@@ -148,7 +151,7 @@ def new(what: str, name: str, folder: Path | None = None) -> Written:
     folder = folder or Path()
     _check(kind, name)
     root = _checkout(folder)
-    file = (folder if root is None else root / "kvbench" / kind.folder) / f"{name}.py"
+    file = (folder if root is None else root / "kvbench" / kind.packages[0]) / f"{name}.py"
     if file.exists():
         raise UserError(f"name: {file} exists; give another name")
     words = {"name": name, "title": name.replace("_", " "), "cls": name.title().replace("_", "")}
@@ -171,8 +174,9 @@ def _check(kind: _Kind, name: str) -> None:
     groups = Groups()
     if name in groups.options(kind.group) or name in groups.registered(kind.group):
         raise UserError(f"name: there is a {kind.group} {name!r} already; give another name")
-    # a plugin would shadow a package of its name, a file among the methods one of its neighbours
-    if importlib.util.find_spec(name) or source.find(f"kvbench.{kind.folder}.{name}"):
+    # a plugin would shadow a package of its name, a file in a checkout its neighbour
+    shipped = [source.find(f"kvbench.{package}.{name}") for package in kind.packages]
+    if importlib.util.find_spec(name) or any(shipped):
         raise UserError(f"name: {name!r} is the name of a Python module already; give another name")
 
 

@@ -80,15 +80,28 @@ def of_plugin(name: str, registrar: str) -> dict[str, Declared]:
 def of_module(name: str, registrar: str) -> dict[str, Declared]:
     """The registered classes of a module, by name; see `of_package`."""
     module = _module(name)
+    if module is None:
+        return {}
     found = {}
-    for node in module.classes.values() if module else ():
+    for node in module.classes.values():
         for decorator in node.decorator_list:
-            if isinstance(decorator, ast.Call) and decorator.args and module:
-                origin = module.origin(decorator.func)
-                if origin.startswith(f"{registrar}.") and origin.endswith(".register"):
-                    label = _value(decorator.args[0], module)
-                    found[label] = _declared(label, node, module)
+            label = _label(decorator, registrar, module)
+            if label is not None:
+                found[label] = _declared(label, node, module)
     return found
+
+
+def _label(decorator: ast.expr, registrar: str, module: _Module) -> str | None:
+    """The name that a decorator registers; None for other decorators and names that only running the code tells."""
+    if not isinstance(decorator, ast.Call) or not decorator.args:
+        return None
+    origin = module.origin(decorator.func)
+    if not (origin.startswith(f"{registrar}.") and origin.endswith(".register")):
+        return None
+    try:
+        return _value(decorator.args[0], module)
+    except _Unreadable:
+        return None
 
 
 @dataclass(frozen=True)
@@ -125,7 +138,7 @@ def find(name: str) -> ModuleSpec | None:
     for number in range(len(parts)):
         full = ".".join(parts[: number + 1])
         if full == "kvbench":
-            # also where an import hook maps the package
+            # an import hook may map the package to another place
             places = list(kvbench.__path__)
             continue
         spec = PathFinder.find_spec(full, places)
@@ -138,18 +151,18 @@ def find(name: str) -> ModuleSpec | None:
 def _module(name: str) -> _Module | None:
     """The source of a module; None where there is none."""
     spec = find(name)
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+    file = Path(spec.origin) if spec and spec.origin else None
+    if spec is None or file is None or file.suffix != ".py" or not file.is_file():
         return None
-    package = spec.submodule_search_locations is not None
-    return _parsed(name, package, Path(spec.origin), os.stat(spec.origin).st_mtime_ns)
+    return _parsed(name, spec.submodule_search_locations is not None, file, file.stat().st_mtime_ns)
 
 
 @functools.cache
 def _parsed(name: str, package: bool, file: Path, mtime_ns: int) -> _Module:
-    """A parsed file; `mtime_ns` makes an edited one be parsed again."""
+    """A parsed file; `mtime_ns` invalidates the cache when the file is edited."""
     module = _Module(name, {}, {}, {})
     parent = name if package else name.rpartition(".")[0]
-    for node in ast.parse(file.read_text(encoding="utf-8"), file.name).body:
+    for node in ast.parse(file.read_bytes(), file.name).body:
         if isinstance(node, ast.ClassDef):
             module.classes[node.name] = node
         elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
@@ -175,13 +188,13 @@ def _resolve(origin: str) -> tuple[_Module, str] | None:
     module = _module(path) if path else None
     if module is None or name in module.classes or name in module.values:
         return module and (module, name)
-    # a name that a module imports from itself would never end
+    # an import of a name from its own module would recurse
     again = module.imports.get(name)
     return _resolve(again) if again and again != origin else None
 
 
 class _Unreadable(Exception):
-    """A value that only running the code can tell."""
+    """A value that only running the code tells."""
 
 
 def _value(node: ast.expr, module: _Module) -> Any:
@@ -220,14 +233,16 @@ def _declared(name: str, node: ast.ClassDef, module: _Module) -> Declared:
             if is_dataclass and annotation and not annotation.startswith(_CLASS_VAR):
                 if not _hidden(default, annotation):
                     fields[key] = value
-            elif value is not ...:
+            else:
                 constants[key] = value
-    known = {key: value for key, value in fields.items() if value is not ...}
-    return Declared(name, ast.get_docstring(node) or "", known, frozenset(fields) - set(known), constants)
+    known, literals = (
+        {key: value for key, value in found.items() if value is not ...} for found in (fields, constants)
+    )
+    return Declared(name, ast.get_docstring(node) or "", known, frozenset(fields) - set(known), literals)
 
 
 def _bases(node: ast.ClassDef, module: _Module) -> Iterator[tuple[_Module | None, ast.ClassDef]]:
-    """A class behind its bases, each with its module; None for a base whose source is not found."""
+    """The bases of a class and then the class, each with its module; None for a base whose source is not found."""
     for base in reversed(node.bases):
         origin = module.origin(base.value if isinstance(base, ast.Subscript) else base)
         if origin.partition(".")[0] in sys.stdlib_module_names:
@@ -255,7 +270,7 @@ def _assignments(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr | None, str
 
 
 def _hidden(default: ast.expr | None, annotation: str) -> bool:
-    """Whether a field is none that a configuration sets: `KW_ONLY`, `InitVar`, or `field(init=False)`."""
+    """Whether a field cannot be configured: `KW_ONLY`, `InitVar`, or `field(init=False)`."""
     keywords = default.keywords if isinstance(default, ast.Call) else []
     no_init = any(word.arg == "init" and ast.unparse(word.value) == "False" for word in keywords)
     return no_init or annotation.startswith(("KW_ONLY", "InitVar"))

@@ -33,7 +33,7 @@ def unknown(key: str, word: object, known: Iterable[str], what: str) -> UserErro
     return UserError(f"{key}: there is no {what} {word!r}{hint}; known: {', '.join(names) or 'none'}")
 
 
-def build(cls: type[T], data: object, key: str = "", beside: Iterable[str] = ()) -> T:
+def build(cls: type[T], data: object, key: str = "", other_keys: Iterable[str] = ()) -> T:
     """Make the dataclass `cls` from a mapping; names and types of fields are checked recursively.
 
     Lists become tuples; a single value where a list is expected becomes a list of one.
@@ -43,7 +43,7 @@ def build(cls: type[T], data: object, key: str = "", beside: Iterable[str] = ())
             `dict[str, Any]`, or a dataclass.
         data: the user's input.
         key: the dotted name of `data` in the configuration, for messages.
-        beside: other keys that are allowed at the same place but read elsewhere, for messages.
+        other_keys: keys that are allowed at the same place but read elsewhere, for messages.
 
     Raises:
         UserError: an unknown or missing key, a value of the wrong type, or not one of the choices.
@@ -54,7 +54,7 @@ def build(cls: type[T], data: object, key: str = "", beside: Iterable[str] = ())
         raise UserError(f"{key or 'config'}: {data!r} is not a set of keys ({', '.join(fields)})")
     for name in data:
         if name not in fields:
-            raise unknown(f"{prefix}{name}", name, [*fields, *beside], "key")
+            raise unknown(f"{prefix}{name}", name, [*fields, *other_keys], "key")
     for name, field in fields.items():
         required = field.default is field.default_factory is dataclasses.MISSING
         if required and name not in data:

@@ -1,4 +1,4 @@
-"""The typed configuration of a run: from `experiment=NAME` and overrides, and back from a run folder."""
+"""The typed configuration of a run, from `experiment=NAME` and overrides or from a run folder."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def _check_each(name: str, values: Sequence[Any], allowed: Any, advice: str) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
-    """Budgets to run each method at.
+    """Budgets of each method.
 
     Attributes:
-        tokens: per layer and KV head.
-        ratio: fraction of the prompt that is retained, in (0, 1].
+        tokens: tokens per layer and KV head.
+        ratio: retained fraction of the prompt, in (0, 1].
     """
 
     tokens: tuple[int, ...] = ()
@@ -51,9 +51,9 @@ class DecodeConfig:
     """How answers are generated.
 
     Attributes:
-        block_rows: rows of the fixed blocks that cells are decoded in.
-        ignore_eos: generate all of max_new_tokens.
-        first_token: whether the first answer token already comes from the compressed cache.
+        block_rows: rows decoded together; smaller batches are padded to it.
+        ignore_eos: whether to always generate max_new_tokens.
+        first_token: whether the first answer token comes from the compressed cache or from the dense prefill.
     """
 
     block_rows: int = 48
@@ -66,7 +66,7 @@ class DecodeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EfficiencyConfig:
-    """What an efficiency run sweeps beside the lengths of its tasks.
+    """Settings of an efficiency run.
 
     Attributes:
         batch: numbers of identical sequences decoded together.
@@ -88,24 +88,24 @@ class EfficiencyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that one command runs.
+    """The configuration of one run.
 
     Attributes:
-        name: of the experiment.
-        kind: which module of kvbench.experiments runs it.
+        name: name of the experiment.
+        kind: the package of kvbench.experiments that runs it.
         model: the model.
-        task: per label the entry for `kvbench.tasks.build`.
-        method: per label the entry for `kvbench.methods.build`; variants and ablations are expanded.
+        task: entries for `kvbench.tasks.build` by label.
+        method: entries for `kvbench.methods.build` by label; variants and ablations are expanded.
         budget: budgets of the methods that take one.
-        protocol: what the compressor sees.
-        seeds: of the task samples.
+        protocol: whether the question is part of the compressed prompt.
+        seeds: seeds of the task samples.
         decode: how answers are generated.
-        efficiency: for kind=efficiency.
-        kl: whether the KL divergence from dense is measured.
-        limit: most samples per task, length and seed.
+        efficiency: settings for kind=efficiency.
+        kl: whether to measure the KL divergence from dense.
+        limit: maximum number of samples per task, length and seed.
         run_dir: the run's folder.
         plugins: modules that register methods and tasks.
-        overrides: as the user gave them.
+        overrides: the user's overrides.
         config_dirs: the user's configuration folders.
     """
 
@@ -141,16 +141,16 @@ def load(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> RunConfig
 
     Args:
         overrides: `experiment=NAME` and any other `key=value`.
-        config_dirs: folders with configuration of the user's own, laid out as `conf/`.
+        config_dirs: the user's configuration folders, laid out as `conf/`.
 
     Raises:
-        UserError: a name, key or value that is not allowed; one line that names it and what is.
+        UserError: a name, key or value is not allowed.
     """
     return validate(compose(overrides, config_dirs))
 
 
 def validate(composed: Composed) -> RunConfig:
-    """Expand variants and ablations and check everything; see `load`."""
+    """Expand variants and ablations, and check all values; see `load`."""
     data, dirs = dict(composed.data), composed.config_dirs
     methods, budget = expanded(data, dirs)
     tasks = chosen("task", data, dirs)
@@ -167,10 +167,10 @@ def resolved_yaml(cfg: RunConfig) -> str:
 
 
 def from_yaml(text: str) -> RunConfig:
-    """What `resolved_yaml` wrote.
+    """The configuration that `resolved_yaml` wrote.
 
     Raises:
-        UserError: it is no configuration of a run.
+        UserError: the text is not the configuration of a run.
     """
     try:
         data = yaml.safe_load(text)
@@ -203,7 +203,7 @@ def _import_plugins(names: object) -> None:
     if not isinstance(names, list):
         raise UserError(f"plugins: {names!r} is not a list of Python modules")
     if names and os.getcwd() not in sys.path:
-        # as `python -m` does, so that a module beside the user's files is found
+        # like `python -m`, so that modules in the working folder are found
         sys.path.insert(0, os.getcwd())
     for name in names:
         if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
@@ -213,7 +213,7 @@ def _import_plugins(names: object) -> None:
         except ImportError as error:
             raise UserError(f"plugins: cannot import {name!r}: {error}") from None
         except Exception as error:
-            # whatever a module of the user's own does when it is imported
+            # importing a user's module can raise anything
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = "" if isinstance(error, SyntaxError) else f" ({place.filename}, line {place.lineno})"
             text = " ".join(str(error).split())
@@ -225,21 +225,22 @@ def _import_plugins(names: object) -> None:
 def expanded(
     data: Mapping[str, Any], config_dirs: Sequence[str]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Entries of the chosen methods, variants and ablations, by label, and the budget; plugins are imported."""
+    """Import the plugins; return entries of chosen methods, variants and ablations by label, and the budget."""
     _import_plugins(data.get("plugins"))
     budget = dict(_mapping("budget", data.get("budget")))
-    more = {key: _mapping(key, data.get(key)) for key in ("variants", "ablate")}
-    return _expand(chosen("method", data, config_dirs), more["variants"], more["ablate"], budget), budget
+    variants, ablate = (_mapping(key, data.get(key)) for key in ("variants", "ablate"))
+    return _expand(chosen("method", data, config_dirs), variants, ablate, budget), budget
 
 
 def chosen(group: str, data: Mapping[str, Any], config_dirs: Sequence[str]) -> dict[str, Any]:
-    """The entries of the chosen names, without what an experiment says of names that were then not chosen."""
-    mark = {"task": "family", "method": "method"}[group]
+    """The entries of the chosen names; settings that an experiment gives for other names are dropped."""
+    # only entries of chosen names have the key of their class
+    class_key = {"task": "family", "method": "method"}[group]
     groups = Groups(tuple(config_dirs), module_names(data.get("plugins")))
     found: dict[str, Any] = {}
     for label, value in _mapping(group, data.get(group)).items():
         entry = _mapping(f"{group}.{label}", value)
-        if mark in entry:
+        if class_key in entry:
             found[label] = dict(entry)
         elif label not in (known := groups.options(group)):
             raise unknown(f"{group}.{label}", label, known, group)
@@ -249,18 +250,16 @@ def chosen(group: str, data: Mapping[str, Any], config_dirs: Sequence[str]) -> d
 def _expand(
     chosen: dict[str, Any], variants: Mapping[str, Any], ablate: Mapping[str, Any], budget: dict[str, Any]
 ) -> dict[str, Any]:
-    """Chosen methods and variants, those of `ablate` replaced by the product of their settings.
+    """Chosen methods and variants; those in `ablate` become the product of their settings.
 
     Settings of `ablate` under `budget` replace those in `budget`.
     """
     for label in variants:
         if label in chosen:
             raise UserError(f"variants.{label}: {label} is the name of a chosen method; give it another name")
-        # the command that repeats a cell names dense as a variant
+        # the command that reruns a cell gives dense as a variant
         if label == "dense" and variants[label] != {"method": "dense"}:
-            raise UserError(
-                "variants.dense: dense is what every method is compared with; give it another name"
-            )
+            raise UserError("variants.dense: dense is the reference of every method; give it another name")
     entries = chosen | {label: _mapping(f"variants.{label}", entry) for label, entry in variants.items()}
     products: dict[str, dict[str, list[Any]]] = {}
     for key, values in _leaves(ablate):

@@ -1,4 +1,4 @@
-"""`kvbench doctor` says what there is and what is missing for what."""
+"""`kvbench doctor`: facts and missing dependencies."""
 
 import importlib.metadata
 
@@ -39,7 +39,7 @@ def test_missing_names_purpose_and_remedy(monkeypatch, package, version, expecte
     assert expected in lines[0]
 
 
-def test_nothing_missing_when_all_is_there(monkeypatch):
+def test_nothing_missing_when_everything_is_installed(monkeypatch):
     monkeypatch.setattr(doctor, "version_of", lambda name: "9999")
     assert doctor.missing() == []
 
@@ -56,8 +56,8 @@ def test_no_compiler(monkeypatch):
 
 def test_forms_of_the_kernels():
     with using("portable"):
-        told = doctor.kernels()
-    assert told.startswith("cpu: portable sparse_decode, ") and "hsa_scores" in told
+        line = doctor.kernels()
+    assert line.startswith("cpu: portable sparse_decode, ") and "hsa_scores" in line
     if cpu.available():
         assert doctor.kernels().startswith(
             "cpu: compiled sparse_decode, window_scores, pool, hsa_scores, top_k"

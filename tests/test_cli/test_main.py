@@ -86,6 +86,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["new", "method", "lambda"], "name: 'lambda' is not a name for a method; give small letters"),
         (["new", "method", "../up"], "name: '../up' is not a name for a method; give small letters"),
         (["new", "method", "snapkv"], "name: there is a method 'snapkv' already"),
+        (["new", "method", "native"], "name: 'native' is the name of a Python module already"),
         (["new", "method", "registry"], "name: 'registry' is the name of a Python module already"),
         (["new", "method", "json"], "name: 'json' is the name of a Python module already"),
         (["new", "task", "Mine"], "name: 'Mine' is not a name for a task; give small letters"),
@@ -145,7 +146,7 @@ def test_ls(here: Path, capsys: pytest.CaptureFixture[str], what: str, line: str
     assert len({text.count("\t") for text in lines}) == 1
 
 
-def test_ctrl_c_says_what_is_kept(
+def test_ctrl_c_names_the_kept_results(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(composed: object, progress: object) -> str:

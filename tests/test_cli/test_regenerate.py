@@ -55,7 +55,7 @@ def test_a_stale_file_is_found():
 
 
 @pytest.mark.parametrize("make", [table.full, table.readme, lambda results: table.frame(results).to_csv()])
-def test_another_finding_shows_in_every_table(results, make):
+def test_a_changed_finding_changes_every_table(results, make):
     first = next(result for result in results if result.claim.headline)
     readings = first.finding.readings
     finding = Finding((replace(readings[0], value=readings[0].value + 7), *readings[1:]))
@@ -67,8 +67,8 @@ def test_the_command_writes_both_tables_and_counts(results, monkeypatch, tmp_pat
     monkeypatch.setattr(claims, "evaluate", lambda runs: results)
     monkeypatch.chdir(tmp_path)
     assert main(["claims"]) == 0
-    said = capsys.readouterr().out
-    assert f"{len(results)} claims: " in said and "results/claims.csv" in said
+    printed = capsys.readouterr().out
+    assert f"{len(results)} claims: " in printed and "results/claims.csv" in printed
     for name in ("claims.csv", "claims.md"):
         assert (tmp_path / "results" / name).read_text() == (ROOT / "results" / name).read_text()
 

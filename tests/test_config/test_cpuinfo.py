@@ -16,7 +16,7 @@ def test_read_from_the_kernel(monkeypatch):
     assert cpuinfo.features() == {"fpu", "avx2", "avx512f", "amx_tile"}
 
 
-def test_where_the_kernel_says_nothing(monkeypatch):
+def test_without_proc_cpuinfo(monkeypatch):
     monkeypatch.setattr(cpuinfo, "_text", lambda: "")
     assert cpuinfo.processor() == (platform.processor() or platform.machine())
     assert cpuinfo.features() == set()

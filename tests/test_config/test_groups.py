@@ -41,6 +41,12 @@ class Computed(StreamingLLM):
     sinks: int = 3 + 4
 
 
+@register("own_" + "name")
+@dataclass(frozen=True, kw_only=True)
+class Named(StreamingLLM):
+    pass
+
+
 @task("own_task")
 @dataclass(frozen=True, kw_only=True)
 class Mine(Family):

@@ -8,7 +8,7 @@ def test_a_noun_follows_its_number():
         "2 samples",
         "1,000 samples",
     ]
-    # as it is shown, not as it is
+    # the formatted number decides
     assert [counted(n, "sample", ".3g") for n in (1.0, 1.5, 1.0001)] == [
         "1 sample",
         "1.5 samples",

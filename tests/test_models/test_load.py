@@ -1,4 +1,4 @@
-"""Loading: families, what is refused and how it says so, dtype, device, fingerprint."""
+"""Loading: families, errors, dtype, device, fingerprint."""
 
 import json
 import os
@@ -109,7 +109,7 @@ def test_folder_without_config(tmp_path):
     expect(ModelConfig(path=str(tmp_path)), "config.json")
 
 
-def test_missing_hub_model_says_where_it_looked(tmp_path, monkeypatch):
+def test_error_for_a_missing_hub_model_names_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     expect(
         ModelConfig(name="x", hub_id="nobody/nothing"), "nobody/nothing", str(tmp_path), "model.download=true"

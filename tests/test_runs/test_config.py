@@ -67,7 +67,7 @@ def test_every_experiment_composes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GROUPS.options("experiment"))
-def test_every_experiment_says_its_command_first(name: str) -> None:
+def test_every_experiment_file_begins_with_its_command(name: str) -> None:
     package, command, purpose = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()[:3]
     assert package == "# @package _global_"
     assert command.startswith(f"# kvbench run experiment={name}")
@@ -149,7 +149,7 @@ def test_overrides_win_over_the_experiment(load) -> None:
     assert (cfg.protocol, cfg.run_dir, cfg.decode.ignore_eos) == (("query_agnostic",), "/elsewhere", True)
 
 
-def test_what_the_experiment_says_of_others_than_the_chosen_is_left_out(load) -> None:
+def test_an_experiments_settings_of_names_that_are_not_chosen_are_dropped(load) -> None:
     assert list(load("method=quest").method) == ["quest", "wide"]
     assert load("task=own", "task.path=x").task == {"own": {"family": "jsonl", "path": "x", "samples": 3}}
 
@@ -228,6 +228,16 @@ def test_plugins_register_methods(load, tmp_path: Path, monkeypatch: pytest.Monk
         load("variants.a={method: own_sinks}")
     try:
         assert "a" in load("variants.a={method: own_sinks}", "plugins=[own_method]").method
+        # neither a file nor a variant is needed
+        chosen = ("method=[own_sinks]", "plugins=[own_method]")
+        assert load(*chosen, "method.own_sinks.sinks=3").method["own_sinks"]["sinks"] == 3
+        with pytest.raises(UserError, match=r"snks: there is no key 'snks' \(did you mean sinks\?\)"):
+            load(*chosen, "method.own_sinks.snks=3")
+        # a default that only running the code tells: the class checks the keys
+        file = tmp_path / "own_method.py"
+        file.write_text(file.read_text().replace("sinks: int = 9", "sinks: int = 4 + 5"))
+        with pytest.raises(UserError, match=r"snks: there is no key 'snks' \(did you mean sinks\?\)"):
+            load(*chosen, "method.own_sinks.snks=3")
     finally:
         sys.modules["kvbench.methods.registry"]._CLASSES.pop("own_sinks", None)  # type: ignore[attr-defined]
 
@@ -338,7 +348,7 @@ MISTAKES = {
     "variants.a={method: snapkv, kernel: 63}": "method.a: the same as wide, leave one of them out",
     "variants.a={method: [snapkv]}": "method.a.method: there is no method ['snapkv']",
     "variants.a={eviction: {name: [snapkv]}}": "method.a.eviction.name: there is no eviction ['snapkv']",
-    "method=[snapkv] | variants={dense: {method: quest}}": "variants.dense: dense is what every method is ",
+    "method=[snapkv] | variants={dense: {method: quest}}": "variants.dense: dense is the reference of every method",
     "variants.a={window: 3}": "method.a: give method: NAME",
     "ablate.snapv.kernel=[3]": "ablate.snapv.kernel: there is no chosen method or variant 'snapv' (",
     "ablate.snapkv.kernel=3": "ablate.snapkv.kernel: 3 is not a list of values",
@@ -425,6 +435,6 @@ def test_a_broken_config_of_a_run(text: str) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
 def test_a_file_system_without_new_files_is_no_folder_for_a_run(capsys):
-    # root may write there, says os.access
+    # os.access claims that root may write there
     assert main(["run", "experiment=roofline", "run_dir=/proc/run"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "kvbench: error: run_dir: cannot write in /proc"

@@ -31,8 +31,8 @@ def test_needles_keys_and_golds_are_rulers(name, renderer):
         assert len(found) == needles if needles else len(found) > 15
         assert len(sample.gold) == golds
         assert all(re.fullmatch(kind, value) for _, _, value in found)
-        asked = [value for _, key, value in found if key in sample.question]
-        assert sorted(asked) == sorted(sample.gold)
+        queried = [value for _, key, value in found if key in sample.question]
+        assert sorted(queried) == sorted(sample.gold)
         keys = {key for _, key, _ in found if key in sample.question}
         assert len(keys) == values.get("queries", 1)
         assert all(key in sample.answer_prefix for key in keys)
@@ -45,11 +45,11 @@ def test_needles_keys_and_golds_are_rulers(name, renderer):
 
 def test_questions_for_several_keys_follow_the_order_of_the_golds(renderer):
     sample = samples(renderer, keys=4, queries=3)[0]
-    asked = re.search(r"give for (.*)\? Name", sample.question).group(1)
-    keys = asked.replace("and ", "").split(", ")
+    queried = re.search(r"give for (.*)\? Name", sample.question).group(1)
+    keys = queried.replace("and ", "").split(", ")
     value = {key: value for _, key, value in NEEDLE.findall(sample.context)}
     assert tuple(value[key] for key in keys) == sample.gold
-    assert asked.count(", and ") == 1
+    assert queried.count(", and ") == 1
 
 
 @pytest.mark.parametrize("haystack", ["noise", "prose", "needles"])

@@ -31,9 +31,9 @@ def test_every_turn_asks_for_another_needle_of_the_same_haystack(renderer):
         turns = found[first : first + 4]
         needles = dict(NEEDLE.findall(turns[0].context))
         assert len(needles) == 4 and {turn.context for turn in turns} == {turns[0].context}
-        asked = [re.search(r"give for (.*)\?", turn.question)[1] for turn in turns]
-        assert sorted(asked) == sorted(needles)
-        assert [turn.gold for turn in turns] == [(needles[key],) for key in asked]
+        queried = [re.search(r"give for (.*)\?", turn.question)[1] for turn in turns]
+        assert sorted(queried) == sorted(needles)
+        assert [turn.gold for turn in turns] == [(needles[key],) for key in queried]
         for number, turn in enumerate(turns):
             assert turn.meta["turn"] == number and turn.meta["conversation"] == first // 4
             assert turn.earlier == tuple(Turn(t.question, t.answer_prefix, t.gold[0]) for t in turns[:number])
@@ -76,9 +76,9 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizers):
     strict = type(tokenizers["chatml"])(tokenizer_object=tokenizers["chatml"].backend_tokenizer)
     strict.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     renderer = Renderer(strict)
-    asked = Sample("The wall.", "\nWhich?", "", ("old",), 4, earlier=(Turn("\nWhere?", "", "here"),))
+    queried = Sample("The wall.", "\nWhich?", "", ("old",), 4, earlier=(Turn("\nWhere?", "", "here"),))
     with pytest.raises(UserError, match=r"model\.chat_template: the template rewrites earlier turns"):
-        renderer.render(asked)
+        renderer.render(queried)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What holds for every task: its configuration file, its contract, its errors."""
+"""The contract of every task: its entry, its prompts, its errors."""
 
 from dataclasses import dataclass, fields
 
@@ -14,15 +14,15 @@ from kvbench.tasks.ruler import Ruler
 
 ENTRIES = {name: Groups().entry("task", name) for name in Groups().options("task")}
 FAMILIES = {label: tasks.registry()[entry["family"]] for label, entry in ENTRIES.items()}
-# tasks that need no file of the user's
+# tasks that need no user's file
 GENERATED = sorted(label for label, family in FAMILIES.items() if "path" not in family.paths)
 RULER = sorted(label for label in GENERATED if issubclass(FAMILIES[label], Ruler))
 # conversations: samples share their context, and the last turn has the length
 SINGLE = sorted(label for label in GENERATED if "turns" not in ENTRIES[label])
 # below these the example, the answers or a single needle are too long
 SHORTEST = {"ruler_vt": 1024, "ruler_cwe": 1024, "ruler_fwe": 1024, "ruler_niah_multikey_3": 1024}
-# prompts must not change unless the family's version does: hashes of the first sample of seed 0 and the
-# second of seed 1 at 8192 bytes, without a template, in our wording, with the words of wonderwords 3.0
+# prompts may change only with the family's version: hashes of the first sample of seed 0 and the second of seed 1
+# at 8192 bytes, without a template, in our wording, with the words of wonderwords 3.0
 GOLDEN = {
     "needle_grid": ("bb358874b3aef5fe", "9f8bc6011b6442a0"),
     "niah_turns": ("55860ab7be309f28", "77259838d63ddbf7"),
@@ -213,7 +213,7 @@ def test_lengths_beyond_the_model_are_refused(tokenizers):
         build("needle_grid").samples(1, 0, 1025, renderer)
 
 
-def test_a_family_of_ones_own_needs_nothing_but_the_decorator(renderer):
+def test_a_users_family_needs_only_the_decorator(renderer):
     @tasks.register("echo")
     @dataclass(frozen=True, kw_only=True)
     class Echo(tasks.Family):
