@@ -73,18 +73,21 @@ def tiny(model_dir: Path) -> list[str]:
     return [f"model.path={model_dir}", "budget.tokens=[64]", "kl=false", "decode.block_rows=4"]
 
 
-def test_plugins_run_a_written_method_and_one_of_a_package(elsewhere: Path, tiny_model_dir) -> None:
-    written = scaffold.new("method", "my_own", elsewhere)
-    assert written.file == elsewhere / "my_own.py"
+def test_plugins_run_written_files_and_a_method_of_a_package(elsewhere: Path, tiny_model_dir) -> None:
+    method, task = scaffold.new("method", "my_own", elsewhere), scaffold.new("task", "my_task", elsewhere)
+    assert (method.file, task.file) == (elsewhere / "my_own.py", elsewhere / "my_task.py")
+    assert task.command == "kvbench run experiment=quickstart plugins=[my_task] task=[my_task]"
     (elsewhere / "my").mkdir()
     (elsewhere / "my" / "module.py").write_text(SCRIPT)
-    words = written.command.removeprefix("kvbench ").replace("plugins=[my_own]", "plugins=[my_own,my.module]")
+    words = method.command.removeprefix("kvbench ").replace("[my_own] ", "[my_own,my_task,my.module] ")
     # an experiment of seconds in the place of quickstart
     words = words.replace("experiment=quickstart", "experiment=tiny").split()
+    words += ["task=[my_task]", "task.length=[512]", "task.my_task.codes=2", "limit=1"]
     words += ["variants.b={method: newest_only}", "--config-dir", "mine", *tiny(tiny_model_dir())]
     python(elsewhere, "-m", "kvbench.cli.main", *words)
     frame = pd.read_csv(elsewhere / "results/runs/tiny/summary.csv")
     assert set(frame["method"]) == {"dense", "my_own", "b"}
+    assert set(frame["task"]) == {"my_task"}
 
 
 def test_a_method_of_a_script_runs_with_nothing_but_the_decorator(elsewhere: Path, tiny_model_dir) -> None:
@@ -92,18 +95,6 @@ def test_a_method_of_a_script_runs_with_nothing_but_the_decorator(elsewhere: Pat
     (elsewhere / "notebook.py").write_text(SCRIPT + overrides + USE)
     lines = python(elsewhere, "notebook.py").splitlines()
     assert lines[0] == "[17, 18, 19]" and lines[-1] == "['a', 'dense']"
-
-
-def test_a_written_task_runs_as_a_plugin(elsewhere: Path, tiny_model_dir) -> None:
-    written = scaffold.new("task", "my_task", elsewhere)
-    assert written.file == elsewhere / "my_task.py"
-    words = (
-        written.command.removeprefix("kvbench ").replace("experiment=quickstart", "experiment=tiny").split()
-    )
-    words += ["task.my_task.length=[512]", "task.my_task.codes=2", "limit=1", "--config-dir", "mine"]
-    python(elsewhere, "-m", "kvbench.cli.main", *words, "method=[snapkv]", *tiny(tiny_model_dir()))
-    frame = pd.read_csv(elsewhere / "results/runs/tiny/summary.csv")
-    assert set(frame["task"]) == {"my_task"} and set(frame["method"]) == {"dense", "snapkv"}
 
 
 @pytest.mark.parametrize("what", ["method", "task"])

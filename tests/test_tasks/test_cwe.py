@@ -19,9 +19,9 @@ def counted(text):
 
 
 @pytest.mark.parametrize(
-    ("length", "often", "seldom", "example"), [(2048, 6, 1, (20, 3, 1)), (4096, 30, 3, (40, 10, 3))]
+    ("length", "often", "seldom", "solved"), [(2048, 6, 1, (20, 3, 1)), (4096, 30, 3, (40, 10, 3))]
 )
-def test_the_ten_golds_come_up_as_often_as_in_ruler(renderer, length, often, seldom, example):
+def test_the_ten_golds_come_up_as_often_as_in_ruler(renderer, length, often, seldom, solved):
     for sample in samples(renderer, 2, length):
         before, example, listed = sample.context.split("Here is a list of words")
         assert before == ""
@@ -33,7 +33,7 @@ def test_the_ten_golds_come_up_as_often_as_in_ruler(renderer, length, often, sel
         # the example has its answer behind it
         example_list, answer = example.split("\nQuestion:")
         _, words = counted(example_list.split("\n", 1)[1])
-        kinds, common, rare = example
+        kinds, common, rare = solved
         assert len(words) == kinds
         assert sorted(words.values()) == [rare] * (kinds - 10) + [common] * 10
         numbers, answered = counted(answer.split("list are: ")[1])
