@@ -1,4 +1,4 @@
-"""Scores of methods on tasks, with dense beside them."""
+"""Scores of methods on tasks, compared with dense."""
 
 from kvbench import report
 from kvbench.config.compose import Composed
@@ -7,9 +7,9 @@ from kvbench.runs.progress import ProgressFactory
 
 
 def main(composed: Composed, progress: ProgressFactory) -> str:
-    """Run what is not yet in the run's folder, and write the report."""
+    """Run the cells that are not in the run's folder yet, and write the report."""
     cfg = validate(composed)
-    # after validation: it imports torch and transformers, and mistakes should show at once
+    # imported after validation: torch and transformers load slowly, and mistakes should show at once
     from kvbench.experiments.accuracy.run import run_accuracy
 
     run_accuracy(cfg, progress)
@@ -17,6 +17,6 @@ def main(composed: Composed, progress: ProgressFactory) -> str:
 
 
 def reported(folder: str) -> str:
-    """Write the report of a run; returns its table and where the rest is."""
+    """Write the report of a run; returns its table and the path of the report."""
     files = report.write_report(folder)
     return f"{files['table.md'].read_text(encoding='utf-8')}\nreport: {files['report.html']}"

@@ -7,9 +7,9 @@ from kvbench.runs.progress import ProgressFactory
 
 
 def main(composed: Composed, progress: ProgressFactory) -> str:
-    """Run what is not yet in the run's folder, and write the report."""
+    """Measure what is not in the run's folder yet, and write the report."""
     cfg = validate(composed)
-    # after validation: it imports torch and transformers, and mistakes should show at once
+    # imported after validation: torch and transformers load slowly, and mistakes should show at once
     from kvbench.experiments.efficiency.run import run_efficiency
 
     run_efficiency(cfg, progress)

@@ -1,8 +1,8 @@
-"""The attention hook: a cache layer answers for the attention over what it holds.
+"""The attention hook: a cache layer computes the attention over its own keys and values.
 
 transformers calls `Cache.update` with the new keys and values and hands what it returns to the attention
-function. Our caches return the layer itself, and the attention function asks it to attend. Both the attention
-and the mask function must be registered: without the latter transformers builds no mask and says nothing.
+function. Our caches return the layer itself, and the attention function calls its `attend`. Both the attention
+and the mask function must be registered: without the latter, transformers silently builds no mask.
 """
 
 from typing import Any, Protocol
@@ -21,14 +21,14 @@ class Attends(Protocol):
     def attend(self, q_BQTD: Tensor, scaling: float) -> Tensor:
         """Output `[B, T, Q, D]` for queries `[B, Q, T, D]` of the tokens appended last.
 
-        A layer that takes padded batches gets the mask `[B, T]` of the prompt's real tokens as a third
+        A layer that supports padded batches gets the mask `[B, T]` of the prompt's real tokens as a third
         argument.
         """
         ...
 
 
 def register_attention() -> str:
-    """Makes the hook known to transformers under the name that is returned; may be called again."""
+    """Register the hook with transformers and return its name; repeated calls are harmless."""
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, _padding)
     return NAME
@@ -41,12 +41,12 @@ def _attention(
         raise TypeError("attn_implementation 'kvbench' needs a cache of kvbench as past_key_values")
     for name in ("softcap", "s_aux"):
         if kwargs.get(name) is not None:
-            raise UserError(f"model: its attention has '{name}', which kvbench's does not")
+            raise UserError(f"model: its attention uses '{name}', which kvbench does not support")
     if attention_mask is not None:
         return key.attend(query, scaling, attention_mask), None
     return key.attend(query, scaling), None
 
 
 def _padding(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """The padding alone: the cache layers know what each query may see of the rest."""
+    """The padding alone: cache layers handle causality and the rest of the mask."""
     return attention_mask

@@ -28,19 +28,19 @@ def cache(
 ) -> DropInCache:  # fmt: skip
     """A cache that compresses a prompt with a method before the second token is generated.
 
-    The model is switched to kvbench's attention, with a warning; `model.set_attn_implementation("sdpa")`
-    switches it back. The first token comes from the dense prefill.
+    Switches the model to kvbench's attention, with a warning; `model.set_attn_implementation("sdpa")` switches
+    it back. The first token comes from the dense prefill.
 
     Args:
         model: a causal language model.
-        method: name of the method, see `kvbench ls methods`.
+        method: its name, see `kvbench ls methods`.
         tokens: budget in tokens, or
         ratio: as the fraction retained.
-        max_new_tokens: tokens that will be generated at most.
+        max_new_tokens: maximum number of tokens that will be generated.
         **params: parameters of the method; `eviction`, `selection` and `format` as in a configuration.
 
     Raises:
-        UserError: a name, parameter or budget that does not fit.
+        UserError: a name, parameter or budget that is not allowed.
 
     Example:
         `model.generate(**inputs, past_key_values=kvbench.cache(model, "rocketkv", tokens=512,
@@ -51,14 +51,14 @@ def cache(
     if tokens is not None or ratio is not None:
         budget = Budget(tokens=tokens, ratio=None if ratio is None else str(ratio))
     if "boundaries" in built.needs:
-        raise UserError(f"method: {method} needs the text of the prompt, which a cache does not see")
+        raise UserError(f"method: {method} needs the text of the prompt, which a cache does not have")
     if "answer" in built.needs:
-        raise UserError(f"method: {method} needs the answer that is yet to come, which a cache does not see")
+        raise UserError(f"method: {method} needs the answer in advance, which a cache does not have")
     config = model.config.get_text_config()
     if "rope" in built.needs and config.model_type not in FAMILIES:
-        raise UserError(f"method: {method} turns keys, which is known for {', '.join(FAMILIES)} only")
+        raise UserError(f"method: {method} rotates keys, which is supported for {', '.join(FAMILIES)} only")
     if getattr(config, "attention_chunk_size", None) is not None:
-        raise UserError("model: attends within chunks of the text, which kvbench does not")
+        raise UserError("model: attends within chunks of the text, which kvbench does not support")
     before = model.config._attn_implementation
     if before != NAME:
         model.set_attn_implementation(register_attention())
@@ -68,14 +68,14 @@ def cache(
 
 
 class DropInCache(Cache):
-    """Serves one call of `generate`: one prompt, or a batch padded on the left, a budget for each row.
+    """A cache for one call of `generate`: one prompt, or a batch padded on the left, with a budget per row.
 
     Args:
         model: the model.
         method: compresses each row.
         budget: None for methods that have none.
         max_new_tokens: room for generated tokens.
-        attention: of the prefill: sdpa or flash_attention_2.
+        attention: attention of the prefill, sdpa or flash_attention_2.
     """
 
     def __init__(
@@ -105,8 +105,8 @@ class DropInCache(Cache):
             raise UserError("resident_bytes: nothing is compressed before the second token")
         return self.batch.resident(row).bytes
 
-    def see(self, length: int, rows: int, padding_BT: Tensor | None) -> None:
-        """Takes note of where each row of the prompt starts."""
+    def locate_rows(self, length: int, rows: int, padding_BT: Tensor | None) -> None:
+        """Set the start of each row of the prompt."""
         check_window(self.model, length + self.room)
         self.starts = [0] * rows
         if padding_BT is not None:
@@ -116,7 +116,7 @@ class DropInCache(Cache):
             self.starts = (~real).sum(1).tolist()
 
     def compress(self) -> None:
-        """Replaces what prefill left in every layer by what the method keeps."""
+        """Replace the prefilled keys and values of every layer by those that the method keeps."""
         needs, count = self.method.needs, len(self.dropin_layers)
         rope = rope_of(self.model) if "rope" in needs else None
         kept_so_far: list[dict[Any, Any]] = [{} for _ in self.starts]
@@ -129,18 +129,18 @@ class DropInCache(Cache):
                 cell = self.method.resolve(shape, self.budget)
                 lanes += cell_lanes(snapshot, cell, slice(row, row + 1), self.room, {}, kept_so_far[row])
             first = layer.prefilled[0].snapshot(number, count)
-            layer.batch = BatchLayer(
+            layer.compressed = BatchLayer(
                 lanes, len(self.starts), first.group, first.k_HTD, first.heads, self.room
             )
             layer.prefilled = []
-        layers = [layer.batch for layer in self.dropin_layers if layer.batch is not None]
+        layers = [layer.compressed for layer in self.dropin_layers if layer.compressed is not None]
         self.batch = BatchCache(layers, self.dropin_layers[0].length)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         raise UserError("num_beams: a kvbench cache serves greedy search and sampling")
 
     def crop(self, tokens_to_remove: Any = None, **kwargs: Any) -> None:
-        raise UserError("past_key_values: a kvbench cache cannot give tokens back")
+        raise UserError("past_key_values: a kvbench cache cannot be cropped")
 
     def reset(self) -> None:
         raise UserError("past_key_values: a kvbench cache serves one prompt; make a new one")
@@ -159,14 +159,14 @@ class DropInCache(Cache):
 
 
 class DropInLayer(CacheLayerMixin):
-    """One layer: the dense prefill of every row, then the batch that is made of it."""
+    """One layer: the dense prefill of every row, then the compressed batch."""
 
     def __init__(self, owner: DropInCache) -> None:
         super().__init__()
         self.owner = owner
         self.length = 0
         self.prefilled: list[PrefillLayer] = []
-        self.batch: BatchLayer | None = None
+        self.compressed: BatchLayer | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.length == 0:
@@ -178,18 +178,18 @@ class DropInLayer(CacheLayerMixin):
             )
         if self.owner.batch is None:
             self.owner.compress()
-        assert self.batch is not None
-        if self.batch.filled == self.owner.room:
+        assert self.compressed is not None
+        if self.compressed.filled == self.owner.room:
             raise UserError(f"max_new_tokens: the cache was made for {self.owner.room}")
-        self.batch.update(key_states, value_states)
+        self.compressed.update(key_states, value_states)
         return self, self
 
     def attend(self, q_BQTD: Tensor, scaling: float, padding_BT: Tensor | None = None) -> Tensor:
-        if self.batch is not None:
-            return self.batch.attend(q_BQTD, scaling)
+        if self.compressed is not None:
+            return self.compressed.attend(q_BQTD, scaling)
         assert self.keys is not None and self.values is not None
         if not self.owner.starts:
-            self.owner.see(self.length, len(q_BQTD), padding_BT)
+            self.owner.locate_rows(self.length, len(q_BQTD), padding_BT)
         out = torch.zeros_like(q_BQTD).transpose(1, 2)
         needs, window = self.owner.method.needs, self.owner.method.parts()[0].window
         for row, start in enumerate(self.owner.starts):
@@ -204,13 +204,13 @@ class DropInLayer(CacheLayerMixin):
         return out
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: the first update tells the sizes."""
+        """Does nothing: the first update sets the sizes."""
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
-        return self.length + (self.batch.filled if self.batch is not None else 0)
+        return self.length + (self.compressed.filled if self.compressed is not None else 0)
 
     def get_max_length(self) -> int:
         return -1

@@ -1,4 +1,4 @@
-"""Dense prefill of one prompt, and the snapshot that it leaves for every method."""
+"""Dense prefill of one prompt, and the snapshot that all methods share."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ class Snapshot:
         layers: one per layer of the model.
         length: tokens prefilled, L.
         logits: fp32 logits `[vocabulary]` after the last token.
-        seconds: time that the prefill took.
+        seconds: duration of the prefill.
     """
 
     layers: list[LayerSnapshot]
@@ -39,7 +39,7 @@ def prefill_for(
     methods: Sequence[Method], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int],
     chunk: int = 1024, attention: str = "sdpa",
 ) -> Snapshot:  # fmt: skip
-    """A prefill that leaves what all of some methods need, and no more; see `prefill`."""
+    """A prefill whose snapshot holds what the methods need and no more; see `prefill`."""
     needs = frozenset[str]().union(*(method.needs for method in methods))
     window = max([method.parts()[0].window for method in methods] + [1])
     snapshot = prefill(model, ids, window, chunk, attention, needs)
@@ -55,15 +55,15 @@ def prefill(
     model: PreTrainedModel, ids: list[int], window: int, chunk: int = 1024, attention: str = "sdpa",
     needs: frozenset[str] = frozenset(),
 ) -> Snapshot:  # fmt: skip
-    """Run the model once over a prompt, in chunks, and keep what methods read.
+    """Run the model once over a prompt, in chunks, and keep the snapshot.
 
     Args:
         model: loaded with the attention hook.
         ids: the tokens.
-        window: queries of the last positions to keep.
-        chunk: tokens per forward pass; peak memory of a pass is linear in the prompt.
+        window: number of last queries to keep.
+        chunk: tokens per forward pass; the peak memory of a pass is linear in the prompt length.
         attention: sdpa, or flash_attention_2 where flash-attn is installed.
-        needs: what else to keep, see `Eviction.needs`; "boundaries" are left to `prefill_for`.
+        needs: what else to keep, see `Eviction.needs`; `prefill_for` adds "boundaries".
 
     Raises:
         UserError: the model attends within a sliding window shorter than the prompt.
@@ -94,7 +94,7 @@ def prefill(
 
 
 def check_window(model: PreTrainedModel, length: int) -> None:
-    """Refuses what reaches beyond a model's sliding window.
+    """Check that a length fits the model's sliding window.
 
     Raises:
         UserError: the model attends within a sliding window shorter than `length`.
@@ -107,7 +107,7 @@ def check_window(model: PreTrainedModel, length: int) -> None:
 
 
 def sliding_window(model: PreTrainedModel) -> int | None:
-    """Tokens that a query attends to, itself included, or None without a limit."""
+    """Number of tokens that a query attends to, itself included; None without a limit."""
     config = model.config.get_text_config()
     return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
 
@@ -120,20 +120,18 @@ def rope_of(model: PreTrainedModel) -> Callable[[Tensor], tuple[Tensor, Tensor]]
     """
     rotary: Any = model.base_model.rotary_emb
     if (kind := getattr(rotary, "rope_type", "default")) in ("dynamic", "longrope"):
-        raise UserError(
-            f"model: rope_type '{kind}' has no fixed frequencies by which a method could turn keys"
-        )
-    like = torch.zeros(1, dtype=torch.float32, device=model.device)
+        raise UserError(f"model: rope_type '{kind}' has no fixed frequencies to rotate keys by")
+    template = torch.zeros(1, dtype=torch.float32, device=model.device)
 
     def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = rotary(like, positions[None])
+        cos, sin = rotary(template, positions[None])
         return cos[0] / rotary.attention_scaling, sin[0] / rotary.attention_scaling
 
     return rope
 
 
 class PrefillLayer(CacheLayerMixin):
-    """One layer's keys and values in one allocation, the window's queries, the attention that keys got."""
+    """One layer: keys and values in one allocation, the window's queries, the attention sums of keys."""
 
     def __init__(self, length: int, window: int, attention: str, sums: bool = False) -> None:
         super().__init__()
@@ -161,7 +159,7 @@ class PrefillLayer(CacheLayerMixin):
     def attend(self, q_BQTD: Tensor, scaling: float) -> Tensor:
         assert self.keys is not None and self.values is not None
         start = self.filled - q_BQTD.shape[2]
-        self._remember(q_BQTD[0], start)
+        self._record_queries(q_BQTD[0], start)
         self.scaling = scaling
         if self.sums:
             self._add_attention(q_BQTD[0])
@@ -177,7 +175,7 @@ class PrefillLayer(CacheLayerMixin):
             mask = ones.tril(start)
         return masked_attention(q_BQTD, k, v, scaling, mask).transpose(1, 2)
 
-    def _remember(self, q_QTD: Tensor, start: int) -> None:
+    def _record_queries(self, q_QTD: Tensor, start: int) -> None:
         first = self.length - self.window
         if not hasattr(self, "queries"):
             self.queries = q_QTD.new_empty(q_QTD.shape[0], self.window, q_QTD.shape[2])

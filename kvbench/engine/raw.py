@@ -1,4 +1,4 @@
-"""Methods on raw tensors, for notebooks and checks: which tokens are kept, which are read at a step."""
+"""Methods on raw tensors, for notebooks and checks: the tokens kept, the slots read at a step."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def keep(
         ratio: the fraction retained.
         layer: index of the layer, for methods that treat layers differently.
         num_layers: layers of the model.
-        rope: (cos, sin), each `[P, R]`, of the positions 0 to P - 1, P >= T, for methods that turn queries;
-            R <= D channels are rotated. Beyond P they go on as they are.
-        boundaries_BT: 2 after whose token a sentence ends, 1 where a clause does, else 0, for boundary-aware
-            chunks.
+        rope: (cos, sin), each `[P, R]`, of the positions 0 to P - 1, P >= T, for methods that rotate queries;
+            R <= D channels are rotated. Positions beyond P are extrapolated.
+        boundaries_BT: 2 for a token that ends a sentence, 1 for one that ends a clause, else 0; for
+            boundary-aware chunks.
         answer: post-RoPE queries `[B, Q, N, D]` and keys `[B, H, N, D]` of the N tokens after the prompt, for
             the static oracle.
         max_new_tokens: M, for budget rules that depend on it.
@@ -46,7 +46,7 @@ def keep(
         `heads=query_head`.
 
     Raises:
-        UserError: a name, parameter, budget or shape that does not fit.
+        UserError: a name, parameter, budget or shape that is not allowed.
     """
     _check(q_BQTD, k_BHTD, v_BHTD)
     if k_BHTD.shape[2] != q_BQTD.shape[2]:
@@ -60,9 +60,9 @@ def keep(
     eviction, count = resolved.eviction, resolved.rules[layer].keep
     if layer % getattr(eviction, "n_reuse", 1):
         raise UserError(
-            f"n_reuse: layer {layer} takes the tokens of an earlier layer, which keep does not see"
+            f"n_reuse: layer {layer} reuses the tokens of an earlier layer, which keep does not know"
         )
-    # keys that are turned after the choice are no matter of keep
+    # keep does not depend on keys that are rotated after the choice
     if "rope" in eviction.needs and rope is None and not eviction.reindexes:
         raise UserError(f"rope: {method} needs it")
     if "boundaries" in eviction.needs and boundaries_BT is None:
@@ -74,7 +74,7 @@ def keep(
         snapshot = LayerSnapshot(k_BHTD[row], v_BHTD[row], q_BQTD[row], layer, num_layers, dim**-0.5)
         if "attention_sum" in eviction.needs:
             snapshot.attention_sum_QT = attention_sum(q_BQTD[row], k_BHTD[row], snapshot.scaling)
-        snapshot.rope = None if rope is None else _turns(*rope)
+        snapshot.rope = None if rope is None else _rotation(*rope)
         snapshot.boundaries_T = None if boundaries_BT is None else boundaries_BT[row]
         if answer is not None:
             keys = torch.cat([k_BHTD[row], answer[1][row]], dim=1)
@@ -93,16 +93,16 @@ def select(
     ratio: float | str | None = None, prompt_tokens: int | None = None, max_new_tokens: int = 0,
     **params: Any,
 ) -> list[list[Tensor]]:  # fmt: skip
-    """The slots of a compact cache that a method reads at one decode step, in a layer not left dense by it.
+    """The slots of a compact cache that a method reads at one decode step, in a layer that it does not leave dense.
 
     Args:
         method: its name.
         q_BQD: post-RoPE queries of the newest token `[B, Q, D]`.
-        k_BHTD: post-RoPE keys of the cache `[B, H, T, D]`, the newest token's the last.
+        k_BHTD: post-RoPE keys of the cache `[B, H, T, D]`, the newest token last.
         v_BHTD: values.
         tokens: the budget; or
         ratio: the fraction retained of the prompt.
-        prompt_tokens: tokens of the prompt before eviction, for the budget rule; T if not given.
+        prompt_tokens: tokens of the prompt before eviction, for the budget rule; default T.
         max_new_tokens: M, likewise.
         **params: parameters of the method.
 
@@ -111,7 +111,7 @@ def select(
         so.
 
     Raises:
-        UserError: a name, parameter, budget or shape that does not fit.
+        UserError: a name, parameter, budget or shape that is not allowed.
     """
     _check(q_BQD[:, :, None], k_BHTD, v_BHTD)
     built = build({"method": method, **params})
@@ -129,18 +129,18 @@ def select(
         filled = torch.tensor(length, device=k_1HTD.device)
         slots = selection.select(q_1HGD, k_1HTD, k_1HTD[:, :, :0], filled, state, count, dim**-0.5)
         lists = slots.long().flatten(0, -2)
-        out.append([one[one >= 0].unique() for one in lists])
+        out.append([index[index >= 0].unique() for index in lists])
     return out
 
 
 def _check(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> None:
-    """One line of error for tensors that do not belong together."""
+    """Check that the shapes match."""
     if k_BHTD.dim() != 4 or k_BHTD.shape[:3] != v_BHTD.shape[:3]:
         raise UserError("k, v: must be [batch, KV heads, tokens, channels] for the same tokens")
     if q_BQTD.dim() != 4 or q_BQTD.shape[0] != k_BHTD.shape[0] or q_BQTD.shape[3] != k_BHTD.shape[3]:
         raise UserError("q: must have the batch and the channels of k")
     if q_BQTD.shape[1] % k_BHTD.shape[1]:
-        raise UserError(f"q: {q_BQTD.shape[1]} query heads are no multiple of {k_BHTD.shape[1]} KV heads")
+        raise UserError(f"q: {q_BQTD.shape[1]} query heads are not a multiple of {k_BHTD.shape[1]} KV heads")
 
 
 def _budget(tokens: int | None, ratio: float | str | None) -> Budget | None:
@@ -149,8 +149,8 @@ def _budget(tokens: int | None, ratio: float | str | None) -> Budget | None:
     return Budget(tokens, None if ratio is None else str(ratio))
 
 
-def _turns(cos: Tensor, sin: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Rotations by differences of positions, from those by positions; see `LayerSnapshot.rope`."""
+def _rotation(cos: Tensor, sin: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Rotations by differences of positions, see `LayerSnapshot.rope`, from rotations by positions."""
     cos_PR, sin_PR = (x.float().reshape(-1, x.shape[-1]) for x in (cos, sin))
     factor = (cos_PR[0, 0] ** 2 + sin_PR[0, 0] ** 2).sqrt()
 
@@ -165,15 +165,15 @@ def _turns(cos: Tensor, sin: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]
 
 
 def _frequencies(cos_PR: Tensor, sin_PR: Tensor) -> Tensor:
-    """Radians per position of each channel, fp64 `[R]`; far positions tell them most exactly."""
+    """Radians per position of each channel, fp64 `[R]`, refined at ever farther positions."""
     if len(cos_PR) < 2:
         raise UserError("rope: give at least two positions")
     angles = torch.atan2(sin_PR.double(), cos_PR.double())
-    place, frequency = 1, angles[1]
-    while 2 * place < len(angles):
-        place *= 2
-        error = (angles[place] - frequency * place + math.pi) % (2 * math.pi) - math.pi
-        frequency = frequency + error / place
+    position, frequency = 1, angles[1]
+    while 2 * position < len(angles):
+        position *= 2
+        error = (angles[position] - frequency * position + math.pi) % (2 * math.pi) - math.pi
+        frequency = frequency + error / position
     return frequency
 
 

@@ -143,7 +143,7 @@ def test_the_model_is_switched_and_says_so(model):
 
 def test_mistakes_are_told_in_one_line(model):
     ids = [prompt(60)]
-    with pytest.raises(UserError, match="static_oracle needs the answer that is yet to come"):
+    with pytest.raises(UserError, match="static_oracle needs the answer in advance"):
         kvbench.cache(model, "static_oracle", tokens=40, max_new_tokens=10)
     with pytest.raises(UserError, match="needs budget"):
         generate(model, make(model, {"method": "snapkv"}, None), ids)
@@ -206,7 +206,7 @@ SMALL = {
         ("mistral", {"sliding_window": 65}, "dense", "sliding window of 65"),
         ("gemma2", {"head_dim": 16, "attn_logit_softcapping": 5.0}, "dense", "'softcap'"),
         ("llama4_text", {"intermediate_size_mlp": 64, "num_local_experts": 2}, "dense", "within chunks"),
-        ("glm", {"head_dim": 16}, "streaming_llm", "known for llama"),
+        ("glm", {"head_dim": 16}, "streaming_llm", "supported for llama"),
         (
             "llama",
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},

@@ -1,4 +1,4 @@
-"""The ratios of the ablation benchmark, from runs that are made up."""
+"""Ratios of the ablation benchmark, from made-up runs."""
 
 from dataclasses import replace
 from pathlib import Path
