@@ -29,22 +29,22 @@ TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "i": ctypes.c_int, "f": ctyp
 
 def cache_dir() -> Path:
     """The user's cache folder: `$KVBENCH_CACHE`, else `$XDG_CACHE_HOME/kvbench`, else `~/.cache/kvbench`."""
-    if own := os.environ.get("KVBENCH_CACHE"):
-        return Path(own)
+    if folder := os.environ.get("KVBENCH_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvbench"
 
 
 def compiler() -> str | None:
-    """Path of the C++ compiler that would be used, or None; `$CXX` wins."""
+    """Path of the C++ compiler, or None; `$CXX` takes precedence."""
     return shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
 
 
 @functools.cache
 def load(source: Path) -> ctypes.CDLL | None:
-    """The compiled library of a C++ file, or None where it cannot be built (no compiler, no OpenMP).
+    """The compiled library of a C++ file, or None if it cannot be built (no compiler, no OpenMP).
 
-    The library's name carries a hash of source, flags, compiler version and processor, so that a cache folder on
-    a shared disk serves different machines.
+    The file name contains a hash of source, flags, compiler version and processor, so that different machines can share
+    a cache folder.
     """
     cxx = compiler()
     if cxx is None:
@@ -68,12 +68,12 @@ def load(source: Path) -> ctypes.CDLL | None:
 
 @functools.cache
 def function(source: Path, name: str, signature: str) -> Callable[..., int]:
-    """A function of a C++ file that `load` could build.
+    """A function of a C++ file that `load` has built.
 
     Args:
         source: the file.
-        name: of the function.
-        signature: a letter per argument: p an address, n an int64, i an int, f a float.
+        name: name of the function.
+        signature: one letter per argument: p address, n int64, i int, f float.
     """
     library = load(source)
     assert library is not None

@@ -1,9 +1,9 @@
-"""Element types and layouts, as the compiled and the Triton forms know them."""
+"""Element types and layouts of the compiled and the Triton forms."""
 
 import torch
 from torch import Tensor
 
-#: the numbers that stand for them in the C++ forms
+#: codes of the element types in the C++ forms
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -16,5 +16,5 @@ def dot_precision(dtype: torch.dtype) -> str:
 
 
 def rows_of(x: Tensor) -> Tensor:
-    """The tensor `[..., T, D]`, copied where its rows do not follow each other in memory."""
+    """The tensor `[..., T, D]`, copied if its rows are not contiguous."""
     return x if x.stride()[-2:] == (x.shape[-1], 1) else x.contiguous()

@@ -28,7 +28,7 @@ inline Vec load(const FP16* p) {
   return __builtin_convertvector(half, Vec);
 }
 
-// the numbers of 32 channels: the even channels and the odd ones
+// 32 channels as the even ones and the odd ones
 inline void load_pair(const BF16* p, Vec& even, Vec& odd) {
   BitVec bits;
   std::memcpy(&bits, p, sizeof bits);
@@ -45,7 +45,7 @@ inline float number(BF16 x) {
 }
 inline float number(FP16 x) { return (float)x.value; }
 
-// to the nearest, the even one of equals; NaN stays NaN
+// rounds to nearest, ties to even; NaN stays NaN
 inline void put(float x, float* to) { *to = x; }
 inline void put(float x, FP16* to) { to->value = (_Float16)x; }
 inline void put(float x, BF16* to) {
@@ -54,7 +54,7 @@ inline void put(float x, BF16* to) {
   to->bits = x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// 2^x for x <= 0 to about 1e-7 relative; the Taylor series about the nearest whole number
+// 2^x for x <= 0, relative error about 1e-7; Taylor series around the nearest integer
 inline Vec exp2_nonpositive(Vec x) {
   x = x < -126.f ? Vec{} - 126.f : x;
   IntVec whole = __builtin_convertvector(x - 0.5f, IntVec);

@@ -12,13 +12,13 @@ VERSION = 1
 def form(device: torch.device, dtype: torch.dtype) -> str:
     """The form that runs; see `forms.choose`.
 
-    No compiled one: it would compute the logits twice, and for so many queries a matrix library is faster.
+    There is no compiled form: it would compute the logits twice, and for so many queries a matrix library is faster.
     """
     return forms.choose(device, dtype)
 
 
 def attention_sum(q_QTD: Tensor, k_HTD: Tensor, scaling: float) -> Tensor:
-    """Causal softmax attention that each key gets, summed over all queries; no T x T tensor.
+    """Causal softmax attention to each key, summed over all queries, without a T x T tensor.
 
     Args:
         q_QTD: post-RoPE queries `[Q, N, D]` of all positions, or of the last N, Q a multiple of H.

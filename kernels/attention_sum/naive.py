@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def attention_sum(q_QTD: Tensor, k_HTD: Tensor, scaling: float) -> Tensor:
-    """Causal softmax attention that each key gets, summed over all queries, in fp64: `[Q, T]`."""
+    """Causal softmax attention to each key, summed over all queries, in fp64: `[Q, T]`."""
     queries, count, _ = q_QTD.shape
     group, length = queries // k_HTD.shape[0], k_HTD.shape[1]
     logits_QNT = q_QTD.double() @ k_HTD.double().repeat_interleave(group, dim=0).transpose(1, 2) * scaling

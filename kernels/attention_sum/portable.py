@@ -7,7 +7,7 @@ from kvbench.kernels.window_scores import portable
 
 
 def attention_sum(q_QTD: Tensor, k_HTD: Tensor, scaling: float, block: int = 128) -> Tensor:
-    """Attention that each key gets; see `kernels.attention_sum.attention_sum`.
+    """Causal softmax attention per key; see `kernels.attention_sum.attention_sum`.
 
     `block` queries per step: the scratch is `[G * block, T]` fp32.
     """

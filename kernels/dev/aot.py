@@ -1,8 +1,8 @@
-"""Compiles every Triton kernel for GPUs that need not be there, and tells what it takes of them.
+"""Compiles every Triton kernel for GPUs that need not be present, and reports the resources that it takes.
 
     python -m kvbench.kernels.dev.aot --targets sm_80,sm_90,sm_100,gfx942 --csv FILE [--check results/kernels/aot.csv]
 
-Tables of different Triton versions are not compared: the versions come with different assemblers.
+Tables of different Triton versions are not comparable: their assemblers differ.
 """
 
 import argparse
@@ -31,12 +31,12 @@ KEY = ["case", "kernel", "target", "dtype"]
 #: growth of the register count that is a regression
 GROWTH = 1.1
 
-# the shapes of Llama-3.1-8B: 8 KV heads, 4 query heads each, 128 channels; lengths matter to no kernel's code
+# shapes of Llama-3.1-8B: 8 KV heads, 4 query heads each, 128 channels; no kernel's code depends on lengths
 HEADS, GROUP, DIM, LENGTH, ROOM = 8, 4, 128, 4096, 64
 
 
 def cases() -> Iterator[tuple[str, str, Callable[[], object]]]:
-    """(name, dtype, call) of everything that is compiled."""
+    """(name, dtype, call) of every kernel to compile."""
     count = torch.tensor([3])
     for name, dtype in DTYPES.items():
         q = torch.empty(1, HEADS, GROUP, DIM, dtype=dtype)
@@ -118,14 +118,14 @@ def table(targets: list[str], dtypes: list[str]) -> pd.DataFrame:
             with compiling_for(chip) as compiled:
                 call()
             for kernel in compiled:
-                about = {"case": case, "kernel": kernel.metadata.name, "target": target, "dtype": dtype}
-                rows.append(about | resources(kernel, chip) | {"triton": triton.__version__})
+                key = {"case": case, "kernel": kernel.metadata.name, "target": target, "dtype": dtype}
+                rows.append(key | resources(kernel, chip) | {"triton": triton.__version__})
     frame = pd.DataFrame(rows).drop_duplicates(KEY).sort_values(KEY, ignore_index=True)
     return frame
 
 
 def regressions(new: pd.DataFrame, old: pd.DataFrame) -> list[str]:
-    """What got worse than a table of the same Triton version: spills, more than 10 % more registers, kernels gone."""
+    """Regressions from a table of the same Triton version: spills, over 10 % more registers, missing kernels."""
     found = [f"{_name(row)}: {row['spills']} spills" for _, row in new[new["spills"] > 0].iterrows()]
     same = (
         old["triton"].isin(new["triton"])
@@ -135,9 +135,9 @@ def regressions(new: pd.DataFrame, old: pd.DataFrame) -> list[str]:
     both = old[same].merge(new, how="left", on=KEY, suffixes=("_old", ""))
     for _, row in both.iterrows():
         if pd.isna(row["registers"]):
-            found.append(f"{_name(row)}: gone")
+            found.append(f"{_name(row)}: missing")
         elif row["registers"] > GROWTH * row["registers_old"]:
-            found.append(f"{_name(row)}: {row['registers_old']} registers became {row['registers']:.0f}")
+            found.append(f"{_name(row)}: {row['registers']:.0f} registers, {row['registers_old']} before")
     return found
 
 
@@ -147,10 +147,10 @@ def _name(row: pd.Series) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kvbench.kernels.dev.aot", description=__doc__)
-    parser.add_argument("--targets", default=",".join(CHIPS), help=f"of {', '.join(CHIPS)}")
-    parser.add_argument("--dtypes", default=",".join(DTYPES), help=f"of {', '.join(DTYPES)}")
+    parser.add_argument("--targets", default=",".join(CHIPS), help=f"comma-separated, of {', '.join(CHIPS)}")
+    parser.add_argument("--dtypes", default=",".join(DTYPES), help=f"comma-separated, of {', '.join(DTYPES)}")
     parser.add_argument("--csv", type=Path, help="file to write the table to")
-    parser.add_argument("--check", type=Path, help="table that nothing may be worse than")
+    parser.add_argument("--check", type=Path, help="table to compare with; exit 1 on a regression")
     options = parser.parse_args(arguments)
     targets, dtypes = options.targets.split(","), options.dtypes.split(",")
     for name, given, known in (("--targets", targets, CHIPS), ("--dtypes", dtypes, DTYPES)):

@@ -1,11 +1,11 @@
-"""Times every operation on the device there is, after checking its numbers.
+"""Times every operation on the available device, after checking its numbers.
 
     python -m kvbench.kernels.dev.bench [--lengths 4096,32768] [--budgets 256,1024] [--dtype bf16] [--limit SECONDS]
         [--csv FILE]
 
-Shapes are those of one layer of Llama-3.1-8B at batch 1. The cache is cold before every call. `ratio_to_dense` is the
-time of the best dense form that comes with torch (or flash-attn, on a GPU that has it) over the row's time. Scaled
-dot-product attention is given the group as query rows: `enable_gqa` alone would flatter every sparse form.
+Shapes are those of one layer of Llama-3.1-8B at batch 1; caches are cold before every call. `ratio_to_dense` is the
+time of the fastest dense form of torch (or flash-attn, where installed) over the row's time. Scaled dot-product
+attention gets the group as query rows: `enable_gqa` alone is slower and would flatter every sparse form.
 """
 
 import argparse
@@ -60,15 +60,15 @@ ROCKETKV = {
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to time.
+    """One call to time.
 
     Attributes:
-        operation: what is computed.
-        form: how.
+        operation: name of the operation.
+        form: form that it runs in.
         budget: tokens or pages read, "" for all.
-        bytes: what must be read at least.
+        bytes: minimum of bytes to read.
         call: runs it.
-        error: largest error relative to the largest number of the fp64 reference; None where a part of another case.
+        error: largest error relative to the largest number of the fp64 reference; None for a part of another case.
         dense: whether it is one of the dense baselines.
     """
 
@@ -82,7 +82,7 @@ class Case:
 
 
 class Inputs:
-    """One layer's cache and query, and the forms that run on its device."""
+    """Cache and query of one layer, and the forms that run on its device."""
 
     def __init__(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
         generator = torch.Generator(device).manual_seed(length)
@@ -119,7 +119,7 @@ class Inputs:
 
 
 def parts(length: int, budgets: list[int]) -> Iterator[tuple[str, str, Callable[[Inputs], Iterator[Case]]]]:
-    """Everything that is timed at one length: operation, budget, and what gives the cases."""
+    """Operation, budget and a generator of cases for everything timed at one length."""
     yield "dense decode", "", _dense
     for tokens in budgets:
         if tokens < length:
@@ -132,7 +132,7 @@ def parts(length: int, budgets: list[int]) -> Iterator[tuple[str, str, Callable[
 
 
 def _attention_error(x: Inputs, out: Tensor, k: Tensor, v: Tensor, index: Tensor | None) -> float:
-    """Of the first KV head."""
+    """Error of the first KV head."""
     keys, values = (kv[0, 0] if index is None else kv[0, 0, index[0, 0].long()] for kv in (k, v))
     return _error(out[0, 0], decode_naive.of_head(x.q[0, 0], keys, values, x.scaling)[0])
 
@@ -149,7 +149,7 @@ def _dense(x: Inputs) -> Iterator[Case]:
     if x.device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None:
         from flash_attn import flash_attn_with_kvcache  # type: ignore[import-not-found]
 
-        # heads in the order of its layout [B, T, H, D]; the transposed views are what an engine would hold
+        # its layout is [B, T, H, D]
         q = x.q.flatten(1, 2)[:, None]
         k, v = (kv.transpose(1, 2).contiguous() for kv in (x.k, x.v))
         calls["flash-attn"] = lambda: flash_attn_with_kvcache(q, k, v, softmax_scale=x.scaling).view_as(x.q)
@@ -225,7 +225,7 @@ def _rocketkv(x: Inputs, traffic: int) -> Iterator[Case]:
 
 
 def _scores(x: Inputs) -> Iterator[Case]:
-    """What runs once per prompt, and Quest's scores."""
+    """Operations that run once per prompt, and Quest's scores."""
     pages = x.length // PAGE
     low, high = page_bounds(x.k, PAGE, pages)
     half = x.kv_bytes(x.length) // 2
@@ -284,14 +284,14 @@ def _scores(x: Inputs) -> Iterator[Case]:
 def run(
     lengths: list[int], budgets: list[int], dtype: str, repeats: int, limit: float = math.inf
 ) -> Iterator[dict[str, Any]]:
-    """One row per case, as soon as it is timed, and one for each part that the time limit leaves out.
+    """Yields a row per case as soon as it is timed, and one for each part that the time limit leaves out.
 
     Args:
         lengths: tokens in the cache, the most important first.
         budgets: tokens read.
         dtype: of keys and values.
-        repeats: calls that are timed.
-        limit: seconds after which nothing further is begun; the dense forms of the first length always are.
+        repeats: timed calls.
+        limit: seconds after which no further case is started; the dense forms of the first length always run.
 
     Raises:
         RuntimeError: a form gives wrong numbers.
@@ -345,7 +345,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--budgets", default="256,1024")
     parser.add_argument("--dtype", default="bf16", choices=DTYPES)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which nothing is begun")
+    parser.add_argument(
+        "--limit", type=float, default=math.inf, help="seconds after which no case is started"
+    )
     parser.add_argument("--csv", type=Path, help="file to write the table to")
     options = parser.parse_args(arguments)
     lengths, budgets = ([int(n) for n in text.split(",")] for text in (options.lengths, options.budgets))
@@ -356,21 +358,21 @@ def main(arguments: list[str] | None = None) -> None:
     except RuntimeError as problem:
         sys.exit(str(problem))
     finally:
-        # what was timed is kept, whatever ends the run
+        # finished rows are kept, whatever ends the run
         if rows:
-            _tell(pd.DataFrame(rows), options.csv)
+            _report(pd.DataFrame(rows), options.csv)
 
 
-def _tell(frame: pd.DataFrame, csv: Path | None) -> None:
+def _report(frame: pd.DataFrame, csv: Path | None) -> None:
     if csv:
         csv.parent.mkdir(parents=True, exist_ok=True)
         frame.to_csv(csv, index=False, float_format="%.6g")
-    shown = ["operation", "form", "length", "budget", "median_ms", "p20_ms", "p80_ms", "percent_of_read"]
+    columns = ["operation", "form", "length", "budget", "median_ms", "p20_ms", "p80_ms", "percent_of_read"]
     print(
         f"{frame['device'][0]}, {frame['threads'][0]} threads, reads {frame['read_gb_per_s'].median():.1f} GB/s"
     )
     timed = frame[frame["median_ms"].notna()]
-    print(timed[[*shown, "ratio_to_dense"]].round(3).to_string(index=False))
+    print(timed[[*columns, "ratio_to_dense"]].round(3).to_string(index=False))
     for _, row in frame[frame["median_ms"].isna()].iterrows():
         print(f"{row['note']}: {row['operation']} {row['budget']}".rstrip() + f", {row['length']} tokens")
 

@@ -1,4 +1,4 @@
-"""A GPU that is not there: Triton compiles for it what a launch would, and runs nothing."""
+"""A stand-in for a GPU: launches compile for it and run nothing."""
 
 import contextlib
 import itertools
@@ -19,7 +19,7 @@ from triton.backends.driver import DriverBase
 
 @dataclass(frozen=True)
 class Chip:
-    """What one multiprocessor (AMD: compute unit) holds.
+    """Resources of one multiprocessor (AMD: compute unit).
 
     Sources: CUDA C++ programming guide, technical specifications per compute capability, where the system takes
     1 KiB of shared memory per block; AMD Instinct MI300 instruction set architecture, and ROCm's hardware
@@ -36,7 +36,7 @@ class Chip:
     taken_per_block: int = 1024
 
     def resident(self, registers: int, shared: int, warps: int) -> int:
-        """Blocks of a kernel on one multiprocessor; registers are given out in units per warp."""
+        """Blocks of a kernel on one multiprocessor; registers are allocated in units per warp."""
         unit = self.register_unit
         by_registers = self.registers // (-(-registers * self.target.warp_size // unit) * unit) // warps
         by_shared = self.shared // max(128, -(-(shared + self.taken_per_block) // 128) * 128)
@@ -53,7 +53,7 @@ CHIPS = {
     ),
 }  # fmt: skip
 
-# instructions to count, by column of the table
+# instructions counted, by column of the table
 NVIDIA = {
     "spills": r"LDL|STL",
     "mma": r"HMMA|HGMMA|UTCHMMA",
@@ -72,7 +72,7 @@ AMD = {
     "barriers": r"s_barrier",
 }
 
-# every stub needs a device number of its own: a kernel keeps what it compiled per device
+# every stub has its own device number: a kernel caches its binaries per device
 _devices = itertools.count(1000)
 
 
@@ -88,7 +88,7 @@ class _Utils:
         return 1, 1, 0, 0, 1024  # module, function, registers, spills, threads
 
     def unload_module(self, module: Any) -> None:
-        """Nothing was loaded."""
+        """No-op: nothing is loaded."""
 
 
 class _Driver(DriverBase):
@@ -106,7 +106,7 @@ class _Driver(DriverBase):
         return self.device
 
     def set_current_device(self, device: int) -> None:
-        """There is one."""
+        """No-op: there is one device."""
 
     def get_current_stream(self, device: int | None = None) -> int:
         return 0
@@ -127,17 +127,17 @@ class _Driver(DriverBase):
         raise NotImplementedError
 
     def clear_cache(self, cache: Any) -> None:
-        """Nothing is cached."""
+        """No-op: nothing is cached."""
 
 
 @contextlib.contextmanager
 def compiling_for(chip: Chip) -> Iterator[list]:
-    """Inside, a launch with CPU tensors compiles for the chip and does nothing; gives the list of compiled kernels.
+    """Launches inside the context, with CPU tensors, only compile for the chip; yields the list of compiled kernels.
 
-    Not in a process that has `TRITON_INTERPRET=1`.
+    Does not work under `TRITON_INTERPRET=1`.
 
     Raises:
-        triton.OutOfResources: at a launch whose shared memory the chip does not have.
+        triton.OutOfResources: a launch needs more shared memory than the chip has.
     """
     from triton.compiler import compiler
     from triton.runtime.driver import driver
@@ -152,7 +152,7 @@ def compiling_for(chip: Chip) -> Iterator[list]:
 
     before = driver._active
     driver.set_active(_Driver(chip))
-    # the limit of shared memory is remembered for the first device
+    # the limit of shared memory is cached for the first device
     compiler.max_shared_mem.cache_clear()
     hip = "stub" if chip.target.backend == "hip" else None
     try:
@@ -171,7 +171,7 @@ def compiling_for(chip: Chip) -> Iterator[list]:
 def resources(kernel: Any, chip: Chip) -> dict[str, Any]:
     """Registers, spills, shared bytes, resident blocks, occupancy and the instruction mix of a compiled kernel.
 
-    `spills` counts instructions that move registers to and from local memory, on AMD registers kept there.
+    `spills` counts instructions that move registers to and from local memory; on AMD, registers kept there.
     """
     metadata = kernel.metadata
     read = _amd if chip.target.backend == "hip" else _nvidia
@@ -193,7 +193,7 @@ def resources(kernel: Any, chip: Chip) -> dict[str, Any]:
 
 
 def _nvidia(kernel: Any) -> tuple[int, int, list[str], dict[str, str]]:
-    """Registers of a thread, spilled ones where the compiler counts them, instructions, and what to look for."""
+    """Registers of a thread, spilled ones if the compiler counts them, instructions, and patterns to count."""
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -205,7 +205,7 @@ def _nvidia(kernel: Any) -> tuple[int, int, list[str], dict[str, str]]:
 
 
 def _amd(kernel: Any) -> tuple[int, int, list[str], dict[str, str]]:
-    """As `_nvidia`, of the compiler's assembly and what it says there; scalars spill to lanes of registers only."""
+    """As `_nvidia`, from the compiler's assembly and its comments; scalars spill to lanes of registers only."""
     assembly = kernel.asm["amdgcn"]
     spills = _number(r"\.vgpr_spill_count:\s+(\d+)", assembly)
     operations = re.findall(r"^\t([a-z]\w+)", assembly, re.M)

@@ -10,13 +10,13 @@ def hsa_decode(
     q_RHGD: Tensor, k_BHKD: Tensor, v_BHKD: Tensor, k_tail_RHMD: Tensor, v_tail_RHMD: Tensor, tail: Tensor,
     bounds_RHEP: Tensor, channels: int, page: int, tokens: int, scaling: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Page scores, choice of tokens and attention over them, as RocketKV's second stage does at every step.
+    """Scores pages, selects tokens and attends to them: one step of RocketKV's second stage.
 
-    On a GPU five launches, four where the tokens make one piece: the channels, the logits of all pages, the softmax
-    over them with the choice, the attention, the merge of its pieces.
+    On a GPU this takes five launches: channels, logits of all pages, softmax with the selection, attention, and the
+    merge of its pieces, which is left out if there is only one.
 
     Args:
-        q_RHGD: queries, and the further tensors as for `sparse_decode`.
+        q_RHGD: queries; the tensors are those of `sparse_decode`.
         k_BHKD: prefix keys.
         v_BHKD: prefix values.
         k_tail_RHMD: appended keys.

@@ -24,9 +24,9 @@ def logits_form(device: torch.device, dtype: torch.dtype) -> str:
 def hsa_scores(q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, length: Tensor) -> Tensor:
     """Mean over the group of the probability of one token of each page.
 
-    Top channels of the group-summed |q|, the earlier one of equals (16-bit queries do tie); the page's maximum where
-    the group-summed q is positive, else its minimum; per query head a softmax over tokens with SparQ's temperature
-    sqrt(D * |q[chosen]|_1 / |q|_1), or logits of 0 where q[chosen] is 0. The softmax over tokens is taken page-wise,
+    Uses the top channels of the group-summed |q|, the earlier one of equals (16-bit queries do tie); in each the page's
+    maximum where the group-summed q is positive, else its minimum; per query head a softmax over tokens with SparQ's
+    temperature sqrt(D * |q[chosen]|_1 / |q|_1), or logits of 0 where q[chosen] is 0. The softmax is taken page-wise,
     with ln(tokens in the page) added to the logit, and divided by the tokens again. Only the chosen channels are read.
     Source: RocketKV, arXiv 2502.14051v3, Algorithm 1.
 
@@ -36,10 +36,10 @@ def hsa_scores(q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, le
             themselves) for pages of one token; contiguous.
         channels: channels used for scoring, 1..D.
         page: tokens per page.
-        length: tokens in the cache, an integer tensor of one element; pages beyond get 0.
+        length: tokens in the cache, an integer tensor of one element; pages beyond it get 0.
 
     Returns:
-        `[R, H, P]` fp32: the probability of each single token of the page, averaged over the group.
+        `[R, H, P]` fp32: probability of each token of the page, averaged over the group.
     """
     assert 1 <= channels <= q_RHGD.shape[-1]
     module = forms.dispatch(__name__, form, bounds_RHEP.device, bounds_RHEP.dtype)
@@ -49,9 +49,9 @@ def hsa_scores(q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, le
 def hsa_select(
     q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, length: Tensor, tokens: int
 ) -> Tensor:
-    """Slots of the most probable pages, until they hold `tokens` tokens.
+    """Slots of the most probable pages, up to `tokens` tokens.
 
-    `top_k.select_tokens` of `hsa_scores`; on a GPU in three launches.
+    The same as `top_k.select_tokens` of `hsa_scores`; three launches on a GPU.
 
     Args:
         q_RHGD: queries, and the further arguments as for `hsa_scores`.
@@ -59,10 +59,10 @@ def hsa_select(
         channels: channels used for scoring.
         page: tokens per page.
         length: slots to choose from, an integer tensor of one element.
-        tokens: slots wanted.
+        tokens: slots to select.
 
     Returns:
-        int32 `[R, H, tokens]`, ascending; -1 behind the last where there are fewer.
+        int32 `[R, H, tokens]`, ascending; padded with -1 if there are fewer.
     """
     assert 1 <= channels <= q_RHGD.shape[-1]
     where = bounds_RHEP.device, bounds_RHEP.dtype
@@ -86,7 +86,7 @@ def channel_logits(q_RHGD: Tensor, keys_RHDT: Tensor, channels: int, length: Ten
         length: tokens in the cache, an integer tensor of one element.
 
     Returns:
-        `[R, H, G, T]` fp32, of any value from `length` on.
+        `[R, H, G, T]` fp32; undefined from `length` on.
     """
     where = keys_RHDT.device, keys_RHDT.dtype
     module = forms.dispatch(__name__, logits_form, *where, part="channel_logits")

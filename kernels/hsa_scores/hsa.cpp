@@ -18,7 +18,7 @@ struct Call {
   int64_t jobs, group, dim, edges, pages, channels, page, length;
 };
 
-// logits of N query heads for the pages of STEP vectors; a bound is loaded once for all of them
+// logits of N query heads for the pages of STEP vectors; each bound is loaded once for all heads
 template <typename T, int N>
 inline void add_channels(const T* const* rows, const float* weights, int64_t channels, int64_t at, float* logits,
                          int64_t stride) {

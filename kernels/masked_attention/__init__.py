@@ -1,4 +1,4 @@
-"""Attention of several new tokens to what is stored and to each other, by torch's own kernels."""
+"""Attention of several new tokens to stored tokens and to each other, by torch's own kernels."""
 
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -8,7 +8,7 @@ from kvbench.kernels import forms
 
 #: raised when the numbers of any form change
 VERSION = 1
-#: cuDNN's is left out: it makes a plan for every new length of the keys
+#: without cuDNN, which makes a plan for every new key length
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -17,15 +17,15 @@ def masked_attention(
 ) -> Tensor:
     """Attention of the N newest of C tokens, causal among them.
 
-    On a GPU keys and values are repeated for the query heads of a group where there is a mask: no fused kernel of
-    torch takes a mask together with `enable_gqa`, and without one all logits are written to memory.
+    On a GPU with a mask, keys and values are repeated for the query heads of a group: no fused kernel of torch takes a
+    mask together with `enable_gqa`, and the unfused one writes all logits to memory.
 
     Args:
         q_BQND: queries.
         k_BHCD: keys, H KV heads.
         v_BHCD: values.
         scaling: factor on the logits.
-        mask: bool, broadcast to `[B, Q, N, C]`, what each query sees; None where N is C: the causal one.
+        mask: what each query sees, bool, broadcast to `[B, Q, N, C]`; None for the causal mask, where N is C.
 
     Returns:
         `[B, Q, N, D]`.
@@ -44,7 +44,7 @@ def masked_attention(
 
 
 def repeated(q_BQND: Tensor, k_BHCD: Tensor, v_BHCD: Tensor, scaling: float, mask: Tensor) -> Tensor:
-    """The same with keys and values for every query head; the arguments are those of `masked_attention`."""
+    """`masked_attention` with keys and values repeated for every query head."""
     group = q_BQND.shape[1] // k_BHCD.shape[1]
     k, v = (x.repeat_interleave(group, dim=1) for x in (k_BHCD, v_BHCD))
     mask = mask.view(*[1] * (4 - mask.dim()), *mask.shape)  # fused kernels take two or four dimensions

@@ -20,17 +20,17 @@ def page_bounds(k_BHTD: Tensor, page: int, pages: int) -> tuple[Tensor, Tensor]:
     Args:
         k_BHTD: keys `[B, H, T, D]`.
         page: tokens per page, any positive number.
-        pages: pages to make room for, at least `ceil(T / page)`; those beyond are +inf and -inf.
+        pages: pages to allocate, at least `ceil(T / page)`; those beyond are +inf and -inf.
 
     Returns:
-        (minimum, maximum), each `[B, H, pages, D]` in the dtype of the keys, of any strides.
+        (minimum, maximum), each `[B, H, pages, D]` in the dtype of the keys, with any strides.
     """
     module = forms.dispatch(__name__, form, k_BHTD.device, k_BHTD.dtype)
     return module.page_bounds(k_BHTD, page, pages)
 
 
 def update_page_bounds(low_BHPD: Tensor, high_BHPD: Tensor, k_BHD: Tensor, page: Tensor) -> None:
-    """Widens in place the bounds of one page by one appended key.
+    """Widens the bounds of one page by one appended key, in place.
 
     Args:
         low_BHPD: minima `[B, H, P, D]`.

@@ -20,7 +20,7 @@ def page_bounds(k_BHTD: Tensor, page: int, pages: int) -> tuple[Tensor, Tensor]:
 
 
 def update_page_bounds(low_BHPD: Tensor, high_BHPD: Tensor, k_BHD: Tensor, page: Tensor) -> None:
-    """Widens in place the bounds of one page; see `kernels.page_bounds.update_page_bounds`."""
+    """Widens the bounds of one page in place; see `kernels.page_bounds.update_page_bounds`."""
     key = k_BHD.unsqueeze(2)
     low_BHPD.index_copy_(2, page, torch.minimum(low_BHPD.index_select(2, page), key))
     high_BHPD.index_copy_(2, page, torch.maximum(high_BHPD.index_select(2, page), key))

@@ -71,7 +71,7 @@ def page_bounds(k_BHTD: Tensor, page: int, pages: int) -> tuple[Tensor, Tensor]:
 
 
 def update_page_bounds(low_BHPD: Tensor, high_BHPD: Tensor, k_BHD: Tensor, page: Tensor) -> None:
-    """Widens in place the bounds of one page; see `kernels.page_bounds.update_page_bounds`."""
+    """Widens the bounds of one page in place; see `kernels.page_bounds.update_page_bounds`."""
     batch, heads, _, dim = low_BHPD.shape
     assert k_BHD.stride(2) == 1
     page_bounds_update[(batch * heads,)](

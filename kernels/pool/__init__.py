@@ -1,4 +1,4 @@
-"""What turns the attention of tokens into what is ranked: pooling over neighbours, and sums of chunks."""
+"""From the attention of tokens to the scores that are ranked: pooling over neighbours, and sums of chunks."""
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ def form(device: torch.device, dtype: torch.dtype, width: int = 1) -> str:
 def sums_form(device: torch.device, dtype: torch.dtype, width: int = 1) -> str:
     """The form of `chunk_sums`.
 
-    No compiled one: on a CPU the torch form takes 0.4 % of the time of the attention that is summed.
+    There is no compiled form: on a CPU the torch form takes 0.4 % of the time of the attention that is summed.
     """
     return forms.choose(device, dtype, triton=width <= WIDEST)
 
@@ -30,9 +30,9 @@ def pool(scores: Tensor, kernel: int, kind: str, group: int = 1) -> Tensor:
 
     Args:
         scores: `[N, T]`, N a multiple of `group`.
-        kernel: odd width; 1 leaves the sums alone.
-        kind: "max", or "avg" (zeros beyond the ends are counted, as in the official SnapKV).
-        group: rows that are summed, the query heads of a KV head.
+        kernel: odd width; 1 does not pool.
+        kind: "max", or "avg" (padding counts as zeros, as in the official SnapKV).
+        group: rows to sum, the query heads of a KV head.
 
     Returns:
         `[N / group, T]`.
@@ -49,7 +49,7 @@ def chunk_sums(scores_HT: Tensor, chunk: int, offset: int = 0) -> Tensor:
     Args:
         scores_HT: `[H, T]`.
         chunk: length of a run.
-        offset: where the second run begins, below `chunk`; 0 for runs from the start.
+        offset: start of the second run, below `chunk`; 0 for runs from the start.
 
     Returns:
         `[H, C]`, C = ceil((T + (-offset) % chunk) / chunk), or 0 without scores. Source: ChunkKV, Liu et al. 2025,

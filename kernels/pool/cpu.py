@@ -16,7 +16,7 @@ def available() -> bool:
 
 
 def pool(scores: Tensor, kernel: int, kind: str, group: int) -> Tensor:
-    """Sums of groups of rows, pooled; see `kernels.pool.pool`. The same numbers as torch, to the last bit."""
+    """Sums of groups of rows, pooled; see `kernels.pool.pool`. Bit-identical to torch."""
     if group > 1:
         # torch's own sum, whose order depends on the shape; it takes 0.1 % of the time of the attention
         scores = scores.unflatten(0, (len(scores) // group, group)).sum(1)

@@ -1,4 +1,4 @@
-// The maximum or the mean of every place's neighbours.
+// Maximum or mean of the neighbourhood of every position.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -14,7 +14,7 @@ template <bool AVERAGE>
 void piece(const float* row, float* out, int64_t length, int64_t kernel, int64_t low) {
   const int64_t count = std::min(PIECE, length - low), first = low - kernel / 2;
   const int64_t begin = std::max<int64_t>(first, 0), end = std::min(first + count + kernel - 1, length);
-  // the neighbourhood, with what changes no result beyond the ends and to fill up the vectors
+  // the neighbourhood, padded beyond the ends and to whole vectors with values that change no result
   std::vector<float> near(count + kernel + AT_ONCE * LANES, AVERAGE ? 0.f : -INFINITY);
   std::copy(row + begin, row + end, near.data() + (begin - first));
   for (int64_t t = 0; t < count; t += AT_ONCE * LANES) {

@@ -11,7 +11,7 @@ BLOCK = 1024
 
 @triton.jit
 def shifted(x, by, BLOCK: tl.constexpr):
-    """`x` moved `by` places to the left; the last `by` places hold what does not count."""
+    """`x` shifted left by `by` places; the last `by` places are undefined."""
     return tl.gather(x, tl.minimum(tl.arange(0, BLOCK) + by, BLOCK - 1), 0)
 
 
@@ -20,7 +20,7 @@ def pool_rows(
     Scores, Out, length, step,
     GROUP: tl.constexpr, KERNEL: tl.constexpr, BITS: tl.constexpr, AVERAGE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Neighbourhoods of doubling width, of which those in the binary digits of the kernel are joined."""
+    """Neighbourhoods of doubling width, joined according to the binary digits of the kernel width."""
     row = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * (BLOCK - KERNEL + 1)
     i = tl.arange(0, BLOCK)

@@ -1,4 +1,4 @@
-"""Keys and values in fewer bits: fp8 codes under a scale, and whole numbers packed in groups."""
+"""Keys and values in fewer bits: scaled fp8 codes, and integers packed in groups."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from kvbench.kernels import forms
 
 #: raised when the numbers of any form change
 VERSION = 1
-#: kinds of fp8 codes, and torch's names for them
+#: torch's dtypes of the fp8 codes
 FP8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
@@ -17,7 +17,7 @@ def form(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def to_fp8(x_BHTD: Tensor, scale: Tensor, code: str) -> Tensor:
-    """The nearest codes of `x / scale` (in fp32), ties to even; beyond the largest number they saturate.
+    """The nearest codes of `x / scale` (in fp32), ties to even; large numbers saturate.
 
     Args:
         x_BHTD: finite numbers `[B, H, T, D]`.
@@ -32,7 +32,7 @@ def to_fp8(x_BHTD: Tensor, scale: Tensor, code: str) -> Tensor:
 
 
 def from_fp8(codes_BHTD: Tensor, scale: Tensor, code: str, dtype: torch.dtype) -> Tensor:
-    """The numbers that codes stand for, times the scale: `[B, H, T, D]` in `dtype`.
+    """The numbers of codes times the scale: `[B, H, T, D]` in `dtype`.
 
     Args:
         codes_BHTD: uint8 from `to_fp8`.
@@ -57,7 +57,7 @@ def pack(x_BHTD: Tensor, bits: int, group: int, axis: int) -> tuple[Tensor, Tens
         axis: 2 for groups of tokens of one channel, 3 for groups of channels of one token.
 
     Returns:
-        Codes uint8 `[B, H, T, D * bits / 8]`, the first of a byte's numbers in its low bits; scale and zero point fp16
+        Codes uint8 `[B, H, T, D * bits / 8]`, the first number of a byte in its low bits; scale and zero point fp16
         `[B, H, T / g, D]` or `[B, H, T, D / g]`.
     """
     module = forms.dispatch(__name__, form, x_BHTD.device, x_BHTD.dtype)

@@ -1,4 +1,4 @@
-"""Formats as their definitions say: the exact, slow reference."""
+"""Formats by definition: the exact, slow reference."""
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def to_fp8(x_BHTD: Tensor, scale: Tensor, code: str) -> Tensor:
     # the quotient is a fp32 number
     x, table = (x_BHTD.float() / scale).double(), fp8_table(code)
     distance = (x.abs().clamp(max=float(table[-1])).unsqueeze(-1) - table).abs()
-    # of two that are as near, the even one
+    # ties to even
     odd = torch.arange(len(table)) % 2
     nearest = torch.where(distance == distance.amin(-1, keepdim=True), odd, 2).argmin(-1)
     return (nearest + 128 * x.signbit()).to(torch.uint8)

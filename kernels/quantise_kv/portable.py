@@ -18,7 +18,7 @@ def from_fp8(codes_BHTD: Tensor, scale: Tensor, code: str, dtype: torch.dtype) -
 
 
 def _numbers(codes: Tensor, code: str) -> Tensor:
-    """fp32 numbers of fp8 bytes (no infinity or NaN), by way of the fp16 bits that they are a part of.
+    """fp32 numbers of fp8 bytes (no infinity or NaN), through the fp16 bits that contain them.
 
     Far faster on a CPU than torch's own conversion, and equal to it.
     """

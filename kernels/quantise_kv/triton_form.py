@@ -1,4 +1,4 @@
-"""The Triton form: codes are computed from the bits, so that it needs no fp8 instructions and rounds as torch does."""
+"""The Triton form: codes are computed from the bits, so that no fp8 instructions are needed and rounding is torch's."""
 
 import torch
 import triton
@@ -32,7 +32,7 @@ def fp8_encode(
     shift: tl.constexpr = 23 - MANTISSA
     normal = (bits + ((1 << (shift - 1)) - 1) + ((bits >> shift) & 1)) >> shift
     normal -= (127 - BIAS) << MANTISSA
-    # beside MAGIC the last bit of an fp32 number is the smallest subnormal code
+    # added to MAGIC, the last bit of an fp32 number is the smallest subnormal code
     subnormal = (size + MAGIC).to(tl.int32, bitcast=True) - tl.full([BLOCK], MAGIC, tl.float32).to(
         tl.int32, bitcast=True
     )
@@ -101,7 +101,7 @@ def pack_codes(
     zero = tl.load(Zero + job * groups + group, mask=inside, other=0.0).to(tl.float32)
     scale = tl.load(Scale + job * groups + group, mask=inside, other=1.0).to(tl.float32)
     steps = tl.minimum(tl.maximum(tl.div_rn(x - zero, scale), 0.0), HIGHEST)
-    # beside 3 * 2 ** 22 the last bit of an fp32 number is one: to the nearest, ties to even
+    # added to 3 * 2 ** 22, the last bit of an fp32 number is one: rounds to nearest, ties to even
     code = ((steps + 12582912.0) - 12582912.0).to(tl.int32)
     packed = tl.sum(code << (n * BITS)[None, :], 1)
     tl.store(Out + job * bytes_ + byte, packed.to(tl.uint8), mask=byte < bytes_)
@@ -209,5 +209,5 @@ def unpack(
 
 
 def _grid(x_BHXX: Tensor, count: int, block: int) -> tuple[int, int] | None:
-    """Programs for `count` things per row and KV head; none where there is nothing to do."""
+    """Grid for `count` items per row and KV head; empty if there are none."""
     return (x_BHXX.shape[0] * x_BHXX.shape[1], triton.cdiv(count, block)) if x_BHXX.numel() else None

@@ -17,7 +17,7 @@ def form(device: torch.device, dtype: torch.dtype) -> str:
 def quest_scores(q_RHGD: Tensor, low_RHPD: Tensor, high_RHPD: Tensor) -> Tensor:
     """`sum_i max(q_i * high_i, q_i * low_i)` per query head and page.
 
-    Bounds of pages that hold no key yet (+inf, -inf) must be masked by the caller: they give NaN or +-inf.
+    The caller must mask pages without keys: their bounds (+inf, -inf) give NaN or +-inf.
     Source: Quest, Tang et al. 2024, section 3.2.
 
     Args:

@@ -1,4 +1,4 @@
-"""Quest's bound as its definition says: the exact, slow reference."""
+"""Quest's bound by definition: the exact, slow reference."""
 
 import torch
 from torch import Tensor

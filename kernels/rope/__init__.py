@@ -1,4 +1,4 @@
-"""Rotary position embedding: turning keys and queries to other positions."""
+"""Rotary position embedding: rotates keys and queries to other positions."""
 
 import torch
 from torch import Tensor
@@ -10,14 +10,13 @@ VERSION = 1
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates by the given angles; they add up: a post-RoPE key moves by a difference of positions.
+    """Rotates by the given angles. Rotations add up: a post-RoPE key moves by a difference of positions.
 
-    The halves of the rotary channels form the pairs, as in Llama, Mistral and Qwen; channels beyond are left
-    alone.
+    The halves of the rotary channels form the pairs, as in Llama, Mistral and Qwen; other channels are unchanged.
 
     Args:
         x: `[..., D]`.
-        cos: cosines `[..., R]`, R <= D rotary channels, broadcast over x.
+        cos: cosines `[..., R]` of R <= D rotary channels, broadcast over x.
         sin: sines, likewise.
 
     Returns:
@@ -25,7 +24,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     forms.note(__name__, forms.portable)
     rotary = cos.shape[-1]
-    turned = x[..., :rotary].float()
-    first, second = turned.chunk(2, dim=-1)
-    out = turned * cos + torch.cat([-second, first], dim=-1) * sin
+    rotated = x[..., :rotary].float()
+    first, second = rotated.chunk(2, dim=-1)
+    out = rotated * cos + torch.cat([-second, first], dim=-1) * sin
     return torch.cat([out.to(x.dtype), x[..., rotary:]], dim=-1)

@@ -15,12 +15,12 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class FP8:
-    """What codes in the place of keys and values stand for.
+    """Format of keys and values that are stored as fp8 codes.
 
     Attributes:
         code: e4m3 or e5m2.
         k_scale: fp32 factor on the keys, one number or one per KV head `[1, H, 1, 1]`.
-        v_scale: on the values, likewise.
+        v_scale: factor on the values, likewise.
     """
 
     code: str
@@ -37,20 +37,20 @@ def sparse_decode(
     q_RHGD: Tensor, k_BHKD: Tensor, v_BHKD: Tensor, k_tail_RHMD: Tensor, v_tail_RHMD: Tensor, tail: Tensor,
     scaling: float, index_RHN: Tensor | None = None, mask_HGK: Tensor | None = None, fp8: FP8 | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Decode attention of R rows that share one layout.
+    """Decode attention of R rows with the same layout.
 
     Args:
         q_RHGD: queries `[R, H, G, D]` (H KV heads, G query heads each), in the dtype of the keys.
         k_BHKD: prefix keys `[B, H, K, D]`; B is R, or 1 when the rows share the prefix.
         v_BHKD: prefix values, likewise.
-        k_tail_RHMD: keys of the appended tokens `[R, H, M, D]`, room for M.
+        k_tail_RHMD: keys of the appended tokens `[R, H, M, D]`, with room for M.
         v_tail_RHMD: values, likewise.
         tail: number of appended tokens, an integer tensor of one element.
         scaling: factor on the logits.
         index_RHN: int32 slots to read `[R, H, N]` (prefix first, then tail; negative: none), or per query head
             `[R, H, G, N]`; every slot when None.
         mask_HGK: True where a query head may read a prefix slot `[H, G, K]`.
-        fp8: given where keys and values are fp8 codes, uint8; Triton reads these, other forms numbers made of them.
+        fp8: format, if keys and values are fp8 codes, uint8; Triton reads the codes, other forms decode them first.
 
     Returns:
         Output `[R, H, G, D]` in the dtype of q, and the natural-log sum of exponentials `[R, H, G]` fp32. A head

@@ -24,7 +24,7 @@ FIELDS: tuple[str, ...] = (
     "mask",
 )
 
-#: length of a list of slots that there is not
+#: length that stands for no list of slots
 EVERY_SLOT = -1
 
 SOURCE = Path(__file__).with_name("decode.cpp")
@@ -32,20 +32,20 @@ HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
 
 
 def available(group: int = 1, head_dim: int = 128) -> bool:
-    """Whether the form can be used: the shape is compiled in, and a compiler with OpenMP was found."""
+    """Whether the form can be used: it is compiled for the shape, and a compiler with OpenMP was found."""
     fits = group <= MAX_GROUP and head_dim in HEAD_DIMS
     return fits and build.load(SOURCE) is not None
 
 
 def new_table(rows: int, heads: int) -> np.ndarray:
-    """A job table for the rows and KV heads of a layer, nothing stored and no lists: int64 `[9, rows, heads]`."""
+    """An empty job table for the rows and KV heads of a layer: int64 `[9, rows, heads]`, no slots and no lists."""
     table = np.zeros((len(FIELDS), rows, heads), dtype=np.int64)
     table[FIELDS.index("indexed")] = EVERY_SLOT
     return table
 
 
 def addresses(x_BHX: Tensor, rows: int) -> np.ndarray:
-    """Where each row's and KV head's part of a tensor begins: `[rows, heads]`; B = 1 when the rows share it."""
+    """Start addresses of each row and KV head of a tensor: `[rows, heads]`; B = 1 when the rows share it."""
     row = np.arange(rows)[:, None] * (x_BHX.stride(0) if x_BHX.shape[0] > 1 else 0)
     return x_BHX.data_ptr() + (row + np.arange(x_BHX.shape[1]) * x_BHX.stride(1)) * x_BHX.element_size()
 
@@ -58,9 +58,8 @@ def decode_jobs(
     Args:
         q_JGD: queries `[J, G, D]` fp32, contiguous.
         table: int64 `[9, J]` or `[9, rows, heads]`, the fields named by `FIELDS`: addresses and lengths of prefix and
-            tail, address and length of an int32 slot list (length `EVERY_SLOT`: there is none, every slot is read;
-            negative entries are skipped), address of a uint8 mask `[G, prefix]` (0: none). The caller keeps what it
-            points to alive.
+            tail, address and length of an int32 slot list (length `EVERY_SLOT`: no list, every slot is read; negative
+            entries are skipped), address of a uint8 mask `[G, prefix]` (0: none). The caller keeps the tensors alive.
         scaling: factor on the logits.
         dtype: element type of keys and values: float32, bfloat16 or float16.
         with_lse: also return the natural-log sum of exponentials.

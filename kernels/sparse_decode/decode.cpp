@@ -19,7 +19,7 @@ namespace {
 constexpr int BLOCK = 64;    // slots whose scores are held at a time
 constexpr int SPLIT = 512;   // slots per piece of work
 constexpr int MAX_GROUP = 32;
-constexpr float NEGATIVE = -3.0e38f;  // stands for minus infinity
+constexpr float NEGATIVE = -3.0e38f;  // in place of minus infinity
 
 // lane i of the result is the sum of the lanes of rows[i]
 inline Vec sum_lanes(const Vec* rows) {
@@ -70,16 +70,16 @@ struct Block {
   int64_t slots[BLOCK];
 };
 
-// brings some quarters of a row into the second-level cache while another row is worked on; the next block's rows are
-// fetched evenly over the work on this one, more at a time would wait for memory
+// prefetches some quarters of a row into the second-level cache while another row is computed; the next block's rows are
+// fetched evenly during this block, more at a time would wait for memory
 template <typename T, int C>
 inline void prefetch(const T* row, int from, int to) {
   constexpr int QUARTER = C * LANES * (int)sizeof(T) / 4;
   for (int c = from * QUARTER; c < to * QUARTER; c += 64) __builtin_prefetch((const char*)row + c, 0, 2);
 }
 
-// the products of N queries with the block's keys, which are loaded once for all of them; fetches half of the next
-// block's keys
+// products of N queries with the block's keys, each loaded once for all queries; prefetches half of the next block's
+// keys
 template <typename T, int C, int N>
 inline void dot_keys(const Block<T>& block, const Block<T>& next, const float* q, float (*scores)[BLOCK]) {
   Vec lanes[N][LANES];
@@ -103,7 +103,7 @@ inline void dot_keys(const Block<T>& block, const Block<T>& next, const float* q
 }
 
 #ifdef __AVX512BF16__
-// the same for queries that are bf16 numbers, whose products with bf16 keys are exact
+// the same for bf16 queries, whose products with bf16 keys are exact
 template <typename T, int C, int N>
 inline void dot_keys(const Block<T>& block, const Block<T>& next, const BF16* q, float (*scores)[BLOCK]) {
   Vec lanes[N][LANES];
@@ -129,20 +129,20 @@ inline void dot_keys(const Block<T>& block, const Block<T>& next, const BF16* q,
 }
 #endif
 
-// whether sums hold 32 channels as the even ones followed by the odd ones: bf16 numbers come apart that way with half
+// whether sums hold 32 channels as the even ones followed by the odd ones: bf16 numbers are unpacked that way with half
 // of the instructions
 template <typename T, int C>
 constexpr bool PAIRED = std::is_same_v<T, BF16> && C % 2 == 0;
 
-// where a sum of T values holds a channel
+// position of a channel in a sum of T values
 template <typename T, int C>
 inline int64_t place(int64_t d) {
   return PAIRED<T, C> ? d / 32 * 32 + d % 2 * LANES + d % 32 / 2 : d;
 }
 
-// adds the block's weighted values for N query heads; a value is loaded once for all of them, and whole rows are taken
-// at a time where their sums fit the registers: the processor fetches such a stream ahead by itself. Fetches the rest of
-// the next block.
+// adds the block's weighted values for N query heads; each value is loaded once for all heads, and rows are processed
+// whole where their sums fit the registers: the processor prefetches such a stream by itself. Prefetches the rest of the
+// next block.
 template <typename T, int C, int N>
 inline void add_values(const Block<T>& block, const Block<T>& next, const float (*weights)[BLOCK], float* partial) {
   constexpr int STEP = std::min(C, 8);
@@ -177,7 +177,7 @@ inline void add_values(const Block<T>& block, const Block<T>& next, const float 
   }
 }
 
-// turns the block's products into weights, and rescales what the head has summed so far
+// converts the block's products to weights, and rescales the head's sums so far
 template <typename T>
 inline void weigh(const Block<T>& block, const uint8_t* mask, int64_t prefix, float log2_scale, float* s, float& peak,
                   float& total, float* partial, int64_t dim) {
@@ -237,7 +237,7 @@ void attend(const Call& call, const Piece& piece, const Q* q, float* partial, fl
 
   auto fill = [&](Block<T>& block, int64_t low) {
     block.n = 0;
-    // past the piece too: whoever works on the next piece finds it in the cache
+    // past the piece too: the thread of the next piece finds it in the cache
     const int64_t high = std::min<int64_t>(low + BLOCK, piece.slots);
     for (int64_t i = low; i < high; i++) {
       const int64_t slot = index ? index[i] : i;
@@ -278,7 +278,7 @@ void run(const Call& call, const Q* q) {
   }
   first[call.jobs] = (int64_t)pieces.size();
   const int64_t n = (int64_t)pieces.size();
-  // not a vector, which would be filled with zeros first
+  // not a std::vector, which would be zeroed first
   const std::unique_ptr<float[]> partial(new float[n * G * D]), peak(new float[n * G]), total(new float[n * G]);
 
   #pragma omp parallel for schedule(dynamic, 4)
@@ -304,7 +304,7 @@ void run(const Call& call, const Q* q) {
   }
 }
 
-// takes the products of bf16 where the processor has them and the queries are bf16 numbers
+// uses bf16 products where the processor has them and the queries are bf16
 template <typename T, int C>
 void start(const Call& call) {
 #ifdef __AVX512BF16__
@@ -356,7 +356,7 @@ extern "C" int kvbench_sparse_decode(
 
 namespace {
 
-// rows that share one layout: a table of their jobs
+// rows with the same layout: a table of their jobs
 struct Rows {
   int64_t rows, heads, share, group, dim, prefix, tail, indexed;
   // address, bytes from row to row and from head to head; address 0: none

@@ -20,7 +20,7 @@ CODES = {None: 0, "e4m3": 1, "e5m2": 2}
 
 @triton.jit
 def fp8_number(x, CODE: tl.constexpr):
-    """The number that a byte stands for; e4m3 has 8 less of exponent bias than fp16, e5m2 is the upper half of one."""
+    """The number of a byte; e4m3 has 8 less of exponent bias than fp16, e5m2 is the upper half of one."""
     if CODE == 1:
         wide = x.to(tl.uint16)
         bits = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
@@ -34,7 +34,7 @@ def fp8_number(x, CODE: tl.constexpr):
 def slot_numbers(Prefix, Late, early, at, d, mask):
     """Numbers at `at + d` of the prefix, or of the tail where a slot is not early."""
     if tl.target_info.is_hip():
-        # the AMD compiler takes no choice between two pointers to less than 2 GB (TritonAMDGPUCanonicalizePointers)
+        # the AMD compiler cannot select between two pointers to less than 2 GB (TritonAMDGPUCanonicalizePointers)
         prefix = tl.load(Prefix + at + d, mask=mask & early, other=0)
         late = tl.load(Late + at + d, mask=mask & (early == 0), other=0)
         x = tl.where(early, prefix, late)
@@ -148,7 +148,7 @@ def sparse_decode_merge(
     lse = tl.load(Piece_lse + head * SPLITS + s, mask=s < SPLITS, other=float("-inf"))
     top = tl.max(lse, 0)
     weights = tl.exp(lse - tl.where(top == float("-inf"), 0.0, top))
-    # an empty piece wrote zeros, but need not be read
+    # an empty piece holds zeros and need not be read
     pieces = tl.load(
         Pieces + (head * SPLITS + s)[:, None] * D + d[None, :],
         mask=(weights > 0)[:, None] & (d < D)[None, :], other=0.0,
@@ -234,5 +234,5 @@ def sparse_decode(
 
 
 def _row_and_head(x: Tensor) -> tuple[int, int]:
-    """Strides of rows and KV heads; rows that share a prefix do not step."""
+    """Strides of rows and KV heads; 0 for rows that share a prefix."""
     return (x.stride(0) if x.shape[0] > 1 else 0), x.stride(1)

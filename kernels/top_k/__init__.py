@@ -18,22 +18,22 @@ def form(device: torch.device, dtype: torch.dtype) -> str:
 def top_k(scores: Tensor, k: int) -> Tensor:
     """Positions of the k highest scores, ascending: int64 `[..., min(k, T)]`, ties to the earlier position.
 
-    The shape of the result does not depend on the scores, so that a CUDA graph can hold it.
+    The shape of the result does not depend on the scores, as CUDA graphs need.
 
     Args:
         scores: `[..., T]`, no NaN.
-        k: how many.
+        k: number of positions.
     """
     module = forms.dispatch(__name__, form, scores.device, scores.dtype)
     return module.top_k(scores, k)
 
 
 def top_k_mask(scores: Tensor, k: int) -> Tensor:
-    """Marks the k highest scores along the last dimension; among equal scores the earlier position wins.
+    """Mask of the k highest scores along the last dimension; among equal scores the earlier position wins.
 
     Args:
         scores: `[..., T]`, no NaN.
-        k: how many, at most T are marked.
+        k: number of positions, at most T are marked.
 
     Returns:
         bool `[..., T]` with exactly `min(k, T)` True per row.
@@ -45,24 +45,24 @@ def top_k_mask(scores: Tensor, k: int) -> Tensor:
 def lowest(scores: Tensor, k: int) -> Tensor:
     """Positions of the k lowest scores, descending: int64 `[..., min(k, T)]`, ties to the later position.
 
-    What `top_k` of the others would leave.
+    The complement of `top_k` of the others.
     """
     return scores.shape[-1] - 1 - top_k(-scores.flip(-1), k)
 
 
 def select_tokens(scores_XP: Tensor, tokens: int, page: int, length: Tensor) -> Tensor:
-    """Slots of the pages of highest score, until they hold `tokens` tokens; among equal pages the earlier wins.
+    """Slots of the pages of highest score, up to `tokens` tokens; among equal pages the earlier wins.
 
     Args:
         scores_XP: `[..., P]`, no NaN among the pages in use; pages are runs of `page` slots, the last one may be
             partial.
-        tokens: slots wanted.
+        tokens: slots to select.
         page: tokens per page.
         length: slots in use, an integer tensor of one element.
 
     Returns:
-        int32 `[..., tokens]`, ascending; -1 behind the last where fewer slots are in use. A page that does not fit
-        gives its first tokens.
+        int32 `[..., tokens]`, ascending; padded with -1 if fewer slots are in use. The last page is cut to its first
+        tokens if it does not fit.
     """
     module = forms.dispatch(__name__, form, scores_XP.device, scores_XP.dtype)
     return module.select_tokens(scores_XP, tokens, page, length)

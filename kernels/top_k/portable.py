@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def top_k_mask(scores: Tensor, k: int) -> Tensor:
-    """Marks the k highest scores; see `kernels.top_k.top_k_mask`."""
+    """Mask of the k highest scores; see `kernels.top_k.top_k_mask`."""
     if k >= scores.shape[-1]:
         return torch.ones_like(scores, dtype=torch.bool)
     if k <= 0:

@@ -1,4 +1,4 @@
-// The tokens of the pages of highest score, until they are enough; equal pages in their order.
+// The tokens of the pages of highest score, up to a count; equal pages in their order.
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
@@ -18,7 +18,7 @@ extern "C" void kvbench_select_tokens(
     auto before = [&](int32_t a, int32_t b) { return score[a] > score[b] || (score[a] == score[b] && a < b); };
     if (enough < used) std::nth_element(order.begin(), order.begin() + enough, order.end(), before);
     order.resize(enough);
-    // only the pages of lowest score can be cut: the last two, and the partial page may make them three
+    // only the pages of lowest score can be cut: the last two, or three with the partial page
     const int64_t certain = std::max<int64_t>(0, enough - 3);
     std::nth_element(order.begin(), order.begin() + certain, order.end(), before);
     std::sort(order.begin() + certain, order.end(), before);

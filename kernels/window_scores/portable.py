@@ -15,7 +15,7 @@ def window_scores(q_QWD: Tensor, k_HTD: Tensor, scaling: float) -> Tensor:
     out_HGT = torch.empty(heads, group, length, dtype=torch.float32, device=k_HTD.device)
     future = torch.ones(window, window, dtype=torch.bool, device=k_HTD.device).triu(1)
     for head in range(heads):
-        # in fp32 from the product on: bf16 logits tie, and a tie keeps the earlier token
+        # fp32 products: bf16 logits would tie, and a tie keeps the earlier token
         q_RD = q_QWD[head * group : (head + 1) * group].reshape(group * window, dim).float()
         logits_GWT = (q_RD @ k_HTD[head].float().T).mul_(scaling).view(group, window, length)
         logits_GWT[..., length - window :].masked_fill_(future, -torch.inf)

@@ -24,7 +24,7 @@ def window_lse(
     block, head, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     row = block * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, DP)
-    # rows are the group's queries, head by head: row % window is the place in the window
+    # rows are the group's queries, head by head: row % window is the position in the window
     position = length - window + row % window
     q = tl.load(
         Q + (head * rows + row)[:, None] * D + d[None, :],

@@ -97,7 +97,7 @@ void sum_piece(const Call& call, int64_t head, int64_t low, int64_t high, float*
           const Vec x = load(&s[j * ROWS + v]);
           top = x > top ? x : top;
         }
-        // a row that has seen no key yet would subtract infinities
+        // a row without keys so far would subtract infinities
         const Vec base = top == -INFINITY ? Vec{} : top;
         Vec total = load(&mass[row + v]) * power(before - base);
         for (int j = 0; j < KEYS; j++) total += power(load(&s[j * ROWS + v]) - base);
@@ -150,7 +150,7 @@ int run(const Call& call) {
       float top = -INFINITY, mass = 0.f;
       for (int64_t p = 0; p < pieces; p++) top = std::max(top, first[p * call.rows]);
       for (int64_t p = 0; p < pieces; p++) mass += exp2f(first[p * call.rows] - top);
-      // what only fills up the vectors gets no attention
+      // padding of the vectors gets no attention
       lse[n] = call.real(n % call.rows) ? top + std::log2(mass) : INFINITY;
     }
     #pragma omp for schedule(dynamic, 1)

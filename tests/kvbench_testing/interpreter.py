@@ -1,7 +1,7 @@
 """Triton's interpreter for tests on a machine without a GPU: corrected, watched and counted.
 
 The stock interpreter keeps bf16 as its raw bits, computes with these, and truncates where a GPU rounds to
-nearest. `corrected` mends what the kernels here use: casts and `tl.dot`. Everything else they do in fp32.
+nearest. `corrected` fixes casts and `tl.dot`; the kernels compute everything else in fp32.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ def f32_to_bf16(x: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def corrected() -> Iterator[None]:
-    """bf16 and rounding as on a GPU, inside the context."""
+    """Inside the context, bf16 and rounding are those of a GPU."""
     import triton.language as tl
     from triton.runtime import interpreter
 
@@ -78,7 +78,7 @@ class Traffic:
 
 @contextlib.contextmanager
 def watched(**tensors) -> Iterator[Traffic]:
-    """Counts bytes per tensor; what is none of them counts as "scratch", and must lie in a tensor that a kernel got.
+    """Counts bytes per tensor; other tensors that a kernel was given count as "scratch".
 
     Raises:
         IndexError: an access outside the tensors that the kernel was given.

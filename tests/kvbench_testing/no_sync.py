@@ -1,8 +1,8 @@
-"""Decodes steps with the Triton forms on a GPU that is not there, and fails where the host would wait for it.
+"""Decodes steps with the Triton forms on a stand-in for a GPU, and fails where the host would wait for the device.
 
     TRITON_INTERPRET=0 python -P no_sync.py FOLDER_OF_A_MODEL METHOD...
 
-What a launch would compile is compiled; nothing runs, so that the numbers are meaningless.
+Launches only compile, so that the numbers are meaningless.
 """
 
 import sys

@@ -7,8 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class Graph(TorchDispatchMode):
     """Records the operations of one step and repeats them on the same memory, as a CUDA graph does.
 
-    Python does not run again in a replay, so that whatever a step reads from Python instead of from a tensor keeps
-    the value it had while recording. Reading a number from the device ends the recording with an error.
+    A replay does not run Python: a value that a step reads from Python instead of from a tensor stays as it was when
+    recorded. Reading a number from the device fails.
     """
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""Every kernel test: a corrected interpreter, and NaN in whatever a form allocates and does not write."""
+"""Fixtures of every kernel test: a corrected interpreter, and NaN in memory that is allocated and not written."""
 
 import contextlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for GPUs that are not here, without spills and within their shared memory."""
+"""Every Triton kernel compiles for several GPUs, none of them present, without spills and within shared memory."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ FEW |= {("gfx942", kernel) for kernel in ("sparse_decode_pieces", "window_lse", 
 
 
 def compiled(folder, *arguments):
-    """The table of a run in a process of its own, where the interpreter is off."""
+    """The table of a run in another process, where the interpreter is off."""
     done = subprocess.run(
         [sys.executable, "-m", "kvbench.kernels.dev.aot", "--csv", folder / "aot.csv", "--check", TABLE, *arguments],
         env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True,
@@ -56,7 +56,7 @@ def test_every_target_and_dtype(tmp_path):
     assert len(frame) == len(pd.read_csv(TABLE)), "renew results/kernels/aot.csv"
 
 
-def test_a_regression_is_told():
+def test_a_regression_is_reported():
     # not at the top: it imports the kernels
     from kvbench.kernels.dev.aot import regressions
 
@@ -65,8 +65,8 @@ def test_a_regression_is_told():
     new = old.copy()
     new.loc[0, "registers"] = int(old.loc[0, "registers"] * 1.1) + 1
     new.loc[1, "spills"] = 3
-    told = regressions(new.drop(index=2), old)
-    assert len(told) == 3 and "spills" in told[0] and "became" in told[1] and "gone" in told[2]
+    found = regressions(new.drop(index=2), old)
+    assert len(found) == 3 and "spills" in found[0] and "before" in found[1] and "missing" in found[2]
     assert regressions(new.assign(triton="0.0", spills=0), old) == []
 
 
@@ -79,7 +79,7 @@ def test_an_unknown_target_is_refused():
 
 
 def test_no_step_of_the_engine_waits_for_the_gpu(tiny_model_dir):
-    # garbage indices, as from top_k here, must not reach torch: no sparq
+    # no sparq: its indices come from top_k, which does not run here, and torch would use the garbage
     methods = ["dense", "quest", "hsa", "rocketkv", "snapkv+fp8_e4m3"]
     script = Path(__file__).parents[1] / "kvbench_testing" / "no_sync.py"
     done = subprocess.run(

@@ -27,7 +27,7 @@ def test_every_operation_is_timed_and_compared(tmp_path, monkeypatch, capsys):
     assert "GB/s" in capsys.readouterr().out
 
 
-def test_a_time_limit_keeps_what_was_timed_and_tells_the_rest(tmp_path, capsys):
+def test_a_time_limit_keeps_timed_rows_and_reports_the_rest(tmp_path, capsys):
     path = tmp_path / "bench.csv"
     bench.main(
         ["--lengths", "320,64", "--budgets", "32", "--repeats", "1", "--limit", "0", "--csv", str(path)]
@@ -40,7 +40,7 @@ def test_a_time_limit_keeps_what_was_timed_and_tells_the_rest(tmp_path, capsys):
     assert "time limit of 0 s: selected decode 2 pages of 16, 64 tokens" in capsys.readouterr().out
 
 
-def test_an_error_keeps_what_was_timed(tmp_path, monkeypatch):
+def test_an_error_keeps_timed_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "quest_scores", None)
     path = tmp_path / "bench.csv"
     with pytest.raises(TypeError):

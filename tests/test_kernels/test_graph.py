@@ -1,4 +1,4 @@
-"""Decode steps in a CUDA graph: replayed on changed inputs they give what the same step gives eagerly."""
+"""Decode steps in a CUDA graph: a replay on changed inputs equals the eager step."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ PAGES = -(-(KEPT + ROOM) // PAGE)
 
 
 class Cache:
-    """What a decode step reads and appends to, on static tensors: two rows that share a prefix."""
+    """Static tensors of a decode step: two rows that share a prefix."""
 
     def __init__(self, device: str) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -37,7 +37,7 @@ class Cache:
         self.q, self.new_k, self.new_v = draw(2, HEADS, GROUP, DIM), draw(2, HEADS, DIM), draw(2, HEADS, DIM)
 
     def append(self) -> None:
-        """The new token into tail and bounds."""
+        """Appends the new token to tail and bounds."""
         low, high = self.bounds.transpose(-1, -2).split(DIM, -1)
         update_page_bounds(low, high, self.new_k, (self.tail + KEPT) // PAGE)
         self.k_tail.index_copy_(2, self.tail, self.new_k[:, :, None])
@@ -45,7 +45,7 @@ class Cache:
         self.tail.add_(1)
 
     def state(self) -> list[Tensor]:
-        """What a step changes."""
+        """Tensors that a step changes."""
         return [self.bounds, self.k_tail, self.v_tail, self.tail]
 
     def next_inputs(self, seed: int) -> None:
@@ -83,7 +83,7 @@ STEPS: list[Callable[[Cache], tuple[Tensor, ...]]] = [dense, rocketkv, quest]
 
 
 def eagerly(step: Callable[[Cache], tuple[Tensor, ...]], device: str, steps: int) -> list[list[Tensor]]:
-    """What every step gives, from an empty tail."""
+    """Results of every step, from an empty tail."""
     cache, results = Cache(device), []
     for n in range(steps):
         cache.next_inputs(n)
@@ -111,7 +111,7 @@ def check_replays(cache: Cache, record: Callable[[], tuple], expected: list[list
     """Records a step, and replays it on the inputs of all steps from an empty tail."""
     start = [x.clone() for x in cache.state()]
     results, replay = record()
-    # as if neither warm-up nor recording had been
+    # undo warm-up and recording
     for x, before in zip(cache.state(), start, strict=True):
         x.copy_(before)
     for n, wanted in enumerate(expected):

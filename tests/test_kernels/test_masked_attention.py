@@ -1,4 +1,4 @@
-"""Attention of several tokens at once, as a CPU and as a GPU ask torch for it."""
+"""Attention of several tokens at once, by the calls of torch for a CPU and for a GPU."""
 
 import pytest
 import torch

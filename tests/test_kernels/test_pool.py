@@ -1,4 +1,4 @@
-"""Pooling and chunk sums: every form against the fp64 reference, and the compiled one against torch to the last bit."""
+"""Pooling and chunk sums: every form against the fp64 reference; the compiled one is bit-identical to torch."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def run(form, name, scores, *args):
     [(1, 7, 3), (2, 1, 1), (17, 63, 4), (331, 5, 8), (1000, 63, 1), (4097, 7, 2)],
 )
 def test_pool(form, kind, length, kernel, group):
-    # rows that do not follow each other, as those before the window
+    # not contiguous, as the rows before the window
     scores = draw(2 * group, length + 5)[:, :length]
     out = run(form, "pool", scores, kernel, kind, group)
     assert out.shape == (2, length)
@@ -93,7 +93,7 @@ def test_methods_keep_the_same_tokens(form):
 
     def kept(method):
         snapshot = LayerSnapshot(k, k, q, 0, 1, 0.3)
-        # the attention itself in one form: this is about what follows
+        # the attention in one form: only the operations after it are compared
         with forms.using("portable"):
             snapshot.window_scores(8)
         tokens = method.keep(snapshot, method.scores(snapshot), Quota(100))

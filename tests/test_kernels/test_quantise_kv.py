@@ -18,7 +18,7 @@ def draw(*shape, dtype=torch.float32, scale=1.0):
 
 
 def run(form, name, *args):
-    """An operation in one of its forms, where that form runs."""
+    """Runs an operation in one form, on a device of that form."""
     on = DEVICE if form == "triton" else "cpu"
     function = getattr(forms.load(quantise_kv.__name__, form), name)
     result = function(*(x.to(on) if torch.is_tensor(x) else x for x in args))
@@ -54,7 +54,7 @@ def test_between_two_fp8_numbers_the_nearer_is_taken_and_the_even_one_of_ties(fo
 @pytest.mark.parametrize("code", FP8)
 @pytest.mark.parametrize("per_head", [False, True])
 def test_fp8_there_and_back(form, dtype, code, per_head):
-    # heads that are a part of a wider tensor, tiny and saturating numbers
+    # heads of a wider tensor, tiny and saturating numbers
     x = draw(2, 4, 19, 40, dtype=dtype)[:, 1:]
     x[0, 0, 0] *= 1e-4
     x[1, 2, 3] *= 100

@@ -21,7 +21,7 @@ def draw(*shape, dtype=torch.float32, seed=0):
 
 
 def call(form, module, name, *args):
-    """An operation's function in one of its forms, where that form runs."""
+    """Runs an operation's function in one form, on a device of that form."""
     function = getattr(forms.load(module.__name__, form), name)
     if form != "triton":
         return function(*args)
@@ -126,7 +126,7 @@ def test_hsa_scores(form, dtype, group, dim, length, page, channels):
 
 @pytest.mark.parametrize("form", forms_of(hsa_scores, "hsa_scores"))
 def test_hsa_scores_of_query_heads_that_are_zero_in_all_chosen_channels(form):
-    # a token whose embedding is zero has such queries, in every head, in the first layer of some models
+    # tokens with a zero embedding have such queries in every head of the first layer of some models
     k, q = draw(1, 2, 40, 64), draw(1, 2, 3, 64)
     q[0, 0, 1], q[0, 1] = 0, 0
     q[0, 0, 2] = torch.where(q[0, 0, 0].abs() > 1, 0, q[0, 0, 2] / 100)

@@ -237,6 +237,6 @@ def test_rows_do_not_depend_on_their_neighbours():
 
 
 @needs_compiler
-def test_shapes_that_are_not_compiled_in_are_said_to_be_unavailable():
+def test_other_shapes_than_the_compiled_ones_are_unavailable():
     assert not cpu.available(head_dim=48)
     assert not cpu.available(group=33)

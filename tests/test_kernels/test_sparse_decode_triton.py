@@ -1,4 +1,4 @@
-"""What only the Triton form of the decode attention has: dtypes, fp8 codes, ragged lengths, bounds and races."""
+"""The Triton form of the decode attention: dtypes, fp8 codes, ragged lengths, bounds and races."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_fp8_codes_are_read_exactly(dtype, code, stored):
     out, _ = run(q, *(x.view(torch.uint8) for x in codes), torch.tensor(3), 0.125, fp8=fp8)
     torch_out, _ = portable.sparse_decode(q, *(x.to(dtype) for x in plain), torch.tensor(3), 0.125)
     assert rms(out - expected) <= 2 * rms(torch_out - expected)
-    # other forms get numbers made of the codes
+    # other forms get decoded numbers
     fp8 = FP8(code, k_scale.view(1, 2, 1, 1), v_scale.view(1, 2, 1, 1))
     with using("portable"):
         decoded, _ = sparse_decode(q, *(x.view(torch.uint8) for x in codes), torch.tensor(3), 0.125, fp8=fp8)
@@ -94,7 +94,7 @@ def test_rows_and_heads_of_different_lengths():
     used = torch.tensor([[331, 17], [0, 200]])
     for r in range(2):
         for h in range(2):
-            # what lies beyond must not be read
+            # slots beyond must not be read
             k[r, h, used[r, h] :] = v[r, h, used[r, h] :] = torch.nan
     out, _ = run(*args, torch.tensor(2), 0.125, used_RH=used.int())
 

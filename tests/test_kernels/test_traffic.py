@@ -1,4 +1,4 @@
-"""Bytes that the kernels really load and store, counted in the interpreter, against the cost model."""
+"""Bytes that the kernels load and store, counted in the interpreter, against the cost model."""
 
 import pytest
 import torch
@@ -135,7 +135,7 @@ def test_window_scores_read_keys_twice_and_write_no_matrix():
     with watched(q=q, k=k) as traffic:
         window_scores(q, k, 0.1)
     assert traffic.loaded["k"] <= 2 * k.numel() * 2
-    # the log-sum-exp of every query, and the result
+    # log-sum-exp of every query, and the result
     assert sum(traffic.stored.values()) == 4 * (4 * 16 + 4 * 500)
 
 
