@@ -17,9 +17,9 @@ from torch import Tensor
 
 from kvbench.config.errors import UserError
 from kvbench.cost.shapes import ModelShape
-from kvbench.formats.tokenwise import Rolling
 from kvbench.methods import Budget, Eviction, LayerRule, Method, Resolved, Shape, build
 from kvbench.methods.per_query_head import SLOT
+from kvbench.methods.storage import Rolling
 
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from kvbench.engine.lanes import BaseLane, attend_many, distinct
-from kvbench.formats.tokenwise import Rolling
 from kvbench.kernels.rope import rotate
 from kvbench.kernels.sparse_decode import FP8, sparse_decode
 from kvbench.methods.base import Eviction, Stored
+from kvbench.methods.storage import Rolling
 
 
 @dataclass(kw_only=True)

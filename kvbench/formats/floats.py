@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvbench.formats.tokenwise import Codec
 from kvbench.methods.base import Format
 from kvbench.methods.registry import register
+from kvbench.methods.storage import Codec
 
 
 @dataclass(frozen=True, kw_only=True)

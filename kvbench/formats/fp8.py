@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kvbench.formats.tokenwise import Codec
 from kvbench.kernels.quantise_kv import FP8, from_fp8, to_fp8
 from kvbench.methods.base import Format
 from kvbench.methods.registry import register
+from kvbench.methods.storage import Codec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from kvbench.formats.tokenwise import Codec, Rolling, Split
 from kvbench.kernels.sparse_decode import FP8
 from kvbench.methods.base.component import Component
+from kvbench.methods.storage import Codec, Rolling, Split
 
 
 class Stored(Protocol):
