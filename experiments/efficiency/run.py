@@ -90,7 +90,7 @@ def _check_methods(groups: Sequence[Group]) -> None:
     methods = {c.label for g in groups for c in g.cells if "answer" in c.method.needs}
     if methods:
         raise UserError(
-            f"method: {', '.join(sorted(methods))} needs to be told the answer; no server can do that"
+            f"method: {', '.join(sorted(methods))} needs the answer in advance, which no server has"
         )
 
 

@@ -97,7 +97,7 @@ def prompt_parts(
         methods: one per cell.
 
     Returns:
-        One part, or in a later turn up to two: cells that keep the first turn's cache, and cells that filter anew.
+        One part, or in a later turn up to two: cells that keep the first turn's cache, and cells that filter again.
     """
     whole = split_prompt(ids, context_end, protocol, first_token)
     if first_end is None:

@@ -1,4 +1,4 @@
-"""Turns of a conversation: methods that keep the first turn's cache, and methods that filter anew."""
+"""Turns of a conversation: methods that keep the first turn's cache, and methods that filter again."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def frame(config, tmp_path_factory):
     return report.load(folder).cells()
 
 
-def test_every_turn_of_every_method_is_there(frame):
+def test_every_turn_has_a_row_per_method(frame):
     assert len(frame) == 4 * 7 and frame["cell"].is_unique
     assert sorted({meta["turn"] for meta in frame["meta"]}) == [0, 1, 2, 3]
     assert set(frame["kl_tokens"]) == {8}
@@ -60,13 +60,13 @@ def turns(frame, method):
     return frame[frame["method"] == method].sort_values("sample").to_dict("records")
 
 
-def test_what_the_first_turn_left_is_kept(frame):
+def test_later_turns_keep_the_cache_of_the_first(frame):
     for method in ("snapkv", "h2o", "static_oracle", "rocketkv"):
         rows = turns(frame, method)
         assert len({row["kept_tokens"] for row in rows}) == 1
         assert len({row["compressed_tokens"] for row in rows}) == 1
     assert {row["kept_tokens"] for row in turns(frame, "snapkv")} == {200}
-    # rolling: nothing grows
+    # a rolling cache does not grow
     assert len({row["bytes_resident_end"] for row in turns(frame, "h2o")}) == 1
     ends = [row["bytes_resident_end"] for row in turns(frame, "snapkv")]
     assert ends == sorted(set(ends))
@@ -77,17 +77,17 @@ def test_rocketkv_mt_stores_everything_and_filters_the_same_number_at_every_turn
     lengths = [row["prompt_tokens"] - 1 for row in rows]
     assert [row["kept_tokens"] for row in rows] == lengths == [row["compressed_tokens"] for row in rows]
     assert lengths == sorted(set(lengths))
-    # beside the stored conversation, what is filtered has the size that it had in the first turn
+    # in addition to the stored conversation, the filtered tokens take as many bytes as in the first turn
     slot = 2 * 2 * 16 * 4 * 3
     filtered = {row["bytes_resident"] - slot * (row["prompt_tokens"] - 1) for row in rows}
     assert filtered == {plain[0]["bytes_resident"]}
-    # the first turn is RocketKV's; afterwards it goes on with other tokens
+    # only the first turn equals RocketKV's
     assert rows[0]["output_ids"] == plain[0]["output_ids"]
     assert rows[0]["kl_to_dense"] == pytest.approx(plain[0]["kl_to_dense"], abs=1e-4)
 
 
 @pytest.fixture(scope="module")
-def asked(config, tmp_path_factory):
+def model_and_prompts(config, tmp_path_factory):
     """The model, and the prompts of the four turns."""
     cfg = config(tmp_path_factory.mktemp("unused"))
     loaded = load_model(cfg.model, register_attention())
@@ -96,8 +96,8 @@ def asked(config, tmp_path_factory):
     return loaded.model, [renderer.render(sample).ids for sample in samples]
 
 
-def test_dense_continues_the_conversation_as_an_eager_model(frame, asked):
-    model, prompts = asked
+def test_dense_continues_the_conversation_as_an_eager_model(frame, model_and_prompts):
+    model, prompts = model_and_prompts
     twin = AutoModelForCausalLM.from_pretrained(model.name_or_path, attn_implementation="eager").eval()
     for ids, row in zip(prompts, turns(frame, "dense"), strict=True):
         with torch.inference_mode():
@@ -109,8 +109,10 @@ def test_dense_continues_the_conversation_as_an_eager_model(frame, asked):
         assert row["output_ids"] == out
 
 
-def test_rocketkv_mt_of_a_turn_is_rocketkv_of_the_whole_conversation_at_the_first_turns_sizes(frame, asked):
-    model, prompts = asked
+def test_rocketkv_mt_of_a_turn_is_rocketkv_of_the_whole_conversation_at_the_first_turns_sizes(
+    frame, model_and_prompts
+):
+    model, prompts = model_and_prompts
     shape = Shape(len(prompts[0]) - 1, 8, 3, 16)
     cell = build({"method": "rocketkv", "window": 32}).resolve(shape, Budget(tokens=200))
     for ids, row in zip(prompts, turns(frame, "rocketkv_mt"), strict=True):
@@ -141,7 +143,7 @@ def test_a_budget_that_covers_the_first_turn_only_is_kept_in_later_ones(frame, c
     assert {row["bytes_resident_end"] for row in later["h2o"]} == {(first + 8) * slot + sums}
     for row, kept in zip(later["quest"], later["snapkv"], strict=True):
         assert row["bytes_read_per_step"] < kept["bytes_read_per_step"]
-    # an eviction after the first turn has nothing to evict there: it goes on as dense
+    # there is nothing to evict after the first turn: the result is dense
     assert all(row["budget_covers_prompt"] for row in later["snapkv"])
 
 
@@ -157,8 +159,8 @@ def test_first_token_from_prefill_in_the_first_turn(config, tmp_path):
     assert lengths["snapkv"] == lengths["dense"] < lengths["rocketkv_mt"]
 
 
-def test_no_time_is_measured_of_what_must_be_told_the_answer(config, tmp_path):
-    with pytest.raises(UserError, match="method: static_oracle needs to be told the answer"):
+def test_efficiency_runs_refuse_methods_that_need_the_answer(config, tmp_path):
+    with pytest.raises(UserError, match="method: static_oracle needs the answer in advance"):
         run_efficiency(config(tmp_path, "limit=1"), Progress)
 
 
@@ -167,6 +169,6 @@ def test_a_conversation_is_query_aware(config, tmp_path):
         run_accuracy(config(tmp_path, "protocol=query_agnostic"), Progress)
 
 
-def test_only_rocketkv_mt_filters_anew():
-    anew = {name for name, cls in registry().items() if getattr(cls(), "on_turn", "keep") == "filter"}
-    assert anew == {"rocketkv_mt"}
+def test_only_rocketkv_mt_filters_in_every_turn():
+    filtering = {name for name, cls in registry().items() if getattr(cls(), "on_turn", "keep") == "filter"}
+    assert filtering == {"rocketkv_mt"}

@@ -83,7 +83,7 @@ def test_generate_gives_the_tokens_of_the_engine(model, folder, entry, tokens):
     assert found == (result.dense if cell.dense else result.cells[0]).ids
 
 
-def test_the_dense_cache_is_transformers_own(model):
+def test_the_dense_cache_gives_the_tokens_of_transformers(model):
     ids = prompt(150)
     expected = generate(model, None, [ids])
     assert generate(model, make(model, {"method": "dense"}, None), [ids]) == expected
@@ -131,7 +131,7 @@ def test_a_prompt_of_one_token(model):
     assert len(generate(model, make(model, {"method": "snapkv"}, 40), [[7]])[0]) == NEW
 
 
-def test_the_model_is_switched_and_says_so(model):
+def test_switching_the_attention_warns(model):
     with pytest.warns(UserWarning, match="now 'kvbench', it was 'eager'"):
         kvbench.cache(model, "dense", max_new_tokens=4)
     with warnings.catch_warnings():
@@ -141,7 +141,7 @@ def test_the_model_is_switched_and_says_so(model):
     assert len(generate(model, None, [prompt(20)])[0]) == NEW
 
 
-def test_mistakes_are_told_in_one_line(model):
+def test_mistakes_are_one_line(model):
     ids = [prompt(60)]
     with pytest.raises(UserError, match="static_oracle needs the answer in advance"):
         kvbench.cache(model, "static_oracle", tokens=40, max_new_tokens=10)
@@ -171,7 +171,7 @@ def test_mistakes_are_told_in_one_line(model):
 @pytest.mark.parametrize(
     ("entry", "tokens"), [ENTRIES[n] for n in (0, 1, 7, 8, 11)], ids=lambda e: str(e)[:60]
 )
-def test_a_copy_goes_its_own_way(model, entry, tokens):
+def test_a_copy_is_independent(model, entry, tokens):
     def after(cache, *given):
         for token in given:
             position = torch.tensor([[cache.get_seq_length()]])
@@ -215,14 +215,14 @@ SMALL = {
         ),
     ],
 )
-def test_models_whose_attention_is_another_one_are_refused(family, options, method, message):
+def test_models_with_unsupported_attention_are_refused(family, options, method, message):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SMALL, **options)).eval()
     tokens = 20 if method != "dense" else None
     with pytest.raises(UserError, match=message):
         generate(model, make(model, {"method": method}, tokens), [[n % 90 for n in range(56)]])
 
 
-def test_a_text_that_just_fits_the_sliding_window_is_served():
+def test_a_text_that_just_fits_the_sliding_window_is_accepted():
     config = AutoConfig.for_model("mistral", **SMALL, sliding_window=66)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     ids = [[n % 90 for n in range(56)]]

@@ -1,4 +1,4 @@
-"""The engine against independent decoding with transformers' own caches, and against itself."""
+"""The engine compared with decoding by transformers and its caches, and with itself."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def load(folder):
 
 
 def eager(model):
-    """The same weights with transformers' own eager attention."""
+    """The same weights with transformers' eager attention."""
     twin = AutoModelForCausalLM.from_pretrained(model.name_or_path, attn_implementation="eager")
     return twin.eval()
 
@@ -100,7 +100,7 @@ def reference(model, positions_per_layer, prompt=PROMPT, steps=NEW):
 
 
 class Recorder:
-    """A model that remembers the logits of every decode step."""
+    """A model that records the logits of every decode step."""
 
     def __init__(self, model):
         self.model, self.device, self.base_model, self.seen = model, model.device, model.base_model, []
@@ -194,7 +194,7 @@ def test_portable_and_compiled_kernels_give_the_same_tokens(llama):
         assert a.read == b.read and a.resident == b.resident
 
 
-def test_kl_is_the_divergence_over_dense_own_tokens(llama):
+def test_kl_is_the_divergence_over_the_tokens_of_dense(llama):
     cell = resolve(llama, *ENTRIES[2])
     recorder = Recorder(llama)
     result = run(recorder, [cell], prefill(llama, PROMPT[:-1], 64), kl=True)
@@ -265,7 +265,7 @@ def test_bytes_are_those_of_the_tensors(llama):
     assert rocket.read == pytest.approx(slot * read + scored)
 
 
-def test_ragged_heads_are_stored_as_long_as_they_are(llama):
+def test_ragged_heads_are_stored_without_padding(llama):
     cell = resolve(llama, *ENTRIES[4])
     result = run(llama, [cell])
     sizes = []

@@ -46,7 +46,7 @@ def model(tiny_model_dir):
 
 
 def decoded(model, entries, kl=True):
-    """Tokens and numbers of dense and of some cells, from a prefill of their own."""
+    """Tokens and numbers of dense and of some cells, from a separate prefill."""
     shape = Shape(len(PROMPT) - 1, NEW, LAYERS, DIM)
     cells = [build(entry).resolve(shape, Budget(tokens=tokens)) for entry, tokens in entries]
     snapshot = prefill(model, PROMPT[:-1], 16, chunk=64, needs=frozenset({"attention_sum"}))
@@ -123,7 +123,7 @@ def test_a_form_is_forced_only_inside():
     assert hsa_scores.form(where, dtype) == usual
 
 
-def test_what_a_form_cannot_do_runs_portable():
+def test_unsupported_arguments_run_the_portable_form():
     where = torch.device("cpu")
     with forms.using("compiled"):
         packages = [package for package in operations().values() if hasattr(package, "form")]

@@ -1,4 +1,4 @@
-"""`kvbench.keep` and `kvbench.select`: forms of the answer, and one line for every mistake."""
+"""`kvbench.keep` and `kvbench.select`: results, and one line per mistake."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def test_one_list_per_query_head_at_every_budget(tokens):
 
 
 @pytest.mark.parametrize("ratio", [0.25, "0.25"])
-def test_a_ratio_is_what_is_retained(ratio):
+def test_a_ratio_is_the_fraction_retained(ratio):
     assert shapes(kvbench.keep("knorm", *DATA, ratio=ratio)) == [[10, 10]] * 2
 
 
@@ -54,7 +54,7 @@ def test_rocketkv_selects_within_what_it_kept():
     assert shapes(read) == [[6, 6]] * 2 and max(int(slots[-1]) for slots in read[0]) < k.shape[2]
 
 
-def test_a_selection_is_shown_for_a_layer_that_it_does_not_leave_dense():
+def test_select_uses_a_layer_that_the_method_does_not_leave_dense():
     assert shapes(kvbench.select("quest", Q[:, :, -1], K, V, tokens=8, page=2)) == [[8, 8]] * 2
     read = kvbench.select("quest", Q[:, :, -1], K, V, tokens=8, page=2, heads="query_head")
     assert shapes(read) == [[8] * 6] * 2
@@ -86,7 +86,7 @@ def test_mistakes_are_one_line(call, message):
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
-def test_the_package_imports_no_torch_before_they_are_used():
+def test_the_package_imports_torch_on_first_use_only():
     code = (
         "import sys, kvbench as k; assert 'torch' not in sys.modules; k.keep; assert 'torch' in sys.modules"
     )

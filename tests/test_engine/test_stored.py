@@ -1,4 +1,4 @@
-"""Rows with a storage of their own in the engine: lossy formats, and evictions that go on while decoding."""
+"""Lanes that store every token: lossy formats, and evictions that go on while decoding."""
 
 import pytest
 import torch
@@ -69,21 +69,21 @@ def test_attention_sum_and_queries_are_those_of_an_eager_model(model, eager, chu
         assert torch.allclose(layer.window_scores(5), attention[0, :, -5:].sum(1), atol=1e-4)
 
 
-def test_what_nobody_needs_is_not_kept(model):
+def test_a_snapshot_holds_only_what_is_needed(model):
     layer = prefill(model, PROMPT[:-1], 8).layers[0]
     assert layer.attention_sum_QT is None and layer.rope is None and layer.q_QWD.shape[1] == 8
 
 
 def test_rotations_add_up_and_are_those_of_the_model(model):
     rope, x = rope_of(model), torch.randn(2, 5, DIM)
-    places = torch.tensor([0, 3, 17, 100, 299])
-    cos, sin = model.base_model.rotary_emb(x, places[None])
+    positions = torch.tensor([0, 3, 17, 100, 299])
+    cos, sin = model.base_model.rotary_emb(x, positions[None])
     exact, _ = apply_rotary_pos_emb(x[None], x[None], cos, sin)
-    turned = rotate(x, *rope(places))
-    assert torch.allclose(turned, exact[0], atol=1e-5)
-    assert torch.allclose(rotate(turned, *rope(-places)), x, atol=1e-4)
+    rotated = rotate(x, *rope(positions))
+    assert torch.allclose(rotated, exact[0], atol=1e-5)
+    assert torch.allclose(rotate(rotated, *rope(-positions)), x, atol=1e-4)
     assert torch.allclose(
-        rotate(turned, *rope(7 - places)), rotate(x, *rope(torch.tensor([7] * 5))), atol=1e-4
+        rotate(rotated, *rope(7 - positions)), rotate(x, *rope(torch.tensor([7] * 5))), atol=1e-4
     )
 
 
@@ -183,15 +183,15 @@ def test_reindexed_streaming_equals_positions_inside_the_cache(model, eager, sna
     kept = kept_by(cell, snapshot)
     reference = Reference(eager, snapshot, kept)
     rope = rope_of(model)
-    # every key as if it stood at its index in the cache, anew for each step; the query stands at the end
-    places = torch.arange(40)
+    # each step rotates every key to its index in the cache and the query to the end
+    targets = torch.arange(40)
     for layer in reference.cache.layers:
-        layer.keys = rotate(layer.keys, *rope(places - kept[0].positions[0]))
+        layer.keys = rotate(layer.keys, *rope(targets - kept[0].positions[0]))
 
     def choose(layer, probs):
         keys = reference.cache.layers[layer].keys
-        turned = rotate(keys[:, :, 5:], *rope(torch.tensor([-1] * 36)))
-        reference.cache.layers[layer].keys = torch.cat([keys[:, :, :5], turned], 2)
+        rotated = rotate(keys[:, :, 5:], *rope(torch.tensor([-1] * 36)))
+        reference.cache.layers[layer].keys = torch.cat([keys[:, :, :5], rotated], 2)
         return without(torch.tensor([4] * HEADS), 41)
 
     assert run(model, snapshot, [cell]).cells[0].ids == reference.decode(choose, position=40)
@@ -210,8 +210,8 @@ def test_rounding_of_reindexed_sinks_does_not_add_up(model, snapshot, format):
     for _ in range(500):
         lane.append(new.to(lane.store.slots[0].dtype) if format == "native" else new, new)
         lane.attend(q.to(lane.store.read()[0].dtype), 0.25, selecting=True)
-    turned = rotate(start[:, :, :4], *rope_of(model)(torch.tensor([500])))
-    error = (lane._read()[0][:, :, :4].float() - turned).norm() / turned.norm()
+    rotated = rotate(start[:, :, :4], *rope_of(model)(torch.tensor([500])))
+    error = (lane._read()[0][:, :, :4].float() - rotated).norm() / rotated.norm()
     assert error < {"native": 2**-8, "fp16": 1e-6, "fp8_e4m3": 1e-6}[format]
 
 

@@ -27,7 +27,7 @@ def test_a_prompt_outside_of_a_conversation_is_one_part():
     assert part.split == (IDS[:5], IDS[5:19], 19) and part.first_turn is None and part.cells == (0, 1)
 
 
-def test_methods_that_filter_anew_compress_the_whole_conversation():
+def test_methods_that_filter_again_compress_the_whole_conversation():
     methods = [build({"method": name}) for name in ("dense", "rocketkv_mt", "knorm")]
     keeping, filtering = prompt_parts(IDS, 5, "query_aware", "compressed", 9, methods)
     assert keeping.split == (IDS[:8], IDS[8:19], 19) and keeping.cells == (0, 2)

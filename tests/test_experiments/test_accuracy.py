@@ -69,7 +69,7 @@ def assert_same(found, expected):
         pd.testing.assert_series_equal(found[column], expected[column], rtol=1e-4, atol=1e-6)
 
 
-def test_every_cell_is_there_once_with_what_was_measured(undisturbed):
+def test_every_cell_has_one_record_with_its_measurements(undisturbed):
     assert len(undisturbed) == 6 * (1 + 4 * 2)
     assert undisturbed["cell"].is_unique
     dense = undisturbed[undisturbed["method"] == "dense"].set_index("sample")
@@ -86,7 +86,7 @@ def test_every_cell_is_there_once_with_what_was_measured(undisturbed):
     assert set(undisturbed["timing"]) == {"amortised"}
 
 
-def test_running_again_does_no_cell_and_no_prefill(config, tmp_path, monkeypatch):
+def test_a_finished_run_repeats_no_cell_and_no_prefill(config, tmp_path, monkeypatch):
     run_accuracy(config(tmp_path, "limit=1"), Progress)
     before = sorted((p.name, p.stat().st_size) for p in tmp_path.glob("cells-*"))
     monkeypatch.setattr(
@@ -120,7 +120,7 @@ def test_what_can_change_a_number_changes_the_cell(config, tmp_path):
         run_accuracy(config(tmp_path, "limit=1", "method=[snapkv]", "budget.tokens=[64]", change), Progress)
     frame = cells(tmp_path)
     assert (frame["method"] == "snapkv").sum() == 10
-    # the parameter of snapkv leaves dense alone
+    # the parameter of snapkv does not change dense
     assert (frame["method"] == "dense").sum() == 9
 
 
@@ -144,7 +144,7 @@ def test_kill_9_at_random_moments_loses_and_repeats_nothing(config, undisturbed,
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        # start-up takes seconds; once something is stored, strike within the next prompt
+        # start-up takes seconds; kill within the prompt after the first one stored
         stored = _lines(tmp_path)
         while process.poll() is None and _lines(tmp_path) == stored:
             time.sleep(0.02)

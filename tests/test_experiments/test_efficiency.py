@@ -1,4 +1,4 @@
-"""Efficiency runs: isolated rows, and steps that a CUDA graph could hold."""
+"""Efficiency runs: isolated rows, and steps that fit in a CUDA graph."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def model(tiny_model_dir):
 
 @pytest.fixture
 def portable():
-    """The torch forms, whose steps a recording sees."""
+    """The torch forms, whose steps can be recorded."""
     with using("portable"):
         yield
 
@@ -75,12 +75,12 @@ def test_a_recorded_step_replays_like_running_it(model, portable, entry):
         assert torch.allclose(ours.k_tail, theirs.k_tail, atol=1e-6)
 
 
-def test_what_moves_in_memory_is_not_recorded(model):
+def test_a_step_on_changing_memory_is_not_recordable(model):
     assert not make_step(model, {"method": "snapkv", "window": 8, "format": "int4"}).cache.recordable
 
 
 @torch.inference_mode()
-def test_rows_of_a_batch_have_caches_of_their_own(model):
+def test_rows_of_a_batch_share_no_cache(model):
     step = make_step(model, ENTRIES[1], rows=3)
     for layer in step.cache.batch_layers:
         (lane,) = layer.lanes
