@@ -122,7 +122,7 @@ def _notes(trace: Trace) -> list[str]:
         "The sessions have no content-block boundaries: `blocks` says what another cut moves.",
         "Most requests have no time to first byte: `ttft` says what taking the whole response time moves.",
         "Hash ids are local to a file, so what sessions share (tools, system) cannot be seen; "
-        "each session is taken as a cache of its own.",
-        "Up to 63 tokens at the end of each prompt have no hash id and are taken as uncached.",
+        "each session is replayed with a separate cache.",
+        "Up to 63 tokens at the end of each prompt have no hash id and count as uncached.",
         "Which lifetime is cheaper depends on the sessions; no result here says that one is in general.",
     ]

@@ -47,8 +47,8 @@ def break_even(curve: Sequence[int], plain: Sequence[int]) -> int | None:
     cheaper = [cost < other for cost, other in zip(curve, plain, strict=True)]
     if not cheaper or not cheaper[-1]:
         return None
-    dearer = [turn for turn, holds in enumerate(cheaper, 1) if not holds]
-    return dearer[-1] + 1 if dearer else 1
+    not_cheaper = [turn for turn, holds in enumerate(cheaper, 1) if not holds]
+    return not_cheaper[-1] + 1 if not_cheaper else 1
 
 
 def by_gap(

@@ -93,7 +93,7 @@ class Reply:
         if five is None and hour is None:
             five, hour = created, 0
             if created:
-                self.notes.append("no 5m/1h split reported; all writes are taken as 5m")
+                self.notes.append("no 5m/1h split reported; all writes count as 5m")
         five, hour = five or 0, hour or 0
         if five + hour != created:
             self.notes.append(
