@@ -8,7 +8,7 @@ import pandas as pd
 from kvbench.config.text import counted
 from kvbench.report.summary import METHOD, SAMPLE, SETTING, TASK, TIMING, joined
 
-# columns whose values should be one; a mixture of times is expected
+# columns that should have a single value
 _UNIFORM = {
     "device": "devices",
     "dtype": "dtypes",

@@ -1,4 +1,4 @@
-"""Two runs side by side, row by row, paired on the same samples."""
+"""Comparison of two runs, paired on the same samples."""
 
 from pathlib import Path
 
@@ -16,13 +16,13 @@ _VALUES = ["score", "kl_to_dense", "bytes_resident", "bytes_read_per_step"]
 
 
 def compare(run_a: str | Path, run_b: str | Path) -> pd.DataFrame:
-    """Rows that two runs share: same model, task, protocol, method, parameters and budget.
+    """Rows in both runs: same model, task, protocol, method, parameters and budget.
 
-    Only samples that both runs have count. `delta` is B minus A, with interval, p-value and Holm-adjusted
-    p-value; `same_output` is the share of samples with identical output tokens.
+    Uses only the samples in both runs. `delta` is B minus A, with interval, p-value and Holm-adjusted p-value;
+    `same_output` is the share of samples with identical output tokens.
 
     Raises:
-        UserError: a run is missing or empty, or they share no sample of any row.
+        UserError: a run is missing or empty, or the runs have no row and sample in common.
     """
     sides = [_by_sample(run) for run in (run_a, run_b)]
     pairs = sides[0].merge(sides[1], on=[*KEY, *SAMPLE], suffixes=("_a", "_b"))
@@ -52,7 +52,7 @@ def compare(run_a: str | Path, run_b: str | Path) -> pd.DataFrame:
 
 
 def comparison_text(frame: pd.DataFrame, run_a: str | Path, run_b: str | Path) -> str:
-    """Markdown of a frame from `compare`, one table per model and protocol."""
+    """The result of `compare` as Markdown, one table per model and protocol."""
     header = ["task", "length", "method", "budget", "n", "score A", "score B", "B - A", "verdict"]
     header += ["same output %", "KL A", "KL B", "resident MB A", "resident MB B"]
     caption = (
@@ -84,7 +84,7 @@ def _numbers(row: pd.Series) -> list[str]:
 
 
 def _by_sample(run: str | Path) -> pd.DataFrame:
-    """Scored cells of a run, one per row and sample."""
+    """Scored cells of a run, averaged per row and sample."""
     cells = load(run).prepared
     cells = cells[cells["score"].notna()]
     first = ["label", "task_label", "is_dense", "output_ids"]

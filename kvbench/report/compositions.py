@@ -1,4 +1,4 @@
-"""Evictions behind which a selection reads: a map of all pairs."""
+"""Compositions of an eviction and a selection: a map of all pairs."""
 
 import itertools
 import json
@@ -9,14 +9,14 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 
 from kvbench.report import style
-from kvbench.report.pareto import KL_SHOWN
+from kvbench.report.pareto import KL_FLOOR
 from kvbench.report.summary import distinguish
 
 ROLES = ["eviction", "selection"]
 
 
 def several(rows: pd.DataFrame) -> pd.Series:
-    """Mask of the compositions, where these are of several evictions and several selections."""
+    """Mask of the compositions; all False unless there are several evictions and several selections."""
     composed = rows["params"].map(lambda text: set(ROLES) <= json.loads(text).keys())
     found = rows[composed & rows["kl_to_dense"].notna() & rows["score"].notna()]
     enough = all(found[role].nunique() > 1 for role in ROLES)
@@ -24,7 +24,7 @@ def several(rows: pd.DataFrame) -> pd.Series:
 
 
 def pairs(rows: pd.DataFrame) -> style.Figure:
-    """KL as colour and score as number by eviction and selection; rows of one setting.
+    """KL (colour) and score (number) by eviction and selection; rows of one setting.
 
     One panel per length, task, budget, `keep` and format.
     """
@@ -34,7 +34,7 @@ def pairs(rows: pd.DataFrame) -> style.Figure:
         for role in (*ROLES, "format")
     }
     keep = [f"keeps {entry['keep']}, " if "keep" in entry else "" for entry in params]
-    rows = rows.assign(keep=keep, kl_to_dense=rows["kl_to_dense"].clip(lower=KL_SHOWN), **named)
+    rows = rows.assign(keep=keep, kl_to_dense=rows["kl_to_dense"].clip(lower=KL_FLOOR), **named)
     evictions, selections = (sorted(rows[role].unique()) for role in ROLES)
     groups = list(rows.groupby(["length", "task_label", "budget_requested", "keep", "format"]))
     columns = min(style.COLUMNS, len(groups))
@@ -44,8 +44,8 @@ def pairs(rows: pd.DataFrame) -> style.Figure:
     all_axes = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
     for unused in all_axes[len(groups) :]:
         unused.remove()
-    least, most = rows["kl_to_dense"].min(), rows["kl_to_dense"].max()
-    colours = ScalarMappable(LogNorm(least, max(most, 2 * least)), "cividis_r")
+    low, high = rows["kl_to_dense"].min(), rows["kl_to_dense"].max()
+    colours = ScalarMappable(LogNorm(low, max(high, 2 * low)), "cividis_r")
     for axes, ((length, task, budget, keep, form), panel) in zip(all_axes, groups, strict=False):
         kl, score = (
             panel.pivot_table(index="eviction", columns="selection", values=value)

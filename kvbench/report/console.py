@@ -1,4 +1,4 @@
-"""Plain-text views of a run for the command line."""
+"""Text about a run for the command line."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,10 +13,10 @@ _PAIRING = ("model", "dtype", "task", "length", "protocol", "timing", "seed", "s
 
 
 def status(run: str | Path) -> str:
-    """How far a run is, per task and method.
+    """Progress of a run by task and method.
 
-    Totals come from plan.json: `{"cells": [ids], "totals": [{"task", "method", "cells"}]}`; without it there
-    are only counts.
+    Totals come from plan.json: `{"cells": [ids], "totals": [{"task", "method", "cells"}]}`; without it only
+    finished cells are counted.
     """
     view = load(run)
     plan = view.plan
@@ -37,11 +37,11 @@ def status(run: str | Path) -> str:
 
 
 def explain(run: str | Path, cell: str) -> str:
-    """Everything about one cell, dense's answer on the same sample and the command that repeats it.
+    """All fields of a cell, dense's answer on the same sample, and the command that reruns it.
 
     Args:
         run: folder or name.
-        cell: the cell's id, or the beginning of it that only one cell has.
+        cell: the cell's id, or a unique prefix of it.
 
     Raises:
         UserError: no such run; no or several such cells.

@@ -13,7 +13,7 @@ def write_report(run_dir: str | Path) -> dict[str, Path]:
         run_dir: the run's folder, or its name under results/runs.
 
     Returns:
-        path of every file by its name inside the folder: "summary.csv", "table.md", "report.html",
+        The path of every file by its name in the folder: "summary.csv", "table.md", "report.html",
         "figures/<kind>.<model>....svg" and ".png".
 
     Raises:

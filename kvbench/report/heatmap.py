@@ -1,4 +1,4 @@
-"""Needle heat maps: where in a prompt a method loses what it was asked for."""
+"""Needle heat maps: score by depth of the needle and length of the prompt."""
 
 import itertools
 
@@ -11,11 +11,11 @@ from kvbench.config.text import counted
 from kvbench.report import style
 from kvbench.report.tables import configurations
 
-_COLUMNS = 4  # without budgets to fill a row
+_COLUMNS = 4  # with fewer than two budgets
 
 
 def has_depth(cells: pd.DataFrame) -> pd.Series:
-    """Mask of the scored cells whose sample says at which depth its needle is, in percent."""
+    """Mask of the scored cells whose sample has a needle depth."""
     return cells["score"].notna() & cells["meta"].map(lambda meta: "depth" in meta)
 
 
@@ -29,11 +29,11 @@ def needle(cells: pd.DataFrame) -> style.Figure:
     for label, budget, config in configurations(cells):
         found.append((label, budget, config))
         if config["is_dense"].all() and budgets > 1:
-            found += [None] * (columns - 1)  # a row for dense, then one per method
+            found += [None] * (columns - 1)  # dense has a row of its own, as has each method
     rows = -(-len(found) // columns)
     figure = style.Figure(figsize=(1.9 * columns + 0.9, 1.6 * rows + 0.9), layout="constrained")
     all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    shown = np.unique(np.linspace(0, len(depths) - 1, 6).round().astype(int))
+    ticks = np.unique(np.linspace(0, len(depths) - 1, 6).round().astype(int))
     colours = ScalarMappable(Normalize(0, 1), "cividis")
     for place, (axes, panel) in enumerate(itertools.zip_longest(all_axes, found)):
         if panel is None:
@@ -46,7 +46,7 @@ def needle(cells: pd.DataFrame) -> style.Figure:
         )
         axes.grid(visible=False)
         axes.set_title(f"{label} {budget}".strip())
-        axes.set_yticks(shown, labels=[f"{depths[i]:g}" for i in shown] if place % columns == 0 else [])
+        axes.set_yticks(ticks, labels=[f"{depths[i]:g}" for i in ticks] if place % columns == 0 else [])
         bottom = place + columns >= len(found)
         axes.set_xticks(range(len(lengths)), labels=lengths if bottom else [], rotation=45)
     squares = len(depths) * len(lengths) * sum(panel is not None for panel in found)

@@ -1,4 +1,4 @@
-"""report.html: one file with everything in it, readable offline, in light and dark."""
+"""report.html: a self-contained page, readable offline, in light and dark."""
 
 import base64
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from kvbench.report.summary import SETTING
 from kvbench.report.tables import BETTER, GUIDE, WORSE, all_tables, configurations
 
 _EXAMPLES = 4
-_OUTPUT = 400  # characters of an output shown
+_OUTPUT = 400  # maximum characters of an output
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Picture:
 
     Attributes:
         caption: what it shows.
-        name: its file name without suffix, which says of which setting it is.
-        svg: content.
+        name: file name without suffix; it names the setting.
+        svg: content of the file.
     """
 
     caption: str
@@ -34,7 +34,7 @@ class Picture:
 
     @property
     def uri(self) -> str:
-        """As an image inside the page; an image runs no script."""
+        """A data URI for an `<img>`, which runs no scripts."""
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
 
 
@@ -48,7 +48,7 @@ class Example:
 
 
 def page(run: Run, figures: list[Picture]) -> str:
-    """The report as one HTML document; everything that came from outside is escaped."""
+    """The report as one HTML document; all text is escaped."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     source = resources.files("kvbench.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
     config = run.path / "config.yaml"
@@ -68,7 +68,7 @@ def page(run: Run, figures: list[Picture]) -> str:
 
 
 def examples(cells: pd.DataFrame) -> list[Example]:
-    """Per setting and task the sample on which the methods disagree most, at most four."""
+    """The sample with the largest disagreement between methods, per setting and task; up to four."""
     scored = cells[cells["score"].notna()]
     found = []
     for (*setting, task, length), group in scored.groupby([*SETTING, "task_label", "length"], dropna=False):
@@ -80,9 +80,11 @@ def examples(cells: pd.DataFrame) -> list[Example]:
         ):
             row = config.iloc[0]
             output = str(row["output"])
-            shown = output if len(output) <= _OUTPUT else f"{output[:_OUTPUT]} ... ({len(output)} characters)"
+            excerpt = (
+                output if len(output) <= _OUTPUT else f"{output[:_OUTPUT]} ... ({len(output)} characters)"
+            )
             rows.append(
-                [label, budget, number(row["score"], ".2f"), number(row["kl_to_dense"], ".2g"), shown]
+                [label, budget, number(row["score"], ".2f"), number(row["kl_to_dense"], ".2g"), excerpt]
             )
         gold = ", ".join(
             map(str, group[(group["seed"] == seed) & (group["sample"] == sample)]["gold"].iloc[0])

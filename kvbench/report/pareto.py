@@ -1,4 +1,4 @@
-"""Score and KL against measured bytes: what a smaller cache costs."""
+"""Score and KL against measured bytes."""
 
 import itertools
 from collections.abc import Callable
@@ -14,10 +14,11 @@ BYTES = {
     "bytes_resident": "KV bytes resident after compression (MB)",
     "bytes_read_per_step": "KV bytes read per decode step (MB)",
 }
-KL_SHOWN = 1e-6  # below is rounding
-_SHIFT = 0.005  # per method, to either side: those that keep equally much would hide each other
-_MOST = 0.04
-_CROWD = 12  # methods that one panel can show
+KL_FLOOR = 1e-6  # smaller values are rounding errors
+# relative shift in x per method, to keep methods of equal bytes apart, and its maximum
+_SHIFT = 0.005
+_MAX_SHIFT = 0.04
+_CROWD = 12  # maximum number of methods in one panel
 _EVICTIONS, _SELECTIONS, _FORMATS = _FAMILIES = "evictions", "selections", "formats"
 
 
@@ -30,23 +31,23 @@ def score(rows: pd.DataFrame, bytes_column: str) -> style.Figure:
 def kl(rows: pd.DataFrame, bytes_column: str) -> style.Figure:
     """KL from dense against bytes, one panel per length and task; rows of one setting."""
     columns = ["kl_to_dense", "kl_ci_low", "kl_ci_high"]
-    shown = rows.assign(**rows[columns].clip(lower=KL_SHOWN))
-    return _draw(shown, bytes_column, columns, _kl_axes, "|", "Vertical line: dense's bytes; its KL is 0.")
+    clipped = rows.assign(**rows[columns].clip(lower=KL_FLOOR))
+    return _draw(clipped, bytes_column, columns, _kl_axes, "|", "Vertical line: dense's bytes; its KL is 0.")
 
 
 def _draw(
     rows: pd.DataFrame,
     bytes_column: str,
     columns: list[str],
-    dress: Callable[[Axes, pd.DataFrame, str], None],
-    sign: str,
-    words: str,
+    draw_dense: Callable[[Axes, pd.DataFrame, str], None],
+    dense_marker: str,
+    dense_note: str,
 ) -> style.Figure:
     """The figure of a value and its bounds, `columns`.
 
-    `dress` adds a panel's y axis and dense; `sign` and `words` tell what of it is dense's.
+    `draw_dense` adds a panel's y axis and dense; `dense_marker` and `dense_note` are dense's in the legend.
     """
-    # a native cache that covers the prompt is dense by definition
+    # a native cache that covers the prompt is dense
     rows = rows[rows["is_dense"] | ~rows["budget_covers_prompt"] | (rows["format"] != "native")]
     groups = list(rows.groupby(["length", "task_label"]))
     families = _families(rows)
@@ -56,7 +57,7 @@ def _draw(
     )
     looks = style.styles(rows["label"], families)
     methods = [label for label in looks if label != "dense"]
-    shift = min(_MOST, _SHIFT * len(methods))
+    shift = min(_MAX_SHIFT, _SHIFT * len(methods))
     for axes, (((length, task), panel), kind) in zip(all_axes, itertools.product(groups, kinds), strict=True):
         for place, label in zip(np.linspace(-1, 1, len(methods)), methods, strict=True):
             points, look = panel[panel["label"] == label].sort_values(bytes_column), looks[label]
@@ -67,26 +68,26 @@ def _draw(
                 continue
             axes.plot(x, y, look.line, color=look.colour, marker=look.marker, linewidth=1.2, markersize=5)
             axes.vlines(x, low, high, color=look.colour, linewidth=1, alpha=0.5)
-        dress(axes, panel, bytes_column)
-        # a fixed place above the upper ticks; finding one takes half of matplotlib's time
+        draw_dense(axes, panel, bytes_column)
+        # a fixed position above the upper ticks: automatic placement takes half of the drawing time
         tokens = f", {length} tokens" if length else ""
         what = f"{kind}\n" if kind else ""
         axes.set_title(f"{what}{task}{tokens}, n = {panel['n'].max()}", y=1, pad=20)
         _bytes_axis(axes, panel, bytes_column)
     note = (
-        f"{style.subject(rows)}. Bars: 95 % intervals. {words} Methods are moved sideways by at most "
+        f"{style.subject(rows)}. Bars: 95 % intervals. {dense_note} Methods are moved sideways by at most "
         f"{100 * shift:g} % to be seen. Budgets that cover the prompt are not drawn. Above: % of dense."
     )
     if len(kinds) > 1:
         note += " Selections: also behind evictions. Faint: the methods of the other panels."
     handles = style.method_handles(looks)
-    handles[0].set(marker=sign, linestyle="", markersize=9)
+    handles[0].set(marker=dense_marker, linestyle="", markersize=9)
     style.legend(figure, handles, note)
     return figure
 
 
 def _families(rows: pd.DataFrame) -> dict[str, str]:
-    """The panels in which methods are drawn, by label; all in one where these are few."""
+    """The panel of each method by label; one panel for all if there are few."""
     rows = rows[~rows["is_dense"]].drop_duplicates("label")
     evicts, selects = rows["eviction"] != "none", rows["selection"] != "all"
     kinds = np.select([selects, evicts], [_SELECTIONS, _EVICTIONS], _FORMATS)
@@ -110,10 +111,10 @@ def _kl_axes(axes: Axes, panel: pd.DataFrame, bytes_column: str) -> None:
     axes.set_ylabel("KL from dense (nats per token)")
     for _, row in panel[panel["is_dense"]].iterrows():
         axes.axvline(row[bytes_column] / MB, color=style.DENSE_COLOUR, linewidth=1)
-    if (panel.loc[~panel["is_dense"], "kl_to_dense"] == KL_SHOWN).any():
-        axes.axhline(KL_SHOWN, color=style.GREY, linewidth=0.8, linestyle=":")
+    if (panel.loc[~panel["is_dense"], "kl_to_dense"] == KL_FLOOR).any():
+        axes.axhline(KL_FLOOR, color=style.GREY, linewidth=0.8, linestyle=":")
         where = {"xycoords": ("axes fraction", "data"), "va": "bottom"}
-        axes.annotate("at or below", (0.02, KL_SHOWN), fontsize=8, **where)
+        axes.annotate("at or below", (0.02, KL_FLOOR), fontsize=8, **where)
 
 
 def _bytes_axis(axes: Axes, panel: pd.DataFrame, bytes_column: str) -> None:

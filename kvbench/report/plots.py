@@ -1,4 +1,4 @@
-"""Which figures there are, and which rows each of them shows."""
+"""The kinds of figures, and the rows that each shows."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -18,11 +18,11 @@ class Kind:
     """A kind of figure.
 
     Attributes:
-        draw: makes the figure of one setting from its rows.
-        caption: what it shows, for the report.
+        draw: draws the rows of one setting.
+        caption: caption in the report.
         wanted: mask of the rows that it shows.
-        by: columns that never share a figure, besides the setting.
-        from_cells: whether it is drawn from cells, not from summary rows.
+        by: columns with one figure per value, in addition to the setting.
+        from_cells: drawn from cells instead of summary rows.
     """
 
     draw: Callable[[pd.DataFrame], style.Figure]
@@ -93,7 +93,7 @@ KINDS = {
 
 
 def figures(kind: str, source: pd.DataFrame) -> Iterator[tuple[str, style.Figure]]:
-    """All figures of a kind with their file names (no suffix): one per setting, never two protocols in one.
+    """All figures of a kind with their file names (no suffix), one per setting.
 
     Args:
         kind: a key of `KINDS`.
@@ -104,7 +104,7 @@ def figures(kind: str, source: pd.DataFrame) -> Iterator[tuple[str, style.Figure
     seen: set[str] = set()
     for _, group in source.groupby([*SETTING, *spec.by], dropna=False):
         name = _slug([kind, *(group[column].iloc[0] for column in ("model", "dtype", "protocol", *spec.by))])
-        while name in seen:  # other weights under the same name, another attention backend ...
+        while name in seen:  # the same name with other weights, another attention backend ...
             name += "-2"
         seen.add(name)
         with mpl.rc_context(style.SETTINGS):

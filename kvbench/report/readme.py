@@ -1,4 +1,4 @@
-"""The README's tables: the one of the committed reference run, and where tables go."""
+"""The README's table of a run, and where tables go in a document."""
 
 import pandas as pd
 
@@ -6,7 +6,7 @@ from kvbench.report.format import MB, markdown_table, number
 
 
 def table(summary: pd.DataFrame) -> str:
-    """Score and KL per task of the largest budget, one row per method, with the bytes that a decode step reads.
+    """Score and KL per task at the largest budget, one row per method, with resident and read bytes.
 
     Args:
         summary: summary.csv of a run with one setting and length.
@@ -19,14 +19,14 @@ def table(summary: pd.DataFrame) -> str:
     header += [f"{task.removeprefix('ruler_')}{what}" for task in tasks for what in (": score", ": KL")]
     lines = []
     for method in ["dense", *sorted(set(rows["method"]) - {"dense"})]:
-        own = rows[rows["method"] == method].set_index("task")
+        by_task = rows[rows["method"] == method].set_index("task")
         line = [
             method,
-            number(own["bytes_resident"].mean() / MB, ".1f"),
-            number(own["bytes_read_per_step"].mean() / MB, ".1f"),
+            number(by_task["bytes_resident"].mean() / MB, ".1f"),
+            number(by_task["bytes_read_per_step"].mean() / MB, ".1f"),
         ]
         for task in tasks:
-            row = own.loc[task]
+            row = by_task.loc[task]
             line += [
                 f"{row['score']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]",
                 f"{row['kl_to_dense']:.2g}",
@@ -42,8 +42,8 @@ def table(summary: pd.DataFrame) -> str:
     return f"{markdown_table(header, lines)}\n\n{caption}"
 
 
-def insert(readme: str, name: str, text: str) -> str:
-    """The README with a text between the marks `<!-- NAME table -->` and `<!-- end -->`; unchanged without them."""
+def insert(document: str, name: str, text: str) -> str:
+    """A document with the text between `<!-- NAME table -->` and `<!-- end -->` replaced, if it has these marks."""
     start, end = f"<!-- {name} table -->", "<!-- end -->"
-    head, found, rest = readme.partition(start)
-    return f"{head}{start}\n{text}\n{end}{rest.partition(end)[2]}" if found else readme
+    head, found, rest = document.partition(start)
+    return f"{head}{start}\n{text}\n{end}{rest.partition(end)[2]}" if found else document

@@ -28,7 +28,7 @@ def load(run: str | Path) -> Run:
         UserError: there is no such run, or it cannot be read.
     """
     for folder in (Path(run), RUNS / run):
-        # an experiment without cells leaves at least its table
+        # an experiment without cells has at least a table
         if any((folder / name).is_file() for name in ("config.yaml", "table.md")) or any(
             folder.glob("cells-*.jsonl")
         ):
@@ -49,7 +49,7 @@ class Run:
         self.name = path.resolve().name
         rows, self.problems = Store(path).scan()
         self.records = [row for row in rows if "method" in row]
-        # what an experiment with other rows has stored (vLLM servers), of which no summary can be made
+        # rows of the vLLM experiments, which have no summary
         self._others = [row for row in rows if "method" not in row]
 
     @property
@@ -79,10 +79,10 @@ class Run:
         return cells.assign(budget_tokens=summary.budget_tokens(cells))
 
     def cells_of_methods(self) -> list[Record]:
-        """Records of which summary, figures and the report are made.
+        """Records behind the summary, figures and report.
 
         Raises:
-            UserError: there is none; says where the results of an experiment without them are.
+            UserError: there is none; names the files with the results of other experiments.
         """
         if self.records:
             return self.records
@@ -101,7 +101,7 @@ class Run:
         return self._summary.copy()
 
     def table(self) -> str:
-        """The content of table.md; of an experiment without cells, what it wrote there."""
+        """The content of table.md; for an experiment without cells, the file itself."""
         if not self.records and "table.md" in self.files():
             return (self.path / "table.md").read_text(encoding="utf-8")
         return tables.markdown(self._summary, f"Run {self.name}", self.notes())
@@ -116,7 +116,7 @@ class Run:
         """A CSV file of the run's folder, as "costs" of claude_replay.
 
         Raises:
-            UserError: there is none of that name; lists those that there are.
+            UserError: no such file; lists the existing ones.
         """
         files = {path.stem: path for path in sorted(self.path.glob("*.csv"))}
         if name not in files:
@@ -124,7 +124,7 @@ class Run:
         return pd.read_csv(files[name])
 
     def _repr_markdown_(self) -> str:
-        # a notebook shows a run as its table
+        # how notebooks display a run
         return self.table()
 
     def notes(self) -> list[str]:
@@ -132,7 +132,7 @@ class Run:
         return caveats.find(self.prepared, self.plan, self.problems)
 
     def figures(self, kind: str, **where: object) -> Iterator[tuple[str, Figure]]:
-        """All figures of a kind with their file names; arguments as for `plot`."""
+        """All figures of a kind with their file names; same arguments as `plot`."""
         from_cells = plots.KINDS[kind].from_cells
         source = self.prepared if from_cells else summary.pooled(self._summary)
         return plots.figures(kind, _where(source, where))
@@ -142,7 +142,7 @@ class Run:
 
         Args:
             kind: a key of `kvbench.report.plots.KINDS`.
-            **where: columns and the values to show, as `protocol="query_aware"`; several values as a list.
+            **where: values to keep by column, as `protocol="query_aware"`; several values as a list.
 
         Raises:
             UserError: no such kind or column, nothing to draw, or more than one figure.
@@ -160,7 +160,7 @@ class Run:
 
     @cached_property
     def prepared(self) -> pd.DataFrame:
-        """Cells with labels and dense's values beside them, see `summary.prepare`."""
+        """Cells with labels and dense's values, see `summary.prepare`."""
         return summary.prepare(pd.DataFrame(self.cells_of_methods()))
 
     @cached_property

@@ -1,7 +1,7 @@
 """Intervals and paired tests on per-sample scores.
 
 Every function takes one value per *sample*: where a sample was run with several seeds, its values are
-averaged first (the sample is the cluster), so that repeats do not count as independent evidence.
+averaged first (the sample is the cluster), because repeats are not independent.
 
 Intervals are at 95 %:
 
@@ -10,7 +10,7 @@ Intervals are at 95 %:
   Behav. Stat. 37:479), the counterpart of Wilson's for pairs;
 - everything else: percentile bootstrap over samples.
 
-The closed forms are there because the bootstrap collapses on few discordant pairs: with n = 20 and 5 % of
+The closed forms are used because the bootstrap collapses with few discordant pairs: with n = 20 and 5 % of
 one-sided discordance its intervals covered the truth in 64 % of 1,500 simulations, Bonett & Price's in all.
 """
 
@@ -29,9 +29,9 @@ DIFFERENCE_INTERVAL = "Bonett-Price for 0/1 scores, otherwise paired bootstrap"
 
 _SEED = 20260
 _Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
-_HALVED = 30  # non-zero differences of which 2^15 sums of either half are held
-_GRID = 200  # steps of the largest difference
-_BLOCK = 2_000_000  # random numbers held at once
+_HALVED = 30  # maximum non-zero differences for exact enumeration: 2^15 sums per half
+_GRID = 200  # maximum steps of the largest difference
+_BLOCK = 2_000_000  # random numbers in memory at once
 
 
 def mean_interval(values: ArrayLike) -> tuple[float, float]:
@@ -95,7 +95,7 @@ def bonett_price(wins: int, losses: int, n: int) -> tuple[float, float]:
 def bootstrap(values: ArrayLike) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean; the same values in the same order give the same interval.
 
-    Given paired differences it is the paired bootstrap. NaN for fewer than two values.
+    With paired differences this is the paired bootstrap. NaN for fewer than two values.
     """
     x_N = _finite(values)
     n = len(x_N)
@@ -118,7 +118,7 @@ def sign_flip(differences: ArrayLike) -> float:
     """Two-sided sign-flip permutation test of a zero mean, over all 2^n sign patterns.
 
     Exact up to 30 non-zero differences, and beyond where they are whole multiples of 1/k of the largest, k up to
-    200, as fractions of the answers found are; otherwise they are rounded to 1/200 of the largest.
+    200, such as shares of the answers found; otherwise they are rounded to 1/200 of the largest.
     """
     d_N = _finite(differences)
     d_N = d_N[d_N != 0]
@@ -126,7 +126,7 @@ def sign_flip(differences: ArrayLike) -> float:
     observed = abs(d_N.sum()) - 1e-9 * np.abs(d_N).sum()
     if observed <= 0:
         return 1.0
-    # the other tail is the same patterns with all signs turned
+    # the other tail has the same patterns with all signs flipped
     return min(1.0, 2 * (_tail_in_halves(d_N, observed) if len(d_N) <= _HALVED else _tail_on_grid(d_N)))
 
 
@@ -170,7 +170,7 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 
 
 def verdict(delta: float, p_value: float, p_adjusted: float, n: int) -> str:
-    """What a paired comparison at level 0.05, plain and Holm-adjusted, allows to say."""
+    """A paired comparison at level 0.05 in words, from the plain and the Holm-adjusted p-value."""
     if not n:
         return "no pair to compare"
     direction = "worse" if delta < 0 else "better"

@@ -17,7 +17,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from kvbench.report.summary import joined
 
-# Okabe & Ito (2008) without black, which is dense's, and with its yellow darkened for white paper
+# Okabe & Ito (2008), without black, which is dense, and with a darker yellow
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C7A00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "h", ">", "*")
 LINES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
@@ -39,7 +39,7 @@ SETTINGS: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "text.parse_math": False,  # labels come from the user
+    "text.parse_math": False,  # labels are user input
     "svg.hashsalt": "kvbench",  # the same figure gives the same file
 }
 
@@ -53,7 +53,7 @@ class Figure(matplotlib.figure.Figure):
 
 @dataclass(frozen=True)
 class Style:
-    """How one method is drawn: colour and marker differ in step, so that their pair is unique."""
+    """Colour, marker and line of a method; the pair of colour and marker is unique."""
 
     colour: str
     marker: str
@@ -61,9 +61,9 @@ class Style:
 
 
 def styles(labels: Iterable[str], groups: Mapping[str, str] | None = None) -> dict[str, Style]:
-    """One style per method label, by its place among the sorted labels; dense comes first and is black.
+    """One style per method label, in sorted order; dense comes first and is black.
 
-    Labels of one group stand together, so that few of them share a colour.
+    Labels of a group are adjacent, so that few of them share a colour.
     """
     groups = groups or {}
     others = sorted(set(labels) - {"dense"}, key=lambda label: (groups.get(label, ""), label))
@@ -77,7 +77,7 @@ def styles(labels: Iterable[str], groups: Mapping[str, str] | None = None) -> di
 
 
 def panels(count: int, height: float = PANEL_HEIGHT, columns: int = COLUMNS) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, two or `columns` per row."""
+    """A figure of `count` panels, `columns` per row."""
     columns = min(count, columns)
     rows = -(-count // columns)
     figure = Figure(figsize=(PANEL_WIDTH * max(columns, 1.6), height * rows), layout="constrained")
@@ -88,7 +88,7 @@ def panels(count: int, height: float = PANEL_HEIGHT, columns: int = COLUMNS) -> 
 
 
 def legend(figure: Figure, handles: Sequence[Artist], note: str) -> None:
-    """A legend below the panels, under a few lines of small print."""
+    """A legend below the panels, titled with a note in small print."""
     note = wrapped(figure, note)
     columns = max(
         1, min(4, _characters(figure) // (max(len(str(handle.get_label())) for handle in handles) + 8))
@@ -106,7 +106,7 @@ def legend(figure: Figure, handles: Sequence[Artist], note: str) -> None:
 
 
 def wrapped(figure: Figure, note: str) -> str:
-    """Small print in lines that the figure has room for."""
+    """Small print, wrapped to the width of the figure."""
     return textwrap.fill(note, _characters(figure))
 
 
@@ -129,7 +129,7 @@ def subject(rows: pd.DataFrame) -> str:
 
 
 def log_axis(axes: Axes | SecondaryAxis, which: str, form: str = "%g") -> None:
-    """A log axis with plain numbers, as many as there is room for; call it after plotting."""
+    """A log axis with plain numbers at a readable density; call it after plotting."""
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
     axis = axes.xaxis if which == "x" else axes.yaxis
@@ -148,9 +148,9 @@ def length_axis(axes: Axes, lengths: pd.Series) -> None:
 
 
 def render(figure: matplotlib.figure.Figure, form: str) -> bytes:
-    """The figure as "svg" or "png" bytes, without a date."""
+    """The figure as "svg" or "png", without a date."""
     buffer = io.BytesIO()
     with mpl.rc_context(SETTINGS):
         figure.savefig(buffer, format=form, dpi=160, metadata={"Date": None} if form == "svg" else None)
-    figure.set_layout_engine("none")  # laid out now; the next format need not do it again
+    figure.set_layout_engine("none")  # keep the layout for the next format
     return buffer.getvalue()

@@ -10,14 +10,14 @@ from kvbench.runs import fields
 
 COLUMNS = [column.name for column in fields.COLUMNS]
 
-# what must be equal for two cells to be comparable at all
+# cells are comparable only if these are equal
 SETTING = ["model", "model_fingerprint", "dtype", "attention", "kernels", "protocol"]
 TASK = ["length", "task", "task_version", "wording", "metric", "max_new_tokens"]
 METHOD = ["method", "eviction", "selection", "format", "params", "budget_requested"]
 TIMING = ["timing", "batch"]
 ROW = SETTING + TASK + METHOD + TIMING
 DENSE = ["none", "all", "native"]  # eviction, selection, format
-# one table, and so one family of tests
+# a table, and so a family of tests
 TABLE = [*SETTING, "length"]
 SAMPLE = ["seed", "sample", "sample_hash"]
 ALL_SEEDS = "all"
@@ -56,28 +56,28 @@ def summarise(cells: pd.DataFrame, run: str) -> pd.DataFrame:
 
 
 def pooled(summary: pd.DataFrame) -> pd.DataFrame:
-    """The rows to show: seeds pooled where there are several."""
+    """The rows with seeds pooled, or all rows if there is one seed."""
     all_seeds = summary["seed"] == ALL_SEEDS
     return summary[all_seeds] if all_seeds.any() else summary
 
 
 def prepare(cells: pd.DataFrame) -> pd.DataFrame:
-    """Cells with every column that the report needs, and dense's values beside them.
+    """Cells with every column that the report needs, and dense's values on the same sample.
 
     Adds `label` and `task_label` (names that tell methods and tasks apart), `is_dense`, `cluster` (the sample
     across seeds, or the conversation, whose turns share a text), `decode_s`, `difference` (score minus dense's on
     the same sample), `dense_<column>` and `bytes_..._share` (of dense's); NaN where dense has no cell for the
     sample. `params` becomes JSON text.
     """
-    # efficiency rows lack what they did not measure
+    # efficiency rows have fewer fields
     needed = [*ROW, *SAMPLE, *_NUMBERS, *_OTHERS]
     cells = cells.reindex(columns=[*cells.columns, *(name for name in needed if name not in cells)])
-    cells = cells.sort_values("cell", ignore_index=True)  # whatever the order of the files
-    # as device_name said it once; one device is not two
+    cells = cells.sort_values("cell", ignore_index=True)  # independent of the order of the files
+    # rows of earlier versions have "1 threads"
     cells["device"] = cells["device"].replace(r"\b1 threads$", "1 thread", regex=True)
     cells["meta"] = [meta if isinstance(meta, dict) else {} for meta in cells["meta"]]
     cells[_NUMBERS] = cells[_NUMBERS].apply(pd.to_numeric)
-    # a task of the user's own sentences has none; an empty column would be of another type in a merge
+    # null for a user's own prompts; an empty column would have another type in a merge
     cells["wording"] = cells["wording"].fillna("-").astype(str)
     cells["is_dense"] = (cells[["eviction", "selection", "format"]] == DENSE).all(axis=1)
     roles = cells[["eviction", "selection", "format"]].to_dict("records")
@@ -111,7 +111,7 @@ def prepare(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _conversation(seed: object, meta: dict[str, object]) -> str | None:
-    """What tells apart the conversation of a turn: its line in a file, or its number among those of a seed."""
+    """Name of a turn's conversation: its line in a file, or its seed and number; None if it is not a turn."""
     if "turn" in meta and "line" in meta:
         return f"line {meta['line']}"
     if "turn" in meta and "conversation" in meta:
@@ -120,7 +120,7 @@ def _conversation(seed: object, meta: dict[str, object]) -> str | None:
 
 
 def distinguish(names: pd.Series, settings: list[dict[str, object]]) -> list[str]:
-    """Names with those of their settings appended that differ under the same name: `chunkkv (chunk=20)`."""
+    """Names with the settings appended that differ between entries of the same name: `chunkkv (chunk=20)`."""
     coded = [json.dumps(setting, sort_keys=True) for setting in settings]
     variants: dict[str, dict[str, dict[str, object]]] = {}
     for name, code, setting in zip(names, coded, settings, strict=True):
@@ -136,7 +136,7 @@ def distinguish(names: pd.Series, settings: list[dict[str, object]]) -> list[str
 
 
 def joined(values: pd.Series) -> str:
-    """The distinct values as `cpu + cuda:0`; values that are already joined are taken apart first."""
+    """The distinct values as `cpu + cuda:0`; joined values are split first."""
     return " + ".join(sorted({part for value in values.dropna() for part in str(value).split(" + ")}))
 
 
@@ -146,10 +146,10 @@ def budget_key(budget: str) -> tuple[bool, float, str]:
 
 
 def budget_tokens(cells: pd.DataFrame) -> pd.Series:
-    """A number per cell to plot budgets by: the tokens asked for, else the mean of the tokens that the row kept.
+    """A budget in tokens per cell, for plots: the requested tokens, else the row's mean of kept tokens.
 
-    What is kept stands for the budget of dense and of formats, which have none, and of a ratio. It is nominal: methods
-    at the same number neither keep nor read as much, see `kept_tokens` and `bytes_read_per_step`.
+    Kept tokens stand in for ratios, and for dense and formats, which take no budget. The budget is nominal: methods at
+    the same one keep and read different amounts, see `kept_tokens` and `bytes_read_per_step`.
 
     Args:
         cells: as recorded.
@@ -164,7 +164,7 @@ def budget_tokens(cells: pd.DataFrame) -> pd.Series:
 
 
 def _rows(cells: pd.DataFrame, key: list[str]) -> pd.DataFrame:
-    """One row per distinct key, not yet compared over a table."""
+    """One row per distinct key, without the comparison over a table."""
     cells = cells.assign(row=cells.groupby(key, dropna=False, sort=False).ngroup())
     groups = cells.groupby("row")
     rows = cells.drop_duplicates("row").set_index("row")[[*key, "label", "task_label", "is_dense"]]
@@ -184,7 +184,7 @@ def _statistics(samples: pd.DataFrame) -> dict[str, float]:
     """Means, intervals and the test of one row.
 
     Args:
-        samples: one line per sample with the columns `_PER_SAMPLE`.
+        samples: one row per sample, with the columns `_PER_SAMPLE`.
     """
     differences = samples["difference"].dropna()
     ci_low, ci_high = stats.mean_interval(samples["score"])
@@ -209,7 +209,7 @@ def _statistics(samples: pd.DataFrame) -> dict[str, float]:
 
 
 def _judged(rows: pd.DataFrame) -> pd.DataFrame:
-    """Adds `floor`, `p_holm` and `verdict`; Holm's family is a table without dense, floor, covered rows."""
+    """Adds `floor`, `p_holm` and `verdict`; Holm's family is a table without its dense, floor and covered rows."""
     rows = rows.copy()
     seed = ["seed"] if "seed" in rows else []
     is_dense = rows["is_dense"]

@@ -27,7 +27,7 @@ GUIDE = (
 def all_tables(summary: pd.DataFrame) -> list[Table]:
     """Scores and differences per (setting, length), then amortised times, then isolated ones.
 
-    Seeds are pooled; protocols, models, dtypes and kinds of timing never share a table.
+    Seeds are pooled; protocols, models, dtypes and kinds of timing have tables of their own.
     """
     rows = pooled(summary)
     tables: list[Table] = []
@@ -45,7 +45,7 @@ def all_tables(summary: pd.DataFrame) -> list[Table]:
 
 
 def markdown(summary: pd.DataFrame, title: str, notes: list[str]) -> str:
-    """The whole of table.md: what weakens the numbers first, then every table, then how to read them."""
+    """The content of table.md: caveats, tables, and how to read them."""
     lines = [f"# {escaped(title)}", ""]
     lines += [*(f"- **{escaped(note)}**" for note in notes), ""] if notes else []
     lines += [table.markdown() for table in all_tables(summary)]
@@ -54,7 +54,7 @@ def markdown(summary: pd.DataFrame, title: str, notes: list[str]) -> str:
 
 
 def _dense_scores(group: pd.DataFrame) -> Table:
-    """One row per task, where there is nothing to compare with."""
+    """One row per task of a dense-only run."""
     rows = [[row["task_label"], _score(row)[0], str(row["n"])] for _, row in group.iterrows()]
     caption = f"{_setting(group)}. Dense only. Mean score [95 % interval: {stats.MEAN_INTERVAL}]."
     return Table(f"Scores: {_name(group)}", caption, ["task", "score", "n"], sorted(rows))
@@ -121,7 +121,7 @@ def _amortised(group: pd.DataFrame) -> Table:
 def stage_seconds(rows: pd.DataFrame) -> pd.DataFrame:
     """Seconds per prompt and stage of amortised rows, by (length, task_label).
 
-    A row's `prefill_s` is its prompt's, `compress_s` and `decode_s` are a cell's shares.
+    `prefill_s` of a row is per prompt, `compress_s` and `decode_s` are the shares of one cell.
     """
     groups = rows.groupby(["length", "task_label"])
     seconds = groups[["prefill_s", "compress_s", "decode_s"]].mean()
@@ -154,7 +154,7 @@ def _isolated(group: pd.DataFrame) -> Table:
 
 
 def configurations(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """(label, budget, rows of it), dense first, then by label and budget."""
+    """(label, budget, its rows), dense first, then by label and budget."""
     found = rows.groupby(["is_dense", "label", "budget_requested"])
     for key in sorted(found.groups, key=lambda key: (not key[0], key[1], budget_key(key[2]))):
         yield key[1], key[2], found.get_group(key)
@@ -206,5 +206,5 @@ def _samples(rows: pd.DataFrame) -> str:
 
 def _name(rows: pd.DataFrame, columns: tuple[str, ...] = ("model", "protocol", "length")) -> str:
     values = [rows[column].iloc[0] for column in columns]
-    # the user's own prompts have no length that was asked for: 0
+    # prompts without a requested length have 0
     return ", ".join(str(value) for value in values if value != 0)

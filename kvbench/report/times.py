@@ -1,4 +1,4 @@
-"""Figures of time: stages of a run, and decode steps of one method at a time."""
+"""Figures of time: stages of a prompt, and decode steps of one method at a time."""
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ STAGES = {
 def stages(rows: pd.DataFrame) -> style.Figure:
     """Seconds per stage, one panel per length; rows of one setting and one kind of timing.
 
-    Amortised rows have a bar per task, as methods share the time of a prompt; isolated rows one per method.
+    Amortised rows have a bar per task, as methods share the time of a prompt; isolated rows have one per method.
     """
     if (rows["timing"] == "isolated").all():
         rows = rows[rows["batch"] == rows["batch"].min()]

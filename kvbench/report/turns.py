@@ -1,4 +1,4 @@
-"""Conversations: what a method still answers when it is asked again."""
+"""Conversations: score by turn."""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ from kvbench.config.text import counted
 from kvbench.report import stats, style
 from kvbench.report.summary import budget_key
 
-_SHIFT = 0.15  # methods of equal score would hide each other
+_SHIFT = 0.15  # maximum shift in x, to keep methods of equal score apart
 
 
 def has_turn(cells: pd.DataFrame) -> pd.Series:
@@ -24,16 +24,16 @@ def by_turn(cells: pd.DataFrame) -> style.Figure:
     figure, all_axes = style.panels(len(groups))
     looks = style.styles(cells["label"])
     for axes, ((length, budget), panel) in zip(all_axes, groups, strict=True):
-        shown = pd.concat([dense[dense["length"] == length], panel[~panel["is_dense"]]])
+        rows = pd.concat([dense[dense["length"] == length], panel[~panel["is_dense"]]])
         for place, (label, look) in zip(np.linspace(-1, 1, len(looks)), looks.items(), strict=True):
-            for turn, answers in shown[shown["label"] == label].groupby("turn"):
+            for turn, answers in rows[rows["label"] == label].groupby("turn"):
                 axes.vlines(
                     turn + place * _SHIFT,
                     *stats.mean_interval(answers["score"]),
                     color=look.colour,
                     alpha=0.5,
                 )
-            means = shown[shown["label"] == label].groupby("turn")["score"].mean()
+            means = rows[rows["label"] == label].groupby("turn")["score"].mean()
             axes.plot(
                 means.index + place * _SHIFT,
                 means,
@@ -43,7 +43,7 @@ def by_turn(cells: pd.DataFrame) -> style.Figure:
                 markersize=5,
             )
         axes.set_ylim(-0.04, 1.04)
-        axes.set_xticks(sorted(shown["turn"].unique()))
+        axes.set_xticks(sorted(rows["turn"].unique()))
         axes.set_xlabel("turn")
         axes.set_ylabel(f"score ({panel['metric'].iloc[0]})")
         tokens = f"{length} tokens, " if length else ""

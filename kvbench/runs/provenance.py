@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of what can change a number."""
+    """Versions of kvbench, Python and the packages that can change a number."""
     found = {"kvbench": __version__, "python": platform.python_version()}
     for package in ("torch", "transformers", "triton", "flash-attn"):
         try:
@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str | None:
-    """Commit of the source tree that kvbench is imported from, `+` after it for a changed tree; None elsewhere."""
+    """Commit of the source tree of kvbench, with `+` for a modified tree; None outside a checkout."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
@@ -50,7 +50,7 @@ def commit() -> str | None:
 
 
 def device_name(device: torch.device) -> str:
-    """Name of the device as tables show it, with the number of threads of a CPU."""
+    """Name of the device for tables, with the number of threads of a CPU."""
     import torch
 
     if device.type == "cuda":
@@ -59,7 +59,7 @@ def device_name(device: torch.device) -> str:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start measuring peak memory anew, where that is possible (CUDA, Linux)."""
+    """Resets the peak memory measurement, where that is possible (CUDA, Linux)."""
     if device.type == "cuda":
         import torch
 

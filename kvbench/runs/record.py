@@ -1,4 +1,4 @@
-"""Fields of a record that every kind of run writes."""
+"""Fields that accuracy and efficiency rows share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kvbench.tasks import Prompt
 
 
 def kernel_form(loaded: LoadedModel) -> str:
-    """Which forms of the kernels run: `compiled`, `triton` or `portable`, and which operations differ from that."""
+    """Forms of the operations: `compiled`, `triton` or `portable`, and the operations that differ from it."""
     heads = heads_of(loaded)
     return label(forms_for(loaded.device, loaded.dtype, heads.group, heads.dim))
 
@@ -25,7 +25,7 @@ def kernel_form(loaded: LoadedModel) -> str:
 def group_fields(
     cfg: RunConfig, loaded: LoadedModel, group: Group, prompt: Prompt, snapshot: Snapshot
 ) -> Record:
-    """What was asked of which model, its prefill's seconds, and where, with what and when the record was made."""
+    """Model, prompt, prefill time and provenance of a group's rows."""
     return {
         "model": loaded.name,
         "model_fingerprint": loaded.fingerprint,
@@ -53,7 +53,7 @@ def group_fields(
 
 
 def method_fields(cell: Cell, resolved: Resolved) -> Record:
-    """Names and parameters of a cell's method, and what its budget came to."""
+    """Parts and parameters of a cell's method, its budget and its operations."""
     return {
         **cell.method.describe(),
         "budget_requested": cell.budget.label() if cell.budget is not None else "",

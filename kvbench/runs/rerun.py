@@ -1,4 +1,4 @@
-"""The command that runs one cell again, on its own."""
+"""The command that reruns a single cell."""
 
 from __future__ import annotations
 
@@ -13,40 +13,43 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from kvbench.config.compose import RUNS, compose
 from kvbench.runs.config import RunConfig
 
-# settled by the cell; everything else that the user gave is repeated as it was
-_SETTLED = set("experiment task method variants ablate budget protocol seeds limit run_dir".split())
+# set from the cell; the user's other overrides are repeated unchanged
+_FROM_CELL = set("experiment task method variants ablate budget protocol seeds limit run_dir".split())
 
 
 class Rerun:
     """Commands that rerun the cells of a run.
 
     Args:
-        cfg: the run's configuration.
+        cfg: configuration of the run.
     """
 
     def __init__(self, cfg: RunConfig) -> None:
         self.cfg = cfg
-        self._given = [text for text in cfg.overrides if _key(text) not in _SETTLED]
-        self._plain_tasks: dict[str, Mapping[str, Any]] = {}
+        self._overrides = [text for text in cfg.overrides if _key(text) not in _FROM_CELL]
+        self._task_defaults: dict[str, Mapping[str, Any]] = {}
 
     def command(self, cell: Mapping[str, Any]) -> str:
         """The `kvbench run` command line for one cell.
 
-        The samples before the cell's are run too: samples are numbered, and the cell's is the last of them.
+        It also runs the samples before the cell's, as `limit` selects the first ones.
 
         Args:
-            cell: its record, or as much of it as cell, task, length, sample, seed, protocol, method and
-                budget_requested.
+            cell: its record; needs cell, task, length, sample, seed, protocol, method and budget_requested.
         """
         task, budget = cell["task"], cell["budget_requested"]
-        wanted = self.cfg.task[task] | {"length": [cell["length"]]}
-        plain = self._plain(task)
+        settings = self.cfg.task[task] | {"length": [cell["length"]]}
+        defaults = self._defaults(task)
         tokens, ratio = ("", budget.removesuffix("x")) if budget.endswith("x") else (budget, "")
         words = [
             f"experiment={self.cfg.name}",
-            *self._given,
+            *self._overrides,
             f"task=[{task}]",
-            *(f"task.{task}.{key}={text(value)}" for key, value in wanted.items() if plain.get(key) != value),
+            *(
+                f"task.{task}.{key}={text(value)}"
+                for key, value in settings.items()
+                if defaults.get(key) != value
+            ),
             *self._method(cell["method"]),
             f"budget.tokens=[{tokens}]",
             f"budget.ratio=[{ratio}]",
@@ -59,16 +62,16 @@ class Rerun:
         return shlex.join(["kvbench", "run", *folders, *words])
 
     def _method(self, label: str) -> list[str]:
-        # dense is beside every cell, chosen or not
+        # dense is in every group, selected or not
         entry = self.cfg.method.get(label, {"method": "dense"})
         return ["method=[]", f"variants={text({label: entry})}", "ablate={}"]
 
-    def _plain(self, task: str) -> Mapping[str, Any]:
-        """The task as the experiment has it, without what the user said of it."""
-        if task not in self._plain_tasks:
-            words = [f"experiment={self.cfg.name}", *self._given, f"task=[{task}]", "method=[]"]
-            self._plain_tasks[task] = compose(words, self.cfg.config_dirs).data["task"][task]
-        return self._plain_tasks[task]
+    def _defaults(self, task: str) -> Mapping[str, Any]:
+        """Settings of a task in the experiment, without the user's overrides of it."""
+        if task not in self._task_defaults:
+            words = [f"experiment={self.cfg.name}", *self._overrides, f"task=[{task}]", "method=[]"]
+            self._task_defaults[task] = compose(words, self.cfg.config_dirs).data["task"][task]
+        return self._task_defaults[task]
 
 
 def text(value: Any) -> str:

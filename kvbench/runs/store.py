@@ -29,7 +29,7 @@ class Store:
     """Append-only results of one run.
 
     Args:
-        run_dir: the run's folder; made on the first write.
+        run_dir: the run's folder, created by the first write.
         worker: name of this process's file. The default is unique per object, so that a restarted container
             with the same host name and process id does not write into its predecessor's file.
     """
@@ -40,12 +40,12 @@ class Store:
 
     @property
     def path(self) -> Path:
-        """This worker's own file."""
+        """This worker's file."""
         return self.run_dir / f"cells-{self.worker}.jsonl"
 
     @property
     def plan_path(self) -> Path:
-        """What the run of the last command will hold when it is done."""
+        """File with the plan of the last command: ids and counts of its cells."""
         return self.run_dir / "plan.json"
 
     @property
@@ -86,12 +86,12 @@ class Store:
         return pd.DataFrame(self._warned_scan())
 
     def scan(self) -> tuple[list[Record], list[str]]:
-        """Finished cells, and one sentence per line that could not be read.
+        """Finished cells, and a sentence for each line that could not be read.
 
-        A line without a version of its form gets version 1.
+        Lines without a schema version get version 1.
 
         Raises:
-            UserError: the folder or a file in it cannot be read, or a line has a newer form than this kvbench knows.
+            UserError: the folder or a file in it cannot be read, or a line has a newer schema.
         """
         records: dict[str, Record] = {}
         problems: list[str] = []
@@ -110,11 +110,11 @@ class Store:
         return list(records.values()), problems
 
     def write_config(self, text: str) -> None:
-        """Writes the resolved configuration (YAML) in one step."""
+        """Writes the resolved configuration (YAML) atomically."""
         self._replace(self.config_path, text)
 
     def write_plan(self, cells: Iterable[tuple[str, str, str]]) -> None:
-        """Writes what the run will hold when it is done, in one step.
+        """Writes the plan of a run atomically.
 
         Args:
             cells: (task, method, cell id) of every cell.
@@ -135,7 +135,7 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Makes the folder; a full disk and the like are the user's to mend."""
+        """Creates the folder; turns a full disk and the like into a UserError."""
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             yield
@@ -143,7 +143,7 @@ class Store:
             raise UserError(f"run_dir: cannot write in {self.run_dir}: {error.strerror}") from None
 
     def config(self) -> dict[str, Any]:
-        """The resolved configuration; empty when none was written.
+        """The resolved configuration; empty if there is none.
 
         Raises:
             UserError: config.yaml is not YAML or cannot be read.
@@ -163,7 +163,7 @@ class Store:
 
 
 def digest(payload: Mapping[str, Any]) -> str:
-    """16 hex digits that stand for a payload: the id of a cell."""
+    """Hash of a payload, 16 hex digits: the id of a cell."""
     text = json.dumps(payload, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

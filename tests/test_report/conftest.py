@@ -1,4 +1,4 @@
-"""Synthetic cells in the form of the contract between run and report."""
+"""Synthetic rows as the runs store them."""
 
 import hashlib
 import itertools

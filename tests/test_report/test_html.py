@@ -37,7 +37,7 @@ def parsed(accuracy, tmp_path_factory):
     return parser
 
 
-def test_nothing_from_outside_becomes_markup(parsed):
+def test_all_text_is_escaped(parsed):
     tags = [tag for tag, _ in parsed.tags]
     assert "script" not in tags
     assert tags.count("img") == 1

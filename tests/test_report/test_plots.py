@@ -160,7 +160,7 @@ def test_odd_runs_draw(accuracy, keep):
         figure_of(kind, (rows, cells)).popitem()[1].draw_without_rendering()
 
 
-def test_labels_are_not_mathematics(accuracy):
+def test_labels_are_not_parsed_as_math(accuracy):
     records = [r | {"task": "$x_{$"} for r in accuracy(tasks=("niah_single",), samples=2, methods=METHODS)]
     cells = prepare(pd.DataFrame(records))
     figure_of("score_vs_read", (summarise(cells, "r"), cells)).popitem()[1].draw_without_rendering()

@@ -1,4 +1,4 @@
-"""Where tables go in the README, and that what it names is there; test_committed has what is in them."""
+"""Where tables go in the README, and the files that it names; test_regenerate checks the tables."""
 
 from pathlib import Path
 

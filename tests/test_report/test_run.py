@@ -65,7 +65,7 @@ def test_rows_of_other_experiments_are_cells_without_a_summary(tmp_path):
         run.summary()
 
 
-def test_cells_have_a_budget_to_plot_by(accuracy, tmp_path):
+def test_cells_have_a_budget_for_plots(accuracy, tmp_path):
     records = [
         r for r in accuracy(tasks=("vt",), samples=2, budgets=(64, 256)) if r["method"] in ("dense", "snapkv")
     ]
@@ -98,7 +98,7 @@ def test_plot_mistakes(run_dir, kind, where, message):
         load(run_dir).plot(kind, **where)
 
 
-def test_write_makes_every_file(run_dir, tmp_path):
+def test_the_report_has_every_file(run_dir, tmp_path):
     Store(tmp_path / "r", worker="w").extend(load(run_dir).records)
     paths = write_report(tmp_path / "r")
     assert all(path.is_file() and path == tmp_path / "r" / name for name, path in paths.items())
@@ -148,7 +148,7 @@ def test_explain(run_dir, tmp_path):
         explain(run_dir, "")
 
 
-def test_notes_say_what_is_mixed(accuracy, tmp_path):
+def test_notes_name_what_is_mixed(accuracy, tmp_path):
     records = accuracy(tasks=("niah_single",), samples=2)
     records[0] |= {"device": "cuda:0", "commit": "fff", "versions": {"torch": "2.14"}}
     records.append(records[1] | {"cell": "again"})

@@ -63,7 +63,7 @@ def test_marks_and_floor(accuracy):
     assert cells["dense", ""]["resident % of dense"] == "100"
 
 
-def test_unequal_n_is_said(accuracy):
+def test_the_caption_gives_the_range_of_unequal_n(accuracy):
     records = [
         r for r in accuracy(tasks=("niah_single",), samples=4) if r["method"] != "quest" or r["sample"]
     ]
@@ -112,12 +112,12 @@ def test_without_kl_there_is_no_kl_column(accuracy):
     assert all(len(row) == len(table.header) for row in table.rows)
 
 
-def test_a_task_of_the_users_own_sentences_has_no_wording(accuracy):
+def test_a_users_task_has_no_wording(accuracy):
     table = tables_of([{**record, "wording": None} for record in accuracy(samples=3)])[0]
     assert "wording -" in table.caption
     assert all(cell for row in table.rows for cell in row[3:])
 
 
-def test_prompts_of_the_users_own_have_no_length_in_the_title(accuracy):
+def test_a_users_prompts_have_no_length_in_the_title(accuracy):
     table = tables_of([{**record, "length": 0} for record in accuracy(samples=3)])[0]
     assert table.title == "Scores: smollm2_135m, query_aware"

@@ -12,7 +12,8 @@ from kvbench.runs.schema import Field, fits, kind_of, problems
 from kvbench.runs.store import Store
 
 ROOT = Path(__file__).parents[2]
-STORED = sorted((ROOT / "results" / "vllm").glob("*/*.jsonl"))
+BEFORE = Path(__file__).parent / "before"
+STORED = [*sorted((ROOT / "results" / "vllm").glob("*/*.jsonl")), *sorted(BEFORE.glob("*/*.jsonl"))]
 ACCURACY = ROOT / "results" / "vllm" / "compression" / "accuracy.jsonl"
 
 

@@ -1,4 +1,4 @@
-"""What is written beside every number."""
+"""Provenance of a number: versions, device, peak memory."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The command that repeats a cell, read back by the parser it is meant for."""
+"""The command that reruns a cell, read back by the parser it is meant for."""
 
 import shlex
 from typing import Any
