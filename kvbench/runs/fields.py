@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from kvbench.runs.schema import Field, problems
+
+R = TypeVar("R", bound=Mapping[str, Any])
 
 #: what a row is about, by its kind
 KINDS = {
@@ -369,7 +371,7 @@ def declared() -> tuple[Field, ...]:
     return (*DECLARED, *_of_plugins)
 
 
-def checked(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def checked(row: R) -> R:
     """The row, if its fields are declared for its kind and have their types.
 
     Raises:
