@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,7 +152,7 @@ def _ratio(value: int | None, of: int | None) -> str:
 def _mean(answers: Sequence[Record], part: str, column: str) -> float:
     """Mean over positions, so that prompts are weighted by their length."""
     positions = sum(row[f"{part}_positions"] for row in answers)
-    return sum(row[f"{part}_{column}"] * row[f"{part}_positions"] for row in answers) / positions
+    return math.fsum(row[f"{part}_{column}"] * row[f"{part}_positions"] for row in answers) / positions
 
 
 def _pooled(answers: Sequence[Record], part: str, column: str, form: str) -> str:

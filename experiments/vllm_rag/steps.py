@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,7 @@ def by_node(steps: Sequence[GraphStep]) -> list[dict[str, Any]]:
                     "computed_tokens": None if hits is None else prompt - hits,
                     "hit_rate": None if hits is None else hits / prompt,
                     "output_tokens": sum(step.output_tokens for step in part),
-                    "seconds": sum(step.seconds for step in part),
+                    "seconds": math.fsum(step.seconds for step in part),
                 }
             )
     return rows

@@ -7,6 +7,7 @@ cost model as soon as it is registered and no formula is written twice.
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class Account:
         """Prompt tokens stored, mean over layers and KV heads."""
         if self.resolved.retains:
             return self.prompt
-        return sum(count * layer.kept for layer, count in self._layers) / self.shape.layers
+        return math.fsum(count * layer.kept for layer, count in self._layers) / self.shape.layers
 
     @property
     def resident(self) -> float:

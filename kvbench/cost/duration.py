@@ -56,7 +56,7 @@ def duration(cfg: RunConfig, shape: ModelShape, *devices: Hardware, element: int
     durations = []
     for device in devices:
         parts = [(samples, *prompt_cost(cfg, accounts, device)) for samples, accounts in work]
-        total = sum(samples * spent for samples, _, spent, _ in parts)
+        total = math.fsum(samples * spent for samples, _, spent, _ in parts)
         price = device.usd_per_hour
         durations.append(
             Duration(
@@ -104,11 +104,11 @@ def _together(cfg: RunConfig, accounts: list[Account], device: Hardware) -> tupl
     weights = shape.weights_read(element)
     products = 2 * cfg.decode.block_rows * shape.weights_read(1)
     caches = [dense.mean_step(), *(cell.mean_step().times(copies) for cell in others)]
-    step = batches * max(weights / bandwidth, products / rate) + sum(
+    step = batches * max(weights / bandwidth, products / rate) + math.fsum(
         seconds(work, bandwidth, rate) for work in caches
     )
     spent = seconds(dense.prefill(), bandwidth, rate) + dense.new * step
-    spent += sum(seconds(cell.compress, bandwidth, rate) for cell in others)
+    spent += math.fsum(seconds(cell.compress, bandwidth, rate) for cell in others)
     # cells that evict nothing share the snapshot's keys and values; the two rows of a cell share what it keeps
     whole = shape.kv_bytes(dense.prompt, element)
     extra = [cell.resident_end - (whole if cell.kept == cell.prompt else 0) for cell in others]

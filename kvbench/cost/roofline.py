@@ -6,6 +6,7 @@ lower bound: kernel launches, the choice of tokens, sampling and a scheduler com
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,7 +93,7 @@ def estimate(
         (weights / bandwidth, moved / bandwidth),
         (products / rate, batch * cache.flops / rate),
     )
-    step_s = sum(map(max, by_bytes, by_flops))
+    step_s = math.fsum(map(max, by_bytes, by_flops))
     prefill_s = max(seconds(account.prefill(cached), bandwidth, rate), weights / bandwidth)
     compress_s = seconds(account.compress, bandwidth, rate)
     memory = decode_peak(account, batch, weight_element=element)
@@ -105,7 +106,7 @@ def estimate(
         request_s=prefill_s + compress_s + account.new * step_s / batch,
         memory=memory,
         fits=memory <= usable * device.memory,
-        bound="bandwidth" if sum(by_bytes) >= sum(by_flops) else "compute",
+        bound="bandwidth" if math.fsum(by_bytes) >= math.fsum(by_flops) else "compute",
         usd_per_hour=price,
         new=account.new,
     )
