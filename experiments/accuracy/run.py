@@ -128,7 +128,7 @@ def _decode_options(at: PromptContext, split: Split) -> DecodeOptions:
 def _shared_fields(at: PromptContext, snapshot: Snapshot, result: DecodedGroup, cells: int) -> Record:
     """Fields that are equal for all cells of a prompt; `prefill_s` is the prompt's, other times are per cell."""
     return {
-        **group_fields(at.run.cfg, at.run.loaded, at.group, at.prompt, snapshot),
+        **group_fields(at, snapshot),
         "compressed_tokens": snapshot.length,
         "gold": list(at.group.sample.gold),
         "meta": dict(at.group.sample.meta),

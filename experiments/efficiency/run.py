@@ -168,7 +168,7 @@ def _resolve(group: Group, snapshot: Snapshot, cell: Cell) -> Resolved:
 
 def _fields(at: PromptContext, snapshot: Snapshot, cell: Cell, resolved: Resolved) -> Record:
     return {
-        **group_fields(at.run.cfg, at.run.loaded, at.group, at.prompt, snapshot),
+        **group_fields(at, snapshot),
         "method": cell.label,
         **method_fields(cell, resolved),
         "score": None,

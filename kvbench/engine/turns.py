@@ -103,12 +103,9 @@ def prompt_parts(
     if first_end is None:
         return [Part(whole, None, tuple(range(len(methods))))]
     kept = split_prompt(ids, context_end, protocol, first_token, first_end)
-    by_rule = {
-        rule: tuple(cell for cell, method in enumerate(methods) if method.on_turn == rule)
-        for rule in ("keep", "filter")
-    }
+    filtering = [method.on_turn == "filter" for method in methods]
     parts = [
-        Part(kept, len(kept.compressed), by_rule["keep"]),
-        Part(whole, len(kept.compressed), by_rule["filter"]),
+        Part(split, len(kept.compressed), tuple(cell for cell, f in enumerate(filtering) if f == filters))
+        for split, filters in ((kept, False), (whole, True))
     ]
     return [part for part in parts if part.cells]

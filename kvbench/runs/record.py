@@ -9,11 +9,10 @@ from kvbench.kernels.operations import forms_for, label
 from kvbench.methods import Resolved
 from kvbench.models.load import LoadedModel
 from kvbench.runs import provenance
-from kvbench.runs.config import RunConfig
-from kvbench.runs.plan import Cell, Group
+from kvbench.runs.context import PromptContext
+from kvbench.runs.plan import Cell
 from kvbench.runs.probe import heads_of
 from kvbench.runs.store import Record
-from kvbench.tasks import Prompt
 
 
 def kernel_form(loaded: LoadedModel) -> str:
@@ -22,10 +21,9 @@ def kernel_form(loaded: LoadedModel) -> str:
     return label(forms_for(loaded.device, loaded.dtype, heads.group, heads.dim))
 
 
-def group_fields(
-    cfg: RunConfig, loaded: LoadedModel, group: Group, prompt: Prompt, snapshot: Snapshot
-) -> Record:
+def group_fields(at: PromptContext, snapshot: Snapshot) -> Record:
     """Model, prompt, prefill time and provenance of a group's rows."""
+    loaded, group = at.run.loaded, at.group
     return {
         "model": loaded.name,
         "model_fingerprint": loaded.fingerprint,
@@ -35,8 +33,8 @@ def group_fields(
         "wording": group.task.wording,
         "length": group.length,
         "sample": group.index,
-        "sample_hash": prompt.hash,
-        "prompt_tokens": len(prompt.ids),
+        "sample_hash": at.prompt.hash,
+        "prompt_tokens": len(at.prompt.ids),
         "protocol": group.protocol,
         "max_new_tokens": group.sample.max_new_tokens,
         "seed": group.seed,
@@ -44,7 +42,7 @@ def group_fields(
         "prefill_s": snapshot.seconds,
         "device": provenance.device_name(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
-        "attention": cfg.model.attention,
+        "attention": at.run.cfg.model.attention,
         "kernels": kernel_form(loaded),
         "versions": provenance.versions(),
         "commit": provenance.commit(),
