@@ -129,7 +129,7 @@ plt.show()
 #
 # - **Change the method, raise its version.** A run takes cells for done whose method has the same name, parameters and
 #   `version` (a class attribute, 1 by default). After a change of `scores` set `version = 2`, or the old numbers stay.
-# - **On the command line** the class lives in a module of its own. `kvbench new method NAME` writes one to start from,
-#   with its configuration, and says which command runs it.
+# - **On the command line** the class lives in a module of its own. `kvbench new method NAME` writes one to start from
+#   and says which command runs it.
 # - **More than scores**: `keep` for choices that are no top-k, `layer_tokens` for budgets by layer, `step` for eviction
 #   while decoding, and the base classes `Selection` and `Format` for the other two roles.

@@ -44,7 +44,6 @@ def facts(cells: pd.DataFrame) -> dict[str, str]:
         "commit": joined(cells["commit"]),
         "measured": " to ".join(sorted(cells["time"].dropna())[:: max(1, len(cells) - 1)]),
         "cells": f"{len(cells):,}",
-        "workers": f"{cells['worker'].nunique()}",
     }
 
 

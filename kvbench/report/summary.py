@@ -25,7 +25,7 @@ ALL_SEEDS = "all"
 _MEANS = [column.name for column in fields.COLUMNS if column.over == "mean"]
 _MEDIANS = [column.name for column in fields.COLUMNS if column.over == "median"]
 _NUMBERS = [*_MEANS, *_MEDIANS, "score", "kl_to_dense"]
-_OTHERS = "device commit versions time worker output output_ids gold meta budget_covers_prompt".split()
+_OTHERS = "device commit versions time output output_ids gold meta budget_covers_prompt".split()
 _FROM_DENSE = ["score", "bytes_resident", "bytes_read_per_step", "decode_ms_per_token"]
 _PER_SAMPLE = ["score", "difference", "dense_score", "kl_to_dense"]
 

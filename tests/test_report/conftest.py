@@ -83,7 +83,6 @@ def _prompt(
         "versions": {"torch": "2.13.0", "kvbench": "0.1.0"},
         "commit": "abc1234",
         "time": "2026-01-01T00:00:00",
-        "worker": "w0",
     }
 
     def score(quality: float) -> float:
