@@ -7,7 +7,7 @@ import torch
 from kvbench_testing.cases import DIM, EVERY, NEW, SHAPES, name_of, tensors
 
 from kvbench.engine.compress import make_lanes
-from kvbench.engine.raw import _turns
+from kvbench.engine.raw import _rotation
 from kvbench.kernels.attention_sum import attention_sum
 from kvbench.methods import Budget, LayerSnapshot, Quota, Shape, build, registry
 
@@ -19,7 +19,7 @@ def layer_of(shape, length):
     q, k, v, rope, boundaries = tensors(shape, length)
     layer = LayerSnapshot(k[0], v[0], q[0], LAYERS - 1, LAYERS, DIM**-0.5)
     layer.attention_sum_QT = layer.answer_sum_QT = attention_sum(q[0], k[0], layer.scaling)
-    layer.rope, layer.boundaries_T = _turns(*rope), boundaries[0]
+    layer.rope, layer.boundaries_T = _rotation(*rope), boundaries[0]
     return layer
 
 

@@ -7,7 +7,7 @@ import torch
 from kvbench_testing.golden import snapshot
 
 import kvbench
-from kvbench.engine.raw import _frequencies, _turns
+from kvbench.engine.raw import _frequencies, _rotation
 from kvbench.methods import Budget, Kept, Quota, Shape, build
 from kvbench.methods.adakv import AdaKV
 from kvbench.methods.expected_attention import ExpectedAttention
@@ -109,7 +109,7 @@ def with_all_queries():
     layer = snapshot(window=331)
     angles = torch.arange(331 + 512)[:, None] * 100.0 ** (-torch.arange(0, DIM, 2) / DIM)
     angles = torch.cat([angles, angles], dim=-1)
-    layer.rope = _turns(angles.cos(), angles.sin())
+    layer.rope = _rotation(angles.cos(), angles.sin())
     return layer
 
 
