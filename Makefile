@@ -43,7 +43,7 @@ lint: $(READY)
 	$(BIN)/pyright
 
 test-slow: $(READY)
-	$(BIN)/pytest -m "slow and not gpu"
+	$(BIN)/pytest -n auto -m "slow and not gpu"
 
 test-gpu: $(READY) gpu
 	TRITON_INTERPRET=0 $(BIN)/pytest tests/test_kernels
