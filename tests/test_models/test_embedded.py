@@ -172,6 +172,24 @@ def test_tokenizer_splits_digits_first(loaded, text, tokens):
 
 
 @needs_package
+def test_its_fingerprint_is_that_of_committed_rows(loaded):
+    assert loaded.fingerprint == "6fb60fafbab7a206"
+
+
+@needs_package
+@pytest.mark.parametrize("offline", [False, True])
+def test_its_files_do_not_depend_on_how_it_was_loaded(tmp_path, offline):
+    from transformers import AutoTokenizer
+
+    folder = embedded.ensure()
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=offline)
+    embedded.repair_tokenizer(tokenizer)
+    tokenizer.save_pretrained(tmp_path)
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+@needs_package
 def test_weights_are_those_of_the_gguf(loaded):
     import numpy as np
     from gguf import GGUFReader
