@@ -12,5 +12,5 @@ def main(composed: Composed, progress: ProgressFactory) -> str:
     """Time dense alone, all cells, and all cells with KL, in turn; write and return the ratios of the medians."""
     cfg = validate(composed)
     stages = run.measure_all(cfg, progress)
-    report.write(Path(cfg.run_dir), cfg.model.name, stages)
+    report.write_report(Path(cfg.run_dir), cfg.model.name, stages)
     return f"{report.summary(stages)}\nwritten to {cfg.run_dir}"

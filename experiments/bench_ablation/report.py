@@ -9,7 +9,7 @@ from kvbench.config.text import counted
 from kvbench.experiments.bench_ablation.run import REPEATS, Stages
 
 
-def write(folder: Path, model: str, stages: dict[str, Stages]) -> None:
+def write_report(folder: Path, model: str, stages: dict[str, Stages]) -> None:
     """Write table.md and stages.csv."""
     import pandas as pd
 

@@ -17,4 +17,4 @@ def main(composed: Composed, progress: ProgressFactory) -> str:
     server_run = ServerRun(cfg, run.VERSION, progress)
     prompts = server_run.prompts(cfg)
     rows = run.run(cfg, with_checkpoints(cfg, server_run), prompts, server_run.campaign)
-    return result(report.write(Path(cfg.run_dir), rows, server_run.labels))
+    return result(report.write_report(Path(cfg.run_dir), rows, server_run.labels))

@@ -37,5 +37,5 @@ def _checkpoint(spec: ServerSpec, cfg: Fp8Config, server_run: ServerRun) -> Path
         samples = cfg.calibration.samples
         prompts = list(make_prompts(cfg.task, [cfg.calibration.seed], samples, server_run.renderer))
         scales = kv_scales.calibrate(load_model(cfg.model).model, (item.prompt.ids for item in prompts))
-        kv_scales.write(folder, target, scales)
+        kv_scales.write_scales(folder, target, scales)
     return target

@@ -33,7 +33,7 @@ GUIDE = (
 )
 
 
-def write(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
+def write_report(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
     """Writes table.md and the figures.
 
     Args:
@@ -52,7 +52,7 @@ def write(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
         labels = [label for label in order if any(row["setup"] == label for row in on_device)]
         tables += [quality(on_device, labels, reference, device), latencies(on_device, labels, device)]
         save(_figure(on_device, labels, device), folder / "figures", f"fp8.{device.replace(' ', '-')}")
-    return page.write(folder, "vLLM: FP8 KV cache", rows, tables, GUIDE)
+    return page.write_page(folder, "vLLM: FP8 KV cache", rows, tables, GUIDE)
 
 
 def quality(rows: Sequence[Record], labels: Sequence[str], reference: str, device: str) -> Table:

@@ -15,4 +15,4 @@ def main(composed: Composed, progress: ProgressFactory) -> str:
     cfg = configuration(composed, LoadRunConfig)
     server_run = ServerRun(cfg, run.VERSION, progress)
     rows = run.run(cfg, server_run.servers, run.make_load(cfg, server_run), server_run.campaign)
-    return result(report.write(Path(cfg.run_dir), rows, server_run.labels))
+    return result(report.write_report(Path(cfg.run_dir), rows, server_run.labels))

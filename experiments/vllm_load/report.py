@@ -29,7 +29,7 @@ GUIDE = (
 )
 
 
-def write(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
+def write_report(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
     """Writes table.md and the figures, one per device.
 
     Args:
@@ -48,7 +48,7 @@ def write(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
         tables.append(table(on_device, device))
         if any(row["rate"] is not None for row in on_device):
             save(_figure(on_device, device), folder / "figures", f"load.{device.replace(' ', '-')}")
-    return page.write(folder, "vLLM under load", rows, tables, GUIDE)
+    return page.write_page(folder, "vLLM under load", rows, tables, GUIDE)
 
 
 def table(rows: Sequence[Record], device: str) -> Table:

@@ -12,4 +12,4 @@ from kvbench.runs.progress import ProgressFactory
 def main(composed: Composed, progress: ProgressFactory) -> str:
     """Measures the missing rows, and writes table and figures."""
     cfg = configuration(composed, PrefixConfig)
-    return result(report.write(Path(cfg.run_dir), run.run(cfg, progress)))
+    return result(report.write_report(Path(cfg.run_dir), run.run(cfg, progress)))

@@ -37,7 +37,7 @@ LOOKS: dict[Way, tuple[str, str, str]] = {
 Key = tuple[int, float, int, int]  # concurrency, gap, suffix, prefix
 
 
-def write(folder: Path, rows: Sequence[Record]) -> Path:
+def write_report(folder: Path, rows: Sequence[Record]) -> Path:
     """Writes table.md and the figures of all rows of one server; returns the Markdown file."""
     facts = next(row for row in rows if row["row"] == "server")
     settings = by_setting([row for row in rows if row["row"] == "grid"])
@@ -50,7 +50,7 @@ def write(folder: Path, rows: Sequence[Record]) -> Path:
             save(times(settings, note), folder / "figures", "ttft")
         if grain:
             save(stairs(grain, note), folder / "figures", "hits")
-    return page.write(folder, "vLLM: automatic prefix caching", rows, tables, GUIDE, server_row="server")
+    return page.write_page(folder, "vLLM: automatic prefix caching", rows, tables, GUIDE, server_row="server")
 
 
 def by_setting(rows: Sequence[Record]) -> dict[Key, dict[Way, Record]]:

@@ -33,7 +33,7 @@ GUIDE = (
 )
 
 
-def write(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
+def write_report(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
     """Writes table.md, steps.csv and the figures, one per server.
 
     Args:
@@ -55,7 +55,7 @@ def write(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
         if of_server:
             parts += [table(of_server, label), *_failures(of_server)]
             save(_figure(of_server, label), folder / "figures", f"rag.{label}")
-    return page.write(folder, "Agentic RAG on a self-hosted model", rows, parts, GUIDE)
+    return page.write_page(folder, "Agentic RAG on a self-hosted model", rows, parts, GUIDE)
 
 
 def table(rows: Sequence[Record], label: str) -> Table:

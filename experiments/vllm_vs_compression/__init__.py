@@ -18,4 +18,4 @@ def main(composed: Composed, progress: ProgressFactory) -> str:
     accuracy, isolated = run.run_methods(cfg, prompts, progress)
     served = run.run(servers, prompts, server_run.campaign)
     pool = servers[0].config.kv_cache_mib << 20
-    return result(report.write(cfg.folder, accuracy, isolated, served, server_run.labels, pool))
+    return result(report.write_report(cfg.folder, accuracy, isolated, served, server_run.labels, pool))

@@ -66,7 +66,7 @@ class Line:
     note: str = ""
 
 
-def write(
+def write_report(
     folder: Path,
     accuracy: Sequence[Record],
     isolated: Sequence[Record],
@@ -109,7 +109,7 @@ def write(
             tables.append(table(lines, ours, theirs, device, length, pool))
             figure = _figure(lines, f"{(ours or theirs)[0]['model']}, {length} tokens, {device}", pool)
             save(figure, folder / "figures", f"versus.{device.replace(' ', '-')}.{length}")
-    return page.write(folder, "vLLM and compression", served, tables, GUIDE)
+    return page.write_page(folder, "vLLM and compression", served, tables, GUIDE)
 
 
 def compressed(rows: Sequence[Record], isolated: Sequence[Record], pool: int) -> list[Line]:

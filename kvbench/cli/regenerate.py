@@ -45,13 +45,17 @@ SLOW = {
 POOL_BYTES = ServerConfig.kv_cache_mib << 20
 # reports of runs on vLLM servers by folder of results, from the rows of its *.jsonl files
 VLLM_REPORTS = {
-    "vllm/prefix_caching": lambda folder, rows, _: prefix_report.write(folder, rows["cells"]),
-    "vllm/fp8": lambda folder, rows, order: fp8_report.write(folder, rows["cells"], order),
-    "vllm/load": lambda folder, rows, order: load_report.write(folder, rows["cells"], order),
-    "vllm/load_rag_article": lambda folder, rows, order: load_report.write(folder, rows["cells"], order),
-    "vllm/load_rag_append_only": lambda folder, rows, order: load_report.write(folder, rows["cells"], order),
-    "vllm/rag": lambda folder, rows, order: rag_report.write(folder, rows["cells"], order),
-    "vllm/compression": lambda folder, rows, order: versus_report.write(
+    "vllm/prefix_caching": lambda folder, rows, _: prefix_report.write_report(folder, rows["cells"]),
+    "vllm/fp8": lambda folder, rows, order: fp8_report.write_report(folder, rows["cells"], order),
+    "vllm/load": lambda folder, rows, order: load_report.write_report(folder, rows["cells"], order),
+    "vllm/load_rag_article": lambda folder, rows, order: load_report.write_report(
+        folder, rows["cells"], order
+    ),
+    "vllm/load_rag_append_only": lambda folder, rows, order: load_report.write_report(
+        folder, rows["cells"], order
+    ),
+    "vllm/rag": lambda folder, rows, order: rag_report.write_report(folder, rows["cells"], order),
+    "vllm/compression": lambda folder, rows, order: versus_report.write_report(
         folder, rows["accuracy"], rows["efficiency"], rows["cells"], order, POOL_BYTES
     ),
 }

@@ -63,7 +63,7 @@ def calibrate(model: PreTrainedModel, prompts: Iterable[Sequence[int]]) -> dict[
     return {key: value / E4M3_MAX for key, value in largest.items()}
 
 
-def write(source: Path, target: Path, scales: dict[str, float]) -> None:
+def write_scales(source: Path, target: Path, scales: dict[str, float]) -> None:
     """Write the checkpoint of `source` with the scales; weights are hard links if the file system allows them.
 
     With such a checkpoint vLLM quantises even at `kv_cache_dtype=auto`.

@@ -13,7 +13,7 @@ from kvbench.runs.store import Record
 from kvbench.vllm.campaign import of_kind
 
 
-def write(
+def write_page(
     folder: Path,
     title: str,
     rows: Sequence[Record],

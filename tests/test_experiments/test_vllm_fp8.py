@@ -129,7 +129,7 @@ def test_cpu_and_gpu_rows_are_in_separate_tables(ran, tmp_path):
     for row in twin:
         row |= {"device": "cuda", "note": "", "setup": f"gpu_{row['setup']}"}
     order = [*SETUPS, *(f"gpu_{setup}" for setup in SETUPS)]
-    text = fp8_report.write(tmp_path, [*rows, *twin], order).read_text()
+    text = fp8_report.write_report(tmp_path, [*rows, *twin], order).read_text()
     tables = text.split("### ")[1:]
     assert [part.partition("\n")[0] for part in tables] == [
         "Capacity and quality: cpu", "Latency: cpu", "Capacity and quality: cuda", "Latency: cuda",

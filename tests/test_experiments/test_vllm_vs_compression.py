@@ -93,14 +93,16 @@ def test_different_prompts_are_an_error(ran, tmp_path):
         row | {"sample_hash": "other"} if row["row"] == "answer" else row for row in Store(folder).scan()[0]
     ]
     with pytest.raises(UserError, match="kvbench answered 2 prompts and vLLM 1, 0 in common"):
-        versus_report.write(tmp_path, accuracy, [], served, ["auto"], 1 << 20)
+        versus_report.write_report(tmp_path, accuracy, [], served, ["auto"], 1 << 20)
 
 
 def test_a_gpu_server_and_a_cpu_run_do_not_share_a_table(ran, tmp_path):
     _, folder = ran
     accuracy = Store(folder / "accuracy").scan()[0]
     served = [row | {"device": "cuda", "note": ""} for row in Store(folder).scan()[0]]
-    text = versus_report.write(tmp_path, accuracy, [], served, ["auto", "fp8_e4m3"], 1 << 20).read_text()
+    text = versus_report.write_report(
+        tmp_path, accuracy, [], served, ["auto", "fp8_e4m3"], 1 << 20
+    ).read_text()
     cpu, cuda = text.split("### ")[1:]
     assert "| dense" in cpu and "| vLLM" not in cpu
     assert "| dense" not in cuda and "| vLLM auto" in cuda

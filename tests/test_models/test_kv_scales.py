@@ -51,7 +51,7 @@ def test_keys_are_taken_after_rope(calibrated):
 
 def test_the_checkpoint_holds_scales_and_the_same_weights(calibrated, tmp_path):
     folder, _, scales = calibrated
-    kv_scales.write(folder, tmp_path / "scaled", scales)
+    kv_scales.write_scales(folder, tmp_path / "scaled", scales)
     names = json.loads((tmp_path / "scaled" / kv_scales.INDEX).read_text())["weight_map"]
     with safe_open(folder / "model.safetensors", "pt") as before:
         assert set(names) == {*before.keys(), *scales}
@@ -69,8 +69,8 @@ def test_the_checkpoint_holds_scales_and_the_same_weights(calibrated, tmp_path):
 
 def test_what_is_quantised_already_and_what_has_no_prompts_is_refused(calibrated, tmp_path):
     folder, model, scales = calibrated
-    kv_scales.write(folder, tmp_path / "scaled", scales)
+    kv_scales.write_scales(folder, tmp_path / "scaled", scales)
     with pytest.raises(UserError, match="already quantised"):
-        kv_scales.write(tmp_path / "scaled", tmp_path / "twice", scales)
+        kv_scales.write_scales(tmp_path / "scaled", tmp_path / "twice", scales)
     with pytest.raises(UserError, match="calibration: no prompts"):
         kv_scales.calibrate(model, [])
