@@ -59,3 +59,24 @@ def test_targets_of_make_exist(file: Path):
 def test_linked_files_exist(file: Path):
     for target in re.findall(r"\]\(([^)#:]+)\)", file.read_text(encoding="utf-8")):
         assert (file.parent / target).exists(), target
+
+
+def missing_modules(page: str) -> set[str]:
+    """Modules that a page names and that do not exist, in the package of their section, the root or kvbench/."""
+    missing = set()
+    for section in re.split(r"^## ", page, flags=re.MULTILINE):
+        package = re.search(r"\(`(kvbench/\w+)`\)", section.partition("\n")[0])
+        folders = [ROOT / package[1]] if package else [ROOT, ROOT / "kvbench"]
+        named = re.findall(r"`([a-z_]\w*(?:/\w+)*\.py)`", section)
+        missing |= {name for name in named if not any((folder / name).is_file() for folder in folders)}
+    return missing
+
+
+def test_modules_of_the_architecture_exist():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert not missing_modules(page)
+
+
+def test_a_missing_module_is_found():
+    page = "`runs/plan.py` `runs/plans.py`\n\n## vLLM (`kvbench/vllm`)\n\n`driver.py` `logprob_kl.py` `setup.py`\n"
+    assert missing_modules(page) == {"runs/plans.py", "logprob_kl.py", "setup.py"}
