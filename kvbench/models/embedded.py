@@ -14,6 +14,7 @@ import logging
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from kvbench.config.errors import UserError
 from kvbench.kernels.build import cache_dir
@@ -108,6 +109,7 @@ def convert(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    from kvbench.models.checkpoint import check_loaded
     from kvbench.models.quiet import quiet
 
     log.info("converting the embedded model, once: %s -> %s", source.name, folder.parent.parent)
@@ -115,9 +117,15 @@ def convert(source: Path, folder: Path) -> None:
     # the GGUF reader ignores the settings of transformers for progress bars
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(**where)
-        model = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), device_map="cpu"
+        loader: Any = AutoModelForCausalLM  # its annotation leaves out the report
+        model, report = loader.from_pretrained(
+            **where,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+            device_map="cpu",
+            output_loading_info=True,
         )
+        check_loaded(model, report, {}, f"model.name={NAME}")
         repair_tokenizer(tokenizer)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -1,14 +1,15 @@
 """Loads a model and its tokenizer: the embedded one, one from the local Hugging Face cache, or a folder."""
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kvbench.config.errors import UserError
 from kvbench.models import embedded
+from kvbench.models.checkpoint import WEIGHTS, check_loaded, read_entries, read_json, reading, weight_files
 from kvbench.models.fingerprint import fingerprint
+from kvbench.models.tokens import check_tokens, end_tokens, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,8 @@ class LoadedModel:
         device: the model's device.
         dtype: dtype of weights and KV cache.
         attention: name of the attention implementation.
-        eos_ids: tokens that end an answer.
+        eos_ids: tokens that end an answer: all that config, generation config or tokenizer name.
+        eos_agreed: whether those that name any name the same.
     """
 
     model: "PreTrainedModel"
@@ -87,6 +89,7 @@ class LoadedModel:
     dtype: "torch.dtype"
     attention: str
     eos_ids: frozenset[int]
+    eos_agreed: bool = True
 
 
 def load_model(cfg: ModelConfig, attn_implementation: str | None = None) -> LoadedModel:
@@ -97,20 +100,26 @@ def load_model(cfg: ModelConfig, attn_implementation: str | None = None) -> Load
         attn_implementation: name registered with transformers; None = `cfg.attention`.
 
     Raises:
-        UserError: the model is missing, its family is not supported, or it cannot run as configured.
+        UserError: the model is missing, its family is not supported, its files are damaged or do not fit together,
+            or it cannot run as configured.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from kvbench.models.quiet import quiet
 
     device = pick_device(cfg.device)
     where = locate(cfg)
-    named = f"model.path={cfg.path}" if cfg.path else f"model.hub_id={cfg.hub_id} in {where}"
+    named = f"model.name={cfg.name}"
+    if cfg.path or cfg.hub_id:
+        named = f"model.path={cfg.path}" if cfg.path else f"model.hub_id={cfg.hub_id} in {where}"
     check_folder(where, named)
+    check_plain(where, named)
+    entries = read_entries(where, named)
     source = {"pretrained_model_name_or_path": where, "local_files_only": True, "trust_remote_code": False}
     with quiet():
-        config = AutoConfig.from_pretrained(**source)
-        tokenizer = AutoTokenizer.from_pretrained(**source)
+        with reading(f"{named}: config.json"):
+            config = AutoConfig.from_pretrained(**source)
+        tokenizer = load_tokenizer(where, named)
         if cfg.chat_template and not tokenizer.chat_template:
             raise UserError(
                 f"model.chat_template=true: {named} has no chat template; give model.chat_template=false"
@@ -118,13 +127,21 @@ def load_model(cfg: ModelConfig, attn_implementation: str | None = None) -> Load
         dtype = pick_dtype(cfg, config, where, device)
         check_attention(cfg.attention, device, dtype)
         attention = attn_implementation or cfg.attention
-        model = AutoModelForCausalLM.from_pretrained(
-            **source,
-            use_safetensors=True,
-            dtype=dtype,
-            device_map={"": device},
-            attn_implementation=attention,
-        )
+        with reading(f"{named}: the model cannot be loaded"):
+            loader: Any = AutoModelForCausalLM  # its annotation leaves out the report
+            model, report = loader.from_pretrained(
+                **source,
+                use_safetensors=True,
+                dtype=dtype,
+                device_map={"": device},
+                attn_implementation=attention,
+                output_loading_info=True,
+                # reported below, with everything else that does not fit
+                ignore_mismatched_sizes=True,
+            )
+        check_loaded(model, report, entries, named)
+        check_tokens(model, tokenizer, named)
+        ends = end_tokens(where, tokenizer, named)
     return LoadedModel(
         model=model.eval().requires_grad_(False),
         tokenizer=tokenizer,
@@ -133,7 +150,8 @@ def load_model(cfg: ModelConfig, attn_implementation: str | None = None) -> Load
         device=device,
         dtype=dtype,
         attention=attention,
-        eos_ids=eos_ids(model, tokenizer),
+        eos_ids=frozenset[int]().union(*ends.values()),
+        eos_agreed=len(set(ends.values())) < 2,
     )
 
 
@@ -181,25 +199,26 @@ def locate_hub(hub_id: str, *, download: bool) -> Path:
 
 def check_folder(where: Path, named: str) -> None:
     """Refuse a folder that is not a safetensors checkpoint of a supported family, before transformers reads it."""
-    try:
-        family = json.loads((where / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        raise UserError(f"{named}: no readable config.json there; give a Hugging Face model folder") from None
+    family = read_json(where / "config.json", named).get("model_type")
     if family not in FAMILIES:
         raise UserError(f"{named}: model family '{family}'; supported are {', '.join(FAMILIES)}")
-    index = where / "model.safetensors.index.json"
-    needed = {"model.safetensors"}
-    if index.is_file():
-        try:
-            needed = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{named}: {index.name} is damaged; get the model again") from None
-    missing = sorted(name for name in needed if not (where / name).is_file())
-    if missing:
-        raise UserError(
-            f"{named}: {missing[0]} is missing ({len(missing)} of {len(needed)} safetensors files); get the"
-            " model again, or save it as safetensors: pickled weights are not loaded"
-        )
+    weight_files(where, named)
+
+
+def check_plain(where: Path, named: str) -> None:
+    """Refuse quantised weights, weights in a file of the config's choice, and a damaged generation config."""
+    config = read_json(where / "config.json", named)
+    for key in ("quantization_config", "compression_config"):
+        if entry := config.get(key):
+            kind = entry.get("quant_method", "unknown") if isinstance(entry, dict) else entry
+            raise UserError(
+                f"{named}: its weights are quantised ({kind}; {key} in config.json); give the unquantised model"
+            )
+    if config.get("transformers_weights"):
+        raise UserError(f"{named}: transformers_weights in config.json is not supported; allowed: {WEIGHTS}")
+    # transformers goes on without a generation config that it cannot read
+    if (where / "generation_config.json").exists():
+        read_json(where / "generation_config.json", named)
 
 
 def pick_device(device: str) -> "torch.device":
@@ -229,6 +248,12 @@ def pick_dtype(cfg: ModelConfig, config: Any, where: Path, device: "torch.device
     if cfg.dtype != "auto":
         return getattr(torch, cfg.dtype)
     stored = config.dtype or torch.float32
+    allowed = (torch.float32, torch.bfloat16, torch.float16)
+    if stored not in allowed:
+        raise UserError(
+            f"model.dtype=auto: config.json says dtype '{str(stored).removeprefix('torch.')}'; give model.dtype"
+            " float32, bfloat16 or float16"
+        )
     if device.type == "cpu" and stored != torch.float32:
         size = sum(f.stat().st_size for f in where.glob("*.safetensors"))
         return torch.bfloat16 if size > BIG_CHECKPOINT else torch.float32
@@ -251,10 +276,3 @@ def check_attention(attention: str, device: "torch.device", dtype: "torch.dtype"
             f"model.attention=flash_attention_2: needs a CUDA device and 16 bits, not {device} and {dtype};"
             " give model.dtype=bfloat16 or model.attention=sdpa"
         )
-
-
-def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end an answer: those of the generation config, else the tokenizer's."""
-    eos = model.generation_config.eos_token_id
-    eos = tokenizer.eos_token_id if eos is None else eos
-    return frozenset([eos] if isinstance(eos, int) else eos or ())

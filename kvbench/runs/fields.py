@@ -66,6 +66,7 @@ DECLARED = (
         Field("dtype", str, "", "the model's dtype"),
         Field("attention", str, "", "attention backend of the prefill"),
         Field("kernels", str, "", "forms of the operations: compiled, triton, portable, and exceptions"),
+        Field("eos_ids", list[int] | None, "", "tokens that end an answer, by config, generation config or tokenizer"),
         Field("operations", dict[str, list[str | int]], "", "those called: `[form, version]` by name"),
         Field("versions", dict[str, str], "", "versions of Python and packages, by name"),
         Field("commit", str | None, "", "commit of the source tree, `+` after it for a changed tree"),

@@ -91,6 +91,9 @@ def make_plan(cfg: RunConfig, loaded: LoadedModel, renderer: Renderer) -> list[G
         "kl": cfg.kl,
         "renderer": renderer.style,
     }
+    if not loaded.eos_agreed:
+        # where its files agree, the fingerprint has them
+        engine["eos"] = sorted(loaded.eos_ids)
     entries = list(_entries(cfg, loaded))
     return [group for part in _samples(cfg, renderer) for group in _groups(cfg, part, entries, engine)]
 

@@ -44,6 +44,7 @@ def group_fields(at: PromptContext, snapshot: Snapshot) -> Record:
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "attention": at.run.cfg.model.attention,
         "kernels": kernel_form(loaded),
+        "eos_ids": sorted(loaded.eos_ids),
         "versions": provenance.versions(),
         "commit": provenance.commit(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -70,14 +70,14 @@ def make_renderer(model: ModelConfig, max_context: int) -> Renderer:
     Raises:
         UserError: there is no such model.
     """
-    from transformers import AutoTokenizer
-
     from kvbench.models.quiet import quiet
+    from kvbench.models.tokens import load_tokenizer
 
     folder = locate(model)
-    check_folder(folder, f"model.path={folder}")
+    named = f"model.path={folder}"
+    check_folder(folder, named)
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = load_tokenizer(folder, named)
     return Renderer(tokenizer, model.chat_template, model.system, max_context)
 
 
