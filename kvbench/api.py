@@ -8,6 +8,7 @@ from typing import Any
 
 from kvbench import report
 from kvbench.config.compose import compose, run_dir
+from kvbench.config.errors import UserError
 from kvbench.experiments import run as run_experiment
 from kvbench.report import Run
 from kvbench.runs.progress import Progress
@@ -15,7 +16,10 @@ from kvbench.runs.rerun import text
 
 
 def run(
-    experiment: str, overrides: Sequence[str] | Mapping[str, Any] = (), config_dirs: Sequence[str | Path] = ()
+    experiment: str,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    config_dirs: Sequence[str | Path] = (),
+    **settings: Any,
 ) -> Run:
     """Run an experiment, or the part of it that is not done, and return its results.
 
@@ -23,18 +27,35 @@ def run(
         experiment: name of the experiment, as on the command line.
         overrides: `key=value` strings as on the command line, or a mapping of them.
         config_dirs: folders with your own configuration.
+        **settings: more overrides, for keys without a dot.
 
     Raises:
         kvbench.config.errors.UserError: an override or name that is not allowed.
 
-    Example:
-        `kvbench.run("quickstart", ["method=[snapkv,rocketkv]", "limit=2"]).summary()`
+    Examples:
+        `kvbench.run("quickstart", method=["snapkv", "rocketkv"], limit=2).summary()`
+        `kvbench.run("quickstart", {"budget.tokens": [128]})`
     """
+    if not isinstance(experiment, str):
+        raise UserError(f"experiment: {experiment!r} is not a name, as 'quickstart'")
+    if isinstance(overrides, str):
+        raise UserError(f"overrides: {overrides!r} is one string; give a list of them, or a mapping")
     if isinstance(overrides, Mapping):
-        overrides = [f"{key}={text(value)}" for key, value in overrides.items()]
+        overrides = [_override(key, value) for key, value in overrides.items()]
+    overrides = [*overrides, *(_override(key, value) for key, value in settings.items())]
     composed = compose([f"experiment={experiment}", *overrides], [str(folder) for folder in config_dirs])
     run_experiment(composed, Progress)
     return load(run_dir(composed))
+
+
+def _override(key: str, value: Any) -> str:
+    try:
+        return f"{key}={text(value)}"
+    except TypeError:
+        kind = type(value).__name__
+        raise UserError(
+            f"{key}: a {kind} is not a setting; give numbers, strings, lists or mappings"
+        ) from None
 
 
 def load(run: str | Path) -> Run:

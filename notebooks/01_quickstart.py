@@ -33,7 +33,7 @@ SETTINGS = {
 run = kvbench.run("quickstart", SETTINGS)
 
 # %% [markdown]
-# The keys are those of the command line: `kvbench run experiment=quickstart task.length=[1024] ...`. Any experiment of
+# The keys are those of the command line: `kvbench run quickstart 'task.length=[1024]' ...`. Any experiment of
 # `kvbench ls experiments` runs so.
 #
 # A run shows itself as its table. Budgets are only names; what counts are the kept tokens and the bytes, which are

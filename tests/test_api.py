@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import kvbench
+from kvbench import api
 from kvbench.config.errors import UserError
 
 
@@ -30,6 +31,39 @@ def test_run_and_load(tiny_model_dir, tmp_path):
     assert set(summary["method"]) == {"dense", "snapkv"} and (summary["n"] == 2).all()
     assert kvbench.load(tmp_path / "a run").cells()["cell"].tolist() == run.cells()["cell"].tolist()
     assert run.plot("score_vs_read").axes
+
+
+def test_settings_are_keywords_too(monkeypatch):
+    composed = []
+    monkeypatch.setattr(api, "run_experiment", lambda config, progress: composed.append(config))
+    monkeypatch.setattr(api, "load", lambda folder: folder)
+    kvbench.run(
+        "quickstart",
+        {"budget.tokens": [64]},
+        method=["snapkv"],
+        limit=2,
+        kl=False,
+        variants={"a": {"method": "h2o"}},
+    )
+    (config,) = composed
+    assert list(config.data["method"]) == ["snapkv"] and config.data["limit"] == 2
+    assert config.data["budget"]["tokens"] == [64] and config.data["kl"] is False
+    assert config.data["variants"] == {"a": {"method": "h2o"}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        (["quickstart", "limit=2"], {}, "overrides: 'limit=2' is one string; give a list of them, or a mapping"),
+        (["quickstart"], {"method": {1, 2}}, "method: a set is not a setting; give numbers, strings"),
+        (["quickstart"], {"methods": ["snapkv"]}, "methods: there is no key 'methods' (did you mean method?)"),
+        ([["limit=2"]], {}, "experiment: ['limit=2'] is not a name, as 'quickstart'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_named(arguments, settings, message):
+    with pytest.raises(UserError) as error:
+        kvbench.run(*arguments, **settings)
+    assert str(error.value).startswith(message)
 
 
 def test_mistakes_are_user_errors():

@@ -26,6 +26,32 @@ def commands(text: str) -> list[list[str]]:
     return [line for line in words if line[:1] == ["kvbench"]]
 
 
+def lines_for_a_shell(text: str) -> list[str]:
+    """kvbench commands in blocks of code, in sentences and in comments of YAML, and lines of settings there."""
+    text = text.replace("\\\n", " ")
+    found = re.findall(r"^(?:# +)?((?:kvbench |model=|task\.|budget\.).*)", text, re.MULTILINE)
+    return [line.partition(" #")[0] for line in found] + re.findall(r"`(kvbench [^`\n]+)`", text)
+
+
+def unquoted(line: str) -> bool:
+    """Whether zsh would read a part of the line as a pattern: [ ] { } * ? in a value outside of quotes."""
+    return bool(re.search(r"=\S*[][{}*?]", re.sub(r"'[^']*'|\"[^\"]*\"", "", line)))
+
+
+@pytest.mark.parametrize(
+    "file", [*TEXTS, *sorted((ROOT / "conf").glob("**/*.yaml"))], ids=lambda path: path.name
+)
+def test_commands_are_quoted_for_zsh(file: Path):
+    lines = lines_for_a_shell(file.read_text(encoding="utf-8"))
+    assert [line for line in lines if unquoted(line)] == []
+
+
+def test_an_unquoted_pattern_is_found():
+    text = "kvbench run a b=[1]\n#   task.length=[1,2]\nsay `kvbench run a b={c:1}` and `kvbench ls`\n"
+    text += "kvbench run a 'b=[1]' \\\n  \"c=[1]\" # d=[2]\n"
+    assert [unquoted(line) for line in lines_for_a_shell(text)] == [True, True, False, True, False]
+
+
 @EACH_TEXT
 def test_experiments_exist(file: Path):
     named = set(re.findall(r"experiment=([a-z]\w*)", file.read_text(encoding="utf-8")))

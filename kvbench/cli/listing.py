@@ -1,52 +1,156 @@
-"""`kvbench ls`: a table on a terminal, tab-separated lines elsewhere."""
+"""`kvbench ls`: lines for a terminal, tab-separated ones elsewhere, or JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
+import shutil
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-from rich.console import Console
-from rich.table import Table
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from kvbench.config.groups import Groups
+from kvbench.config.typed import unknown
 
-_HEADER = ["name", "family", "description", "budget", "bytes per layer and KV head", "source"]
+# groups of experiments, in the order in which `kvbench ls experiments` shows them
+GROUPS = (
+    "start here",
+    "methods compared",
+    "papers",
+    "time and memory",
+    "cost",
+    "Claude",
+    "vLLM",
+    "yours",
+)
 
 
-def show(what: str, config_dirs: Sequence[str], console: Console | None = None) -> None:
-    """Print all methods, tasks, models, experiments, devices or model shapes."""
-    console = console or Console(highlight=False)
-    groups, group = Groups(tuple(config_dirs)), what.removesuffix("s")
+def show(what: str, name: str | None, config_dirs: Sequence[str], as_json: bool = False) -> str:
+    """The text of `kvbench ls`.
+
+    Args:
+        what: methods, tasks, models, experiments, hardware, shapes or runs.
+        name: one entry of it, with all that is known; None for all of them.
+        config_dirs: the user's folders.
+        as_json: a JSON list, with all that is known of each entry.
+
+    Raises:
+        UserError: there is no such entry.
+    """
+    entries = _entries(what, Groups(tuple(config_dirs)))
+    if name is not None:
+        entries = [entry for entry in entries if entry["name"] == name] or _unknown(what, name, entries)
+    if as_json:
+        return json.dumps(entries, indent=1, ensure_ascii=False)
+    if name is not None:
+        return _details(entries[0])
+    if not entries:
+        return f"no {what} yet: kvbench run quickstart"
+    return _columns(what, entries)
+
+
+def kinds(names: Sequence[str]) -> str:
+    """The text of a bare `kvbench ls`: what can be listed, and how many there are.
+
+    Args:
+        names: the kinds of listing.
+    """
+    width = max(map(len, names))
+    lines = [f"kvbench ls {what:<{width}}  {len(_entries(what, Groups()))}" for what in names]
+    return "\n".join(
+        [*lines, "", "kvbench ls methods snapkv   all about one of them;   --json   for programs"]
+    )
+
+
+def _entries(what: str, groups: Groups) -> list[dict[str, Any]]:
+    """Everything about every entry of a listing, in the order in which it is shown."""
+    if what == "runs":
+        from kvbench.report.console import runs
+
+        return runs()
+    group = what.removesuffix("s")
     if group == "method":
-        header, rows = _HEADER, _methods(groups)
-    else:
-        header = ["name", "description"]
-        rows = [[name, groups.description(group, name)] for name in groups.options(group)]
-    if not console.is_terminal:
-        for row in [header, *rows]:
-            console.file.write("\t".join(row) + "\n")
-        return
-    table = Table(*header, show_lines=group == "method")
-    for row in rows:
-        # rich would take [...] in formulas for markup
-        table.add_row(*[cell.replace("[", "\\[") for cell in row])
-    console.print(table)
+        return _methods(groups)
+    entries = [
+        {"name": name, "description": groups.description(group, name)} for name in groups.options(group)
+    ]
+    if group != "experiment":
+        return entries
+    grouped = [
+        {**entry, "group": groups.remark(group, entry["name"], "group") or "yours"} for entry in entries
+    ]
+    return sorted(grouped, key=lambda entry: GROUPS.index(entry["group"]))
 
 
-def _methods(groups: Groups) -> list[list[str]]:
+def _methods(groups: Groups) -> list[dict[str, Any]]:
     """The options of `method=[...]`: the registered methods, and named settings of them."""
     classes = groups.declared("method")
     rows = []
     for name in groups.options("method"):
+        settings = dict(groups.entry("method", name))
         # the method of a plugin is unknown here
-        cls = classes.get(groups.entry("method", name).get("method", ""))
+        cls = classes.get(settings.pop("method", ""))
         of_class = cls.constants if cls else {}
-        facts = [of_class.get(key, "") for key in ("family", "budget_meaning", "bytes_formula", "source")]
-        rows.append([name, facts[0], groups.description("method", name), *facts[1:]])
-    return sorted(rows, key=lambda row: (row[1], row[0]))
+        row = {
+            "name": name,
+            "family": of_class.get("family", ""),
+            "description": groups.description("method", name),
+            "parameters": settings,
+            "budget": of_class.get("budget_meaning", ""),
+            "bytes": of_class.get("bytes_formula", ""),
+            "source": of_class.get("source", ""),
+        }
+        rows.append(row)
+    return sorted(rows, key=lambda row: (row["family"], row["name"]))
+
+
+def _unknown(what: str, name: str, entries: Sequence[dict[str, Any]]) -> NoReturn:
+    raise unknown(what, name, [entry["name"] for entry in entries], what.removesuffix("s"))
+
+
+def _columns(what: str, entries: Sequence[dict[str, Any]]) -> str:
+    """Names and descriptions: cut to the width of a terminal, tab-separated and whole elsewhere."""
+    columns = [key for key in ("name", "family", "group", "cells", "description") if key in entries[0]]
+    if not sys.stdout.isatty():
+        rows = [columns, *([str(entry[key]) for key in columns] for entry in entries)]
+        return "\n".join("\t".join(row) for row in rows)
+    heading = next((key for key in ("family", "group") if key in columns), None)
+    columns = [key for key in columns if key != heading]
+    widths = [max(len(str(entry[key])) for entry in entries) for key in columns[:-1]]
+    total = shutil.get_terminal_size().columns
+    lines, last = [], None
+    for entry in entries:
+        if heading and entry[heading] != last:
+            last = entry[heading]
+            lines += ([""] if lines else []) + [_heading(what, last)]
+        *first, text = (str(entry[key]) for key in columns)
+        start = "  " + "".join(f"{cell:<{width}}  " for cell, width in zip(first, widths, strict=True))
+        lines.append((start + _cut(text, total - len(start))).rstrip())
+    return "\n".join(lines)
+
+
+def _heading(what: str, of: str) -> str:
+    return _FAMILIES.get(of, of) if what == "methods" else of
+
+
+def _cut(text: str, width: int) -> str:
+    """The text on one line of so many characters."""
+    return text if len(text) <= width else text[: max(width - 1, 0)].rstrip(" ,;:") + "…"
+
+
+def _details(entry: dict[str, Any]) -> str:
+    """All that is known of one entry, a fact a line."""
+    facts = {key: value for key, value in entry.items() if key != "name" and value not in ("", None, {})}
+    width = max(map(len, facts), default=0)
+    lines = [entry["name"]]
+    for key, value in facts.items():
+        text = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        lines += textwrap.wrap(
+            text, 80, initial_indent=f"  {key:<{width}}  ", subsequent_indent=" " * (width + 4)
+        )
+    return "\n".join(lines)
 
 
 _FAMILIES = {

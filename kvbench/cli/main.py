@@ -11,12 +11,16 @@ from typing import Any, NoReturn
 
 from kvbench import __version__
 from kvbench.config.errors import UserError
+from kvbench.config.typed import unknown
+
+# what `kvbench ls` lists
+KINDS = ("methods", "tasks", "models", "experiments", "hardware", "shapes", "runs")
 
 _FIRST = """\
 first steps:
   kvbench doctor                        is everything there?
   kvbench ls experiments                what can be run
-  kvbench run experiment=quickstart     a table and figures in results/runs/quickstart
+  kvbench run quickstart                a table and figures in results/runs/quickstart
 """
 _SETTINGS = """\
 settings that most experiments share (conf/config.yaml says all of them):
@@ -29,6 +33,12 @@ settings that most experiments share (conf/config.yaml says all of them):
   limit=2                     so many samples per task and length
   run_dir=FOLDER              instead of results/runs/NAME
 quote what your shell would read: 'method=[snapkv]'
+"""
+
+
+_CELL = """\
+a cell by what it is, as in the table of a run:
+  kvbench explain quickstart method=snapkv budget=128 task=ruler_niah_single_2 sample=0
 """
 
 
@@ -77,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     question = "How small can the KV cache of a model be, and what does it cost?"
     parser = _Parser(prog="kvbench", description=question, epilog=_FIRST, formatter_class=_AsWritten)
     parser.add_argument("--version", action="version", version=f"kvbench {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    parser.set_defaults(handler=lambda _: parser.print_help())
 
     def add(name: str, handler: Any, text: str, more: str | None = None) -> argparse.ArgumentParser:
         command = commands.add_parser(
@@ -87,9 +98,13 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     run = add("run", _run, "run an experiment; the same command again resumes it", _SETTINGS)
-    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=NAME, settings to change")
+    run.add_argument(
+        "overrides", nargs="*", metavar="NAME KEY=VALUE", help="an experiment, settings to change"
+    )
     listing = add("ls", _ls, "list what there is")
-    listing.add_argument("what", choices=("methods", "tasks", "models", "experiments", "hardware", "shapes"))
+    listing.add_argument("what", nargs="?", metavar="KIND", help=f"one of {', '.join(KINDS)}")
+    listing.add_argument("name", nargs="?", metavar="NAME", help="everything about one of them")
+    listing.add_argument("--json", action="store_true", help="everything about all of them, as JSON")
     text = "the methods as a page of Markdown, with all that is known of them"
     listing.add_argument("--markdown", action="store_true", help=text)
     for command in (run, listing):
@@ -98,16 +113,18 @@ def _parser() -> argparse.ArgumentParser:
     new = add("new", _new, "write a method or a task of your own to start from")
     new.add_argument("what", choices=("method", "task"))
     new.add_argument("name", metavar="NAME", help="small letters, digits and underscores")
-    status = add("status", _status, "how far a run is")
+    a_run = "folder of a run, or its name in results/runs"
+    status = add("status", _status, "how far a run is; without a run, how far all of them are")
+    status.add_argument("folder", nargs="?", metavar="RUN", help=a_run)
     report = add("report", _report, "write table, figures and HTML of a run")
-    explain = add("explain", _explain, "everything about one cell, and the command that repeats it")
-    for command in (status, report, explain):
-        command.add_argument("folder", metavar="RUN", help="folder of a run, or its name in results/runs")
-    explain.add_argument("cell", metavar="CELL", help="id of a cell, or its beginning")
-    compare = add("compare", _compare, "two runs, paired on the same samples")
-    compare.add_argument(
-        "folders", nargs=2, metavar="RUN", help="folder of a run, or its name in results/runs"
+    report.add_argument("folder", metavar="RUN", help=a_run)
+    explain = add("explain", _explain, "everything about one cell, and the command that repeats it", _CELL)
+    explain.add_argument("folder", metavar="RUN", help=a_run)
+    explain.add_argument(
+        "cell", nargs="+", metavar="CELL", help="its id or the beginning of it, or FIELD=VALUE"
     )
+    compare = add("compare", _compare, "two runs, paired on the same samples")
+    compare.add_argument("folders", nargs=2, metavar="RUN", help=a_run)
     claims = add(
         "claims", _claims, "published numbers and what we find; writes results/claims.csv and claims.md"
     )
@@ -137,7 +154,11 @@ def _run(args: argparse.Namespace) -> None:
 def _status(args: argparse.Namespace) -> None:
     from kvbench import report
 
-    print(report.status(args.folder))
+    if args.folder is None:
+        args.what, args.name, args.json, args.markdown, args.config_dir = "runs", None, False, False, []
+        _ls(args)
+    else:
+        print(report.status(args.folder))
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -155,7 +176,7 @@ def _compare(args: argparse.Namespace) -> None:
 def _explain(args: argparse.Namespace) -> None:
     from kvbench import report
 
-    print(report.explain(args.folder, args.cell))
+    print(report.explain(args.folder, *args.cell))
 
 
 def _ls(args: argparse.Namespace) -> None:
@@ -163,11 +184,15 @@ def _ls(args: argparse.Namespace) -> None:
     from kvbench.config.compose import checked_dirs
 
     if args.markdown and args.what != "methods":
-        raise UserError(f"--markdown: there is no page of {args.what}, only of methods")
+        raise UserError(f"--markdown: there is no page of {args.what or 'a bare ls'}, only of methods")
     if args.markdown:
         print(listing.methods_page(), end="")
+    elif args.what is None:
+        print(listing.kinds(KINDS))
+    elif args.what not in KINDS:
+        raise unknown("ls", args.what, KINDS, "listing")
     else:
-        listing.show(args.what, checked_dirs(args.config_dir))
+        print(listing.show(args.what, args.name, checked_dirs(args.config_dir), args.json))
 
 
 def _new(args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import keyword
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,10 +160,9 @@ def new(what: str, name: str, folder: Path | None = None) -> Written:
         file.write_text(kind.text.format(**words), encoding="utf-8")
     except OSError as error:
         raise UserError(f"name: cannot write {error.filename}: {error.strerror}") from None
-    plugin = f"plugins=[{name}] " if root is None else ""
-    return Written(
-        file, f"kvbench run experiment=quickstart {plugin}{what}=[{name}]", kind.then if root else ""
-    )
+    plugin = [f"plugins=[{name}]"] if root is None else []
+    command = shlex.join(["kvbench", "run", "quickstart", *plugin, f"{what}=[{name}]"])
+    return Written(file, command, kind.then if root else "")
 
 
 def _check(kind: _Kind, name: str) -> None:

@@ -93,6 +93,7 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Compos
     Raises:
         UserError: no experiment, or an override that is malformed or names something that does not exist.
     """
+    overrides = named(overrides)
     dirs = checked_dirs(config_dirs)
     parsed = _parse(overrides)
     groups = Groups(dirs, _plugins(parsed, Groups(dirs)))
@@ -108,12 +109,14 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Compos
             data, name = _hydra(lines, groups)
     if not name:
         known = ", ".join(groups.options("experiment"))
-        raise UserError(f"experiment: missing, give experiment=NAME; known: {known}")
+        raise UserError(
+            f"experiment: missing, give its name first, as kvbench run quickstart; known: {known}"
+        )
     if "experiment" in data:
         raise UserError(f"experiment={name}: its file does not begin with the line '# @package _global_'")
     for key in shared:
         del data["task"][key]
-    return Composed(name, data, tuple(overrides), dirs)
+    return Composed(name, data, overrides, dirs)
 
 
 def checked_dirs(config_dirs: Sequence[str]) -> tuple[str, ...]:
@@ -135,6 +138,22 @@ def _checked_dir(folder: str) -> str:
         if path.stem in Groups().options(group):
             raise UserError(f"--config-dir: {path} has the name of a {group} of kvbench; rename it")
     return str(root.resolve())
+
+
+def named(overrides: Sequence[str]) -> tuple[str, ...]:
+    """The overrides; a first word that is only a name stands for `experiment=NAME`.
+
+    Raises:
+        UserError: both are given.
+    """
+    first = overrides[0] if overrides else ""
+    if not first.isidentifier():
+        return tuple(overrides)
+    for text in overrides[1:]:
+        if text.startswith("experiment="):
+            other = text.removeprefix("experiment=")
+            raise UserError(f"experiment: given twice, as {first} and {other}; give one")
+    return (f"experiment={first}", *overrides[1:])
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

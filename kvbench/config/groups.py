@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ class _Registered:
         """Whether the entry has every parameter of the class."""
         return one.unread <= set(self.composition)
 
+
+# comments of an option's file that do not describe it
+_REMARK = re.compile("@package|kvbench run|group: ")
 
 _REGISTERED = {
     "method": _Registered(
@@ -90,9 +94,17 @@ class Groups:
         file = self.file(group, name)
         if file is None:
             return self.declared(group)[name].summary
-        lines = file.read_text(encoding="utf-8").splitlines()
-        comments = [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
-        return next((line for line in comments if not line.startswith(("@package", "kvbench run"))), "")
+        return next((line for line in _comments(file) if not _REMARK.match(line)), "")
+
+    def remark(self, group: str, name: str, key: str) -> str:
+        """The comment `# KEY: VALUE` of an option's file; "" without one."""
+        file = self.file(group, name)
+        found = (
+            [line.removeprefix(f"{key}: ") for line in _comments(file) if line.startswith(f"{key}: ")]
+            if file
+            else []
+        )
+        return found[0] if found else ""
 
     def declared(self, group: str) -> dict[str, Declared]:
         """The registered classes that are options, by name."""
@@ -128,6 +140,11 @@ class Groups:
 
     def _roots(self) -> list[Traversable]:
         return [importlib.resources.files("kvbench.conf"), *map(Path, self.config_dirs)]
+
+
+def _comments(file: Traversable) -> list[str]:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
 
 
 @functools.cache

@@ -1,15 +1,46 @@
 """Text about a run for the command line."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kvbench.config.errors import UserError
 from kvbench.config.text import counted
 from kvbench.report.format import number
-from kvbench.report.run import load
+from kvbench.report.run import RUNS, Run, is_run, load
+from kvbench.runs.store import Record
 
+# fields of a record by which `explain` finds a cell, besides any other field under its own name
+_SELECTORS = {"budget": "budget_requested"}
 _PAIRING = ("model", "dtype", "task", "length", "protocol", "timing", "seed", "sample", "sample_hash")
+
+
+def runs() -> list[dict[str, Any]]:
+    """The runs in results/runs, the newest first: name, cells done and planned, experiment."""
+    folders = [path for path in RUNS.glob("*") if path.is_dir() and is_run(path)]
+    folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [_run(folder) for folder in folders]
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    view = load(folder)
+    done, planned = _counts(view)
+    description = f"experiment={view.config.get('name', '?')}"
+    if not planned and not done:
+        description = f"results in {', '.join(view.files()) or 'no file yet'}"
+    return {
+        "name": folder.name,
+        "cells": f"{done}/{planned}" if planned else str(done),
+        "description": description,
+    }
+
+
+def _counts(view: Run) -> tuple[int, int]:
+    """Finished cells of the plan, and cells of the plan; without a plan, all finished cells and 0."""
+    planned = set(view.plan.get("cells", ()))
+    done = [record for record in view.records if not planned or record["cell"] in planned]
+    return len(done), len(planned)
 
 
 def status(run: str | Path) -> str:
@@ -36,22 +67,22 @@ def status(run: str | Path) -> str:
     return "\n".join([*lines, *view.problems])
 
 
-def explain(run: str | Path, cell: str) -> str:
+def explain(run: str | Path, *cell: str) -> str:
     """All fields of a cell, dense's answer on the same sample, and the command that reruns it.
 
     Args:
         run: folder or name.
-        cell: the cell's id, or a unique prefix of it.
+        cell: the cell's id, or a unique prefix of it; or `FIELD=VALUE` words that only one cell meets, as
+            `method=snapkv`, `budget=128`, `sample=0`.
 
     Raises:
         UserError: no such run; no or several such cells.
     """
     view = load(run)
     records = view.cells_of_methods()
-    found = [record for record in records if record["cell"].startswith(cell)]
+    found = [record for record in records if all(_meets(record, word) for word in cell)]
     if len(found) != 1:
-        some = ", ".join(record["cell"] for record in (found or records)[:5])
-        raise UserError(f"cell: {len(found)} cells begin with {cell!r}, give one id such as {some}")
+        raise UserError(_not_one(records, found, cell))
     record = found[0]
     width = max(map(len, record))
     lines = [f"cell {record['cell']} of {view.path}"]
@@ -74,6 +105,38 @@ def explain(run: str | Path, cell: str) -> str:
     if "command" in record:
         lines += ["", "repeat with", f"  {record['command']}"]
     return "\n".join(lines)
+
+
+def _meets(record: Record, word: str) -> bool:
+    """Whether a cell has the value of a word `FIELD=VALUE`, or an id that begins with the word."""
+    name, equals, value = word.partition("=")
+    if not equals:
+        return record["cell"].startswith(word)
+    return str(record.get(_SELECTORS.get(name, name))) == value
+
+
+def _not_one(records: Sequence[Record], found: Sequence[Record], words: Sequence[str]) -> str:
+    """The message for words that no cell meets, or several."""
+    given = " ".join(words).strip() or "an empty condition"
+    for word in words:
+        name, equals, value = word.partition("=")
+        field = _SELECTORS.get(name, name)
+        values = dict.fromkeys(str(record.get(field)) for record in records if field in record)
+        if equals and not values:
+            return f"cell: there is no field {name!r}; take method, budget, task, length, sample, protocol or seed"
+        if equals and value not in values:
+            return f"cell: no cell has {name}={value}, but {', '.join(list(values)[:12])}"
+    if found:
+        names = ("method", "budget", "task", "length", "protocol", "seed", "sample")
+        values = {name: {str(record.get(_SELECTORS.get(name, name))) for record in found} for name in names}
+        more = ", ".join(f"{name}=..." for name in names if len(values[name]) > 1) or "the id"
+        return f"cell: {len(found)} cells match {given}; add {more}"
+    if len(words) > 1:
+        return f"cell: no cell has {given}"
+    some = ", ".join(record["cell"] for record in records[:5])
+    return (
+        f"cell: no cell's id begins with {given!r}; give one such as {some}, or method=NAME budget=N sample=N"
+    )
 
 
 def _plain(value: Any) -> str:

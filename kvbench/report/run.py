@@ -28,13 +28,16 @@ def load(run: str | Path) -> Run:
         UserError: there is no such run, or it cannot be read.
     """
     for folder in (Path(run), RUNS / run):
-        # an experiment without cells has at least a table
-        if any((folder / name).is_file() for name in ("config.yaml", "table.md")) or any(
-            folder.glob("cells-*.jsonl")
-        ):
+        if is_run(folder):
             return Run(folder)
     names = sorted(path.name for path in RUNS.glob("*") if path.is_dir())
     raise UserError(f"run: {run} is not a run folder; runs in {RUNS}: {', '.join(names) or 'none'}")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run: cells, a configuration, or at least a table."""
+    named = any((folder / name).is_file() for name in ("config.yaml", "table.md"))
+    return named or any(folder.glob("cells-*.jsonl"))
 
 
 class Run:
@@ -122,6 +125,10 @@ class Run:
         if name not in files:
             raise UserError(f"name: no file {name}.csv in {self.path}, but {', '.join(files) or 'none'}")
         return pd.read_csv(files[name])
+
+    def __repr__(self) -> str:
+        what = f"{len(self.records)} cells" if self.records else ", ".join(self.files()) or "no results yet"
+        return f"Run({str(self.path)!r}: {what}; .summary(), .cells(), .table(), .plot(kind))"
 
     def _repr_markdown_(self) -> str:
         # how notebooks display a run

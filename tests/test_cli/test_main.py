@@ -1,5 +1,6 @@
 """The command line: what it prints, its exit codes, and a whole run of a tiny model."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from kvbench import experiments
+from kvbench.cli import listing
 from kvbench.cli import main as cli
+from kvbench.config.groups import Groups
 from kvbench.runs.store import Store
 
 EXPERIMENT = """\
@@ -58,15 +61,24 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "required: COMMAND"),
         (["rn"], "invalid choice: 'rn' (choose from 'run', 'ls', "),
-        (["ls", "method"], "invalid choice: 'method' (choose from 'methods', 'tasks', "),
-        (["status"], "required: RUN"),
+        (
+            ["ls", "method"],
+            "ls: there is no listing 'method' (did you mean methods?); known: methods, tasks, ",
+        ),
+        (["ls", "methods", "snapv"], "methods: there is no method 'snapv' (did you mean snapkv?)"),
+        (["ls", "runs", "nowhere"], "runs: there is no run 'nowhere'; known: none"),
+        (["ls", "--markdown"], "--markdown: there is no page of a bare ls, only of methods"),
         (["status", "a", "--verbose"], "unrecognized arguments: --verbose"),
         (["status", "a", "b"], "unrecognized arguments: b"),
         (["run", "--fast", "limit=2"], "unrecognized arguments: --fast"),
-        (["run"], "experiment: missing, give experiment=NAME; known: "),
-        (["run", "quickstart"], "quickstart: not of the form key=value, as experiment=quickstart"),
+        (["run"], "experiment: missing, give its name first, as kvbench run quickstart; known: "),
+        (["run", "limit=2", "quickstart"], "quickstart: not of the form key=value, as experiment=quickstart"),
+        (["run", "quikstart"], "there is no experiment 'quikstart' (did you mean quickstart?)"),
+        (
+            ["run", "quickstart", "experiment=jsonl"],
+            "experiment: given twice, as quickstart and jsonl; give one",
+        ),
         (["run", "experiment=quikstart"], "there is no experiment 'quikstart' (did you mean quickstart?)"),
         (["run", "experiment=tiny", "--config-dir", "mine", "limit=0"], "limit: 0 is not allowed"),
         (["run", "limit=0", "--config-dir", "mine", "experiment=tiny"], "limit: 0 is not allowed"),
@@ -146,6 +158,42 @@ def test_ls(here: Path, capsys: pytest.CaptureFixture[str], what: str, line: str
     assert len({text.count("\t") for text in lines}) == 1
 
 
+def test_ls_says_everything_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    for what in cli.KINDS[:-1]:
+        assert cli.main(["ls", what, "--json"]) == 0
+        entries = json.loads(capsys.readouterr().out)
+        assert all(entry["name"] and entry["description"] for entry in entries), what
+    assert cli.main(["ls", "methods", "snapkv", "--json"]) == 0
+    (snapkv,) = json.loads(capsys.readouterr().out)
+    assert snapkv["family"] == "eviction" and snapkv["parameters"]["window"] == 32
+
+
+def test_a_bare_command_shows_the_way(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    assert "kvbench run quickstart" in capsys.readouterr().out
+    assert cli.main(["ls"]) == 0
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()[:7]] == list(cli.KINDS)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("what", ["methods", "experiments", "tasks"])
+def test_a_listing_fits_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, what: str, columns: int
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert cli.main(["ls", what]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    shown = {line.split()[0] for line in lines if line.startswith("  ")}
+    assert shown == set(Groups().options(what.removesuffix("s")))
+
+
+def test_every_shipped_experiment_has_a_group() -> None:
+    groups = {name: Groups().remark("experiment", name, "group") for name in Groups().options("experiment")}
+    assert {name for name, group in groups.items() if group not in listing.GROUPS[:-1]} == set()
+
+
 def test_ctrl_c_names_the_kept_results(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +227,23 @@ def test_a_run_from_command_to_report(here: Path, tiny_model_dir, capsys: pytest
     assert cli.main(["compare", "tiny", "tiny"]) == 0
     assert "snapkv" in capsys.readouterr().out
 
-    assert fails(capsys, "explain", "tiny", "nothing").startswith("cell: 0 cells begin with 'nothing'")
+    assert cli.main(["status"]) == 0
+    listed = capsys.readouterr().out
+    assert listed.splitlines()[-1].split("\t")[:2] == ["tiny", "5/5"]
+
+    assert fails(capsys, "explain", "tiny", "nothing").startswith("cell: no cell's id begins with 'nothing'")
+    assert fails(capsys, "explain", "tiny", "methd=x") == (
+        "cell: there is no field 'methd'; take method, budget, task, length, sample, protocol or seed"
+    )
+    assert fails(capsys, "explain", "tiny", "method=dense", "budget=7").startswith(
+        "cell: no cell has budget=7, but "
+    )
+    assert fails(capsys, "explain", "tiny", "budget=64") == "cell: 2 cells match budget=64; add method=..."
+    assert (
+        fails(capsys, "explain", "tiny", "method=dense", "budget=64")
+        == "cell: no cell has method=dense budget=64"
+    )
+    assert cli.main(["explain", "tiny", "method=snapkv[kernel=5]", "budget=64", "sample=0"]) == 0
+    assert f"cell {rows[1]['cell']} of" in capsys.readouterr().out
     assert cli.main(["explain", "tiny", rows[1]["cell"][:8]]) == 0
     assert capsys.readouterr().out.splitlines()[-1].lstrip().startswith("kvbench run ")

@@ -1,6 +1,7 @@
 """`kvbench new`: in a checkout, elsewhere, and methods that live outside of the repository."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -76,12 +77,12 @@ def tiny(model_dir: Path) -> list[str]:
 def test_plugins_run_written_files_and_a_method_of_a_package(elsewhere: Path, tiny_model_dir) -> None:
     method, task = scaffold.new("method", "my_own", elsewhere), scaffold.new("task", "my_task", elsewhere)
     assert (method.file, task.file) == (elsewhere / "my_own.py", elsewhere / "my_task.py")
-    assert task.command == "kvbench run experiment=quickstart plugins=[my_task] task=[my_task]"
+    assert task.command == "kvbench run quickstart 'plugins=[my_task]' 'task=[my_task]'"
     (elsewhere / "my").mkdir()
     (elsewhere / "my" / "module.py").write_text(SCRIPT)
-    words = method.command.removeprefix("kvbench ").replace("[my_own] ", "[my_own,my_task,my.module] ")
+    words = method.command.replace("[my_own]' ", "[my_own,my_task,my.module]' ")
     # an experiment of seconds in the place of quickstart
-    words = words.replace("experiment=quickstart", "experiment=tiny").split()
+    words = shlex.split(words.replace("quickstart", "tiny"))[1:]
     words += ["task=[my_task]", "task.length=[512]", "task.my_task.codes=2", "limit=1"]
     words += ["variants.b={method: newest_only}", "--config-dir", "mine", *tiny(tiny_model_dir())]
     python(elsewhere, "-m", "kvbench.cli.main", *words)
@@ -136,7 +137,7 @@ def test_what_is_written_in_a_checkout_is_under_the_contract(
     out = python(checkout / "tests", "-m", "kvbench.cli.main", "new", what, "brand_new", path=path.parent)
     after = {file for file in checkout.rglob("*.[py]*") if file.is_file() and "__pycache__" not in file.parts}
     assert {str(file.relative_to(checkout)) for file in after - before} == {f"kvbench/{folder}/brand_new.py"}
-    assert out.splitlines()[-1] == f"try it: kvbench run experiment=quickstart {what}=[brand_new]"
+    assert out.splitlines()[-1] == f"try it: kvbench run quickstart '{what}=[brand_new]'"
     files = [*(f"tests/test_{folder}/{name}" for name in tests), "tests/test_runs/test_config.py"]
     done = python(checkout, "-m", "pytest", "-q", "-k", "brand_new", *files, path=path.parent)
     assert int(done.splitlines()[-1].split(" passed")[0]) >= passed

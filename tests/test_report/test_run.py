@@ -142,9 +142,11 @@ def test_explain(run_dir, tmp_path):
         assert part in text
     assert re.search(r"kl_to_dense +0\.1234$", text, re.MULTILINE)
     assert re.search(r"prefill_s +1,235$", text, re.MULTILINE)
-    with pytest.raises(UserError, match=r"^cell: 0 cells begin with 'zz', give one id such as [0-9a-f]{16}"):
+    with pytest.raises(
+        UserError, match=r"^cell: no cell's id begins with 'zz'; give one such as [0-9a-f]{16}"
+    ):
         explain(run_dir, "zz")
-    with pytest.raises(UserError, match=r"^cell: \d+ cells begin with ''"):
+    with pytest.raises(UserError, match=r"^cell: \d+ cells match an empty condition; add method="):
         explain(run_dir, "")
 
 
