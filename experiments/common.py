@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from kvbench.config.compose import Composed, experiment_keys
+from kvbench.config.errors import CellsFailed
 from kvbench.config.typed import build
 from kvbench.runs.config import chosen, expanded
+from kvbench.runs.store import Record
+from kvbench.runs.told import listed
 
 T = TypeVar("T")
 
@@ -40,3 +44,19 @@ def configuration(composed: Composed, cls: type[T]) -> T:
 def result(table: Path) -> str:
     """The text of a table, and the folder that holds it and the other files."""
     return f"{table.read_text(encoding='utf-8')}\nwritten to {table.parent}"
+
+
+def with_failures(text: str, failures: Sequence[Record], folder: str | Path) -> str:
+    """The text that an experiment returns.
+
+    Args:
+        text: what it has to say.
+        failures: records of failed cells.
+        folder: the run's.
+
+    Raises:
+        CellsFailed: there are any.
+    """
+    if failures:
+        raise CellsFailed(text, listed(failures, folder))
+    return text

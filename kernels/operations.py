@@ -95,6 +95,14 @@ def versioned(
     return {name: (form, packages[name.partition(".")[0]].VERSION) for name, form in sorted(forms.items())}
 
 
+def every_operation(
+    device: torch.device, dtype: torch.dtype, group: int, head_dim: int
+) -> dict[str, tuple[str, int]]:
+    """Form and version of every operation that has a choice of forms; arguments as for `forms_for`."""
+    forms = forms_for(device, dtype, group, head_dim)
+    return {name: (form, operations()[name].VERSION) for name, form in forms.items()}
+
+
 @functools.cache
 def imported(operation: str, form: str) -> frozenset[str]:
     """The other operations whose forms the module of a form imports, read from its source."""

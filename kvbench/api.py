@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kvbench import report
 from kvbench.config.compose import compose, run_dir
-from kvbench.config.errors import UserError
+from kvbench.config.errors import CellsFailed, UserError
 from kvbench.experiments import run as run_experiment
 from kvbench.report import Run
 from kvbench.runs.progress import Progress
@@ -21,7 +22,7 @@ def run(
     config_dirs: Sequence[str | Path] = (),
     **settings: Any,
 ) -> Run:
-    """Run an experiment, or the part of it that is not done, and return its results.
+    """Run an experiment, or the part of it that is not done, and return its results; warns of cells that failed.
 
     Args:
         experiment: name of the experiment, as on the command line.
@@ -44,7 +45,10 @@ def run(
         overrides = [_override(key, value) for key, value in overrides.items()]
     overrides = [*overrides, *(_override(key, value) for key, value in settings.items())]
     composed = compose([f"experiment={experiment}", *overrides], [str(folder) for folder in config_dirs])
-    run_experiment(composed, Progress)
+    try:
+        run_experiment(composed, Progress)
+    except CellsFailed as failed:
+        warnings.warn(f"cells failed:\n{failed}", stacklevel=2)
     return load(run_dir(composed))
 
 

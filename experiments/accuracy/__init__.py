@@ -1,9 +1,13 @@
 """Scores of methods on tasks, compared with dense."""
 
+from collections.abc import Sequence
+
 from kvbench import report
 from kvbench.config.compose import Composed
+from kvbench.experiments.common import with_failures
 from kvbench.runs.config import validate
 from kvbench.runs.progress import ProgressFactory
+from kvbench.runs.store import Record
 
 
 def main(composed: Composed, progress: ProgressFactory) -> str:
@@ -12,11 +16,18 @@ def main(composed: Composed, progress: ProgressFactory) -> str:
     # imported after validation: torch and transformers load slowly, and mistakes should show at once
     from kvbench.experiments.accuracy.run import run_accuracy
 
-    run_accuracy(cfg, progress)
-    return reported(cfg.run_dir)
+    failures = run_accuracy(cfg, progress)
+    return reported(cfg.run_dir, failures)
 
 
-def reported(folder: str) -> str:
-    """Write the report of a run; returns its table and the path of the report."""
+def reported(folder: str, failures: Sequence[Record]) -> str:
+    """Write the report of a run; returns its table and the path of the report.
+
+    Raises:
+        CellsFailed: with the same text, and the failures.
+    """
+    if failures and not report.load(folder).records:
+        return with_failures(f"{folder}: no cell is finished", failures, folder)
     files = report.write_report(folder)
-    return f"{files['table.md'].read_text(encoding='utf-8')}\nreport: {files['report.html']}"
+    text = f"{files['table.md'].read_text(encoding='utf-8')}\nreport: {files['report.html']}"
+    return with_failures(text, failures, folder)

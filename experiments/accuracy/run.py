@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import torch
-
 from kvbench.config.errors import UserError
-from kvbench.engine.decode import Decoded, DecodeOptions, decode_cells
+from kvbench.engine.apart import decode_apart
+from kvbench.engine.decode import Decoded, DecodeOptions
 from kvbench.engine.decode import Group as DecodedGroup
 from kvbench.engine.dense_answer import decode_dense_answer
+from kvbench.engine.failures import DenseError, Failure, device_lost
 from kvbench.engine.prefill import Snapshot, prefill_for
 from kvbench.engine.turns import Part, Split, prompt_parts
 from kvbench.methods import Resolved, Shape
-from kvbench.runs import provenance
+from kvbench.runs import failures, provenance
 from kvbench.runs.config import RunConfig, resolved_yaml
 from kvbench.runs.context import PromptContext, RunContext
 from kvbench.runs.fields import checked
@@ -24,32 +24,75 @@ from kvbench.runs.record import group_fields, method_fields
 from kvbench.runs.rerun import Rerun
 from kvbench.runs.store import Record, Store
 
+#: a cell's row, or why it has none
+Outcome = tuple[Cell, Record | Failure]
 
-def run_accuracy(cfg: RunConfig, progress: ProgressFactory) -> None:
-    """Score every cell that is not in the run's folder yet.
+
+def run_accuracy(cfg: RunConfig, progress: ProgressFactory) -> list[Record]:
+    """Score every cell that is not in the run's folder yet; cells that fail are stored as failures.
 
     Args:
         cfg: the configuration.
         progress: makes the progress display.
 
+    Returns:
+        The failures of the run's cells, of this and earlier commands.
+
     Raises:
-        UserError: fixable by the user, e.g. not enough GPU memory.
-        AuditError: a method's cache differs from what the method promises.
+        UserError: fixable by the user, e.g. a setting that no cell can run with; dense fails on the first prompt of a
+            folder without a finished cell.
     """
     run = RunContext.load(cfg)
     store = Store(cfg.run_dir)
     done = store.done()
-    groups = with_stored_ids(run.plan(), done)
+    failed = {record["cell"] for record in store.failures()[0]}
+    groups = with_stored_ids(run.plan(), done | failed)
+    planned = {cell.id for group in groups for cell in group.cells}
     store.write_config(resolved_yaml(cfg))
     store.write_plan((group.task.label, cell.label, cell.id) for group in groups for cell in group.cells)
-    pending = list(_pending(groups, done))
+    skipped = failures.to_skip(planned & failed, cfg.retry_failed)
+    pending = list(_pending(groups, done | skipped))
     rerun = Rerun(cfg)
+    untried = not planned & done
     with progress(sum(len(group.cells) for group in pending), len(pending)) as display:
         for group in pending:
             display.start_prompt(group.name)
-            records = _score_prompt(PromptContext.render(run, group), display)
-            store.extend([checked({**record, "command": rerun.command(record)}) for record in records])
-            display.cells_done(len(records))
+            at = PromptContext.render(run, group)
+            lost = False
+            try:
+                outcomes = _score_prompt(at, display, rerun)
+            except Exception as error:
+                if not device_lost(error):
+                    raise
+                lost, failure = True, Failure.of(error, "decode")
+                outcomes = [(cell, failure) for cell in group.cells]
+            store.extend(found for _, found in outcomes if not isinstance(found, Failure))
+            failed_here = [
+                failures.failure_record(at, cell, found, "amortised", cell.id, rerun=rerun)
+                for cell, found in outcomes
+                if isinstance(found, Failure)
+            ]
+            store.extend_failures(failed_here)
+            display.cells_done(len(outcomes))
+            if untried:
+                _check_dense(at, outcomes)
+            untried = False
+            failures.warn(failed_here)
+            if lost:
+                # nothing else runs in this process; the same command goes on behind these cells
+                break
+    return failures.recorded(store, planned)
+
+
+def _check_dense(at: PromptContext, outcomes: Sequence[Outcome]) -> None:
+    """Stop after the first prompt if dense failed on it.
+
+    Raises:
+        UserError: names model, dtype and what to change.
+    """
+    for cell, found in outcomes:
+        if cell.is_dense and isinstance(found, Failure):
+            raise failures.first_prompt(at, found)
 
 
 def _pending(groups: Sequence[Group], done: set[str]) -> Iterator[Group]:
@@ -60,55 +103,103 @@ def _pending(groups: Sequence[Group], done: set[str]) -> Iterator[Group]:
             yield replace(group, cells=cells)
 
 
-def _score_prompt(at: PromptContext, display: ProgressDisplay) -> list[Record]:
+def _score_prompt(at: PromptContext, display: ProgressDisplay, rerun: Rerun) -> list[Outcome]:
+    """The rows of a prompt's cells; where dense fails, all of them fail."""
     prompt, group, decode = at.prompt, at.group, at.run.cfg.decode
     parts = prompt_parts(
         prompt.ids, prompt.context_end, group.protocol, decode.first_token, prompt.first_end,
         [cell.method for cell in group.cells],
     )  # fmt: skip
-    try:
-        return [record for part in parts for record in _score_part(at, part, display)]
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"decode.block_rows: {group.name} does not fit in memory with {decode.block_rows}; give less, "
-            "or a smaller model.prefill_chunk, fewer methods or budgets at once"
-        ) from None
+    outcomes: list[Outcome] = []
+    for part in parts:
+        cells = [group.cells[index] for index in part.cells]
+        try:
+            outcomes += zip(cells, _score_part(at, part, cells, display, rerun), strict=True)
+        except DenseError as error:
+            failed = error.failure
+            outcomes += [
+                (cell, failed if cell.is_dense else failures.because_of_dense(failed)) for cell in cells
+            ]
+    dense = next((found for cell, found in outcomes if cell.is_dense), None)
+    if isinstance(dense, Failure):
+        because = failures.because_of_dense(dense)
+        outcomes = [(cell, dense if cell.is_dense else because) for cell, _ in outcomes]
+    return outcomes
 
 
-def _score_part(at: PromptContext, part: Part, display: ProgressDisplay) -> list[Record]:
-    """Prefill once, then compress, decode and score the cells together."""
+def _score_part(
+    at: PromptContext, part: Part, cells: Sequence[Cell], display: ProgressDisplay, rerun: Rerun
+) -> list[Record | Failure]:
+    """Prefill once, then compress, decode and score the cells together.
+
+    Raises:
+        DenseError: dense fails, at prefill or later.
+        UserError: no cell can run.
+    """
     loaded = at.run.loaded
-    cells = [at.group.cells[index] for index in part.cells]
     provenance.reset_peak(loaded.device)
     display.stage("prefill")
     snapshot = _prefill(at, part.split, cells)
     display.stage("compress and decode")
     layer = snapshot.layers[0]
     shape = Shape(snapshot.length, at.group.sample.max_new_tokens, layer.num_layers, layer.k_HTD.shape[-1])
-    resolved = [part.resolve(cell.method, cell.budget, shape) for cell in cells]
-    result = decode_cells(
-        loaded.model, snapshot, part.split.question, part.split.last, [r for r in resolved if not r.dense],
-        _decode_options(at, part.split),
-    )  # fmt: skip
+    resolved = [_resolved(part, cell, shape) for cell in cells]
+    running = [r for r in resolved if not isinstance(r, Failure) and not r.dense]
+    result = decode_apart(
+        loaded.model, snapshot, part.split.question, part.split.last, running, _decode_options(at, part.split)
+    )
     rows = iter(result.cells)
-    decoded = [result.dense if r.dense else next(rows) for r in resolved]
     shared = _shared_fields(at, snapshot, result, len(cells))
-    return [
-        {**shared, **_cell_fields(at, cell, r, d), **_score_fields(at, d)}
-        for cell, r, d in zip(cells, resolved, decoded, strict=True)
-    ]
+    found: list[Record | Failure] = []
+    for cell, r in zip(cells, resolved, strict=True):
+        if isinstance(r, Failure):
+            found.append(r)
+            continue
+        out = result.dense if r.dense else next(rows)
+        found.append(out if isinstance(out, Failure) else _record(at, cell, r, out, shared, rerun))
+    return found
+
+
+def _resolved(part: Part, cell: Cell, shape: Shape) -> Resolved | Failure:
+    try:
+        return part.resolve(cell.method, cell.budget, shape)
+    except Exception as error:
+        return Failure.of(error, "compress")
+
+
+def _record(
+    at: PromptContext, cell: Cell, resolved: Resolved, out: Decoded, shared: Record, rerun: Rerun
+) -> Record | Failure:
+    """A cell's row; scorers, also a user's own, may raise or return NaN."""
+    try:
+        record = {**shared, **_cell_fields(at, cell, resolved, out), **_score_fields(at, out)}
+        return checked({**record, "command": rerun.command(record)})
+    except Exception as error:
+        return Failure.of(error, "score")
 
 
 def _prefill(at: PromptContext, split: Split, cells: Sequence[Cell]) -> Snapshot:
-    """The snapshot with everything that the cells' methods need."""
+    """The snapshot with everything that the cells' methods need.
+
+    Raises:
+        DenseError: something raised.
+        UserError: the model or its settings do not allow it.
+    """
     model, loaded = at.run.cfg.model, at.run.loaded
-    snapshot = prefill_for(
-        [cell.method for cell in cells], loaded.model, loaded.tokenizer, split.compressed, model.prefill_chunk,
-        model.attention,
-    )  # fmt: skip
-    if any("answer" in cell.method.needs for cell in cells):
-        options = _decode_options(at, split)
-        decode_dense_answer(loaded.model, snapshot, split.question, split.last, options)
+    try:
+        snapshot = prefill_for(
+            [cell.method for cell in cells], loaded.model, loaded.tokenizer, split.compressed, model.prefill_chunk,
+            model.attention,
+        )  # fmt: skip
+        if any("answer" in cell.method.needs for cell in cells):
+            options = _decode_options(at, split)
+            decode_dense_answer(loaded.model, snapshot, split.question, split.last, options)
+    except UserError:
+        raise
+    except Exception as error:
+        if device_lost(error):
+            raise
+        raise DenseError(Failure.of(error, "prefill")) from None
     return snapshot
 
 

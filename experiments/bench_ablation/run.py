@@ -52,7 +52,11 @@ def measure(cfg: RunConfig, progress: ProgressFactory) -> Stages:
 
     with TemporaryDirectory() as folder:
         cfg = replace(cfg, run_dir=folder)
-        run_accuracy(cfg, progress)
+        failed = run_accuracy(cfg, progress)
+        if failed:
+            raise UserError(
+                f"method: a cell fails, so that the times are not comparable: {failed[0]['reason']}"
+            )
         rows, _ = Store(folder).scan()
     if len({(row["sample_hash"], row["protocol"]) for row in rows}) > 1:
         raise UserError("task: bench_ablation times one prompt; give one task, length, sample and protocol")

@@ -12,5 +12,5 @@ def main(composed: Composed, progress: ProgressFactory) -> str:
     # imported after validation: torch and transformers load slowly, and mistakes should show at once
     from kvbench.experiments.efficiency.run import run_efficiency
 
-    run_efficiency(cfg, progress)
-    return reported(cfg.run_dir)
+    failures = run_efficiency(cfg, progress)
+    return reported(cfg.run_dir, failures)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-import warnings
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,12 +13,14 @@ import torch
 from kvbench.config.errors import UserError
 from kvbench.engine.batch import BatchCache
 from kvbench.engine.compress import RowSpan, build_batches
+from kvbench.engine.failures import Failure, device_lost
+from kvbench.engine.finite import check_snapshot
 from kvbench.engine.prefill import Snapshot, prefill_for
 from kvbench.engine.step import Step
 from kvbench.engine.turns import Split, split_prompt
 from kvbench.kernels.clock import clock_for, synchronize
 from kvbench.methods import Resolved, Shape
-from kvbench.runs import provenance
+from kvbench.runs import failures, provenance
 from kvbench.runs.config import RunConfig, resolved_yaml
 from kvbench.runs.context import PromptContext, RunContext
 from kvbench.runs.fields import checked
@@ -58,32 +59,50 @@ class Point:
         return sorted(self.cell.method.needs)
 
 
-def run_efficiency(cfg: RunConfig, progress: ProgressFactory) -> None:
+#: a record, or why there is none
+Outcome = Record | Failure
+
+
+def run_efficiency(cfg: RunConfig, progress: ProgressFactory) -> list[Record]:
     """Measure every method, budget, length and batch that is not in the run's folder yet.
 
-    The prompt is the first sample of each task and length.
+    The prompt is the first sample of each task and length. What fails, or does not fit in memory, is stored as a
+    failure.
 
     Args:
         cfg: the configuration.
         progress: makes the progress display.
 
+    Returns:
+        The failures of the run's cells, of this and earlier commands.
+
     Raises:
-        UserError: fixable by the user.
+        UserError: fixable by the user; dense fails on the first prompt of a folder without a finished cell.
     """
     run = RunContext.load(cfg)
     groups = [group for group in run.plan() if group.index == 0]
     _check_methods(groups)
     store = Store(cfg.run_dir)
     done = store.done()
-    work = [(group, _points(run, group, done)) for group in groups]
+    failed = {record["cell"] for record in store.failures()[0]}
+    work = [(group, _points(run, group, done | failed)) for group in groups]
+    planned = {p.id for _, points in work for p in points}
+    skipped = failures.to_skip(planned & failed, cfg.retry_failed)
     store.write_config(resolved_yaml(cfg))
     store.write_plan((group.task.label, p.cell.label, p.id) for group, points in work for p in points)
-    pending = [(group, [p for p in points if p.id not in done]) for group, points in work]
+    pending = [(group, [p for p in points if p.id not in done | skipped]) for group, points in work]
     pending = [(group, points) for group, points in pending if points]
+    untried = not planned & done
     with progress(sum(len(points) for _, points in pending), len(pending)) as display:
         for group, points in pending:
             display.start_prompt(group.name)
-            _measure_prompt(PromptContext.render(run, group), points, store, display)
+            at = PromptContext.render(run, group)
+            failed_here, dense_failed = _measure_prompt(at, points, store, display)
+            if dense_failed is not None and untried:
+                raise failures.first_prompt(at, dense_failed)
+            untried = False
+            failures.warn(failed_here)
+    return failures.recorded(store, planned)
 
 
 def _check_methods(groups: Sequence[Group]) -> None:
@@ -111,38 +130,72 @@ def _ids(cell: Cell, batch: int, where: Record) -> list[str]:
 
 def _measure_prompt(
     at: PromptContext, points: Sequence[Point], store: Store, display: ProgressDisplay
-) -> None:
-    """Measure all points of a prompt, with one prefill per set of needs: its time is that of the methods with them."""
+) -> tuple[list[Record], Failure | None]:
+    """Measure all points of a prompt, with one prefill per set of needs: its time is that of the methods with them.
+
+    Returns:
+        The failures, and why dense computes nothing finite on this prompt, so that no other point counts; None if it
+        does.
+    """
     prompt, group = at.prompt, at.group
     first_token = at.run.cfg.decode.first_token
     split = split_prompt(prompt.ids, prompt.context_end, group.protocol, first_token, prompt.first_end)
     if split.question:
         raise UserError("protocol: efficiency runs are query_aware only")
+    failed: list[Record] = []
+    dense: Failure | None = None
     for _, alike in groupby(sorted(points, key=lambda p: p.needs), key=lambda p: p.needs):
-        for record in _measure_alike(at, list(alike), split, display):
-            if record is not None:
-                store.append(record)
+        for point, outcome in _measure_alike(at, list(alike), split, display):
+            if dense is not None:
+                outcome = failures.because_of_dense(dense)
+            elif isinstance(outcome, Failure) and _is_of_dense(point, outcome):
+                dense = outcome
+            if isinstance(outcome, Failure):
+                record = failures.failure_record(at, point.cell, outcome, "isolated", point.id, point.batch)
+                store.extend_failures([record])
+                failed.append(record)
+            else:
+                store.append(outcome)
             display.cells_done(1)
+    return failed, dense
+
+
+def _is_of_dense(point: Point, failure: Failure) -> bool:
+    """Whether a failure says that dense computes nothing to compare with; what fits in memory differs by method."""
+    # a snapshot that is not finite is dense's too
+    snapshot = failure.stage == "prefill" and failure.kind == "not_finite"
+    return snapshot or (point.cell.is_dense and failure.kind != "out_of_memory")
 
 
 def _measure_alike(
     at: PromptContext, points: Sequence[Point], split: Split, display: ProgressDisplay
-) -> Iterator[Record | None]:
-    """A record for each point that fits in memory, else None."""
-    snapshot = _prefill(at, points, split.compressed)
+) -> Iterator[tuple[Point, Outcome]]:
+    """A record for each point that runs and fits in memory, else a failure."""
+    try:
+        snapshot = _prefill(at, points, split.compressed)
+        check_snapshot(snapshot.layers, snapshot.logits)
+    except UserError:
+        raise
+    except Exception as error:
+        if device_lost(error):
+            raise
+        failure = Failure.of(error, "prefill")
+        yield from ((point, failure) for point in points)
+        return
     for point in points:
         display.stage(point.name)
-        try:
-            cell = _resolve(at.group, snapshot, point.cell)
-            measured = _measure(at.run, snapshot, split.last, cell, point.batch)
-        except torch.OutOfMemoryError:
-            warnings.warn(
-                f"{at.group.name}: {point.cell.label} at batch {point.batch} does not fit in memory, left out",
-                stacklevel=2,
-            )
-            yield None
-        else:
-            yield checked({**_fields(at, snapshot, point.cell, cell), "cell": point.id, **measured})
+        yield point, _outcome(at, snapshot, point, split)
+
+
+def _outcome(at: PromptContext, snapshot: Snapshot, point: Point, split: Split) -> Outcome:
+    try:
+        cell = _resolve(at.group, snapshot, point.cell)
+        measured = _measure(at.run, snapshot, split.last, cell, point.batch)
+        return checked({**_fields(at, snapshot, point.cell, cell), "cell": point.id, **measured})
+    except Exception as error:
+        if device_lost(error):
+            raise
+        return Failure.of(error, "measure")
 
 
 def _prefill(at: PromptContext, points: Sequence[Point], ids: list[int]) -> Snapshot:
@@ -206,6 +259,7 @@ def _measure(run: RunContext, snapshot: Snapshot, last: int, cell: Resolved, bat
     recorded = model.device.type == "cuda" and cache.recordable
     decode_step = step.captured() if recorded else step.eager
     times = [clock.milliseconds(decode_step) for _ in range(options.steps)]
+    step.check()
     median = statistics.median(times)
     return {
         "batch": batch,

@@ -1,7 +1,7 @@
 """Experiment: vLLM and compression methods in one table, on the same prompts."""
 
 from kvbench.config.compose import Composed
-from kvbench.experiments.common import result
+from kvbench.experiments.common import result, with_failures
 from kvbench.experiments.vllm_common import ServerRun
 from kvbench.experiments.vllm_vs_compression import report, run
 from kvbench.experiments.vllm_vs_compression.config import versus_config
@@ -15,7 +15,8 @@ def main(composed: Composed, progress: ProgressFactory) -> str:
     prompts, servers = server_run.prompts(cfg.servers), server_run.servers
     for server in servers:
         server.check()
-    accuracy, isolated = run.run_methods(cfg, prompts, progress)
+    accuracy, isolated, failures = run.run_methods(cfg, prompts, progress)
     served = run.run(servers, prompts, server_run.campaign)
     pool = servers[0].config.kv_cache_mib << 20
-    return result(report.write_report(cfg.folder, accuracy, isolated, served, server_run.labels, pool))
+    text = result(report.write_report(cfg.folder, accuracy, isolated, served, server_run.labels, pool))
+    return with_failures(text, failures, cfg.folder)

@@ -19,7 +19,7 @@ VERSION = "vllm_vs_compression 1"  # raised when the same configuration would gi
 
 def run_methods(
     cfg: VersusConfig, prompts: Sequence[ServedPrompt], progress: ProgressFactory
-) -> tuple[list[Record], list[Record]]:
+) -> tuple[list[Record], list[Record], list[Record]]:
     """Runs the compression methods for accuracy and for isolated times.
 
     Args:
@@ -28,20 +28,20 @@ def run_methods(
         progress: makes the progress displays.
 
     Returns:
-        (rows of the accuracy run, rows of the efficiency run at batch 1).
+        (rows of the accuracy run, rows of the efficiency run at batch 1, failures of both).
     """
     # imported here because they import torch: mistakes in the configuration show up at once
     from kvbench.experiments.accuracy.run import run_accuracy
     from kvbench.experiments.efficiency.run import run_efficiency
 
-    run_accuracy(replace(cfg.methods, run_dir=str(cfg.folder / "accuracy")), progress)
-    run_efficiency(replace(cfg.methods, run_dir=str(cfg.folder / "efficiency")), progress)
+    failures = run_accuracy(replace(cfg.methods, run_dir=str(cfg.folder / "accuracy")), progress)
+    failures += run_efficiency(replace(cfg.methods, run_dir=str(cfg.folder / "efficiency")), progress)
     hashes = {item.prompt.hash for item in prompts}
     accuracy, isolated = (
         [row for row in Store(cfg.folder / name).scan()[0] if row["sample_hash"] in hashes]
         for name in ("accuracy", "efficiency")
     )
-    return accuracy, [row for row in isolated if row["batch"] == 1]
+    return accuracy, [row for row in isolated if row["batch"] == 1], failures
 
 
 def run(specs: Sequence[ServerSpec], prompts: Sequence[ServedPrompt], campaign: Campaign) -> list[Record]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from kvbench import __version__
-from kvbench.config.errors import UserError
+from kvbench.config.errors import CellsFailed, UserError
 from kvbench.config.typed import unknown
 
 # what `kvbench ls` lists
@@ -52,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Run a command; returns the exit code: 0, 1 for failed cells, 2 for a user's mistake, 130 for Ctrl-C."""
     with warnings.catch_warnings():
         warnings.showwarning = _warn
         try:
@@ -62,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             # the reader (`| head`) is gone; flushing the buffer at exit must not fail
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except CellsFailed as failed:
+            print(failed.text, flush=True)
+            for line in failed.failures:
+                print(f"kvbench: failed: {line}", file=sys.stderr)
+            return 1
         except UserError as error:
             print(f"kvbench: error: {error}", file=sys.stderr)
             return 2

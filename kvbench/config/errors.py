@@ -1,4 +1,6 @@
-"""The error that reports a user's mistake."""
+"""The errors that the command line turns into messages."""
+
+from collections.abc import Sequence
 
 
 class UserError(ValueError):
@@ -6,3 +8,16 @@ class UserError(ValueError):
 
     The command line prints it and exits with code 2. Any other exception that reaches the user is a bug.
     """
+
+
+class CellsFailed(RuntimeError):
+    """A run is over, and some of its cells failed; the command line exits with code 1.
+
+    Attributes:
+        text: what the run would have printed without them.
+        failures: one line each.
+    """
+
+    def __init__(self, text: str, failures: Sequence[str]) -> None:
+        super().__init__("\n".join(failures))
+        self.text, self.failures = text, list(failures)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from kvbench.engine.finite import total
 from kvbench.engine.lanes import Lane, attend_many, distinct
 from kvbench.engine.stored import StoredLane
 from kvbench.kernels import sparse_decode
@@ -149,6 +150,11 @@ class BatchLayer(CacheLayerMixin):
         slots = self.slots_read(row, self.filled - steps, steps)
         yield slots * self.slot_bytes + self.score_bytes[row], 0
         yield from (lane.bytes_read(row) for lane in self.stored if lane.has(row))
+
+    def appended_sums(self) -> Tensor:
+        """Sum of the keys and values of each appended token, by row: `[R, T]` fp32."""
+        k, v = (total(x[:, :, : self.filled], (1, 3)) for x in (self.k_tail, self.v_tail))
+        return k + v
 
     @property
     def slot_bytes(self) -> int:
@@ -308,6 +314,11 @@ class BatchCache(Cache):
             for size, unchanged in layer.bytes_read(row, steps):
                 total, fixed = total + size, fixed + unchanged
         return total / steps, (fixed + (total - fixed) * 2 / self.batch_layers[0].element) / steps
+
+    def finite_tokens(self) -> Tensor:
+        """Whether the keys and values of each appended token are finite in all layers, by row: bool `[R, T]`."""
+        # infinities of opposite sign add up to NaN
+        return torch.stack([layer.appended_sums() for layer in self.batch_layers]).sum(0).isfinite()
 
     def stop_counting(self) -> None:
         """Stop counting what is read: a timed step does nothing but decode."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from kvbench.engine.batch import BatchCache, BatchLayer
+from kvbench.engine.failures import AuditError, Failure, out_of_memory
+from kvbench.engine.finite import check_scores
 from kvbench.engine.lanes import Lane, plain_lane
 from kvbench.engine.prefill import Snapshot
 from kvbench.engine.stored import StoredLane
@@ -23,10 +25,6 @@ class RowSpan:
 
     batch: int
     rows: slice
-
-
-class AuditError(RuntimeError):
-    """A cell's cache differs from what its method promises."""
 
 
 def assign_rows(cells: int, batch_rows: int, rows_each: int) -> tuple[list[RowSpan], int]:
@@ -51,11 +49,12 @@ def assign_rows(cells: int, batch_rows: int, rows_each: int) -> tuple[list[RowSp
 
 def build_batches(
     snapshot: Snapshot, cells: list[Resolved], spans: list[RowSpan], batches: int, batch_rows: int, room: int,
-    with_dense: bool = True, share: bool = True,
+    with_dense: bool = True, share: bool = True, failed: dict[int, Failure] | None = None,
 ) -> list[BatchCache]:  # fmt: skip
     """Compress for every cell and lay the caches out in batches.
 
-    Scores are computed once per eviction and layer, kept tokens once per eviction and budget.
+    Scores are computed once per eviction and layer, kept tokens once per eviction and budget. The rows of a cell that
+    fails are left empty, so that the other cells stand where they would without the failure.
 
     Args:
         snapshot: the prefilled prompt.
@@ -66,9 +65,11 @@ def build_batches(
         room: maximum number of tokens that will be appended.
         with_dense: row 0 of batch 0 is the dense row.
         share: rows of a cell share one prefix; False gives each its own, as separate requests would have.
+        failed: is given the failures, by index of the cell; None to raise the first.
 
     Raises:
         AuditError: an eviction kept tokens that it may not keep.
+        NotFiniteError: an eviction's scores are not finite.
     """
     kept_so_far: dict[tuple[Any, ...], list[Kept]] = {}
     layers: list[list[BatchLayer]] = [[] for _ in range(batches)]
@@ -77,8 +78,16 @@ def build_batches(
         lanes: list[list[Lane | StoredLane]] = [[] for _ in range(batches)]
         if with_dense:
             lanes[0].append(plain_lane(layer, slice(0, 1)))
-        for cell, span in zip(cells, spans, strict=True):
-            lanes[span.batch] += cell_lanes(layer, cell, span.rows, room, scores, kept_so_far, share)
+        for number, (cell, span) in enumerate(zip(cells, spans, strict=True)):
+            if failed is not None and number in failed:
+                continue
+            try:
+                lanes[span.batch] += cell_lanes(layer, cell, span.rows, room, scores, kept_so_far, share)
+            except Exception as error:
+                # what does not fit is all cells together
+                if failed is None or out_of_memory(error):
+                    raise
+                failed[number] = Failure.of(error, "compress")
         layer.forget()
         for batch in range(batches):
             lanes[batch] += _padding(layer, lanes[batch], batch_rows)
@@ -132,7 +141,10 @@ def _keep(
 
 def _scores(layer: LayerSnapshot, eviction: Eviction, scores: dict[Eviction, Any]) -> Any:
     if eviction not in scores:
-        scores[eviction] = eviction.scores(layer)
+        found = eviction.scores(layer)
+        # before anything is ranked: no order holds NaN
+        check_scores(found, eviction, layer.layer)
+        scores[eviction] = found
     return scores[eviction]
 
 
@@ -155,23 +167,38 @@ def audit(kept: Kept, layer: LayerSnapshot, tokens: int, eviction: Eviction) -> 
         raise AuditError(
             f"{where}: kept sets for {len(kept.positions)} heads, the model has {layer.heads} KV heads"
         )
-    for head, positions in enumerate(kept.positions):
-        if len(positions) == 0 or int(positions[0]) < 0 or int(positions[-1]) >= layer.length:
-            raise AuditError(f"{where}, head {head}: kept positions are empty or outside the prompt")
-        if bool((positions[1:] <= positions[:-1]).any()):
+    empty = [head for head, positions in enumerate(kept.positions) if not len(positions)]
+    # per head: room before the first position and after the last, and between neighbours; one wait for the device
+    margins = [] if empty else [_margins(positions, layer.length) for positions in kept.positions]
+    for head, (outside, between) in enumerate(torch.stack(margins).tolist() if margins else []):
+        if outside < 0:
+            empty.append(head)
+        elif between < 1:
             raise AuditError(f"{where}, head {head}: kept positions are not ascending and unique")
+    if empty:
+        raise AuditError(f"{where}, head {empty[0]}: kept positions are empty or outside the prompt")
     limit = tokens + eviction.excess
     if kept.members is None and not eviction.ragged and any(len(p) > limit for p in kept.positions):
         raise AuditError(f"{where}: more than {limit} tokens kept")
 
 
+def _margins(positions: Tensor, length: int) -> Tensor:
+    """The smallest distance of positions to the prompt's ends, and of one to the next."""
+    ends = torch.cat([positions[:1], length - 1 - positions[-1:]])
+    steps = torch.cat([positions[1:] - positions[:-1], ends.new_ones(1)])
+    return torch.stack([ends.min(), steps.min()])
+
+
 def _padding(layer: LayerSnapshot, lanes: list[Lane | StoredLane], batch_rows: int) -> list[Lane]:
     """Empty lanes for the unused rows of a batch."""
-    used = max((lane.rows.stop for lane in lanes), default=0)
-    if used == batch_rows:
-        return []
     empty: Tensor = layer.k_HTD[None, :, :0]
-    return [Lane(rows=slice(used, batch_rows), heads=slice(0, layer.heads), k_BHKD=empty, v_BHKD=empty)]
+    heads = slice(0, layer.heads)
+    # lanes of a cell differ in heads, not in rows
+    used = sorted({(lane.rows.start, lane.rows.stop) for lane in lanes})
+    starts = [0, *(stop for _, stop in used)]
+    stops = [*(start for start, _ in used), batch_rows]
+    gaps = [slice(start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop]
+    return [Lane(rows=gap, heads=heads, k_BHKD=empty, v_BHKD=empty) for gap in gaps]
 
 
 def make_lanes(

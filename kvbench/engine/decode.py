@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,13 +11,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvbench.config.numbers import NotFiniteError, clamped
 from kvbench.engine.batch import BatchCache
 from kvbench.engine.compress import RowSpan, assign_rows, build_batches
+from kvbench.engine.failures import DenseError, Failure
+from kvbench.engine.finite import check_snapshot, total
 from kvbench.engine.prefill import Snapshot
 from kvbench.kernels.clock import synchronize
 from kvbench.methods.base import Resolved
 
 _DENSE = RowSpan(0, slice(0, 1))
+#: largest rounding error of a mean KL divergence in nats, of fp32 log probabilities
+_KL_ERROR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -74,19 +80,23 @@ class Group:
     """The results of one prompt, dense and the other cells, with the times they shared."""
 
     dense: Decoded
-    cells: list[Decoded]
+    cells: list[Decoded | Failure]
     compress_seconds: float
     decode_seconds: float
     steps: int
 
 
-class _FreeRow:
-    """A row that generates freely."""
+class _Row:
+    """A cell: the row that generates freely, and the teacher-forced one, if any."""
 
-    def __init__(self, span: RowSpan, caches: list[BatchCache], eos: frozenset[int]) -> None:
-        self.batch, self.row, self.eos = span.batch, span.rows.start, eos
-        self.cache = caches[span.batch]
+    def __init__(self, span: RowSpan, caches: list[BatchCache], options: DecodeOptions, name: str) -> None:
+        self.batch, self.row, self.eos = span.batch, span.rows.start, options.eos
+        # dense is its own reference
+        self.forced = span.rows.stop - 1 if span.rows.stop - span.rows.start > 1 else None
+        self.cache, self.name = caches[span.batch], name
         self.done = False
+        self.failure: Failure | None = None
+        self.steps = self.forced_steps = 0
         resident = self.cache.resident(self.row)
         self.out = Decoded(
             kept=resident.kept,
@@ -105,6 +115,41 @@ class _FreeRow:
         self.out.read, self.out.read_bf16 = self.cache.bytes_read(self.row, steps)
         self.out.resident_end = self.cache.resident(self.row).bytes
 
+    def check(self, finite_R: list[bool], step: int, dense_runs: bool) -> None:
+        """Fail if the logits of a step that counts are not finite.
+
+        Args:
+            finite_R: which rows of the batch have finite logits.
+            step: number of the step.
+            dense_runs: whether dense's answer goes on, which the teacher-forced row is fed.
+        """
+        if not self.done:
+            self.steps = step + 1
+            if not finite_R[self.row]:
+                self.fail(f"logits of decode step {step} are not finite")
+        if self.forced is not None and dense_runs:
+            self.forced_steps = step + 1
+            if not finite_R[self.forced]:
+                self.fail(f"logits of step {step} of dense's answer are not finite")
+
+    def check_appended(self, finite_RT: list[list[bool]], before: int) -> None:
+        """Fail if a key or value appended in a step that counts is not finite, even if no step read it.
+
+        Args:
+            finite_RT: by row of the batch and appended token.
+            before: tokens appended before the first step.
+        """
+        for row, steps in ((self.row, self.steps), (self.forced, self.forced_steps)):
+            if row is not None and not all(finite_RT[row][: before + steps]):
+                step = finite_RT[row].index(False) - before
+                where = f"decode step {step}" if step >= 0 else "the question"
+                self.fail(f"keys or values of {where} are not finite")
+
+    def fail(self, reason: str) -> None:
+        if self.failure is None:
+            self.failure = Failure.of(NotFiniteError(f"{self.name}: {reason}"), "decode")
+            self.done = True
+
 
 @torch.inference_mode()
 def decode_cells(
@@ -121,33 +166,69 @@ def decode_cells(
         cells: methods with their budgets, without those that equal dense.
         options: see DecodeOptions.
         progress: called after each step with (steps done, maximum number of steps).
+
+    Returns:
+        The results; a failure in place of a cell that raised while compressing, or has numbers that are not finite.
+
+    Raises:
+        DenseError: the snapshot, or dense's own row, is not finite.
+        Exception: a decode step raised, for all rows together; `decode_apart` finds the cells behind it.
     """
     started = time.perf_counter()
+    try:
+        check_snapshot(snapshot.layers, snapshot.logits)
+    except NotFiniteError as error:
+        raise DenseError(Failure.of(error, "prefill")) from None
     spans, batches = assign_rows(len(cells), options.batch_rows, 2 if options.kl else 1)
     room = len(question) + options.max_new_tokens
-    caches = build_batches(snapshot, cells, spans, batches, options.batch_rows, room)
+    failed: dict[int, Failure] = {}
+    caches = build_batches(snapshot, cells, spans, batches, options.batch_rows, room, failed=failed)
     synchronize(model.device)
     compressed = time.perf_counter()
 
-    rows = [_FreeRow(span, caches, options.eos) for span in (_DENSE, *spans)]
+    names = ["dense", *(_name(cell) for cell in cells)]
+    rows = [_Row(span, caches, options, name) for span, name in zip((_DENSE, *spans), names, strict=True)]
+    for number, failure in failed.items():
+        rows[number + 1].failure, rows[number + 1].done = failure, True
     if question:
         _feed(model, caches, question, options.batch_rows)
     divergence = _Divergence(spans) if options.kl and cells else None
     steps = _decode(model, snapshot, caches, rows, divergence, last, options, progress)
+    _check_appended(caches, rows, len(question))
     synchronize(model.device)
     if divergence is not None:
-        divergence.report([row.out for row in rows[1:]])
+        divergence.report(rows[1:])
     return Group(
         dense=rows[0].out,
-        cells=[row.out for row in rows[1:]],
+        cells=[row.failure or row.out for row in rows[1:]],
         compress_seconds=compressed - started,
         decode_seconds=time.perf_counter() - compressed,
         steps=steps,
     )
 
 
+def _name(cell: Resolved) -> str:
+    """The parts of a cell, for messages."""
+    return f"{cell.eviction.name} x {cell.selection.name} x {cell.format.name}"
+
+
+def _check_appended(caches: list[BatchCache], rows: list[_Row], before: int) -> None:
+    """Check the keys and values of every appended token; `before` of them came before the first step."""
+    for batch, cache in enumerate(caches):
+        finite_RT = cache.finite_tokens().tolist()
+        for row in rows:
+            if row.batch == batch and row.failure is None:
+                row.check_appended(finite_RT, before)
+    _check_dense(rows)
+
+
+def _check_dense(rows: list[_Row]) -> None:
+    if rows[0].failure is not None:
+        raise DenseError(rows[0].failure)
+
+
 def _decode(
-    model: PreTrainedModel, snapshot: Snapshot, caches: list[BatchCache], rows: list[_FreeRow],
+    model: PreTrainedModel, snapshot: Snapshot, caches: list[BatchCache], rows: list[_Row],
     divergence: _Divergence | None, last: int, options: DecodeOptions, progress: Callable[[int, int], None],
 ) -> int:  # fmt: skip
     """Decode until every free row has ended; returns the number of steps."""
@@ -160,10 +241,10 @@ def _decode(
     tokens = torch.full((len(caches), options.batch_rows), last, device=model.device)
     done = 0
     for step in range(steps):
-        running = [row for row in rows if not row.done]
-        if not running:
+        if all(row.done for row in rows):
             break
-        next_tokens = []
+        dense_runs = not rows[0].done
+        next_tokens, sums = [], []
         for batch, cache in enumerate(caches):
             position = torch.full((options.batch_rows, 1), cache.get_seq_length(), device=model.device)
             logits = model(
@@ -171,12 +252,18 @@ def _decode(
             ).logits[:, -1].float()  # fmt: skip
             greedy = logits.argmax(-1)
             if divergence is not None:
-                divergence.add_step(batch, logits, greedy, active=not rows[0].done)
+                divergence.add_step(batch, logits, greedy, active=dense_runs)
             next_tokens.append(greedy)
+            sums.append(total(logits, -1))
         tokens = torch.stack(next_tokens)
-        on_host = tokens.cpu()
-        for row in running:
-            row.append(int(on_host[row.batch, row.row]))
+        on_host, finite_BR = torch.stack([tokens, torch.stack(sums).isfinite().long()]).tolist()
+        for row in rows:
+            row.check(finite_BR[row.batch], step, dense_runs)
+        _check_dense(rows)
+        for row in rows:
+            if row.done:
+                continue
+            row.append(on_host[row.batch][row.row])
             if row.done or step == steps - 1:
                 row.measure(step + 1)
         done = step + 1
@@ -210,13 +297,18 @@ class _Divergence:
             self.agree[cells] += (greedy_R[rows] == self.token).float().cpu()
         greedy_R[rows] = self.token
 
-    def report(self, out: list[Decoded]) -> None:
+    def report(self, rows: list[_Row]) -> None:
         """Enter the means into the cells' results."""
-        for cell, decoded in enumerate(out):
-            decoded.kl_tokens = self.tokens
-            if self.tokens:
-                decoded.kl = max(0.0, float(self.kl[cell]) / self.tokens)
-                decoded.agree = float(self.agree[cell]) / self.tokens
+        for cell, row in enumerate(rows):
+            row.out.kl_tokens = self.tokens
+            if not self.tokens or row.failure is not None:
+                continue
+            kl = float(self.kl[cell]) / self.tokens
+            try:
+                row.out.kl = clamped(kl, 0.0, math.inf, _KL_ERROR, f"{row.name}: KL divergence from dense")
+            except ArithmeticError as error:
+                row.failure = Failure.of(error, "decode")
+            row.out.agree = float(self.agree[cell]) / self.tokens
 
 
 def _feed(model: PreTrainedModel, caches: list[BatchCache], question: list[int], rows: int) -> None:

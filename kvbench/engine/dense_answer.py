@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvbench.config.numbers import finite
 from kvbench.engine.batch import BatchCache, BatchLayer
 from kvbench.engine.decode import DecodeOptions
+from kvbench.engine.finite import total
 from kvbench.engine.lanes import plain_lane
 from kvbench.engine.prefill import Snapshot
 from kvbench.kernels.attention_sum import attention_sum
@@ -48,6 +50,9 @@ def decode_dense_answer(
         question: tokens between the snapshot and the last prompt token; not counted.
         last: the last prompt token, the first decode step (ignored when the first token is dense).
         options: of the decoding that gives the answer.
+
+    Raises:
+        NotFiniteError: a step's logits are not finite.
     """
     room = len(question) + options.max_new_tokens
     layers = [DenseAnswerLayer(layer, room) for layer in snapshot.layers]
@@ -58,7 +63,10 @@ def decode_dense_answer(
         position = torch.arange(start, start + len(ids), device=model.device)[None]
         tokens = torch.tensor([ids], device=model.device)
         out = model(input_ids=tokens, position_ids=position, past_key_values=cache, use_cache=True)
-        return int(out.logits[0, -1].argmax())
+        logits = out.logits[0, -1].float()
+        token, value = torch.stack([logits.argmax().double(), total(logits).double()]).tolist()
+        finite(value, "the sum of the logits of dense's answer")
+        return int(token)
 
     if question:
         cache.set_selecting(False)

@@ -15,6 +15,7 @@ from kvbench.config.errors import UserError
 from kvbench.engine.attention import NAME, register_attention
 from kvbench.engine.batch import BatchCache, BatchLayer
 from kvbench.engine.compress import cell_lanes
+from kvbench.engine.finite import check_snapshot
 from kvbench.engine.lanes import Lane
 from kvbench.engine.prefill import PrefillLayer, check_window, rope_of
 from kvbench.engine.stored import StoredLane
@@ -116,10 +117,19 @@ class DropInCache(Cache):
             self.starts = (~real).sum(1).tolist()
 
     def compress(self) -> None:
-        """Replace the prefilled keys and values of every layer by those that the method keeps."""
+        """Replace the prefilled keys and values of every layer by those that the method keeps.
+
+        Raises:
+            NotFiniteError: the prefill, or the method's scores, hold NaN or an infinity.
+        """
         needs, count = self.method.needs, len(self.dropin_layers)
         rope = rope_of(self.model) if "rope" in needs else None
         kept_so_far: list[dict[Any, Any]] = [{} for _ in self.starts]
+        check_snapshot(
+            prefilled.snapshot(number, count)
+            for number, layer in enumerate(self.dropin_layers)
+            for prefilled in layer.prefilled
+        )
         for number, layer in enumerate(self.dropin_layers):
             lanes: list[Lane | StoredLane] = []
             for row, prefilled in enumerate(layer.prefilled):

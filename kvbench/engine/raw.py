@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from kvbench.config.errors import UserError
+from kvbench.config.numbers import NotFiniteError
+from kvbench.engine.finite import check, check_scores, check_snapshot
 from kvbench.kernels.attention_sum import attention_sum
 from kvbench.methods import Budget, Kept, LayerSnapshot, Method, Quota, Shape, build
 
@@ -46,7 +48,8 @@ def keep(
         `heads=query_head`.
 
     Raises:
-        UserError: a name, parameter, budget or shape that is not allowed.
+        UserError: a name, parameter, budget or shape that is not allowed; NaN or an infinity in a tensor.
+        NotFiniteError: the scores are not finite.
     """
     _check(q_BQTD, k_BHTD, v_BHTD)
     if k_BHTD.shape[2] != q_BQTD.shape[2]:
@@ -79,9 +82,12 @@ def keep(
         if answer is not None:
             keys = torch.cat([k_BHTD[row], answer[1][row]], dim=1)
             snapshot.answer_sum_QT = attention_sum(answer[0][row], keys, snapshot.scaling)[:, :length]
+        check_snapshot([snapshot])
         kept = Kept([torch.arange(length, device=k_BHTD.device)] * heads)
         if count is not None:
-            kept = eviction.keep(snapshot, eviction.scores(snapshot), Quota(count, resolved.ratio))
+            scores = eviction.scores(snapshot)
+            check_scores(scores, eviction, layer)
+            kept = eviction.keep(snapshot, scores, Quota(count, resolved.ratio))
         per_query_head = getattr(eviction, "heads", None) == "query_head"
         out.append(_by_query_head(kept, snapshot.group) if per_query_head else kept.positions)
     return out
@@ -111,7 +117,7 @@ def select(
         so.
 
     Raises:
-        UserError: a name, parameter, budget or shape that is not allowed.
+        UserError: a name, parameter, budget or shape that is not allowed; NaN or an infinity in a tensor.
     """
     _check(q_BQD[:, :, None], k_BHTD, v_BHTD)
     built = build({"method": method, **params})
@@ -134,13 +140,17 @@ def select(
 
 
 def _check(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> None:
-    """Check that the shapes match."""
+    """Check that the shapes match and the numbers are finite."""
     if k_BHTD.dim() != 4 or k_BHTD.shape[:3] != v_BHTD.shape[:3]:
         raise UserError("k, v: must be [batch, KV heads, tokens, channels] for the same tokens")
     if q_BQTD.dim() != 4 or q_BQTD.shape[0] != k_BHTD.shape[0] or q_BQTD.shape[3] != k_BHTD.shape[3]:
         raise UserError("q: must have the batch and the channels of k")
     if q_BQTD.shape[1] % k_BHTD.shape[1]:
         raise UserError(f"q: {q_BQTD.shape[1]} query heads are not a multiple of {k_BHTD.shape[1]} KV heads")
+    try:
+        check([("q:", q_BQTD), ("k:", k_BHTD), ("v:", v_BHTD)])
+    except NotFiniteError as error:
+        raise UserError(f"{error}: NaN or an infinity among the numbers") from None
 
 
 def _budget(tokens: int | None, ratio: float | str | None) -> Budget | None:

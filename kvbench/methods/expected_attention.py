@@ -32,6 +32,7 @@ class ExpectedAttention(Eviction):
     budget_meaning = "tokens kept per KV head, sinks included"
 
     positive = ("future",)
+    pins = True
 
     sinks: int = 4
     future: int = 512

@@ -24,6 +24,8 @@ class TOVA(Eviction):
     source = "Oren et al. 2024, arXiv 2401.06104, section 3"
     budget_meaning = "tokens held per KV head, also while decoding (kvpress: kept of the prompt)"
 
+    pins = True
+
     mode: Literal["paper", "kvpress"] = "paper"
     window = 1
 

@@ -1,12 +1,14 @@
 """Caveats of a run's numbers, what is missing or mixed, and the facts of where its cells were measured."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
 from kvbench.config.text import counted
+from kvbench.report import failures
 from kvbench.report.summary import METHOD, SAMPLE, SETTING, TASK, TIMING, joined
+from kvbench.runs.store import Record
 
 # columns that should have a single value
 _UNIFORM = {
@@ -19,15 +21,20 @@ _UNIFORM = {
 }
 
 
-def find(cells: pd.DataFrame, plan: dict[str, Any], problems: list[str]) -> list[str]:
+def find(
+    cells: pd.DataFrame, plan: dict[str, Any], problems: list[str], failed: Sequence[Record] = ()
+) -> list[str]:
     """Everything in a run that weakens its numbers, a sentence each; empty for a clean run.
 
     Args:
         cells: the run's cells after `summary.prepare`.
         plan: content of plan.json, {} without one.
         problems: unreadable lines, from the store.
+        failed: records of failed cells.
     """
-    return [*_incomplete(cells, plan), *_mixed(cells), *_pairing(cells), *problems]
+    said = failures.sentence(failed)
+    notes = [*([said] if said else []), *_incomplete(cells, plan, failed)]
+    return [*notes, *_mixed(cells), *_pairing(cells), *problems]
 
 
 def facts(cells: pd.DataFrame) -> dict[str, str]:
@@ -47,9 +54,9 @@ def facts(cells: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def _incomplete(cells: pd.DataFrame, plan: dict[str, Any]) -> Iterator[str]:
+def _incomplete(cells: pd.DataFrame, plan: dict[str, Any], failed: Sequence[Record]) -> Iterator[str]:
     planned = set(plan.get("cells", ()))
-    missing = len(planned - set(cells["cell"]))
+    missing = len(planned - set(cells["cell"]) - {record["cell"] for record in failed})
     if missing:
         yield f"incomplete run: {missing:,} of {counted(len(planned), 'planned cell')} missing"
 

@@ -10,6 +10,7 @@ from kvbench.config.text import counted
 from kvbench.report.format import number
 from kvbench.report.run import RUNS, Run, is_run, load
 from kvbench.runs.store import Record
+from kvbench.runs.told import listed
 
 # fields of a record by which `explain` finds a cell, besides any other field under its own name
 _SELECTORS = {"budget": "budget_requested"}
@@ -47,7 +48,7 @@ def status(run: str | Path) -> str:
     """Progress of a run by task and method.
 
     Totals come from plan.json: `{"cells": [ids], "totals": [{"task", "method", "cells"}]}`; without it only
-    finished cells are counted.
+    finished cells are counted. Failed cells follow, a line each.
     """
     view = load(run)
     plan = view.plan
@@ -58,12 +59,21 @@ def status(run: str | Path) -> str:
     done = Counter((record["task"], record["method"]) for record in records)
     totals = {(entry["task"], entry["method"]): entry["cells"] for entry in plan.get("totals", ())}
     done_of = f"{len(records)} of {counted(len(planned), 'cell')}" if plan else counted(len(records), "cell")
-    lines = [f"{view.path}: {done_of} done"]
-    names = sorted(done | totals)
+    failures = view.failures
+    failed = Counter((record["task"], record["method"]) for record in failures)
+    lines = [f"{view.path}: {done_of} done" + (f", {len(failures)} failed" if failures else "")]
+    names = sorted({*done, *totals, *failed})
     width = max((len(f"{task} {method}") for task, method in names), default=0)
     for task, method in names:
         total = f"/{totals[task, method]}" if (task, method) in totals else ""
-        lines.append(f"  {f'{task} {method}':<{width}}  {done[task, method]}{total}")
+        count = failed[task, method]
+        lines.append(
+            f"  {f'{task} {method}':<{width}}  {done[task, method]}{total}"
+            + (f", {count} failed" if count else "")
+        )
+    lines += [f"failed: {line}" for line in listed(failures, view.path)]
+    if failures:
+        lines.append("retry_failed=true runs the failed cells again")
     return "\n".join([*lines, *view.problems])
 
 

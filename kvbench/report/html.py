@@ -13,6 +13,7 @@ from kvbench.report.format import number
 from kvbench.report.run import Run
 from kvbench.report.summary import SETTING
 from kvbench.report.tables import BETTER, GUIDE, WORSE, all_tables, configurations
+from kvbench.runs.told import listed
 
 _EXAMPLES = 4
 _OUTPUT = 400  # maximum characters of an output
@@ -58,7 +59,8 @@ def page(run: Run, figures: list[Picture]) -> str:
         notes=run.notes(),
         facts=caveats.facts(run.prepared),
         figures=figures,
-        tables=all_tables(run.summary()),
+        failures=listed(run.failures, run.path),
+        tables=all_tables(run.summary(), run.failures),
         guide=GUIDE,
         examples=examples(run.prepared),
         config=config.read_text(encoding="utf-8") if config.exists() else "",

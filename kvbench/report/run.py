@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from kvbench.config.errors import UserError
-from kvbench.report import caveats, plots, summary, tables
+from kvbench.report import caveats, failures, plots, summary, tables
 from kvbench.report.style import Figure
 from kvbench.runs.store import Record, Store
 
@@ -51,6 +51,8 @@ class Run:
         self.path = path
         self.name = path.resolve().name
         rows, self.problems = Store(path).scan()
+        self._failures, unread = Store(path).failures()
+        self.problems += unread
         self.records = [row for row in rows if "method" in row]
         # rows of the vLLM experiments, which have no summary
         self._others = [row for row in rows if "method" not in row]
@@ -69,6 +71,12 @@ class Run:
             return {}
         except (OSError, ValueError) as error:
             raise UserError(f"run: cannot read {self.path / 'plan.json'}: {type(error).__name__}") from None
+
+    @property
+    def failures(self) -> list[Record]:
+        """Records of the cells that failed and are not finished; of the plan's, if there is one."""
+        planned = set(self.plan.get("cells", ()))
+        return [record for record in self._failures if not planned or record["cell"] in planned]
 
     def cells(self) -> pd.DataFrame:
         """One row per finished cell: columns as recorded, and `budget_tokens`, see `summary.budget_tokens`.
@@ -107,7 +115,7 @@ class Run:
         """The content of table.md; for an experiment without cells, the file itself."""
         if not self.records and "table.md" in self.files():
             return (self.path / "table.md").read_text(encoding="utf-8")
-        return tables.markdown(self._summary, f"Run {self.name}", self.notes())
+        return tables.markdown(self._summary, f"Run {self.name}", self.notes(), self.failures)
 
     def files(self) -> list[str]:
         """Names of the table and the CSV files in the run's folder."""
@@ -136,7 +144,7 @@ class Run:
 
     def notes(self) -> list[str]:
         """Everything that weakens the numbers: missing cells, mixed devices, unreadable lines."""
-        return caveats.find(self.prepared, self.plan, self.problems)
+        return caveats.find(self.prepared, self.plan, self.problems, self.failures)
 
     def figures(self, kind: str, **where: object) -> Iterator[tuple[str, Figure]]:
         """All figures of a kind with their file names; same arguments as `plot`."""
@@ -172,7 +180,7 @@ class Run:
 
     @cached_property
     def _summary(self) -> pd.DataFrame:
-        return summary.summarise(self.prepared, self.name)
+        return failures.with_failed(summary.summarise(self.prepared, self.name), self.failures)
 
 
 def _where(frame: pd.DataFrame, where: dict[str, object]) -> pd.DataFrame:

@@ -43,7 +43,7 @@ def summarise(cells: pd.DataFrame, run: str) -> pd.DataFrame:
     levels = [_rows(cells, [*ROW, "seed"])]
     if cells["seed"].nunique() > 1:
         levels.append(_rows(cells, ROW).assign(seed=ALL_SEEDS))
-    rows = pd.concat([_judged(level) for level in levels if len(level)]).assign(run=run)
+    rows = pd.concat([_judged(level) for level in levels if len(level)]).assign(run=run, n_failed=0)
     order = rows.assign(
         not_dense=~rows["is_dense"],
         budget=rows["budget_requested"].map(budget_key),

@@ -1,13 +1,14 @@
 """The tables of a run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 
 from kvbench.config.text import counted
-from kvbench.report import stats
+from kvbench.report import failures, stats
 from kvbench.report.format import MB, Table, escaped, number
 from kvbench.report.summary import ALL_SEEDS, SETTING, TABLE, budget_key, joined, pooled
+from kvbench.runs.store import Record
 
 WORSE, BETTER = "▼", "▲"
 GUIDE = (
@@ -24,8 +25,8 @@ GUIDE = (
 )
 
 
-def all_tables(summary: pd.DataFrame) -> list[Table]:
-    """Scores and differences per (setting, length), then amortised times, then isolated ones.
+def all_tables(summary: pd.DataFrame, failed: Sequence[Record] = ()) -> list[Table]:
+    """Scores and differences per (setting, length), then amortised times, then isolated ones, then failures.
 
     Seeds are pooled; protocols, models, dtypes and kinds of timing have tables of their own.
     """
@@ -41,14 +42,16 @@ def all_tables(summary: pd.DataFrame) -> list[Table]:
         tables.append(_amortised(group))
     for _, group in rows[rows["timing"] == "isolated"].groupby(SETTING, dropna=False):
         tables.append(_isolated(group))
+    if (of_failures := failures.table(summary, failed)) is not None:
+        tables.append(of_failures)
     return tables
 
 
-def markdown(summary: pd.DataFrame, title: str, notes: list[str]) -> str:
+def markdown(summary: pd.DataFrame, title: str, notes: list[str], failed: Sequence[Record] = ()) -> str:
     """The content of table.md: caveats, tables, and how to read them."""
     lines = [f"# {escaped(title)}", ""]
     lines += [*(f"- **{escaped(note)}**" for note in notes), ""] if notes else []
-    lines += [table.markdown() for table in all_tables(summary)]
+    lines += [table.markdown() for table in all_tables(summary, failed)]
     lines += ["## How to read", "", *(f"- {escaped(line)}" for line in GUIDE), ""]
     return "\n".join(lines)
 
@@ -170,6 +173,9 @@ def _score(row: pd.Series) -> list[str]:
         text += " floor"
     elif row["p_holm"] < stats.ALPHA:
         text += f" {WORSE if row['delta_vs_dense'] < 0 else BETTER}"
+    # summaries of earlier versions have no such column
+    if row.get("n_failed", 0) > 0:
+        text += f" ({failures.note(row['n_failed'], row['n_cells'])})"
     return [text, number(row["kl_to_dense"], ".2g")]
 
 

@@ -103,6 +103,7 @@ class RunConfig:
         efficiency: settings for kind=efficiency.
         kl: whether to measure the KL divergence from dense.
         limit: maximum number of samples per task, length and seed.
+        retry_failed: whether cells that failed before run again.
         run_dir: the run's folder.
         plugins: modules that register methods and tasks.
         overrides: the user's overrides.
@@ -121,6 +122,7 @@ class RunConfig:
     efficiency: EfficiencyConfig = EfficiencyConfig()
     kl: bool = True
     limit: int | None = None
+    retry_failed: bool = False
     run_dir: str
     plugins: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()

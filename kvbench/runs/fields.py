@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from kvbench.config.numbers import NotFiniteError, all_finite
 from kvbench.runs.schema import Field, problems
 
 R = TypeVar("R", bound=Mapping[str, Any])
@@ -18,6 +19,7 @@ R = TypeVar("R", bound=Mapping[str, Any])
 KINDS = {
     "accuracy": "one method at one budget on one prompt, scored (`timing` is `amortised`)",
     "efficiency": "one method at one budget, alone on one prompt at one batch size (`timing` is `isolated`)",
+    "failure": "an attempt at an accuracy or efficiency row that failed, in `failures-<worker>.jsonl`",
     "setup": "facts of one of several vLLM servers",
     "answer": "one greedy answer of a vLLM server (vllm_fp8, vllm_vs_compression)",
     "load": "one load on a vLLM server (vllm_load, vllm_fp8)",
@@ -27,6 +29,7 @@ KINDS = {
     "grain": "as `grid`, one request after another, for further lengths of the prefix",
 }
 _BOTH = ("accuracy", "efficiency")
+_CELLS = (*_BOTH, "failure")
 _SERVERS = ("setup", "server")
 _CAMPAIGN = ("setup", "answer", "load", "rag")
 _PREFIX = ("grid", "grain")
@@ -46,7 +49,7 @@ DECLARED = (
         Field("time", str, "", "when the row was made, UTC, ISO 8601"),
     ),
     *_of(
-        _BOTH,
+        _CELLS,
         Field("model", str, "", "name of the model"),
         Field("model_fingerprint", str, "", "hash of the model's configuration and weights"),
         Field("task", str, "", "label of the task in the run"),
@@ -61,7 +64,6 @@ DECLARED = (
         Field("max_new_tokens", int, "tokens", "longest answer"),
         Field("seed", int, "", "seed of the sample"),
         Field("metric", str, "", "name of the score"),
-        Field("prefill_s", float, "s", "prefill of the prompt, shared by its cells"),
         Field("device", str, "", "device, with the threads of a CPU"),
         Field("dtype", str, "", "the model's dtype"),
         Field("attention", str, "", "attention backend of the prefill"),
@@ -76,6 +78,11 @@ DECLARED = (
         Field("format", str, "", "how K and V are stored; `native` is the model's dtype"),
         Field("params", dict[str, object], "", "parameters of the method, those of its parts by role"),
         Field("budget_requested", str, "", "`512` tokens or `0.1x` of the prompt; empty for none"),
+        Field("timing", str, "", "`amortised`: shared by the cells of a prompt; `isolated`: the method's own"),
+    ),
+    *_of(
+        _BOTH,
+        Field("prefill_s", float, "s", "prefill of the prompt, shared by its cells"),
         Field("budget_covers_prompt", bool, "", "whether the budget covers prompt and answer"),
         Field("notes", list[str], "", "remarks of the method on how it took its budget"),
         Field("kept_tokens", float, "tokens", "kept prompt tokens, mean over layers and KV heads"),
@@ -85,11 +92,24 @@ DECLARED = (
         Field("bytes_read_per_step_bf16", float | None, "bytes", "`bytes_read_per_step` with a model in bf16"),
         Field("compress_s", float, "s", "compression; accuracy: shared equally by the prompt's cells"),
         Field("decode_ms_per_token", float, "ms", "a decode step; accuracy: shared equally by the cells"),
-        Field("timing", str, "", "`amortised`: shared by the cells of a prompt; `isolated`: the method's own"),
         Field("peak_bytes", int, "bytes", "peak memory, weights and the prompt's whole cache included"),
         Field("score", float | None, "", "score of the answer, 0 to 1"),
         Field("kl_to_dense", float | None, "nats", "KL(dense || method), mean over dense's own continuation"),
         Field("output_ids", list[int] | None, "", "tokens of the answer, the end token included"),
+    ),
+    *_of(
+        ["failure"],
+        Field("row", str, "", "kind of the row"),
+        Field("failure", str, "", "class: not_finite, out_of_memory, audit, refused, raised, or dense (dense failed)"),
+        Field("stage", str, "", "prefill, compress, decode or score; measure in efficiency runs"),
+        Field("reason", str, "", "what went wrong, on one line"),
+        Field("error", str, "", "class of the exception"),
+        Field("traceback", str, "", "traceback of the exception"),
+        Field("batch", int | None, "sequences", "sequences decoded together; null in accuracy runs"),
+    ),
+    *_of(
+        ["accuracy", "failure"],
+        Field("command", str, "", "command that runs this cell again"),
     ),
     *_of(
         ["accuracy"],
@@ -107,7 +127,6 @@ DECLARED = (
         Field("agree_top1", float | None, "", "share of them where the likeliest token is dense's"),
         Field("output", str, "", "text of the answer"),
         Field("stop", str, "", "why the answer ended: eos or length"),
-        Field("command", str, "", "command that runs this cell again"),
     ),
     *_of(
         ["efficiency"],
@@ -321,6 +340,7 @@ COLUMNS = (
     Field("model_fingerprint", str, "", "hash of the model's configuration and weights"),
     Field("batch", float, "sequences", "sequences decoded together; isolated rows only"),
     Field("n_cells", int, "", "cells of the row"),
+    Field("n_failed", int, "", "further cells of the row, which failed: the row's means lack them"),
     Field("n_pairs", int, "", "samples that dense has too"),
     Field("n_different", int, "", "of them those with another score than dense's"),
     Field("dense_score", float, "", "dense's mean score on the same samples"),
@@ -376,8 +396,9 @@ def checked(row: R) -> R:
     """The row, if its fields are declared for its kind and have their types.
 
     Raises:
+        NotFiniteError: a number is NaN or infinite.
         TypeError: names every field for which this is not so.
     """
     if found := problems(row, declared()):
-        raise TypeError("; ".join(found))
+        raise (TypeError if all_finite(row) else NotFiniteError)("; ".join(found))
     return row

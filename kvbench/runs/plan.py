@@ -8,7 +8,7 @@ from typing import Any
 
 from kvbench import methods, tasks
 from kvbench.config.errors import UserError
-from kvbench.kernels.operations import versioned
+from kvbench.kernels.operations import every_operation, versioned
 from kvbench.methods import Budget, Method
 from kvbench.methods.dense import Dense
 from kvbench.models.load import LoadedModel
@@ -41,6 +41,11 @@ class Cell:
     budget: Budget | None
     operations: Mapping[str, tuple[str, int]] = field(hash=False)
     earlier_id: str | None = None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the cell is what the others are compared with."""
+        return isinstance(self.method, Dense)
 
     @property
     def ids(self) -> list[str]:
@@ -153,9 +158,15 @@ def _entries(cfg: RunConfig, loaded: LoadedModel) -> Iterator[_Entry]:
         for budgets in _budgets(cfg) if method.needs_budget else [[None]]:
             if budgets:
                 ratio = budgets[0] is not None and budgets[0].ratio is not None
-                calls = operations_called(method, ratio, heads)
-                operations = versioned(calls, device, dtype)
-                known = earlier.same_computation(operations, calls, then)
+                try:
+                    calls = operations_called(method, ratio, heads)
+                    operations = versioned(calls, device, dtype)
+                    known = earlier.same_computation(operations, calls, then)
+                except UserError:
+                    raise
+                except Exception:
+                    # its cells will say why they fail; if they do not, their ids hold every operation
+                    operations, known = every_operation(device, dtype, heads.group, heads.dim), False
                 earlier_label = earlier.label(then) if known else None
                 yield from (_Entry(label, method, budget, operations, earlier_label) for budget in budgets)
 

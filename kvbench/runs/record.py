@@ -1,4 +1,4 @@
-"""Fields that accuracy and efficiency rows share."""
+"""Fields that accuracy and efficiency rows share, also those of failed attempts at them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def kernel_form(loaded: LoadedModel) -> str:
 
 def group_fields(at: PromptContext, snapshot: Snapshot) -> Record:
     """Model, prompt, prefill time and provenance of a group's rows."""
+    return {**prompt_fields(at), "prefill_s": snapshot.seconds}
+
+
+def prompt_fields(at: PromptContext) -> Record:
+    """Model, prompt and provenance."""
     loaded, group = at.run.loaded, at.group
     return {
         "model": loaded.name,
@@ -39,7 +44,6 @@ def group_fields(at: PromptContext, snapshot: Snapshot) -> Record:
         "max_new_tokens": group.sample.max_new_tokens,
         "seed": group.seed,
         "metric": group.task.metric,
-        "prefill_s": snapshot.seconds,
         "device": provenance.device_name(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "attention": at.run.cfg.model.attention,
@@ -54,9 +58,16 @@ def group_fields(at: PromptContext, snapshot: Snapshot) -> Record:
 def method_fields(cell: Cell, resolved: Resolved) -> Record:
     """Parts and parameters of a cell's method, its budget and its operations."""
     return {
-        **cell.method.describe(),
-        "budget_requested": cell.budget.label() if cell.budget is not None else "",
+        **cell_fields(cell),
         "budget_covers_prompt": resolved.covers_prompt and cell.budget is not None,
         "notes": list(resolved.notes),
+    }
+
+
+def cell_fields(cell: Cell) -> Record:
+    """What is known of a cell's method before its budget is resolved."""
+    return {
+        **cell.method.describe(),
+        "budget_requested": cell.budget.label() if cell.budget is not None else "",
         "operations": {name: list(what) for name, what in cell.operations.items()},
     }

@@ -14,7 +14,9 @@ from kvbench.config.compose import RUNS, compose
 from kvbench.runs.config import RunConfig
 
 # set from the cell; the user's other overrides are repeated unchanged
-_FROM_CELL = set("experiment task method variants ablate budget protocol seeds limit run_dir".split())
+_FROM_CELL = set(
+    "experiment task method variants ablate budget protocol seeds limit retry_failed run_dir".split()
+)
 
 
 class Rerun:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin
 
+from kvbench.config.numbers import all_finite
+
 #: version of the rows' form, in every line of the store; lines without one are version 1
 SCHEMA = 2
 
@@ -18,7 +20,8 @@ class Field:
     Attributes:
         name: its name; `parent.name` for a key of a nested field.
         type: an annotation, as `int`, `float | None`, `list[float]` or `dict[str, float]`. A float may be a whole
-            number, `object` is any value, and a bare `dict` has exactly its declared keys.
+            number and is finite: what is missing is null. `object` is any value, its numbers finite, and a bare `dict`
+            has exactly its declared keys.
         unit: "" for none.
         meaning: what it says, as the page docs/columns.md shows it.
         kinds: kinds of row that have it.
@@ -77,6 +80,8 @@ def _problems(
         if field is None:
             if parent is None or parent.is_closed:
                 yield f"{name} is not declared, see kvbench/runs/fields.py"
+        elif not all_finite(value):
+            yield f"{name}: {value!r} is not finite"
         elif not fits(value, field.type):
             yield f"{name}: {value!r} is not {field.type_name}"
         elif isinstance(value, Mapping):
@@ -84,7 +89,7 @@ def _problems(
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a JSON value has the type of an annotation; see `Field.type`."""
+    """Whether a JSON value has the type of an annotation; see `Field.type`. Does not ask whether it is finite."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return any(fits(value, arg) for arg in args)

@@ -1,7 +1,8 @@
 """The store: one folder per run, one append-only file of cells per worker.
 
-A line of `cells-<worker>.jsonl` is one finished cell. Workers never touch each other's files, so any number
-of them can share a folder, and a killed worker loses at most the line that it was writing.
+A line of `cells-<worker>.jsonl` is one finished cell, a line of `failures-<worker>.jsonl` one attempt that failed.
+Workers never touch each other's files, so any number of them can share a folder, and a killed worker loses at most
+the line that it was writing.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ import pandas as pd
 import yaml
 
 from kvbench.config.errors import UserError
+from kvbench.config.numbers import read_json
 from kvbench.runs.schema import SCHEMA
 
 Record = dict[str, Any]
@@ -44,6 +46,11 @@ class Store:
         return self.run_dir / f"cells-{self.worker}.jsonl"
 
     @property
+    def failures_path(self) -> Path:
+        """This worker's file of failures."""
+        return self.run_dir / f"failures-{self.worker}.jsonl"
+
+    @property
     def plan_path(self) -> Path:
         """File with the plan of the last command: ids and counts of its cells."""
         return self.run_dir / "plan.json"
@@ -62,12 +69,23 @@ class Store:
 
         Raises:
             TypeError: a value is not plain JSON (a tensor, a numpy scalar).
+            ValueError: a number is NaN or infinite.
         """
+        self._append(self.path, records)
+
+    def extend_failures(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Stores attempts that failed, as `extend` does finished cells."""
+        self._append(self.failures_path, records)
+
+    def _append(self, path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         lines = [
-            json.dumps({"schema": SCHEMA} | dict(record), ensure_ascii=False).encode() + b"\n"
+            json.dumps({"schema": SCHEMA} | dict(record), ensure_ascii=False, allow_nan=False).encode()
+            + b"\n"
             for record in records
         ]
-        with self._writing(), open(self.path, "a+b") as file:
+        if not lines:
+            return
+        with self._writing(), open(path, "a+b") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # a torn line of a killed predecessor of the same name
@@ -95,19 +113,38 @@ class Store:
         """
         records: dict[str, Record] = {}
         problems: list[str] = []
+        for record in self._lines("cells", problems):
+            records.setdefault(record["cell"], record)
+        return list(records.values()), problems
+
+    def failures(self) -> tuple[list[Record], list[str]]:
+        """The last failed attempt of each cell that is not finished, and a sentence for each unreadable line.
+
+        Raises:
+            UserError: as for `scan`.
+        """
+        failed: dict[str, Record] = {}
+        problems: list[str] = []
+        for record in self._lines("failures", problems):
+            before = failed.get(record["cell"])
+            if before is None or str(before.get("time", "")) <= str(record.get("time", "")):
+                failed[record["cell"]] = record
+        done = {record["cell"] for record in self._lines("cells", [])} if failed else set()
+        return [record for cell, record in failed.items() if cell not in done], problems
+
+    def _lines(self, kind: str, problems: list[str]) -> Iterator[Record]:
+        """Records of all workers' files of a kind, in the order of the files' names."""
         try:
-            for path in sorted(self.run_dir.glob("cells-*.jsonl")):
+            for path in sorted(self.run_dir.glob(f"{kind}-*.jsonl")):
                 for record in _read_lines(path, problems):
-                    records.setdefault(record["cell"], record)
+                    if record["schema"] > SCHEMA:
+                        raise UserError(
+                            f"run: {self.run_dir} has cells of schema {record['schema']}, written by a newer kvbench; "
+                            f"this one reads up to {SCHEMA}, update it"
+                        )
+                    yield record
         except OSError as error:
             raise UserError(f"run: cannot read {self.run_dir}: {error.strerror}") from None
-        newest = max((record["schema"] for record in records.values()), default=SCHEMA)
-        if newest > SCHEMA:
-            raise UserError(
-                f"run: {self.run_dir} has cells of schema {newest}, written by a newer kvbench; this one reads up to "
-                f"{SCHEMA}, update it"
-            )
-        return list(records.values()), problems
 
     def write_config(self, text: str) -> None:
         """Writes the resolved configuration (YAML) atomically."""
@@ -125,7 +162,7 @@ class Store:
             "cells": [cell for _, _, cell in cells],
             "totals": [{"task": task, "method": method, "cells": n} for (task, method), n in count.items()],
         }
-        self._replace(self.plan_path, json.dumps(plan))
+        self._replace(self.plan_path, json.dumps(plan, allow_nan=False))
 
     def _replace(self, path: Path, text: str) -> None:
         with self._writing():
@@ -182,7 +219,7 @@ def _read_lines(path: Path, problems: list[str]) -> Iterator[Record]:
 
 def _parse(line: bytes) -> Record | None:
     try:
-        record = json.loads(line)
+        record = read_json(line)
     except ValueError:
         return None
     if not isinstance(record, dict) or not isinstance(record.get("cell"), str):

@@ -197,12 +197,12 @@ def test_a_gpu_without_memory_for_a_prompt_is_one_line(config, tmp_path, monkeyp
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr("kvbench.experiments.accuracy.run.decode_cells", full)
+    monkeypatch.setattr("kvbench.engine.apart.decode_cells", full)
     with pytest.raises(UserError, match=r"decode\.block_rows: .* does not fit in memory with 8; give less"):
         run_accuracy(config(tmp_path, "limit=1"), Progress)
 
 
-def test_a_batch_that_does_not_fit_is_left_out_and_the_others_are_timed(config, tmp_path, monkeypatch):
+def test_a_batch_that_does_not_fit_is_a_failure_and_the_others_are_timed(config, tmp_path, monkeypatch):
     original = efficiency._measure
 
     def full_at_four(run, snapshot, last, cell, batch):
@@ -218,8 +218,9 @@ def test_a_batch_that_does_not_fit_is_left_out_and_the_others_are_timed(config, 
         "budget.tokens=[64]",
         "limit=1",
     ]
-    with pytest.warns(UserWarning, match="dense at batch 4 does not fit in memory, left out"):
-        efficiency.run_efficiency(config(tmp_path, *more), Progress)
+    with pytest.warns(UserWarning, match="failed: .*, dense batch 4: out of memory: CUDA out of memory"):
+        failed = efficiency.run_efficiency(config(tmp_path, *more), Progress)
+    assert {(row["batch"], row["failure"]) for row in failed} == {(4, "out_of_memory")} and len(failed) == 5
     rows = cells(tmp_path)
     assert set(rows["batch"]) == {1} and len(rows) == 5 and set(rows["step"]) == {"eager"}
     assert (rows["bytes_read_per_step"] > 0).all()

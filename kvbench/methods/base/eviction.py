@@ -22,6 +22,8 @@ class Eviction(Component):
     window: int = 0
     #: whether KV heads of a layer may keep different numbers of tokens, with the budget as their mean
     ragged: ClassVar[bool] = False
+    #: whether a score of +inf marks a token that is kept in any case; all other scores must be finite
+    pins: ClassVar[bool] = False
 
     def scores(self, snapshot: LayerSnapshot) -> Any:
         """The part of the choice that does not depend on the budget; computed once per prompt, layer and setting."""

@@ -1,0 +1,94 @@
+"""Decodes the cells of a prompt so that one that raises, or is too large, does not take the others with it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedModel
+
+from kvbench.config.errors import UserError
+from kvbench.engine.decode import DecodeOptions, Group, decode_cells
+from kvbench.engine.failures import DenseError, Failure, device_lost
+from kvbench.engine.prefill import Snapshot
+from kvbench.methods.base import Resolved
+
+
+def decode_apart(
+    model: PreTrainedModel, snapshot: Snapshot, question: list[int], last: int, cells: list[Resolved],
+    options: DecodeOptions,
+) -> Group:  # fmt: skip
+    """Decode all cells together, or where that raises, in passes of fewer and fewer cells.
+
+    Every pass has the dense row and the same number of rows, so that no number depends on the passes; memory that does
+    not suffice for all cells may suffice for half of them. Arguments as for `decode_cells`.
+
+    Returns:
+        The results; a failure in place of a cell that raises when it is decoded with dense alone.
+
+    Raises:
+        DenseError: dense alone fails.
+        UserError: dense alone is refused, so that the mistake concerns every cell.
+    """
+
+    def decoded(part: list[Resolved]) -> Group | Failure:
+        try:
+            return decode_cells(model, snapshot, question, last, part, options)
+        except DenseError:
+            raise
+        except Exception as error:
+            if device_lost(error) or (isinstance(error, UserError) and not part):
+                raise
+            failure = Failure.of(error, "decode")
+        # after the exception, whose frames hold the batch
+        _free(snapshot)
+        return failure
+
+    def passes(part: list[Resolved], failure: Failure) -> Iterator[Group | Failure]:
+        """Results of all of the cells, in order, after decoding them together failed."""
+        if len(part) == 1:
+            yield failure
+            return
+        for half in (part[: len(part) // 2], part[len(part) // 2 :]):
+            found = decoded(half)
+            if isinstance(found, Failure):
+                yield from passes(half, found)
+            else:
+                yield found
+
+    whole = decoded(cells)
+    if isinstance(whole, Group):
+        return whole
+    alone = decoded([]) if cells else whole
+    if isinstance(alone, Failure):
+        raise DenseError(alone)
+    return _joined(alone, list(passes(cells, whole)))
+
+
+def _joined(dense: Group, parts: list[Group | Failure]) -> Group:
+    """One result of several passes: their times add up, as all cells share them."""
+    cells: list = []
+    groups = [dense]
+    for part in parts:
+        if isinstance(part, Failure):
+            cells.append(part)
+        else:
+            cells += part.cells
+            groups.append(part)
+    return replace(
+        dense,
+        cells=cells,
+        compress_seconds=sum(group.compress_seconds for group in groups),
+        decode_seconds=sum(group.decode_seconds for group in groups),
+        steps=max(group.steps for group in groups),
+    )
+
+
+def _free(snapshot: Snapshot) -> None:
+    for layer in snapshot.layers:
+        layer.forget()
+    gc.collect()
+    if snapshot.logits.is_cuda:
+        torch.cuda.empty_cache()
