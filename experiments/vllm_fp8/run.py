@@ -42,7 +42,7 @@ def run(
     def measurements(spec: ServerSpec) -> Iterator[Measurement]:
         calibrated = {"calibration": asdict(cfg.calibration)} if spec.scales else {}
         for item in prompts:
-            key = {"prompt": item.prompt.hash, "task": item.task.identity(), "top": cfg.top}
+            key = {"prompt": item.prompt.hash, "task": item.task.identity(item.length), "top": cfg.top}
             reference_cell = campaign.cell_id(reference, "answer", key)
             if spec is reference:
                 full_key, function = key, partial(_answer_of_reference, campaign, cfg.top, item)

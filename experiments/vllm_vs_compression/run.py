@@ -61,7 +61,7 @@ def run(specs: Sequence[ServerSpec], prompts: Sequence[ServedPrompt], campaign: 
 
     def measurements(_: ServerSpec) -> Iterator[Measurement]:
         for item in prompts:
-            key = {"prompt": item.prompt.hash, "task": item.task.identity()}
+            key = {"prompt": item.prompt.hash, "task": item.task.identity(item.length)}
             yield Measurement("answer", item.name, key, item.fields(), partial(_answer_twice, item))
 
     return campaign.run(specs, measurements, prompts[0])

@@ -184,6 +184,8 @@ def _check_choice(group: str, value: Any) -> None:
             given = "null" if name is None else name
             known = ", ".join(Groups().options(group))
             raise UserError(f"{group}: {given} is not a name, give {form}; known: {known}")
+        if names.count(name) > 1:
+            raise UserError(f"{group}: {name} is given twice")
 
 
 def _plugins(parsed: Sequence[Override], groups: Groups) -> tuple[str, ...]:

@@ -73,12 +73,21 @@ def duration(cfg: RunConfig, shape: ModelShape, *devices: Hardware, element: int
 def _work(cfg: RunConfig, shape: ModelShape, element: int) -> Iterator[tuple[int, list[Account]]]:
     """Per task and length: the number of prompts, and the cells of one prompt."""
     for label, entry in cfg.task.items():
-        task = tasks.build(label, entry).config
+        built = tasks.build(label, entry)
+        task = built.config
         accuracy = cfg.kind == "accuracy"
         seeds = len(cfg.seeds) if task.seeded else 1
-        samples = min(task.samples, cfg.limit or task.samples) * seeds * len(cfg.protocol) if accuracy else 1
+        wanted = built.wanted(cfg.limit)
+        if wanted is None:
+            raise UserError(f"task.{label}.samples: all of a file are not counted here, give a number")
+        samples = wanted * seeds * len(cfg.protocol) if accuracy else 1
         new = task.max_new_tokens if accuracy else cfg.efficiency.warmup + cfg.efficiency.steps
         for length in task.length:
+            if length <= task.max_new_tokens:
+                raise UserError(
+                    f"task.{label}.length: {length} is not a length of prompt and answer, give more than "
+                    f"{task.max_new_tokens}"
+                )
             sizes = {"prompt": length - task.max_new_tokens, "new": new, "element": element}
             yield samples, [account(entry, shape, **sizes, **budget) for entry, budget in _cells(cfg)]
 

@@ -34,7 +34,7 @@ def find(
     """
     said = failures.sentence(failed)
     notes = [*([said] if said else []), *_incomplete(cells, plan, failed)]
-    return [*notes, *_mixed(cells), *_pairing(cells), *problems]
+    return [*notes, *_mixed(cells), *_pairing(cells), *_cut(cells), *problems]
 
 
 def facts(cells: pd.DataFrame) -> dict[str, str]:
@@ -80,6 +80,17 @@ def _pairing(cells: pd.DataFrame) -> Iterator[str]:
         yield (
             f"{counted(twice, 'repeated cell')}, of a row and sample that has one already: settings that no column "
             "shows (chat template, first token, kernels) changed between the commands that filled this folder"
+        )
+
+
+def _cut(cells: pd.DataFrame) -> Iterator[str]:
+    prompts = cells.drop_duplicates([*TASK, *SAMPLE, "protocol"])["meta"]
+    cut = [meta for meta in prompts if "cut_tokens" in meta]
+    if cut:
+        without = sum(bool(meta.get("answer_cut")) for meta in cut)
+        yield (
+            f"{len(cut):,} of {counted(len(prompts), 'prompt')} cut, as truncate=middle says; the answer was cut out "
+            f"of {without:,}"
         )
 
 

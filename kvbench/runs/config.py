@@ -188,9 +188,11 @@ def _typed(data: dict[str, Any]) -> RunConfig:
     from kvbench import methods, tasks
 
     cfg = build(RunConfig, data)
-    for label, entry in cfg.task.items():
-        tasks.build(label, entry)
     labels: dict[str, str] = {}
+    for label, entry in cfg.task.items():
+        config = tasks.build(label, entry).config
+        if (twin := labels.setdefault(repr(config), label)) != label:
+            raise UserError(f"task.{label}: the same as {twin}, leave one of them out")
     for label, entry in cfg.method.items():
         method = methods.build(entry, f"method.{label}")
         if (twin := labels.setdefault(repr(method), label)) != label:
@@ -270,6 +272,10 @@ def _expand(
             raise UserError(f"ablate.{key}: {values!r} is not a list of values")
         if not values:
             raise UserError(f"ablate.{key}: empty, give one or more values")
+        for i, value in enumerate(values):
+            # 1 and true are equal
+            if any(type(other) is type(value) and other == value for other in values[:i]):
+                raise UserError(f"ablate.{key}: {value} is given twice")
         if not name and (label == "budget" or label in entries):
             known = "tokens" if label == "budget" else "PARAMETER"
             raise UserError(f"ablate.{key}: give one of its keys, ablate.{label}.{known}=[...]")

@@ -17,6 +17,7 @@ from kvbench.runs.config import RunConfig
 from kvbench.runs.probe import heads_of, operations_called
 from kvbench.runs.store import digest
 from kvbench.tasks import Renderer, Sample, Task
+from kvbench.tasks.base import refuse_twins
 
 #: raised when the engine would give other numbers for the same configuration
 ENGINE_VERSION = 1
@@ -82,7 +83,8 @@ def make_plan(cfg: RunConfig, loaded: LoadedModel, renderer: Renderer) -> list[G
         renderer: makes prompts for it.
 
     Raises:
-        UserError: a length that a task cannot meet or the model does not take.
+        UserError: a length that a task cannot meet or the model does not take, or two tasks or lengths with the
+            same prompt.
     """
     engine = {
         "engine": ENGINE_VERSION,
@@ -100,7 +102,9 @@ def make_plan(cfg: RunConfig, loaded: LoadedModel, renderer: Renderer) -> list[G
         # where its files agree, the fingerprint has them
         engine["eos"] = sorted(loaded.eos_ids)
     entries = list(_entries(cfg, loaded))
-    return [group for part in _samples(cfg, renderer) for group in _groups(cfg, part, entries, engine)]
+    groups = [group for part in _samples(cfg, renderer) for group in _groups(cfg, part, entries, engine)]
+    refuse_twins((g.task.label, f"{g.name} {g.protocol}", g.cells[0].id) for g in groups)
+    return groups
 
 
 def stored_id(ids: Sequence[str], done: Set[str]) -> str:
@@ -186,11 +190,11 @@ def _budgets(cfg: RunConfig) -> list[list[Budget | None]]:
 def _samples(cfg: RunConfig, renderer: Renderer) -> Iterator[tuple[Task, int, int, int, Sample, str]]:
     for label, entry in cfg.task.items():
         task = tasks.build(label, entry)
-        count = min(task.config.samples, cfg.limit or task.config.samples)
+        count = task.wanted(cfg.limit)
         for length in task.config.length:
             for seed in cfg.seeds if task.config.seeded else cfg.seeds[:1]:
-                for index, sample in enumerate(task.samples(count, seed, length, renderer)):
-                    yield task, length, seed, index, sample, renderer.render(sample).hash
+                for index, (sample, prompt) in enumerate(task.prompts(count, seed, length, renderer)):
+                    yield task, length, seed, index, sample, prompt.hash
 
 
 def _groups(
@@ -205,7 +209,7 @@ def _groups(
             )
         setting = {
             **engine,
-            "task": task.identity(),
+            "task": task.identity(length),
             "prompt": prompt_hash,
             "max_new_tokens": sample.max_new_tokens,
             "protocol": protocol,

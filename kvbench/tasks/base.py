@@ -2,12 +2,14 @@
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 from kvbench.config.errors import UserError
-from kvbench.tasks.prompt import Renderer, Sample
+from kvbench.tasks.patterns import ScoreError
+from kvbench.tasks.prompt import Prompt, Renderer, Sample
 
 F = TypeVar("F", bound="Family")
 _FAMILIES: dict[str, type["Family"]] = {}
@@ -21,11 +23,12 @@ class Family(ABC):
 
     Attributes:
         length: requested lengths in tokens, prompt and answer together.
-        samples: number of samples per length and seed.
+        samples: number of samples per length and seed; None for all, where a file has a number of them.
         max_new_tokens: maximum length of an answer.
         version: raised whenever the same parameters would give other prompts or other scores.
         is_task: whether the family's name is an option of `task=[NAME]`; false if only files of conf/task are.
         seeded: whether samples depend on the seed.
+        from_file: whether the samples are those of a file; their number is the file's, and `length` is a maximum.
         paths: fields that name files; the content of these files, not their path, identifies a cell.
     """
 
@@ -33,21 +36,34 @@ class Family(ABC):
     version: ClassVar[int] = 1
     is_task: ClassVar[bool] = True
     seeded: ClassVar[bool] = True
+    from_file: ClassVar[bool] = False
     paths: ClassVar[tuple[str, ...]] = ()
 
     length: tuple[int, ...] = (2048,)
-    samples: int = 20
+    samples: int | None = 20
     max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
         for name in ("samples", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: {getattr(self, name)} is not allowed, give a positive number")
+            value = getattr(self, name)
+            if value is None and not self.from_file:
+                raise UserError(f"{name}: null is not allowed, give a positive number")
+            if value is not None and value < 1:
+                raise UserError(f"{name}: {value} is not allowed, give a positive number")
+        if not self.length or min(self.length) < 0:
+            raise UserError(f"length: {list(self.length)} is not allowed, give 0 or numbers of tokens")
+        if len(set(self.length)) < len(self.length):
+            raise UserError(f"length: {list(self.length)} is not allowed, give each only once")
 
     @property
     @abstractmethod
     def metric(self) -> str:
         """Name of the score."""
+
+    @property
+    def scorer_version(self) -> int:
+        """Raised when the scorer would give another score, where a scorer has a version of its own."""
+        return 1
 
     @abstractmethod
     def sample(self, index: int, seed: int, length: int, renderer: Renderer) -> Sample:
@@ -79,7 +95,8 @@ class Task:
 
     @property
     def version(self) -> int:
-        return self.config.version
+        """Version of the family, raised by that of the scorer."""
+        return self.config.version + self.config.scorer_version - 1
 
     @property
     def metric(self) -> str:
@@ -90,17 +107,43 @@ class Task:
         """Source of the prompt's sentences, "ruler" or "own"; None if they are the user's."""
         return getattr(self.config, "wording", None)
 
-    def identity(self) -> dict[str, Any]:
-        """All settings of the task that can change a number, except the sample itself and paths."""
+    def identity(self, length: int = 0) -> dict[str, Any]:
+        """All settings of the task that can change a number, except the sample itself and paths.
+
+        Args:
+            length: of the samples. A prompt shows the length that it fills, not the one that it does not exceed.
+        """
         skipped = {"length", "samples", *self.config.paths}
         values = {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.name not in skipped}
-        return {"family": self.family, "version": self.version, "metric": self.metric, **values}
+        most = {"length": length} if self.config.from_file and length else {}
+        return {"family": self.family, "version": self.version, "metric": self.metric, **values, **most}
 
-    def samples(self, n: int, seed: int, length: int, renderer: Renderer) -> list[Sample]:
+    def wanted(self, limit: int | None) -> int | None:
+        """Number of samples per length and seed, at most `limit`; None for all of a file."""
+        given = [n for n in (self.config.samples, limit) if n is not None]
+        return min(given, default=None)
+
+    def prompts(
+        self, n: int | None, seed: int, length: int, renderer: Renderer
+    ) -> Iterator[tuple[Sample, Prompt]]:
+        """Make and render samples; arguments as for `samples`.
+
+        A sample equal to an earlier one, as a line that a file has twice, is told apart from it by `repeat`.
+        """
+        seen: Counter[str] = Counter()
+        for sample in self.samples(n, seed, length, renderer):
+            prompt = renderer.render(sample)
+            seen[prompt.hash] += 1
+            if (repeat := seen[prompt.hash] - 1) > 0:
+                sample = replace(sample, repeat=repeat)
+                prompt = renderer.render(sample)
+            yield sample, prompt
+
+    def samples(self, n: int | None, seed: int, length: int, renderer: Renderer) -> list[Sample]:
         """Make samples 0 .. n-1, or as many as are available.
 
         Args:
-            n: number of samples; sample i does not depend on it.
+            n: number of samples, None for all that are available; sample i does not depend on it.
             seed: changes the samples if `config.seeded`.
             length: prompt tokens + max_new_tokens, met between 90 and 100 %.
             renderer: renders prompts with the model's tokenizer and chat template.
@@ -114,14 +157,37 @@ class Task:
             )
         try:
             available = self.config.available()
-            count = n if available is None else min(n, available)
+            count = min(k for k in (n, available) if k is not None)
             return [self.config.sample(i, seed, length, renderer) for i in range(count)]
         except UserError as error:
             raise UserError(f"task.{self.label}.{error}") from None
 
     def score(self, output: str, sample: Sample) -> float:
-        """Score of the generated text, without prompt and answer prefix, between 0 and 1."""
-        return self.config.score(output, sample)
+        """Score of the generated text, without prompt and answer prefix, between 0 and 1.
+
+        Raises:
+            ScoreError: the text cannot be scored, for example not in time.
+        """
+        try:
+            return self.config.score(output, sample)
+        except ScoreError as error:
+            raise ScoreError(f"task.{self.label}.{error}") from None
+
+
+def refuse_twins(prompts: Iterable[tuple[str, str, Hashable]]) -> None:
+    """Refuse prompts that would share a row of the store.
+
+    Args:
+        prompts: label of the task, name of the prompt, and all that its row's id is made of.
+    """
+    first: dict[Hashable, str] = {}
+    for label, name, key in prompts:
+        if key in first:
+            raise UserError(
+                f"task.{label}: {name} is the same prompt as {first[key]}, it would be stored once; leave one of the "
+                "two lengths or tasks out"
+            )
+        first[key] = name
 
 
 def register(name: str) -> Callable[[type[F]], type[F]]:

@@ -13,6 +13,7 @@ from kvbench.tasks.ruler import Ruler
 from kvbench.tasks.wording import Part
 
 LETTERS = 6
+STEEPEST = 10
 
 
 @register("fwe")
@@ -24,7 +25,7 @@ class FrequentWords(Ruler):
     in place of the most frequent one.
 
     Attributes:
-        alpha: exponent of the power law, above 1.
+        alpha: exponent of the power law, above 1; from 10 on a million dots would stand for one third word.
     """
 
     is_task: ClassVar[bool] = False
@@ -34,8 +35,8 @@ class FrequentWords(Ruler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.alpha <= 1:
-            raise UserError(f"alpha: {self.alpha} is not allowed, give a number above 1")
+        if not 1 < self.alpha <= STEEPEST:
+            raise UserError(f"alpha: {self.alpha} is not allowed, give a number above 1 and up to {STEEPEST}")
 
     @property
     def part(self) -> Part:
@@ -57,4 +58,8 @@ class FrequentWords(Ruler):
 
         # from this scale on the third answer is always more frequent than the next word
         smallest = ceil(1 / (4**-self.alpha - 5**-self.alpha))
+        if smallest > length:
+            raise UserError(
+                f"length: {length} is too short, with alpha={self.alpha:g} this task needs {smallest:,} tokens or more"
+            )
         return fit(build, renderer, length, smallest)

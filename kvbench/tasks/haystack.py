@@ -105,11 +105,14 @@ def _first(source: Iterator[str]) -> Callable[[int], list[str]]:
 
 def _read(path: str | None) -> tuple[list[str], str]:
     assert path is not None
-    file = Path(path).expanduser()
     try:
+        file = Path(path).expanduser()
         stat = file.stat()
+        if not file.is_file():
+            raise IsADirectoryError("not a file")
         words, digest = _read_state(file, stat.st_mtime_ns, stat.st_size)
-    except (OSError, UnicodeDecodeError) as error:
+    # a path with a null character, or with the home of a user who does not exist
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"essay: {path} cannot be read as UTF-8 text ({error})") from None
     if not words:
         raise UserError(f"essay: {path} is empty")

@@ -6,6 +6,7 @@ from kvbench.config.errors import UserError
 from kvbench.tasks.prompt import Renderer, Sample
 
 SHORTEST = 0.9
+FIRST_STEP = 16
 
 
 def fit(
@@ -45,11 +46,14 @@ def largest_fitting(
     """The largest number of units with at most `room` tokens, or `smallest`; and its number of tokens.
 
     Tokens are almost linear in the units, so an interpolating bisection needs only a few counts.
+
+    Raises:
+        UserError: more units have no more tokens, as with a tokenizer that knows no word of them.
     """
     low, low_tokens = smallest, count(smallest)
     if low_tokens > room:
         return low, low_tokens
-    step = 16
+    step = FIRST_STEP
     while True:
         high = low + step if largest is None else min(low + step, largest)
         if high == low:
@@ -57,6 +61,10 @@ def largest_fitting(
         high_tokens = count(high)
         if high_tokens > room:
             break
+        if high_tokens <= low_tokens and high - low >= FIRST_STEP:
+            raise UserError(
+                f"length: more text has no more tokens with this tokenizer, {low_tokens} is all that it gives"
+            )
         per_unit = max(high_tokens - low_tokens, 1) / (high - low)
         low, low_tokens = high, high_tokens
         step = int((room - low_tokens) / per_unit) + 1

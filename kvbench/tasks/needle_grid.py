@@ -37,6 +37,8 @@ class NeedleGrid(Ruler):
         super().__post_init__()
         if not self.depths or min(self.depths) < 0 or max(self.depths) > 100:
             raise UserError(f"depths: {list(self.depths)} is not allowed, give percentages from 0 to 100")
+        if len(set(self.depths)) < len(self.depths):
+            raise UserError(f"depths: {list(self.depths)} is not allowed, give each only once")
         hay.check(self.haystack, self.essay)
 
     @property

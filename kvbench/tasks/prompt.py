@@ -45,6 +45,7 @@ class Sample:
         max_new_tokens: tokens to generate.
         meta: facts for tables and plots (depth, haystack ...).
         earlier: the turns before this question.
+        repeat: number of equal samples before it in its task, each of which counts.
     """
 
     context: str
@@ -54,6 +55,7 @@ class Sample:
     max_new_tokens: int
     meta: Mapping[str, Any] = field(default_factory=dict)
     earlier: tuple[Turn, ...] = ()
+    repeat: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Prompt:
         ids: token ids, [T].
         context_end: number of leading tokens that lie wholly in the template's head and the context.
         text: the tokenised text.
-        hash: SHA-256 of the ids, of context_end and of the gold answers, and of first_end if there is one.
+        hash: SHA-256 of the ids, of context_end and of the gold answers, of first_end if there is one, and of the
+            number of the repeat if it is one.
         first_end: in a later turn of a conversation the number of tokens of the first turn's prompt, else None.
     """
 
@@ -133,7 +136,8 @@ class Renderer:
             for char in (context_end_char, first_end_char)
         )
         later = [first_end] if sample.earlier else []
-        key = json.dumps([ids, context_end, list(sample.gold), *later])
+        repeat = [{"repeat": sample.repeat}] if sample.repeat else []
+        key = json.dumps([ids, context_end, list(sample.gold), *later, *repeat])
         digest = hashlib.sha256(key.encode()).hexdigest()
         return Prompt(ids, context_end, text, digest, first_end if later else None)
 

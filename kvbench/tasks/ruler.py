@@ -27,10 +27,8 @@ class Ruler(Family):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.length or min(self.length) < 1:
+        if min(self.length) < 1:
             raise UserError(f"length: {list(self.length)} is not allowed, give positive numbers of tokens")
-        if len(set(self.length)) < len(self.length):
-            raise UserError(f"length: {list(self.length)} is not allowed, give each only once")
 
     @property
     def metric(self) -> str:

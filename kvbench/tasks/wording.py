@@ -55,7 +55,16 @@ def sentences_for(wording: Wording, part: Part) -> Sentences:
         return _ruler(part)
     except UserError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+        SyntaxError,
+        RecursionError,
+        MemoryError,
+    ):
         raise _changed(f"{part.partition('_')[0]} sentences") from None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from kvbench import tasks
 from kvbench.models.load import ModelConfig, check_folder, locate
 from kvbench.tasks import Prompt, Renderer, Sample, Task
+from kvbench.tasks.base import refuse_twins
 from kvbench.vllm.arrivals import Session, of_prompts
 from kvbench.vllm.servers import MultiServerConfig
 
@@ -91,7 +92,7 @@ def numbers_per_token(folder: Path) -> int:
 
 def make_prompts(
     entries: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], limit: int | None, renderer: Renderer
-) -> Iterator[ServedPrompt]:
+) -> list[ServedPrompt]:
     """All samples of the selected tasks.
 
     Args:
@@ -101,15 +102,26 @@ def make_prompts(
         renderer: makes the prompts.
 
     Raises:
-        UserError: an invalid task, or a prompt beyond the servers' context.
+        UserError: an invalid task, a prompt beyond the servers' context, or one that two tasks or lengths share.
     """
+    made = list(_made(entries, seeds, limit, renderer))
+    refuse_twins(
+        (item.task.label, item.name, (str(item.task.identity(item.length)), item.prompt.hash))
+        for item in made
+    )
+    return made
+
+
+def _made(
+    entries: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], limit: int | None, renderer: Renderer
+) -> Iterator[ServedPrompt]:
     for label, entry in entries.items():
         task = tasks.build(label, entry)
-        count = min(task.config.samples, limit or task.config.samples)
+        count = task.wanted(limit)
         for length in task.config.length:
             for seed in seeds if task.config.seeded else seeds[:1]:
-                for index, sample in enumerate(task.samples(count, seed, length, renderer)):
-                    yield ServedPrompt(task, length, seed, index, sample, renderer.render(sample))
+                for index, (sample, prompt) in enumerate(task.prompts(count, seed, length, renderer)):
+                    yield ServedPrompt(task, length, seed, index, sample, prompt)
 
 
 def sessions(prompts: Sequence[ServedPrompt], gap: float = 0.0) -> list[Session]:

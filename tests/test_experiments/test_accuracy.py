@@ -224,3 +224,92 @@ def test_a_batch_that_does_not_fit_is_a_failure_and_the_others_are_timed(config,
     rows = cells(tmp_path)
     assert set(rows["batch"]) == {1} and len(rows) == 5 and set(rows["step"]) == {"eager"}
     assert (rows["bytes_read_per_step"] > 0).all()
+
+
+QUESTION = {"context": "The old wall is near the gate.", "question": "What is near?", "answers": ["wall"]}
+OTHER = {**QUESTION, "question": "What else is near?"}
+
+
+def questions(config, folder, lines, *more):
+    """Runs a file of these lines in a folder; returns its cells."""
+    file = folder / "q.jsonl"
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    own = ["experiment=jsonl", "method=[dense,snapkv]", "budget.tokens=[8]", "task.max_new_tokens=4"]
+    cfg = config(folder / "run", *own, "task=[jsonl]", f"task.path={file}", *more)
+    run_accuracy(cfg, Progress)
+    return cells(folder / "run")
+
+
+@pytest.fixture
+def own_config(tiny_model_dir):
+    folder = tiny_model_dir("llama", group=3, layers=3)
+    return lambda run_dir, *more: load(
+        [f"model.path={folder}", "model.name=tiny", f"run_dir={run_dir}", *more]
+    )
+
+
+def test_a_line_that_a_file_has_three_times_is_three_samples(own_config, tmp_path):
+    """In the store, in the statistics, and when a run is taken up again."""
+    found = questions(own_config, tmp_path, [QUESTION, OTHER, QUESTION, QUESTION])
+    for method in ("dense", "snapkv"):
+        assert sorted(found[found["method"] == method]["sample"]) == [0, 1, 2, 3]
+    assert (found.groupby("method")["sample_hash"].nunique() == 4).all()
+    summary = report.load(tmp_path / "run").summary()
+    assert list(summary["n"]) == [4, 4] and summary["n_pairs"].max() == 4
+    # equal prompts have equal outputs
+    thrice = found[found["sample"] != 1]
+    assert (thrice.groupby("method")["output"].nunique() == 1).all()
+    # nothing is left to do, and a fourth of its kind is one more
+    assert_same(questions(own_config, tmp_path, [QUESTION, OTHER, QUESTION, QUESTION]), found)
+    more = questions(own_config, tmp_path, [QUESTION, OTHER, QUESTION, QUESTION, QUESTION])
+    assert set(more["cell"]) > set(found["cell"]) and len(more) == 10
+    # the first of its kind has the id that it has in a file without repeats
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    assert set(questions(own_config, alone, [QUESTION, OTHER])["cell"]) == set(
+        found[found["sample"] < 2]["cell"]
+    )
+
+
+def test_all_lines_are_scored_and_a_limit_takes_the_first(own_config, tmp_path):
+    lines = [{**QUESTION, "question": f"What is at {i}?"} for i in range(23)]
+    assert len(questions(own_config, tmp_path, lines, "limit=3")) == 2 * 3
+    assert len(questions(own_config, tmp_path, lines)) == 2 * 23
+
+
+def test_prompts_that_would_share_a_row_are_refused(tiny_model_dir, config, tmp_path):
+    for name in ("q", "copy"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(QUESTION))
+    (tmp_path / "task").mkdir()
+    twin = f"# @package task.twin\nfamily: jsonl\npath: {tmp_path}/copy.jsonl\n"
+    (tmp_path / "task" / "twin.yaml").write_text(twin)
+    folder = tiny_model_dir("llama", group=3, layers=3)
+    words = [f"model.path={folder}", f"run_dir={tmp_path}/run", f"task.jsonl.path={tmp_path}/q.jsonl"]
+    words = ["experiment=jsonl", "method=[dense]", "task=[jsonl,twin]", *words]
+    with pytest.raises(
+        UserError, match=r"task\.twin: twin #0 query_aware is the same prompt as jsonl #0 query_aware"
+    ):
+        run_accuracy(load(words, [str(tmp_path)]), Progress)
+    # the same file under two names is seen before a model is loaded
+    with pytest.raises(UserError, match=r"task\.twin: the same as jsonl, leave one of them out"):
+        load([*words, f"task.twin.path={tmp_path}/q.jsonl"], [str(tmp_path)])
+    # two lengths that are met by the same number of lines
+    with pytest.raises(
+        UserError, match=r"single_1 10\d\d #0 query_aware is the same prompt as ruler_niah_single_1 10"
+    ):
+        run_accuracy(config(tmp_path / "run", "task.length=[1024,1025,1026]", "limit=1"), Progress)
+
+
+def test_short_prompts_count_under_every_maximum_length(own_config, tmp_path):
+    found = questions(own_config, tmp_path, [QUESTION, OTHER], "task.length=[0,1000,2000]")
+    assert found.groupby(["length", "method"]).size().to_dict() == {
+        (length, method): 2 for length in (0, 1000, 2000) for method in ("dense", "snapkv")
+    }
+
+
+def test_a_cut_prompt_is_told(own_config, tmp_path):
+    filler = "The lamp is bright. " * 20
+    lost = {**QUESTION, "context": f"{filler}The wall is near.{filler}"}
+    questions(own_config, tmp_path, [lost, QUESTION], "task.truncate=middle", "task.length=[400]")
+    notes = report.load(tmp_path / "run").notes()
+    assert "1 of 2 prompts cut, as truncate=middle says; the answer was cut out of 1" in notes

@@ -74,5 +74,7 @@ def test_essays_that_cannot_be_used_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"empty\.txt is empty"):
         haystack.text("essay", str(tmp_path / "empty.txt"), random.Random(0))
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(UserError, match="cannot be read as UTF-8"):
-        haystack.text("essay", str(tmp_path / "binary.txt"), random.Random(0))
+    for path in (tmp_path / "binary.txt", tmp_path, "a\0b", "~nobody-of-this-name/essay.txt"):
+        with pytest.raises(UserError, match="cannot be read as UTF-8") as error:
+            haystack.text("essay", str(path), random.Random(0))
+        assert "\n" not in str(error.value)

@@ -6,13 +6,17 @@ import pytest
 
 from kvbench import tasks
 from kvbench.config.errors import UserError
-from kvbench.tasks import Renderer, Turn
+from kvbench.config.groups import Groups
+from kvbench.tasks import Renderer, Turn, patterns
 
 LINE = {
     "context": "The old wall is near the gate.",
     "question": "What is near the gate?",
     "answers": ["wall"],
 }
+# a question of a conversation
+ASKED = {"question": LINE["question"], "answers": LINE["answers"]}
+BLANK = ["", " ", "\t\n", "\u00a0", "\u3000", "\u200b", "\ufeff\u200e", "\u00ad"]
 
 
 @pytest.fixture
@@ -58,7 +62,7 @@ def test_a_conversation_has_a_sample_per_turn(task, renderer):
         "max_new_tokens": 7,
     }
     third = {"question": "And the gate?", "answers": "near"}
-    talk = {"context": LINE["context"], "turns": [LINE, second, third], "id": "t"}
+    talk = {"context": LINE["context"], "turns": [ASKED, second, third], "id": "t"}
     mine = task(LINE, talk, LINE)
     samples = mine.samples(20, 0, 0, renderer)
     assert len(samples) == 5 and samples[0].earlier == samples[4].earlier == ()
@@ -76,7 +80,7 @@ def test_a_conversation_has_a_sample_per_turn(task, renderer):
 
 def test_a_conversation_is_cut_for_its_last_turn(task, renderer):
     context = " ".join(f"word{i}" for i in range(500))
-    talk = {"context": context, "turns": [LINE, {"question": context[:900], "answers": ["a"]}]}
+    talk = {"context": context, "turns": [ASKED, {"question": context[:900], "answers": ["a"]}]}
     first, last = task(talk, truncate="middle", length=[1500]).samples(2, 0, 1500, renderer)
     assert first.context == last.context != context
     assert renderer.count(first) < renderer.count(last) <= 1500 - 128
@@ -120,10 +124,44 @@ def test_scorers(task, renderer, scorer, output, score):
         ({**LINE, "max_new_tokens": 0}, "line 3: max_new_tokens must be a positive whole number"),
         ({**LINE, "max_new_tokens": True}, "line 3: max_new_tokens must be"),
         ({"context": "c", "turns": []}, "line 3: turns must be a list of {question, answers}, at least one"),
-        ({"context": "c", "turns": [LINE, "q"]}, "line 3: turn 2: not an object {question, answers}"),
+        ({"context": "c", "turns": [ASKED, "q"]}, "line 3: turn 2: not an object {question, answers}"),
         ({"context": "c", "turns": [{"question": "q"}]}, "line 3: turn 1: not an object"),
-        ({"context": "c", "turns": [{**LINE, "answers": []}]}, "line 3: turn 1: answers must be a list"),
-        ({"turns": [LINE]}, "line 3: context is missing"),
+        ({"context": "c", "turns": [{**ASKED, "answers": []}]}, "line 3: turn 1: answers must be a list"),
+        ({"turns": [ASKED]}, "line 3: context is missing"),
+        # keys that nothing reads
+        (
+            {**LINE, "max_new_token": 9},
+            "line 3: there is no key 'max_new_token' (did you mean max_new_tokens?)",
+        ),
+        (
+            {**LINE, "Answers": ["a"]},
+            "line 3: there is no key 'Answers' (did you mean answers?); allowed: context",
+        ),
+        ({"context": "c", "turns": [ASKED], "answers": ["a"]}, "line 3: there is no key 'answers'"),
+        ({"context": "c", "turns": [LINE]}, "line 3: turn 1: there is no key 'context'"),
+        (
+            '{"context": "c", "question": "q", "answers": ["a"], "answers": ["b"]}',
+            "line 3 is not JSON (the key 'answers'",
+        ),
+        # blank answers, which every output would contain
+        *(({**LINE, "answers": ["a", blank]}, "line 3: answers must be a list of texts") for blank in BLANK),
+        ({**LINE, "context": " ", "question": "\n"}, "line 3: context and question are both blank"),
+        ({"context": "c", "turns": [ASKED, {**ASKED, "question": " "}]}, "line 3: turn 2: question is blank"),
+        # values that no number or text is
+        (
+            {**LINE, "max_new_tokens": 10**400},
+            "line 3: max_new_tokens must be a positive whole number, up to",
+        ),
+        ('{"max_new_tokens": NaN}', "line 3 is not JSON (NaN is not a JSON number)"),
+        ('{"max_new_tokens": 1' + "0" * 5000 + "}", "line 3 is not JSON ("),
+        ({**LINE, "id": {"a": 1}}, "line 3: id must be text or a whole number"),
+        ({**LINE, "answers": {"a": 1}}, "line 3: answers must be a list of texts"),
+        ("[" * 100_000, "line 3 is not JSON of a question (nested too deeply)"),
+        (
+            '{"context": ' + "[" * 100_000 + "]" * 100_000 + "}",
+            "line 3 is not JSON of a question (nested too",
+        ),
+        ('{"a": ' * 100_000, "line 3 is not JSON of a question (nested too deeply)"),
     ],
 )
 def test_mistakes_name_the_line(task, renderer, line, message):
@@ -138,7 +176,96 @@ def test_regular_expressions_are_checked_where_they_are_used(task, renderer):
         task(LINE, bad, scorer="regex").samples(1, 0, 0, renderer)
     assert len(task(LINE, bad).samples(2, 0, 0, renderer)) == 2
     with pytest.raises(UserError, match="line 1: turns need answers as text, not patterns"):
-        task({"context": "c", "turns": [LINE]}, scorer="regex").samples(1, 0, 0, renderer)
+        task({"context": "c", "turns": [ASKED]}, scorer="regex").samples(1, 0, 0, renderer)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(" * 100_000, "a{99999999999}", "[z-a]", "(?P<n>a)(?P<n>b)", r"(a)\2", "*a"]
+)
+def test_patterns_that_cannot_be_compiled_are_refused(task, renderer, pattern):
+    with pytest.raises(UserError, match=r"line 1: answers: .* is not a regular expression") as error:
+        task({**LINE, "answers": [pattern]}, scorer="regex").samples(1, 0, 0, renderer)
+    assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+
+
+def test_a_pattern_that_takes_too_long_is_named(task, renderer, monkeypatch):
+    monkeypatch.setattr(patterns, "LIMIT_S", 0.5)
+    mine = task(LINE, {**LINE, "answers": [r"(?=a)(a+)+$"]}, scorer="regex")
+    sample = mine.samples(2, 0, 0, renderer)[1]
+    with pytest.raises(
+        patterns.ScoreError, match=r"^task\.mine\.path: .*q\.jsonl line 2: answers: the pattern '\(\?=a"
+    ):
+        mine.score("a" * 40 + "!", sample)
+
+
+def test_every_line_counts(task, renderer):
+    """A line that the file has three times is three samples, whose prompts differ in their hash alone."""
+    other = {**LINE, "question": "What else?"}
+    mine = task(LINE, other, LINE, other, LINE, samples=None)
+    made = list(mine.prompts(mine.wanted(None), 0, 0, renderer))
+    assert [sample.meta["line"] for sample, _ in made] == [1, 2, 3, 4, 5]
+    assert [sample.repeat for sample, _ in made] == [0, 0, 1, 1, 2]
+    hashes = [prompt.hash for _, prompt in made]
+    assert len(set(hashes)) == 5
+    assert [renderer.render(sample).hash for sample, _ in made] == hashes
+    # the first has the hash that it has in a file without repeats
+    (_, alone), (_, second) = task(LINE, other).prompts(None, 0, 0, renderer)
+    assert (alone.hash, second.hash) == (hashes[0], hashes[1])
+    assert {tuple(prompt.ids) for _, prompt in made} == {tuple(alone.ids), tuple(second.ids)}
+
+
+def test_all_lines_are_taken_unless_samples_says_how_many(task, renderer):
+    lines = [{**LINE, "question": f"What is at place {i}?"} for i in range(31)]
+    assert Groups().entry("task", "jsonl")["samples"] is None
+    for settings, limit, n in (
+        ({}, None, 31),
+        ({"samples": 7}, None, 7),
+        ({"samples": 7}, 3, 3),
+        ({}, 30, 30),
+    ):
+        mine = task(*lines, **settings)
+        assert len(mine.samples(mine.wanted(limit), 0, 0, renderer)) == n
+
+
+def test_a_maximum_length_is_part_of_the_identity(task):
+    """Short prompts are the same under every maximum, and each row of the table has its own."""
+    mine = task(LINE, length=[0, 300, 400])
+    assert mine.identity() == mine.identity(0)
+    assert len({str(mine.identity(length)) for length in mine.config.length}) == 3
+    with pytest.raises(UserError, match=r"task\.mine\.length: \[0, 0\] is not allowed, give each only once"):
+        task(LINE, length=[0, 0])
+
+
+@pytest.mark.parametrize("scorer", ["exact", "f1", "rouge_l", "regex"])
+def test_a_mended_scorer_has_its_version(task, scorer):
+    assert task(LINE).version == task(LINE).identity()["version"] == 1
+    assert task(LINE, scorer=scorer).version == task(LINE, scorer=scorer).identity()["version"] == 2
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{\x00}", b"{\xff}", '{"context": "é"}'.encode("utf-16")])
+def test_other_encodings_are_refused(task, renderer, tmp_path, content):
+    mine = task(LINE)
+    (tmp_path / "q.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=r"^task\.mine\.path: .*q\.jsonl cannot be read as UTF-8 text"):
+        mine.samples(1, 0, 0, renderer)
+
+
+def test_byte_order_marks_line_ends_and_blank_lines_are_nothing(task, renderer, tmp_path):
+    mine = task(LINE, LINE)
+    expected = [sample.meta["line"] for sample in mine.samples(None, 0, 0, renderer)]
+    line = json.dumps(LINE).encode()
+    (tmp_path / "q.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n" + line)
+    assert [sample.meta["line"] for sample in mine.samples(None, 0, 0, renderer)] == expected == [1, 2]
+    (tmp_path / "q.jsonl").write_bytes(b"\n \t\r\n" + line + b"\n\n" + line + b"\r\n\r\n")
+    assert [sample.meta["line"] for sample in mine.samples(None, 0, 0, renderer)] == [3, 5]
+
+
+@pytest.mark.parametrize("path", ["a\0b", "~nobody-of-this-name/q.jsonl", "."])
+def test_paths_that_are_no_files_are_refused(renderer, path):
+    mine = tasks.build("mine", {"family": "jsonl", "path": path})
+    with pytest.raises(UserError, match=r"^task\.mine\.path: ") as error:
+        mine.samples(1, 0, 0, renderer)
+    assert "\n" not in str(error.value)
 
 
 def test_files_that_cannot_be_used_are_refused(task, renderer, tmp_path):
@@ -167,6 +294,11 @@ def test_long_documents_are_an_error_unless_they_may_be_cut(task, tokenizers):
     half = cut.context.index("word1999") / 2
     assert abs(next(i for i in range(1999) if f"word{i} " not in cut.context) - 1000) > 500
     assert half > 0
+    assert "answer_cut" not in cut.meta
+    # the only place that states the answer is cut out
+    middle = {**LINE, "context": f"{words[:9000]} the wall {words[9000:]}"}
+    (lost,) = task(middle, truncate="middle").samples(1, 0, 0, renderer)
+    assert lost.meta["answer_cut"] is True
     with pytest.raises(UserError, match="line 1 is too long even without its context"):
         task({**LINE, "question": words}, truncate="middle").samples(1, 0, 0, renderer)
 

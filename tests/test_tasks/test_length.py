@@ -40,3 +40,10 @@ def test_lengths_that_cannot_be_met_are_refused(byte_renderer):
         fit(build, byte_renderer, 200)
     with pytest.raises(UserError, match="length: 1020 cannot be met, the closest is 311 tokens"):
         fit(build, byte_renderer, 1020, largest=3)
+
+
+def test_text_without_tokens_is_refused():
+    """A tokenizer that knows no word of a text may give one token for all of it."""
+    with pytest.raises(UserError, match="length: more text has no more tokens with this tokenizer, 7 is all"):
+        largest_fitting(lambda _: 7, 1000, smallest=1)
+    assert largest_fitting(lambda _: 7, 1000, smallest=1, largest=12) == (12, 7)

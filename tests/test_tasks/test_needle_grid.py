@@ -1,6 +1,7 @@
 import pytest
 
 from kvbench import tasks
+from kvbench.config.errors import UserError
 
 
 def grid(**values):
@@ -32,3 +33,9 @@ def test_repetitions_differ_and_do_not_depend_on_the_number(renderer):
 
 def test_depths_may_be_fractions_of_percents(renderer):
     assert grid(depths=[12.5]).samples(1, 0, 512, renderer)[0].meta["depth"] == 12.5
+
+
+@pytest.mark.parametrize("depths", [[50, 50], [0, 100, 0.0]])
+def test_a_depth_is_given_once(depths):
+    with pytest.raises(UserError, match=r"depths: .* is not allowed, give each only once"):
+        grid(depths=depths)
