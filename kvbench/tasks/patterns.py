@@ -1,8 +1,8 @@
 """Regular expressions of a user, whose search ends in time whatever the text.
 
 RE2 searches in time linear in the text, where Python's `re` may backtrack for ever. It knows no lookaround and no
-backreferences, and its classes (`\\w`, `\\d`, `\\b` ...) are ASCII's. What it does not read as Python does goes to `re` in
-a child process with a time limit.
+backreferences, and `\\w`, `\\d` and `\\b` are ASCII's there. What it does not read as Python does goes to `re` in a
+child process with a time limit.
 """
 
 import json
