@@ -16,7 +16,8 @@ setup(
     packages=packages,
     package_dir={f"kvbench.{top}": top for top in MAPPED},
     package_data={
-        "": ["*.jinja", "*.json", "*.cpp", "*.h", "*.md", "py.typed"],
+        "": ["*.json", "*.cpp", "*.h", "*.md", "py.typed"],
         "kvbench.conf": ["**/*.yaml"],
+        "kvbench.report": ["assets/*"],
     },
 )

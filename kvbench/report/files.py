@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from kvbench.report import html, plots
+from kvbench.report.page import Picture
 from kvbench.report.run import load
 
 
@@ -27,7 +28,7 @@ def write_report(run_dir: str | Path) -> dict[str, Path]:
     for kind, spec in plots.KINDS.items():
         for name, figure in run.figures(kind):
             saved = plots.save(figure, run.path / "figures", name)
-            figures.append(html.Picture(spec.caption, name, saved[0].read_bytes()))
+            figures.append(Picture(spec.caption, name, saved[0].read_bytes()))
             paths += saved
     paths.append(run.path / "report.html")
     paths[-1].write_text(html.page(run, figures), encoding="utf-8")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 MB = 1e6
 MISSING = "-"
+# marks of a difference that is detectable
+WORSE, BETTER = "▼", "▲"
 
 
 def number(value: float | None, spec: str, scale: float = 1) -> str:

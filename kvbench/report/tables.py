@@ -6,11 +6,10 @@ import pandas as pd
 
 from kvbench.config.text import counted
 from kvbench.report import failures, stats
-from kvbench.report.format import MB, Table, escaped, number
+from kvbench.report.format import BETTER, MB, WORSE, Table, escaped, number
 from kvbench.report.summary import ALL_SEEDS, SETTING, TABLE, budget_key, joined, pooled
 from kvbench.runs.store import Record
 
-WORSE, BETTER = "▼", "▲"
 GUIDE = (
     "Everything in these tables is measured: kept tokens (per layer and KV head, mean), bytes resident "
     "(after compression, page bounds and indices included), bytes read per decode step (K, V and whatever "
