@@ -38,7 +38,10 @@ def _attention(
     module: nn.Module, query: Tensor, key: Any, value: Any, attention_mask: Any, scaling: float, **kwargs: Any
 ) -> tuple[Tensor, None]:
     if not hasattr(key, "attend"):
-        raise TypeError("attn_implementation 'kvbench' needs a cache of kvbench as past_key_values")
+        raise UserError(
+            "past_key_values: attn_implementation 'kvbench' needs a cache of kvbench; it was not given, or the model's"
+            " generate put another in its place, as some do where their rotary frequencies change"
+        )
     for name in ("softcap", "s_aux"):
         if kwargs.get(name) is not None:
             raise UserError(f"model: its attention uses '{name}', which kvbench does not support")

@@ -17,6 +17,7 @@ from kvbench.engine.compress import RowSpan, assign_rows, build_batches
 from kvbench.engine.failures import DenseError, Failure
 from kvbench.engine.finite import check_snapshot, total
 from kvbench.engine.prefill import Snapshot
+from kvbench.engine.rope import check_rope
 from kvbench.kernels.clock import synchronize
 from kvbench.methods.base import Resolved
 
@@ -167,6 +168,8 @@ def decode_cells(
         options: see DecodeOptions.
         progress: called after each step with (steps done, maximum number of steps).
 
+    Raises:
+        UserError: the model's rotary frequencies change while it decodes.
     Returns:
         The results; a failure in place of a cell that raised while compressing, or has numbers that are not finite.
 
@@ -181,6 +184,8 @@ def decode_cells(
         raise DenseError(Failure.of(error, "prefill")) from None
     spans, batches = assign_rows(len(cells), options.batch_rows, 2 if options.kl else 1)
     room = len(question) + options.max_new_tokens
+    last_fed = snapshot.length + room - (options.first_token == "dense")
+    check_rope(snapshot.rope_until, snapshot.length, last_fed)
     failed: dict[int, Failure] = {}
     caches = build_batches(snapshot, cells, spans, batches, options.batch_rows, room, failed=failed)
     synchronize(model.device)

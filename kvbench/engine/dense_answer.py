@@ -12,6 +12,7 @@ from kvbench.engine.decode import DecodeOptions
 from kvbench.engine.finite import total
 from kvbench.engine.lanes import plain_lane
 from kvbench.engine.prefill import Snapshot
+from kvbench.engine.rope import check_rope
 from kvbench.kernels.attention_sum import attention_sum
 from kvbench.methods.base import LayerSnapshot
 
@@ -55,6 +56,8 @@ def decode_dense_answer(
         NotFiniteError: a step's logits are not finite.
     """
     room = len(question) + options.max_new_tokens
+    last_fed = snapshot.length + room - (options.first_token == "dense")
+    check_rope(snapshot.rope_until, snapshot.length, last_fed)
     layers = [DenseAnswerLayer(layer, room) for layer in snapshot.layers]
     cache = BatchCache(list[BatchLayer](layers), snapshot.length)
 

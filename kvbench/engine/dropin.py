@@ -17,7 +17,8 @@ from kvbench.engine.batch import BatchCache, BatchLayer
 from kvbench.engine.compress import cell_lanes
 from kvbench.engine.finite import check_snapshot
 from kvbench.engine.lanes import Lane
-from kvbench.engine.prefill import PrefillLayer, check_window, rope_of
+from kvbench.engine.prefill import PrefillLayer, check_window
+from kvbench.engine.rope import check_rope, reset_rope, rope_of, rope_until
 from kvbench.engine.stored import StoredLane
 from kvbench.methods import Budget, Method, Shape, build
 from kvbench.models.load import FAMILIES
@@ -65,6 +66,7 @@ def cache(
         model.set_attn_implementation(register_attention())
         warnings.warn(f"the model's attention is now {NAME!r}, it was {before!r}", stacklevel=2)
     attention = "flash_attention_2" if before == "flash_attention_2" else "sdpa"
+    reset_rope(model)
     return DropInCache(model, built, budget, max_new_tokens, attention)
 
 
@@ -115,6 +117,9 @@ class DropInCache(Cache):
             if bool((real[:, 1:] < real[:, :-1]).any()):
                 raise UserError("attention_mask: pad on the left (tokenizer.padding_side = 'left')")
             self.starts = (~real).sum(1).tolist()
+        # positions count real tokens, and one pass serves all rows
+        shortest, longest = length - max(self.starts), length - min(self.starts)
+        check_rope(rope_until(self.model, shortest), shortest, longest + max(self.room - 1, 0))
 
     def compress(self) -> None:
         """Replace the prefilled keys and values of every layer by those that the method keeps.

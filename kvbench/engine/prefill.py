@@ -1,7 +1,7 @@
 """Dense prefill of one prompt, and the snapshot that all methods share."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvbench.config.errors import UserError
+from kvbench.engine.rope import reset_rope, rope_of, rope_until, turning_rope
 from kvbench.kernels.attention_sum import attention_sum
 from kvbench.kernels.clock import synchronize
 from kvbench.kernels.masked_attention import masked_attention
@@ -27,12 +28,14 @@ class Snapshot:
         length: tokens prefilled, L.
         logits: fp32 logits `[vocabulary]` after the last token.
         seconds: duration of the prefill.
+        rope_until: most tokens of prompt and answer that are rotated alike, None without a limit.
     """
 
     layers: list[LayerSnapshot]
     length: int
     logits: Tensor
     seconds: float
+    rope_until: int | None = None
 
 
 def prefill_for(
@@ -61,7 +64,8 @@ def prefill(
         model: loaded with the attention hook.
         ids: the tokens.
         window: number of last queries to keep.
-        chunk: tokens per forward pass; the peak memory of a pass is linear in the prompt length.
+        chunk: tokens per forward pass; the peak memory of a pass is linear in the prompt length. One pass where the
+            model's rotary frequencies would differ between passes.
         attention: sdpa, or flash_attention_2 where flash-attn is installed.
         needs: what else to keep, see `Eviction.needs`; `prefill_for` adds "boundaries".
 
@@ -70,6 +74,9 @@ def prefill(
     """
     config = model.config.get_text_config()
     check_window(model, len(ids))
+    reset_rope(model)
+    if turning_rope(model, min(chunk, len(ids)), len(ids)):
+        chunk = len(ids)
     start = time.perf_counter()
     window = len(ids) if "queries" in needs else min(window, len(ids))
     cache = PrefillCache(config.num_hidden_layers, len(ids), window, attention, "attention_sum" in needs)
@@ -90,7 +97,7 @@ def prefill(
     if "rope" in needs:
         for layer in layers:
             layer.rope = rope_of(model)
-    return Snapshot(layers, len(ids), logits, time.perf_counter() - start)
+    return Snapshot(layers, len(ids), logits, time.perf_counter() - start, rope_until(model, len(ids)))
 
 
 def check_window(model: PreTrainedModel, length: int) -> None:
@@ -110,24 +117,6 @@ def sliding_window(model: PreTrainedModel) -> int | None:
     """Number of tokens that a query attends to, itself included; None without a limit."""
     config = model.config.get_text_config()
     return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-
-
-def rope_of(model: PreTrainedModel) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Cosines and sines `[N, D]` fp32 of a rotation by N positions, without YaRN's factor.
-
-    Raises:
-        UserError: the model's frequencies change with the length of the text.
-    """
-    rotary: Any = model.base_model.rotary_emb
-    if (kind := getattr(rotary, "rope_type", "default")) in ("dynamic", "longrope"):
-        raise UserError(f"model: rope_type '{kind}' has no fixed frequencies to rotate keys by")
-    template = torch.zeros(1, dtype=torch.float32, device=model.device)
-
-    def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = rotary(template, positions[None])
-        return cos[0] / rotary.attention_scaling, sin[0] / rotary.attention_scaling
-
-    return rope
 
 
 class PrefillLayer(CacheLayerMixin):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kvbench.engine.attention import register_attention
 from kvbench.engine.prefill import sliding_window
+from kvbench.engine.rope import position_limit
 from kvbench.models.load import LoadedModel, load_model
 from kvbench.runs.config import RunConfig
 from kvbench.runs.plan import Group, make_plan
@@ -53,7 +54,7 @@ class PromptContext:
 
 def make_renderer(cfg: RunConfig, loaded: LoadedModel) -> Renderer:
     """A renderer whose prompts, with the answer, fit the model's positions and its sliding window."""
-    limit = loaded.model.config.get_text_config().max_position_embeddings
+    limit = position_limit(loaded.model)
     if (sliding := sliding_window(loaded.model)) is not None:
         limit = min(limit, sliding)
     return Renderer(loaded.tokenizer, cfg.model.chat_template, cfg.model.system, limit)

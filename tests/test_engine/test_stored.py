@@ -9,7 +9,8 @@ from kvbench.config.errors import UserError
 from kvbench.engine.attention import register_attention
 from kvbench.engine.compress import RowSpan, build_batches
 from kvbench.engine.decode import DecodeOptions, decode_cells
-from kvbench.engine.prefill import prefill, rope_of
+from kvbench.engine.prefill import prefill
+from kvbench.engine.rope import rope_of
 from kvbench.kernels.forms import using
 from kvbench.kernels.rope import rotate
 from kvbench.methods import Budget, Quota, Shape, build
