@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvbench.config.errors import UserError
+from kvbench.config.text import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,17 +43,6 @@ def reading(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(f"{what}: {one_line(error)}") from error
-
-
-def one_line(error: BaseException, longest: int = 300) -> str:
-    """Kind and text of an exception without line breaks."""
-    # jinja2 and transformers have exceptions whose own text cannot be made
-    try:
-        text = " ".join(str(error).split())
-    except Exception:
-        text = ""
-    text = text if len(text) <= longest else text[:longest] + " ..."
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def read_json(file: Path, named: str) -> dict[str, Any]:

@@ -8,15 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jinja2.exceptions import TemplateError
-
 from kvbench.config.errors import UserError
+from kvbench.tasks.chat import TEMPLATE_ARGUMENTS, ChatTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# fixed, because some templates write today's date and others open a thinking block
-TEMPLATE_ARGUMENTS = {"date_string": "26 Jul 2024", "enable_thinking": False}
 _ANSWER = "An answer."
 
 
@@ -107,7 +104,7 @@ class Renderer:
         if system and not chat_template:
             raise UserError("model.system: needs model.chat_template=true")
         self.tokenizer = tokenizer
-        self.chat_template = chat_template
+        self.chat_template = ChatTemplate(tokenizer) if chat_template else None
         self.system = system
         self.limit = limit
         # report defects of the template at once
@@ -116,9 +113,9 @@ class Renderer:
     @property
     def style(self) -> dict[str, Any]:
         """Settings besides the sample that determine the prompt, for the cell's identity."""
-        if not self.chat_template:
+        if self.chat_template is None:
             return {"chat_template": None}
-        digest = hashlib.sha256(self.tokenizer.get_chat_template().encode()).hexdigest()
+        digest = hashlib.sha256(self.chat_template.text.encode()).hexdigest()
         return {"chat_template": digest, "system": self.system, **TEMPLATE_ARGUMENTS}
 
     def render(self, sample: Sample) -> Prompt:
@@ -153,7 +150,7 @@ class Renderer:
     def _encode(self, text: str) -> Any:
         # a chat template writes the special tokens into the text
         return self.tokenizer(
-            text, add_special_tokens=not self.chat_template, return_offsets_mapping=True, verbose=False
+            text, add_special_tokens=self.chat_template is None, return_offsets_mapping=True, verbose=False
         )
 
     def _text(self, sample: Sample) -> tuple[str, int, int]:
@@ -169,7 +166,7 @@ class Renderer:
     def _opening(self, context: str, question: str) -> tuple[str, int]:
         """The text up to the answer prefix, and the number of characters of head and context."""
         message = context + question
-        if not self.chat_template:
+        if self.chat_template is None:
             return message, len(context)
         text = self._chat(message)
         # some templates strip the message
@@ -182,10 +179,10 @@ class Renderer:
 
     def _next_turn(self, question: str) -> str:
         """The text between two answers: the end of the first, the question, the head of the second."""
-        if not self.chat_template:
+        if self.chat_template is None:
             return question
         earlier, turn = self._second_turn({"role": "user", "content": question.strip()})
-        if turn is None:
+        if turn is None or _ANSWER not in earlier:
             raise UserError("model.chat_template: the template rewrites earlier turns, allowed: false")
         return earlier[earlier.rindex(_ANSWER) + len(_ANSWER) :] + turn
 
@@ -213,11 +210,5 @@ class Renderer:
         return earlier, both.removeprefix(earlier) if both.startswith(earlier) else None
 
     def _apply(self, messages: list[dict[str, str]], generate: bool) -> str:
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generate, **TEMPLATE_ARGUMENTS
-            )
-        except TemplateError as error:
-            raise UserError(f"model.system: the chat template refuses this conversation ({error})") from None
-        assert isinstance(text, str)
-        return text
+        assert self.chat_template is not None
+        return self.chat_template.render(messages, generate, self.system)
