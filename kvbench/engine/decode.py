@@ -168,12 +168,11 @@ def decode_cells(
         options: see DecodeOptions.
         progress: called after each step with (steps done, maximum number of steps).
 
-    Raises:
-        UserError: the model's rotary frequencies change while it decodes.
     Returns:
         The results; a failure in place of a cell that raised while compressing, or has numbers that are not finite.
 
     Raises:
+        UserError: the model's rotary frequencies change while it decodes.
         DenseError: the snapshot, or dense's own row, is not finite.
         Exception: a decode step raised, for all rows together; `decode_apart` finds the cells behind it.
     """
