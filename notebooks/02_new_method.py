@@ -26,7 +26,7 @@ from matplotlib import pyplot as plt
 
 import kvbench
 from kvbench.methods import Eviction, LayerSnapshot, register
-from kvbench.report import stats
+from kvbench.report import Clusters, stats
 
 
 @register("value_aware")
@@ -99,7 +99,9 @@ run.plot("kl_vs_read")
 cells = run.cells().query("method != 'dense'")
 kl = cells.pivot_table(index=["budget_requested", "sample"], columns="method", values="kl_to_dense")
 kl = kl.assign(difference=kl["value_aware"] - kl["attention"])
-rows = {budget: (d.mean(), *stats.bootstrap(d)) for budget, d in kl["difference"].groupby("budget_requested")}
+rows = {}
+for budget, d in kl["difference"].groupby("budget_requested"):
+    rows[budget] = (d.mean(), *stats.kl_difference_interval(Clusters(d, d.index)))
 pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "95 % low", "95 % high"]).round(4)
 
 # %%

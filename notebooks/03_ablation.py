@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 import kvbench
-from kvbench.report import stats
+from kvbench.report import Clusters, stats
 
 run = kvbench.run(
     "quickstart",
@@ -54,12 +54,12 @@ grid = cells.query("method.str.startswith('chunkkv[')")
 grid.pivot_table(index="chunk", columns="budget_requested", values="kl_to_dense").round(3)
 
 # %% [markdown]
-# With intervals over the prompts (bootstrap), beside SnapKV with the same budgets and beside dense, whose KL is 0:
+# With intervals over the prompts (bootstrap-t), beside SnapKV with the same budgets and beside dense, whose KL is 0:
 
 
 # %%
 def with_interval(values):
-    low, high = stats.bootstrap(values)
+    low, high = stats.kl_interval(Clusters(values, values.index))
     return pd.Series({"mean": values.mean(), "low": low, "high": high})
 
 
@@ -69,7 +69,7 @@ lines = {"128": "--", "256": ":"}
 aside = {"128": 0.97, "256": 1.03}  # so that intervals do not hide each other
 figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
 for budget, rows in grid.groupby("budget_requested"):
-    curve = rows.groupby("chunk")["kl_to_dense"].apply(with_interval).unstack()
+    curve = rows.set_index("sample_hash").groupby("chunk")["kl_to_dense"].apply(with_interval).unstack()
     bars = [curve["mean"] - curve["low"], curve["high"] - curve["mean"]]
     look = {"color": colours[budget], "marker": markers[budget], "capsize": 3}
     axes.errorbar(curve.index * aside[budget], curve["mean"], bars, label=f"ChunkKV, {budget} tokens", **look)

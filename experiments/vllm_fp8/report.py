@@ -8,15 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+import pandas as pd
 
 from kvbench.experiments.vllm_fp8.logprob_kl import KL_MEANING
-from kvbench.report import stats, style
+from kvbench.report import clusters, stats, style
+from kvbench.report.clusters import Clusters
 from kvbench.report.format import Table, number
 from kvbench.report.plots import save
+from kvbench.report.summary import SAMPLE
 from kvbench.runs.store import Record
 from kvbench.vllm import page
 from kvbench.vllm.campaign import capacity, of_kind
-from kvbench.vllm.page import bar_figure, milliseconds, scaled
+from kvbench.vllm.page import bar_figure, cut, milliseconds, scaled
 
 GUIDE = (
     "Everything here is measured. Capacity: tokens of context that the server says its cache holds; bits: memory of "
@@ -25,7 +28,8 @@ GUIDE = (
     "KL and top-1 are of the reference's own prompt and answer, fed to both servers. vLLM quantises the cache while it "
     "reads the prompt; the formats of kvbench quantise after a dense prefill. Their KLs are of different things.",
     "same: share of the reference's answer tokens before the first one that differs.",
-    "Scores are paired with the reference on the same samples.",
+    "Scores are paired with the reference on the same samples; the turns of a conversation count as one.",
+    "cut: answers that ended at the token limit, not by themselves, of all answers.",
     "Latency: ms from sending (alone) or from the moment that a request was due (under load), so that waiting counts. "
     "A percentile is given where at least one answer lies beyond it. Goodput: whole answers whose first token came "
     "within the limit. server: vLLM's own histogram of the same requests, interpolated inside its buckets, which are "
@@ -60,7 +64,7 @@ def quality(rows: Sequence[Record], labels: Sequence[str], reference: str, devic
     tasks = list(dict.fromkeys((row["task"], row["length"]) for row in of_kind(rows, "answer")))
     header = ["setup", "KV dtype", "scales", "bits", "capacity (tokens)", "of reference"]
     header += ["KL prompt", "KL answer", "covered", "top-1 prompt", "top-1 answer", "same"]
-    header += [*(f"{task} {length}" for task, length in tasks), "note"]
+    header += ["cut", *(f"{task} {length}" for task, length in tasks), "note"]
     tokens = {row["setup"]: capacity(row) for row in of_kind(rows, "setup")}
     lines = []
     for label in labels:
@@ -76,14 +80,15 @@ def quality(rows: Sequence[Record], labels: Sequence[str], reference: str, devic
             )
         line += [_pooled(answers, part, "top1", ".3f") for part in ("prompt", "answer")]
         line.append(_same(answers))
+        line.append(cut(answers))
         line += [_score(rows, label, reference, task) for task in tasks]
         lines.append([*line, on_server[0]["note"]])
     versions = ", ".join(dict.fromkeys(str(row["vllm"]) for row in rows))
     counts = [len([row for row in of_kind(rows, "answer") if row["setup"] == label]) for label in labels]
     caption = (
         f"{rows[0]['model']}, vLLM {versions} on {device}, reference {reference}. {min(counts)} prompts per setup. "
-        f"Scores: mean [95 % interval: {stats.MEAN_INTERVAL}]; in brackets the difference from the reference "
-        f"[{stats.DIFFERENCE_INTERVAL}]."
+        f"Scores: mean [95 % interval: {stats.MEAN_INTERVAL[stats.VERSION]}]; in brackets the difference from the "
+        f"reference [{stats.DIFFERENCE_INTERVAL[stats.VERSION]}]."
     )
     return Table(f"Capacity and quality: {device}", caption, header, lines)
 
@@ -165,23 +170,25 @@ def _same(answers: Sequence[Record]) -> str:
 
 
 def _score(rows: Sequence[Record], label: str, reference: str, task: tuple[str, int]) -> str:
-    def scores(setup: str) -> dict[str, float]:
-        return {
-            row["sample_hash"]: row["score"]
-            for row in of_kind(rows, "answer")
-            if row["setup"] == setup and (row["task"], row["length"]) == task
-        }
+    def answers(setup: str) -> pd.DataFrame:
+        rows_of_setup = [row for row in of_kind(rows, "answer") if row["setup"] == setup]
+        frame = pd.DataFrame([row for row in rows_of_setup if (row["task"], row["length"]) == task])
+        return frame.assign(cluster=clusters.names(frame)) if len(frame) else frame
 
-    by_sample, of_reference = scores(label), scores(reference)
-    if not by_sample:
+    mine, of_reference = answers(label), answers(reference)
+    if mine.empty:
         return "-"
-    low, high = stats.mean_interval(list(by_sample.values()))
-    text = f"{statistics.mean(by_sample.values()):.2f} [{low:.2f}, {high:.2f}]"
-    differences = [score - of_reference[key] for key, score in by_sample.items() if key in of_reference]
-    if label == reference or not differences:
+    scores = Clusters(mine["score"], mine["cluster"])
+    low, high = stats.score_interval(scores)
+    text = f"{scores.mean:.2f} [{low:.2f}, {high:.2f}]"
+    if label == reference or of_reference.empty:
+        return text
+    pairs = mine.merge(of_reference, on=SAMPLE, suffixes=("", "_reference"))
+    differences = Clusters(pairs["score"] - pairs["score_reference"], pairs["cluster"])
+    if not len(differences):
         return text
     low, high = stats.difference_interval(differences)
-    return f"{text} ({statistics.mean(differences):+.2f} [{low:+.2f}, {high:+.2f}])"
+    return f"{text} ({differences.mean:+.2f} [{low:+.2f}, {high:+.2f}])"
 
 
 def _middle(answers: Sequence[Record], column: str) -> float | None:

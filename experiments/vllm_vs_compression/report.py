@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
+import pandas as pd
 
 from kvbench.config.errors import UserError
-from kvbench.report import stats, style
-from kvbench.report.format import Table, number
+from kvbench.report import clusters, stats, style
+from kvbench.report.clusters import Clusters
+from kvbench.report.format import MISSING, Table, number
 from kvbench.report.plots import save
 from kvbench.runs.store import Record
 from kvbench.vllm import page
 from kvbench.vllm.campaign import capacity, of_kind
-from kvbench.vllm.page import bar_figure, milliseconds, scaled
+from kvbench.vllm.page import bar_figure, cut, milliseconds, scaled
 from kvbench.vllm.servers import CPU_FP8
 
 GUIDE = (
@@ -31,6 +34,7 @@ GUIDE = (
     "prefill + compression + one decode step, and the median decode step, of the isolated run. The engines differ, so "
     "compare a row with the dense row of its own engine: that is what the columns 'of dense' are.",
     "prefix caching: the same prompt sent a second time; only whole blocks are found.",
+    "cut: answers that ended at the token limit, not by themselves, of all answers.",
     "KL: kvbench's is over the full vocabulary on dense's own answer; vLLM's is in `vllm_fp8`.",
 )
 
@@ -42,7 +46,8 @@ class Line:
     Attributes:
         label: the method, with its budget.
         engine: kvbench or vLLM.
-        scores: by (task, sample hash).
+        scores: by task.
+        cut: answers that ended at the token limit, of all.
         per_token: bytes per prompt token.
         fits: tokens that fit into the pool.
         fits_measured: whether the engine itself reports `fits`; it is modelled otherwise.
@@ -55,7 +60,8 @@ class Line:
 
     label: str
     engine: str
-    scores: dict[tuple[str, str], float]
+    scores: dict[str, Clusters]
+    cut: str
     per_token: float | None
     fits: int | None
     fits_measured: bool
@@ -128,7 +134,8 @@ def compressed(rows: Sequence[Record], isolated: Sequence[Record], pool: int) ->
             Line(
                 label=f"{label} {budget}".strip(),
                 engine="kvbench",
-                scores={(row["task"], row["sample_hash"]): row["score"] for row in accuracy},
+                scores=_scores(accuracy, "score"),
+                cut=cut(accuracy),
                 per_token=per_token,
                 fits=int(pool / per_token),
                 fits_measured=False,
@@ -173,7 +180,8 @@ def vllm(rows: Sequence[Record], order: Sequence[str], ours: Sequence[Record]) -
                 Line(
                     label=name,
                     engine="vLLM",
-                    scores={(row["task"], row["sample_hash"]): row[f"{part}score"] for row in answers},
+                    scores=_scores(answers, f"{part}score"),
+                    cut=MISSING if warm else cut(answers),
                     per_token=per_token,
                     fits=capacity(facts),
                     fits_measured=True,
@@ -195,15 +203,21 @@ def table(
     pool: int,
 ) -> Table:
     """The table of one length and one kind of device."""
-    tasks = list(dict.fromkeys(task for line in lines for task, _ in line.scores))
+    tasks = list(dict.fromkeys(task for line in lines for task in line.scores))
     # dense comes first on both sides
     dense_lines = {line.engine: line for line in reversed(lines)}
-    header = ["method", "engine", *tasks, "KL", "bytes per token", f"tokens in {pool >> 20} MiB", ""]
+    header = ["method", "engine", *tasks, "cut", "KL", "bytes per token", f"tokens in {pool >> 20} MiB", ""]
     header += ["read per step (MB)", "TTFT ms", "of dense", "ms per token", "of dense", "note"]
     body = []
     for line in lines:
         dense = dense_lines[line.engine]
-        cells = [line.label, line.engine, *(_score(line, task) for task in tasks), number(line.kl, ".4f")]
+        cells = [
+            line.label,
+            line.engine,
+            *(_score(line, task) for task in tasks),
+            line.cut,
+            number(line.kl, ".4f"),
+        ]
         cells += [number(line.per_token, ",.0f"), number(line.fits, ",d")]
         cells.append("measured" if line.fits_measured else "modelled")
         cells.append("-" if line.read is None else f"{line.read / 1e6:.2f}")
@@ -216,9 +230,9 @@ def table(
     dtypes = ", ".join(dict.fromkeys(row["dtype"] for row in ours))
     some = (ours or theirs)[0]
     caption = (
-        f"{some['model']}, {length} tokens, n = {len(next(iter(lines)).scores)} prompts. kvbench: {dtypes or '-'} on "
+        f"{some['model']}, {length} tokens, n = {_samples(lines[0])} samples. kvbench: {dtypes or '-'} on "
         f"{ours_on or '-'}. {versions or 'no vLLM'} on {device}. "
-        f"Scores: mean [95 % interval: {stats.MEAN_INTERVAL}]."
+        f"Scores: mean [95 % interval: {stats.MEAN_INTERVAL[stats.VERSION]}]."
     )
     return Table(f"{some['model']}, {length} tokens, {device}", caption, header, body)
 
@@ -226,7 +240,10 @@ def table(
 def _figure(lines: Sequence[Line], subject: str, pool: int) -> style.Figure:
     panels = {
         "score, mean over tasks and samples": {
-            line.label: [statistics.mean(line.scores.values())] for line in lines
+            line.label: [
+                math.fsum(scores.mean * len(scores) for scores in line.scores.values()) / _samples(line)
+            ]
+            for line in lines
         },
         f"thousands of tokens in {pool >> 20} MiB": {
             line.label: [scaled(line.fits, 0.001)] for line in lines
@@ -267,10 +284,24 @@ def _warm_note(rows: Sequence[Record]) -> str:
     )
 
 
+def _scores(rows: Sequence[Record], column: str) -> dict[str, Clusters]:
+    frame = pd.DataFrame(rows)
+    frame["cluster"] = clusters.names(frame)
+    return {
+        str(task): Clusters(group[column], group["cluster"])
+        for task, group in frame.groupby("task", sort=False)
+    }
+
+
+def _samples(line: Line) -> int:
+    return sum(len(scores) for scores in line.scores.values())
+
+
 def _score(line: Line, task: str) -> str:
-    scores = [score for (name, _), score in line.scores.items() if name == task]
-    low, high = stats.mean_interval(scores)
-    return f"{statistics.mean(scores):.2f} [{low:.2f}, {high:.2f}]" if scores else "-"
+    if task not in line.scores:
+        return MISSING
+    low, high = stats.score_interval(line.scores[task])
+    return f"{line.scores[task].mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _share(value: float | None, of: float | None) -> str:

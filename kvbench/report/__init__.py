@@ -4,14 +4,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kvbench.report.clusters import Clusters
     from kvbench.report.comparison import compare, comparison_text
     from kvbench.report.console import explain, status
     from kvbench.report.files import write_report
     from kvbench.report.run import Run, load
 
-__all__ = ["Run", "compare", "comparison_text", "explain", "load", "status", "write_report"]
+__all__ = ["Clusters", "Run", "compare", "comparison_text", "explain", "load", "status", "write_report"]
 
 _MODULES = {
+    "Clusters": "clusters",
     "Run": "run",
     "compare": "comparison",
     "comparison_text": "comparison",

@@ -75,6 +75,14 @@ def _pairing(cells: pd.DataFrame) -> Iterator[str]:
     alone = scored["dense_score"].isna().sum()
     if alone:
         yield f"{counted(alone, 'scored cell')} without a dense cell on the same sample, in no comparison"
+    paired = scored["dense_score"].notna()
+    for _, row in scored.assign(paired=paired).groupby([*SETTING, *TASK, *METHOD, *TIMING], dropna=False):
+        if row["paired"].any() and not row["paired"].all():
+            yield (
+                "some rows score more samples than they compare with dense: there dense_score + delta_vs_dense is the "
+                "score of the compared ones, not `score`"
+            )
+            break
     twice = scored.duplicated([*SETTING, *TASK, *METHOD, *TIMING, *SAMPLE]).sum()
     if twice:
         yield (

@@ -1,11 +1,13 @@
 """Comparison of two runs, paired on the same samples."""
 
+from collections.abc import Hashable
 from pathlib import Path
 
 import pandas as pd
 
 from kvbench.config.errors import UserError
-from kvbench.report import stats
+from kvbench.report import significance, stats
+from kvbench.report.clusters import Clusters
 from kvbench.report.format import MB, Table, number
 from kvbench.report.run import load
 from kvbench.report.summary import METHOD, SAMPLE, TASK
@@ -19,7 +21,8 @@ def compare(run_a: str | Path, run_b: str | Path) -> pd.DataFrame:
     """Rows in both runs: same model, task, protocol, method, parameters and budget.
 
     Uses only the samples in both runs. `delta` is B minus A, with interval, p-value and Holm-adjusted p-value;
-    `same_output` is the share of samples with identical output tokens.
+    `same_output` is the share of samples with identical output tokens. Samples are clusters, as in a summary. Holm's
+    family is without dense, floor and covered rows.
 
     Raises:
         UserError: a run is missing or empty, or the runs have no row and sample in common.
@@ -33,31 +36,55 @@ def compare(run_a: str | Path, run_b: str | Path) -> pd.DataFrame:
         )
     pairs["delta"] = pairs["score_b"] - pairs["score_a"]
     pairs["same_output"] = (pairs["tokens_a"] == pairs["tokens_b"]).astype(float)
-    values = [f"{value}_{side}" for value in _VALUES for side in "ab"]
-    rows = []
-    for key, group in pairs.groupby(KEY, dropna=False):
-        samples = group.groupby("sample_hash")[[*values, "delta", "same_output"]].mean()
-        low, high = stats.difference_interval(samples["delta"])
-        names = {name: group[f"{name}_a"].iloc[0] for name in ("label", "task_label", "is_dense")}
-        tested = {"ci_low": low, "ci_high": high, "p_value": stats.difference_p_value(samples["delta"])}
-        rows.append(
-            dict(zip(KEY, key, strict=True)) | names | {"n": len(samples)} | samples.mean().to_dict() | tested
-        )
-    frame = pd.DataFrame(rows)
-    frame["p_holm"] = stats.holm(frame["p_value"])
+    frame = pd.DataFrame(
+        [_row(dict(zip(KEY, key, strict=True)), group) for key, group in pairs.groupby(KEY, dropna=False)]
+    )
+    floor = frame.assign(score=frame[["score_a", "score_b"]].max(axis=1).where(frame["is_dense"]))
+    frame["floor"] = (
+        floor.groupby(["model", "protocol", *TASK], dropna=False)["score"].transform("max") < stats.FLOOR
+    )
+    covered = frame["budget_covers_prompt"] & (frame["n_different"] == 0)
+    tested = ~(frame["is_dense"] | frame["floor"] | covered)
+    frame["p_holm"] = significance.holm(frame["p_value"].where(tested))
     frame["verdict"] = [
-        stats.verdict(row.delta, row.p_value, row.p_holm, row.n) for row in frame.itertuples(index=False)
+        significance.verdict(
+            row.delta, (row.ci_low, row.ci_high), row.p_value, row.p_holm, row.n, tested.sum()
+        )
+        for row in frame.itertuples(index=False)
     ]
+    changed = [f"{k} of {n} samples changed" for k, n in zip(frame["n_different"], frame["n"], strict=True)]
+    frame.loc[covered, "verdict"] = "the budget covers the prompt"
+    frame["verdict"] = frame["verdict"].mask(frame["floor"], [f"floor: {text}" for text in changed])
+    frame["verdict"] = frame["verdict"].mask(frame["is_dense"], [f"reference: {text}" for text in changed])
     return frame
+
+
+def _row(key: dict[Hashable, object], pairs: pd.DataFrame) -> dict[Hashable, object]:
+    """One row of the comparison, from the pairs of a model, task, protocol, method and budget."""
+    values = [f"{value}_{side}" for value in _VALUES for side in "ab"]
+    first = pairs.iloc[0]
+    names = {name: first[f"{name}_a"] for name in ("label", "task_label", "is_dense")}
+    covered = bool(pairs["budget_covers_prompt_a"].all() and pairs["budget_covers_prompt_b"].all())
+    means = {
+        column: Clusters(pairs[column], pairs["cluster_a"]).mean
+        for column in (*values, "delta", "same_output")
+    }
+    delta = Clusters(pairs["delta"], pairs["cluster_a"])
+    low, high = stats.difference_interval(delta)
+    counts = {"budget_covers_prompt": covered, "n": len(delta), "n_different": delta.different}
+    tested = {"ci_low": low, "ci_high": high, "p_value": significance.difference_p_value(delta)}
+    return key | names | counts | means | tested
 
 
 def comparison_text(frame: pd.DataFrame, run_a: str | Path, run_b: str | Path) -> str:
     """The result of `compare` as Markdown, one table per model and protocol."""
     header = ["task", "length", "method", "budget", "n", "score A", "score B", "B - A", "verdict"]
     header += ["same output %", "KL A", "KL B", "resident MB A", "resident MB B"]
+    power = significance.power(int(frame["p_holm"].notna().sum()), int(frame["n"].max()))
     caption = (
         f"A = {run_a}, B = {run_b}. Samples that both runs have; B minus A: mean [95 % interval: "
-        f"{stats.DIFFERENCE_INTERVAL}]; verdicts after Holm's correction over all rows of the comparison."
+        f"{stats.DIFFERENCE_INTERVAL[stats.VERSION]}]; the interval is of the row alone, the "
+        f"verdict after Holm's correction; dense, floor and covered rows are no comparisons. {power}"
     )
     tables = []
     for (model, protocol), group in frame.groupby(["model", "protocol"]):
@@ -87,7 +114,7 @@ def _by_sample(run: str | Path) -> pd.DataFrame:
     """Scored cells of a run, averaged per row and sample."""
     cells = load(run).prepared
     cells = cells[cells["score"].notna()]
-    first = ["label", "task_label", "is_dense", "output_ids"]
+    first = ["label", "task_label", "is_dense", "output_ids", "cluster", "budget_covers_prompt"]
     columns = dict.fromkeys(_VALUES, "mean") | dict.fromkeys(first, "first")
     by_sample = cells.groupby([*KEY, *SAMPLE], dropna=False).agg(columns).reset_index()
     return by_sample.rename(columns={"output_ids": "tokens"})

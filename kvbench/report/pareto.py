@@ -75,8 +75,9 @@ def _draw(
         axes.set_title(f"{what}{task}{tokens}, n = {panel['n'].max()}", y=1, pad=20)
         _bytes_axis(axes, panel, bytes_column)
     note = (
-        f"{style.subject(rows)}. Bars: 95 % intervals. {dense_note} Methods are moved sideways by at most "
-        f"{100 * shift:g} % to be seen. Budgets that cover the prompt are not drawn. Above: % of dense."
+        f"{style.subject(rows)}. Bars: 95 % intervals{stats.former(rows['stats_version'])}. {dense_note} Methods are "
+        f"moved sideways by at most {100 * shift:g} % to be seen. Budgets that cover the prompt are not drawn. Above: "
+        "% of dense."
     )
     if len(kinds) > 1:
         note += " Selections: also behind evictions. Faint: the methods of the other panels."

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from kvbench.report import stats
 from kvbench.report.format import MB, markdown_table, number
 
 
@@ -36,7 +37,8 @@ def table(summary: pd.DataFrame) -> str:
     where = f"{first['model']}, {first['dtype']}, {first['device']}"
     what = f"{first['length']} tokens, {first['protocol']}, wording {first['wording']}"
     caption = (
-        f"Measured: {where}; {what}, budget {budget:.0f}, n = {first['n']} with 95 % intervals."
+        f"Measured: {where}; {what}, budget {budget:.0f}, n = {first['n']} with 95 % intervals"
+        f"{stats.former(rows['stats_version'])}."
         " KL(dense || method) in nats."
     )
     return f"{markdown_table(header, lines)}\n\n{caption}"

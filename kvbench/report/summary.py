@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pandas as pd
 
-from kvbench.report import stats
+from kvbench.config.errors import UserError
+from kvbench.report import clusters, significance, stats
+from kvbench.report.clusters import Clusters
 from kvbench.runs import fields
 
 COLUMNS = [column.name for column in fields.COLUMNS]
@@ -25,9 +27,8 @@ ALL_SEEDS = "all"
 _MEANS = [column.name for column in fields.COLUMNS if column.over == "mean"]
 _MEDIANS = [column.name for column in fields.COLUMNS if column.over == "median"]
 _NUMBERS = [*_MEANS, *_MEDIANS, "score", "kl_to_dense"]
-_OTHERS = "device commit versions time output output_ids gold meta budget_covers_prompt".split()
+_OTHERS = "device commit versions time output output_ids gold meta budget_covers_prompt stop".split()
 _FROM_DENSE = ["score", "bytes_resident", "bytes_read_per_step", "decode_ms_per_token"]
-_PER_SAMPLE = ["score", "difference", "dense_score", "kl_to_dense"]
 
 
 def summarise(cells: pd.DataFrame, run: str) -> pd.DataFrame:
@@ -64,10 +65,12 @@ def pooled(summary: pd.DataFrame) -> pd.DataFrame:
 def prepare(cells: pd.DataFrame) -> pd.DataFrame:
     """Cells with every column that the report needs, and dense's values on the same sample.
 
-    Adds `label` and `task_label` (names that tell methods and tasks apart), `is_dense`, `cluster` (the sample
-    across seeds, or the conversation, whose turns share a text), `decode_s`, `difference` (score minus dense's on
-    the same sample), `dense_<column>` and `bytes_..._share` (of dense's); NaN where dense has no cell for the
-    sample. `params` becomes JSON text.
+    Adds `label` and `task_label` (names that tell methods and tasks apart), `is_dense`, `cluster` (see
+    `clusters.names`), `decode_s`, `difference` (score minus dense's on the same sample), `dense_<column>` and
+    `bytes_..._share` (of dense's); NaN where dense has no cell for the sample. `params` becomes JSON text.
+
+    Raises:
+        UserError: a score that is not between 0 and 1.
     """
     # efficiency rows have fewer fields
     needed = [*ROW, *SAMPLE, *_NUMBERS, *_OTHERS]
@@ -77,6 +80,8 @@ def prepare(cells: pd.DataFrame) -> pd.DataFrame:
     cells["device"] = cells["device"].replace(r"\b1 threads$", "1 thread", regex=True)
     cells["meta"] = [meta if isinstance(meta, dict) else {} for meta in cells["meta"]]
     cells[_NUMBERS] = cells[_NUMBERS].apply(pd.to_numeric)
+    for _, cell in cells[(cells["score"] < 0) | (cells["score"] > 1)].head(1).iterrows():
+        raise UserError(f"score: {cell['score']:g} of task {cell['task']}, allowed: 0 to 1")
     # null for a user's own prompts; an empty column would have another type in a merge
     cells["wording"] = cells["wording"].fillna("-").astype(str)
     cells["is_dense"] = (cells[["eviction", "selection", "format"]] == DENSE).all(axis=1)
@@ -88,12 +93,7 @@ def prepare(cells: pd.DataFrame) -> pd.DataFrame:
     details = cells[["task_version", "wording", "metric", "max_new_tokens"]].to_dict("records")
     cells["task_label"] = distinguish(cells["task"], details)
     cells["params"] = [json.dumps(params, sort_keys=True) for params in cells["params"]]
-    cells["cluster"] = [
-        _conversation(seed, meta) or sample or cell
-        for seed, meta, sample, cell in zip(
-            cells["seed"], cells["meta"], cells["sample_hash"].fillna(""), cells["cell"], strict=True
-        )
-    ]
+    cells["cluster"] = clusters.names(cells)
     cells["tokens"] = [
         len(ids) if isinstance(ids, list) else limit
         for ids, limit in zip(cells["output_ids"], cells["max_new_tokens"], strict=True)
@@ -108,15 +108,6 @@ def prepare(cells: pd.DataFrame) -> pd.DataFrame:
     cells["bytes_resident_share"] = cells["bytes_resident"] / cells["dense_bytes_resident"]
     cells["bytes_read_share"] = cells["bytes_read_per_step"] / cells["dense_bytes_read_per_step"]
     return cells
-
-
-def _conversation(seed: object, meta: dict[str, object]) -> str | None:
-    """Name of a turn's conversation: its line in a file, or its seed and number; None if it is not a turn."""
-    if "turn" in meta and "line" in meta:
-        return f"line {meta['line']}"
-    if "turn" in meta and "conversation" in meta:
-        return f"seed {seed}, conversation {meta['conversation']}"
-    return None
 
 
 def distinguish(names: pd.Series, settings: list[dict[str, object]]) -> list[str]:
@@ -175,34 +166,36 @@ def _rows(cells: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     rows["budget_covers_prompt"] = groups["budget_covers_prompt"].all()
     rows["device"] = groups["device"].agg(joined)
 
-    samples = cells.groupby(["row", "cluster"])[_PER_SAMPLE].mean()
-    statistics = {row: _statistics(group) for row, group in samples.groupby(level="row")}
+    known = groups["stop"].agg(lambda stop: stop.notna().any())
+    rows["n_cut"] = groups["stop"].agg(lambda stop: (stop == "length").sum()).where(known)
+    statistics = {row: _statistics(group) for row, group in groups}
     return rows.join(pd.DataFrame.from_dict(statistics, orient="index"))
 
 
-def _statistics(samples: pd.DataFrame) -> dict[str, float]:
-    """Means, intervals and the test of one row.
-
-    Args:
-        samples: one row per sample, with the columns `_PER_SAMPLE`.
-    """
-    differences = samples["difference"].dropna()
-    ci_low, ci_high = stats.mean_interval(samples["score"])
+def _statistics(cells: pd.DataFrame) -> dict[str, float]:
+    """Means over clusters, intervals and the test of one row's cells."""
+    paired = cells[cells["difference"].notna()]
+    scores, kl = (Clusters(cells[column], cells["cluster"]) for column in ("score", "kl_to_dense"))
+    differences, dense = (
+        Clusters(paired[column], paired["cluster"]) for column in ("difference", "dense_score")
+    )
+    ci_low, ci_high = stats.score_interval(scores)
     delta_ci_low, delta_ci_high = stats.difference_interval(differences)
-    kl_ci_low, kl_ci_high = stats.bootstrap(samples["kl_to_dense"])
+    kl_ci_low, kl_ci_high = stats.kl_interval(kl)
     return {
-        "score": samples["score"].mean(),
+        "stats_version": stats.VERSION,
+        "score": scores.mean,
         "ci_low": ci_low,
         "ci_high": ci_high,
-        "n": len(samples),
+        "n": len(scores),
         "n_pairs": len(differences),
-        "n_different": (differences != 0).sum(),
-        "dense_score": samples["dense_score"].mean(),
-        "delta_vs_dense": differences.mean(),
+        "n_different": differences.different,
+        "dense_score": dense.mean,
+        "delta_vs_dense": differences.mean,
         "delta_ci_low": delta_ci_low,
         "delta_ci_high": delta_ci_high,
-        "p_value": stats.difference_p_value(differences),
-        "kl_to_dense": samples["kl_to_dense"].mean(),
+        "p_value": significance.difference_p_value(differences),
+        "kl_to_dense": kl.mean,
         "kl_ci_low": kl_ci_low,
         "kl_ci_high": kl_ci_high,
     }
@@ -222,10 +215,19 @@ def _judged(rows: pd.DataFrame) -> pd.DataFrame:
     covered = rows["budget_covers_prompt"] & (rows["n_pairs"] > 0) & (rows["n_different"] == 0)
     rows["p_value"] = rows["p_value"].mask(rows["floor"])
     rows["p_holm"] = rows["p_value"].mask(covered)
-    rows["p_holm"] = rows.groupby([*TABLE, *seed], dropna=False)["p_holm"].transform(stats.holm)
+    families = rows.groupby([*TABLE, *seed], dropna=False)["p_holm"]
+    comparisons = families.transform("count")
+    rows["p_holm"] = families.transform(significance.holm)
     rows["verdict"] = [
-        stats.verdict(row.delta_vs_dense, row.p_value, row.p_holm, row.n_pairs)
-        for row in rows.itertuples(index=False)
+        significance.verdict(
+            row.delta_vs_dense,
+            (row.delta_ci_low, row.delta_ci_high),
+            row.p_value,
+            row.p_holm,
+            row.n_pairs,
+            family,
+        )
+        for row, family in zip(rows.itertuples(index=False), comparisons, strict=True)
     ]
     rows.loc[covered, "verdict"] = "equal to dense: the budget covers the prompt"
     rows.loc[is_dense, "verdict"] = "reference"

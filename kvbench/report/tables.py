@@ -1,12 +1,12 @@
 """The tables of a run."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pandas as pd
 
 from kvbench.config.text import counted
-from kvbench.report import failures, stats
-from kvbench.report.format import BETTER, MB, WORSE, Table, escaped, number
+from kvbench.report import failures, significance, stats
+from kvbench.report.format import BETTER, MB, MISSING, WORSE, Table, escaped, number
 from kvbench.report.summary import ALL_SEEDS, SETTING, TABLE, budget_key, joined, pooled
 from kvbench.runs.store import Record
 
@@ -19,8 +19,13 @@ GUIDE = (
     "Comparisons are paired: same samples, same seeds. p: exact McNemar for 0/1 scores, otherwise sign-flip "
     "permutation.",
     f"floor: dense is below {stats.FLOOR}; such a task says nothing about a method and is not compared.",
-    "Several seeds of one sample are averaged first and count as one sample.",
+    "Several seeds of one sample are averaged first and count as one sample, as do the turns of a conversation. "
+    "Prompts in the same filler text are separate samples; intervals are about further questions in that filler.",
+    "Marks and intervals answer two questions. A mark: are there more losses than gains, by an exact test that is "
+    "corrected for the number of comparisons? An interval: where may the mean of all such samples lie, for this row "
+    "alone, with allowance for rare changes that n samples miss? Where they disagree the verdict says so.",
     "A difference that is not detectable is not a proof of equality: look at its interval.",
+    "cut: answers that ended at the token limit, not by themselves, of all answers; compare a method's with dense's.",
 )
 
 
@@ -57,9 +62,12 @@ def markdown(summary: pd.DataFrame, title: str, notes: list[str], failed: Sequen
 
 def _dense_scores(group: pd.DataFrame) -> Table:
     """One row per task of a dense-only run."""
-    rows = [[row["task_label"], _score(row)[0], str(row["n"])] for _, row in group.iterrows()]
-    caption = f"{_setting(group)}. Dense only. Mean score [95 % interval: {stats.MEAN_INTERVAL}]."
-    return Table(f"Scores: {_name(group)}", caption, ["task", "score", "n"], sorted(rows))
+    rows = [
+        [row["task_label"], _score(row)[0], str(row["n"]), _cut(group.loc[[index]])]
+        for index, row in group.iterrows()
+    ]
+    caption = f"{_setting(group)}. Dense only. Mean score [{_interval(group, stats.MEAN_INTERVAL)}]."
+    return Table(f"Scores: {_name(group)}", caption, ["task", "score", "n", "cut"], sorted(rows))
 
 
 def _scores(group: pd.DataFrame) -> Table:
@@ -67,7 +75,7 @@ def _scores(group: pd.DataFrame) -> Table:
     with_kl = group["kl_to_dense"].notna().any()
     width = 2 if with_kl else 1
     header = ["method", "budget", "kept tokens", "resident MB", "resident % of dense"]
-    header += ["read MB/step", "read % of dense"]
+    header += ["read MB/step", "read % of dense", "cut"]
     for task in tasks:
         header += [task, "KL (nats)"][:width]
     rows = []
@@ -76,14 +84,13 @@ def _scores(group: pd.DataFrame) -> Table:
         for name in ("resident", "read"):
             amount = config["bytes_resident" if name == "resident" else "bytes_read_per_step"].mean()
             row += [number(amount / MB, ".3g"), number(100 * config[f"bytes_{name}_share"].mean(), ".3g")]
+        row.append(_cut(config))
         for task in tasks:
             row += _cells(config[config["task_label"] == task], _score, width=2)[:width]
         rows.append(row)
-    family = counted(int(group["p_holm"].notna().sum()), "comparison")
     caption = (
-        f"{_setting(group)}. {_samples(group)}. Mean score [95 % interval: {stats.MEAN_INTERVAL}]. "
-        f"{WORSE} worse, {BETTER} better than dense on the same samples, p below {stats.ALPHA} after Holm's "
-        f"correction over the {family} of this table; without a mark none is detectable after it."
+        f"{_setting(group)}. {_samples(group)}. Mean score [{_interval(group, stats.MEAN_INTERVAL)}]. "
+        f"{WORSE} worse, {BETTER} better than dense on the same samples. {_power(group)}"
     )
     return Table(f"Scores: {_name(group)}", caption, header, rows)
 
@@ -100,8 +107,9 @@ def _differences(group: pd.DataFrame) -> Table:
             row += _cells(config[config["task_label"] == task], _difference, width=4)
         rows.append(row)
     caption = (
-        f"{_setting(group)}. {_samples(group)}. Score minus dense's on the same samples: mean [95 % "
-        f"interval: {stats.DIFFERENCE_INTERVAL}]. Verdicts go by p after Holm's correction over this table."
+        f"{_setting(group)}. {_samples(group)}. Score minus dense's on the same samples: mean "
+        f"[{_interval(group, stats.DIFFERENCE_INTERVAL)}, of the row alone], and the number of samples where there are "
+        f"fewer than scored ones. Verdicts go by p after Holm's correction. {_power(group)}"
     )
     return Table(f"Differences from dense: {_name(group)}", caption, header, rows)
 
@@ -170,7 +178,7 @@ def _score(row: pd.Series) -> list[str]:
     text = f"{row['score']:.2f} [{number(row['ci_low'], '.2f')}, {number(row['ci_high'], '.2f')}]"
     if row["floor"]:
         text += " floor"
-    elif row["p_holm"] < stats.ALPHA:
+    elif row["p_holm"] < significance.ALPHA:
         text += f" {WORSE if row['delta_vs_dense'] < 0 else BETTER}"
     # summaries of earlier versions have no such column
     if row.get("n_failed", 0) > 0:
@@ -181,7 +189,26 @@ def _score(row: pd.Series) -> list[str]:
 def _difference(row: pd.Series) -> list[str]:
     low, high = number(row["delta_ci_low"], "+.2f"), number(row["delta_ci_high"], "+.2f")
     text = f"{number(row['delta_vs_dense'], '+.2f')} [{low}, {high}]"
+    if 0 < row["n_pairs"] < row["n"]:
+        text += f" (n = {row['n_pairs']})"
     return [text, number(row["p_value"], ".2g"), number(row["p_holm"], ".2g"), str(row["verdict"])]
+
+
+def _cut(rows: pd.DataFrame) -> str:
+    """Answers cut by the token limit, of all whose end is known."""
+    known = rows[rows["n_cut"].notna()]
+    return f"{known['n_cut'].sum():.0f}/{known['n_cells'].sum()}" if len(known) else MISSING
+
+
+def _interval(rows: pd.DataFrame, names: Mapping[int, str]) -> str:
+    """What the intervals are; says so where they were computed by an earlier version."""
+    text = f"95 % interval{stats.former(rows['stats_version'])}: {names[int(rows['stats_version'].min())]}"
+    narrow = ", the bootstrap too narrow, it covers 82 to 93 %"
+    return text + narrow if stats.former(rows["stats_version"]) else text
+
+
+def _power(rows: pd.DataFrame) -> str:
+    return significance.power(int(rows["p_holm"].notna().sum()), int(rows["n_pairs"].max()))
 
 
 def _time(row: pd.Series) -> str:

@@ -5,6 +5,7 @@ import pandas as pd
 
 from kvbench.config.text import counted
 from kvbench.report import stats, style
+from kvbench.report.clusters import Clusters
 from kvbench.report.summary import budget_key
 
 _SHIFT = 0.15  # maximum shift in x, to keep methods of equal score apart
@@ -26,17 +27,16 @@ def by_turn(cells: pd.DataFrame) -> style.Figure:
     for axes, ((length, budget), panel) in zip(all_axes, groups, strict=True):
         rows = pd.concat([dense[dense["length"] == length], panel[~panel["is_dense"]]])
         for place, (label, look) in zip(np.linspace(-1, 1, len(looks)), looks.items(), strict=True):
-            for turn, answers in rows[rows["label"] == label].groupby("turn"):
-                axes.vlines(
-                    turn + place * _SHIFT,
-                    *stats.mean_interval(answers["score"]),
-                    color=look.colour,
-                    alpha=0.5,
-                )
-            means = rows[rows["label"] == label].groupby("turn")["score"].mean()
+            scores = {
+                turn: Clusters(answers["score"], answers["cluster"])
+                for turn, answers in rows[rows["label"] == label].groupby("turn")
+            }
+            x = np.array(list(scores)) + place * _SHIFT
+            for where, score in zip(x, scores.values(), strict=True):
+                axes.vlines(where, *stats.score_interval(score), color=look.colour, alpha=0.5)
             axes.plot(
-                means.index + place * _SHIFT,
-                means,
+                x,
+                [score.mean for score in scores.values()],
                 look.line,
                 color=look.colour,
                 marker=look.marker,
@@ -48,7 +48,7 @@ def by_turn(cells: pd.DataFrame) -> style.Figure:
         axes.set_ylabel(f"score ({panel['metric'].iloc[0]})")
         tokens = f"{length} tokens, " if length else ""
         axes.set_title(f"{tokens}budget {budget or '-'}")
-    samples = int(cells.groupby(["label", "budget_requested", "length", "turn"]).size().max())
+    samples = int(cells.groupby(["label", "budget_requested", "length", "turn"])["cluster"].nunique().max())
     note = (
         f"{style.subject(cells)}, {cells['task_label'].iloc[0]}, {counted(samples, 'conversation')}. "
         "Bars: 95 % intervals over conversations. Earlier turns hold the gold answers. "

@@ -49,6 +49,11 @@ def write_page(
     return path
 
 
+def cut(answers: Sequence[Record]) -> str:
+    """Answers that ended at the token limit, of all, as `3/20`."""
+    return f"{sum(row['stop'] == 'length' for row in answers)}/{len(answers)}"
+
+
 def provenance(servers: Sequence[Record], rows: Sequence[Record]) -> list[str]:
     """Lines of Markdown with date, versions and hardware, and each server's flags and KV cache.
 

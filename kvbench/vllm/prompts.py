@@ -58,6 +58,7 @@ class ServedPrompt:
             "sample_hash": self.prompt.hash,
             "prompt_tokens": len(self.prompt.ids),
             "metric": self.task.metric,
+            "meta": dict(self.sample.meta),
         }
 
 

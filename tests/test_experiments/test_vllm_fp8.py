@@ -77,6 +77,25 @@ def test_capacity_and_note(ran):
     assert CPU_FP8 not in next(line for line in text.splitlines() if line.startswith("| auto "))
 
 
+def test_the_turns_of_a_conversation_are_one_sample(ran):
+    rows = [
+        row | {"score": float(row["setup"] == "auto"), "meta": {"conversation": 0, "turn": row["sample"]}}
+        for row in ran[1]
+        if row["row"] == "answer"
+    ]
+    apart = [row | {"meta": {}} for row in rows]
+    found = []
+    for answers_of in (rows, apart):
+        table = fp8_report.quality(answers_of, SETUPS, "auto", "cpu")
+        cells = [dict(zip(table.header, line, strict=True)) for line in table.rows]
+        found.append([line["ruler_niah_single_1 1024"] for line in cells])
+        assert {line["cut"] for line in cells} == {"2/2"}
+    # one sample: centre 3/5, variance 0.24; its loss: centre -1/3, variance 8/9
+    assert found[0][:2] == ["1.00 [0.17, 1.00]", "0.00 [0.00, 0.83] (-1.00 [-1.00, +0.73])"]
+    # two samples
+    assert found[1][0] == "1.00 [0.29, 1.00]"
+
+
 def test_client_and_server_count_the_same_load(ran):
     _, rows = ran
     loads = [row for row in rows if row["row"] == "load"]

@@ -48,6 +48,17 @@ def test_capacity_is_marked_as_measured_or_modelled(ran):
     assert table["dense"][tokens] == f"{(512 << 20) // 768:,}"
 
 
+def test_the_turns_of_a_conversation_are_one_sample(ran):
+    rows = [row for row in Store(ran[1]).scan()[0] if row["row"] == "answer" and row["setup"] == "auto"]
+    rows = [row | {"score": 1.0} for row in rows]
+    setups = [row for row in Store(ran[1]).scan()[0] if row["row"] == "setup"]
+    turns = [row | {"meta": {"conversation": 0, "turn": row["sample"]}} for row in rows]
+    for answers, samples in ((rows, 2), (turns, 1)):
+        (line, _) = versus_report.vllm([*setups, *answers], ["auto"], [])
+        assert [len(scores) for scores in line.scores.values()] == [samples]
+        assert line.cut == "2/2"
+
+
 def test_warm_answers_are_those_of_the_first_server(ran):
     text, folder = ran
     rows = [row for row in Store(folder).scan()[0] if row["row"] == "answer"]

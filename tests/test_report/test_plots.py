@@ -74,6 +74,18 @@ def test_turns_are_means_over_conversations(data):
     assert axes.get_title() == "2048 tokens, budget 64" and list(axes.get_xticks()) == [1, 2]
 
 
+def test_intervals_by_turn_count_conversations_not_repeats(accuracy):
+    once = accuracy(tasks=("niah_single",), samples=8, budgets=(64,), methods=("quest",))
+    once = [r | {"meta": {"line": r["sample"] // 2, "turn": r["sample"] % 2}} for r in once]
+    again = [r | {"cell": f"{r['cell']}{seed}", "seed": seed} for r in once for seed in range(1, 4)]
+
+    def bars(records):
+        axes = figure_of("turns", (None, prepare(pd.DataFrame(records)))).popitem()[1].axes[0]
+        return [path.vertices[:, 1].tolist() for bar in axes.collections for path in bar.get_paths()]
+
+    assert bars(once) and bars(once + again) == bars(once)
+
+
 def test_protocols_and_timings_never_share_a_figure(accuracy, efficiency):
     records = accuracy(tasks=("niah_single",), samples=2, protocols=("query_aware", "query_agnostic"))
     cells = prepare(pd.DataFrame(records + efficiency()))

@@ -193,3 +193,53 @@ def test_compare_pairs_rows_and_samples(accuracy, tmp_path):
     Store(tmp_path / "c").extend(r | {"sample_hash": "other"} for r in records)
     with pytest.raises(UserError, match="share no row"):
         compare(tmp_path / "a", tmp_path / "c")
+
+
+def conversations(accuracy, count, turns):
+    """Records of the turns of some conversations; all methods but dense answer nothing right."""
+    records = accuracy(tasks=("niah_single",), samples=count * turns, budgets=(64,))
+    return [
+        r
+        | {"meta": {"conversation": r["sample"] // turns, "turn": r["sample"] % turns}}
+        | {"score": float(r["method"] == "dense")}
+        for r in records
+    ]
+
+
+def test_compare_counts_conversations_not_turns(accuracy, tmp_path):
+    records = conversations(accuracy, count=4, turns=5)
+    Store(tmp_path / "a").extend([r | {"score": 1.0} for r in records])
+    # in two of the four conversations all ten turns are lost: exact p of 2 losses is 0.5, of 10 it would be 0.002
+    Store(tmp_path / "b").extend([r | {"score": float(r["meta"]["conversation"] > 1)} for r in records])
+    frame = compare(tmp_path / "a", tmp_path / "b")
+    assert (frame["n"] == 4).all() and (frame["n_different"] == 2).all()
+    assert (frame["p_value"] == 0.5).all() and (frame["delta"] == -0.5).all()
+
+
+def test_the_family_of_compare_has_no_dense_floor_or_covered_rows(accuracy, tmp_path):
+    records = accuracy(tasks=("niah_single", "vt"), samples=8, budgets=(64, 4096))
+    Store(tmp_path / "a").extend(records)
+    changed = [r | {"score": 1 - r["score"]} if r["method"] == "snapkv" else r for r in records]
+    Store(tmp_path / "b").extend(changed)
+    frame = compare(tmp_path / "a", tmp_path / "b")
+    tested = frame[frame["p_holm"].notna()]
+    assert set(tested["task"]) == {"niah_single"} and not tested["is_dense"].any()
+    # seven methods at 64 tokens, and the covered budget that did change
+    assert len(tested) == 8 and (tested.loc[tested["budget_covers_prompt"], "method"] == "snapkv").all()
+    said = frame.set_index(["task", "method", "budget_requested"])["verdict"]
+    assert said["niah_single", "dense", ""] == "reference: 0 of 8 samples changed"
+    assert said["vt", "snapkv", "64"].startswith("floor: ")
+    assert said["niah_single", "quest", "4096"] == "the budget covers the prompt"
+    assert "over 8 comparisons" in comparison_text(frame, "a", "b")
+
+
+def test_a_note_says_where_score_is_not_dense_plus_difference(accuracy, tmp_path):
+    records = accuracy(tasks=("niah_single",), samples=6)
+    Store(tmp_path / "whole").extend(records)
+    assert not any("dense_score" in note for note in load(tmp_path / "whole").notes())
+    Store(tmp_path / "part").extend(r for r in records if r["method"] != "dense" or r["sample"])
+    run = load(tmp_path / "part")
+    assert any("dense_score + delta_vs_dense" in note for note in run.notes())
+    rows = run.summary().query("not is_dense")
+    assert (rows["n"] == 6).all() and (rows["n_pairs"] == 5).all()
+    assert "] (n = 5)" in run.table()

@@ -1,139 +1,165 @@
-import collections
-import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kvbench.report import stats
+from kvbench.report.clusters import Clusters
+
+Z = 1.959963984540054
+DIFFERENCES = st.lists(st.floats(-1, 1, allow_subnormal=False), min_size=1, max_size=40)
 
 
-@pytest.mark.parametrize(("successes", "n"), [(0, 20), (1, 20), (13, 20), (20, 20), (1, 1), (250, 500)])
-def test_wilson_equals_scipy(successes, n):
-    expected = scipy.stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
-    assert stats.wilson(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
+def alone(values):
+    """Each value a cluster of its own."""
+    return Clusters(values, range(len(values)))
 
 
-def test_bonett_price_by_hand():
-    # n = 20, 1 win, 4 losses: (2 - 5) / 22 -+ 1.95996 * sqrt((7/22 - (3/22)^2) / 22)
-    half = 1.959964 * math.sqrt((7 / 22 - (3 / 22) ** 2) / 22)
-    assert stats.bonett_price(1, 4, 20) == pytest.approx((-3 / 22 - half, -3 / 22 + half), abs=1e-6)
+@pytest.mark.parametrize(("wins", "losses", "n"), [(1, 4, 20), (0, 0, 8), (0, 8, 8), (3, 3, 7), (0, 1, 200)])
+def test_differences_of_0_1_scores_have_the_interval_of_bonett_and_price(wins, losses, n):
+    # their formula: both counts plus one over n + 2, the Wald variance of the difference of two shares
+    p, q = (wins + 1) / (n + 2), (losses + 1) / (n + 2)
+    half = Z * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
+    found = stats.difference_interval(alone([1] * wins + [-1] * losses + [0] * (n - wins - losses)))
+    assert found == pytest.approx((max(-1, p - q - half), min(1, p - q + half)), abs=1e-12)
 
 
-def test_no_discordant_pair_is_not_certainty():
-    low, high = stats.difference_interval([0.0] * 20)
-    assert low == pytest.approx(-high) and high > 0.1
+def test_eight_equal_losses_are_no_certainty():
+    # sum -2, sum of squares 0.5: centre -2/10, variance 2.5/10 - 0.04
+    half = Z * math.sqrt(0.21 / 10)
+    assert stats.difference_interval(alone([-0.25] * 8)) == pytest.approx((-0.2 - half, -0.2 + half))
 
 
-@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (0, 5), (1, 8), (3, 3), (10, 2), (0, 60)])
-def test_mcnemar_equals_the_binomial_test(wins, losses):
-    expected = scipy.stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
-    assert stats.mcnemar(wins, losses) == pytest.approx(expected, rel=1e-12)
+@pytest.mark.parametrize(("right", "n"), [(0, 20), (1, 20), (13, 20), (1, 1), (250, 500)])
+def test_0_1_scores_have_the_interval_of_agresti_and_coull(right, n):
+    p = (right + 2) / (n + 4)
+    half = Z * math.sqrt(p * (1 - p) / (n + 4))
+    found = stats.score_interval(alone([1] * right + [0] * (n - right)))
+    assert found == pytest.approx((max(0, p - half), min(1, p + half)), abs=1e-12)
 
 
-def test_sign_flip_exact_by_hand():
-    # of the 8 sign patterns of (1, 2, 3) two reach |sum| = 6; of (1, 2, -3) all reach 0
-    assert stats.sign_flip([0.1, 0.2, 0.3]) == 0.25
-    assert stats.sign_flip([0.1, 0.2, -0.3]) == 1.0
-    assert stats.sign_flip([0.0, 0.0]) == 1.0
+def test_scores_between_have_their_own_variance():
+    # sum 4 + 2 of 12, sum of squares 2 + 2
+    half = Z * math.sqrt((4 / 12 - 0.25) / 12)
+    assert stats.score_interval(alone([0.5] * 8)) == pytest.approx((0.5 - half, 0.5 + half))
 
 
-def test_sign_flip_exact_equals_enumeration():
-    d = np.random.default_rng(0).normal(0.3, 1, size=9)
-    sums = [
-        abs(sum(s * x for s, x in zip(signs, d, strict=True)))
-        for signs in itertools.product((1, -1), repeat=9)
-    ]
-    expected = np.mean([total >= abs(d.sum()) - 1e-12 for total in sums])
-    assert stats.sign_flip(np.append(d, [0.0, np.nan])) == expected
+@given(DIFFERENCES)
+def test_difference_intervals_hold_the_mean_have_a_width_and_mirror(d):
+    low, high = stats.difference_interval(alone(d))
+    assert -1 <= low <= np.mean(d) + 1e-12 and np.mean(d) - 1e-12 <= high <= 1
+    assert high - low > 1 / (len(d) + 2)
+    assert stats.difference_interval(alone([-x for x in d])) == pytest.approx((-high, -low))
 
 
-@pytest.mark.parametrize("n", [20, 30, 31, 60])
-def test_sign_flip_of_parts_found_is_exact_at_every_number_of_samples(n):
-    quarters = np.random.default_rng(n).integers(-4, 3, size=n)
-    chances = {0: 1}
-    for q in map(abs, quarters.tolist()):
-        moved = collections.Counter()
-        for total, count in chances.items():
-            moved[total + q] += count
-            moved[total - q] += count
-        chances = moved
-    reached = sum(count for total, count in chances.items() if abs(total) >= abs(quarters.sum()))
-    assert stats.sign_flip(quarters / 4) == pytest.approx(reached / 2**n, rel=1e-12)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
+def test_score_intervals_hold_the_mean_and_have_a_width(x):
+    low, high = stats.score_interval(alone(x))
+    assert 0 <= low <= np.mean(x) + 1e-12 and np.mean(x) - 1e-12 <= high <= 1
+    assert high - low > 1 / (len(x) + 4)
 
 
-@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (0, 5), (1, 8), (3, 3), (10, 2), (0, 60), (30, 45)])
-def test_sign_flip_of_0_1_differences_is_mcnemar(wins, losses):
-    differences = [1.0] * wins + [-1.0] * losses
-    assert stats.sign_flip(differences) == pytest.approx(stats.mcnemar(wins, losses), rel=1e-12)
+@given(DIFFERENCES, st.data())
+def test_intervals_move_no_farther_than_a_value_does(d, data):
+    place, step = data.draw(st.integers(0, len(d) - 1)), data.draw(st.floats(-0.01, 0.01))
+    moved = list(d)
+    moved[place] = min(1, max(-1, d[place] + step))
+    before, after = stats.difference_interval(alone(d)), stats.difference_interval(alone(moved))
+    assert np.abs(np.subtract(before, after)).max() <= 3 * abs(step) + 1e-12
 
 
-def test_sign_flip_goes_below_what_draws_could_show():
-    assert stats.sign_flip([0.5] * 20) == 2 * 0.5**20
-    assert stats.sign_flip([0.5, 0.25] * 30) == 2 * 0.5**60
+def test_nothing_has_no_interval_and_values_beyond_the_bounds_none():
+    for interval in (stats.score_interval, stats.difference_interval, stats.kl_interval):
+        assert all(math.isnan(end) for end in interval(alone([np.nan])))
+    with pytest.raises(ValueError, match="allowed: 0 to 1"):
+        stats.score_interval(alone([55.0]))
+    with pytest.raises(ValueError, match="allowed: -1 to 1"):
+        stats.difference_interval(alone([-1.5]))
 
 
-@pytest.mark.parametrize(("n", "mean"), [(31, 0.35), (80, 0.3), (300, -0.1)])
-def test_sign_flip_of_many_uneven_differences_is_near_scipy(n, mean):
-    d = np.random.default_rng(n).normal(mean, 1, size=n)
-    expected = scipy.stats.permutation_test(
-        (d,), np.sum, permutation_type="samples", n_resamples=50_000, rng=0, batch=10_000
+def test_over_tasks_the_pseudo_values_have_the_largest_weight():
+    both = Clusters([-1, 0, 0, 0, -1], "abcde", strata="xxxxy")  # task means -0.25 and -1
+    weighted = np.array([-0.625, 0, 0, 0, -2.5])
+    centre = weighted.sum() / 7
+    half = Z * math.sqrt(((weighted**2).sum() + 2 * 2.5**2) / 7 - centre**2) / math.sqrt(7)
+    assert both.mean == pytest.approx(-0.625)
+    assert stats.difference_interval(both) == pytest.approx((max(-1, centre - half), min(1, centre + half)))
+    with pytest.raises(ValueError, match="strata"):
+        stats.score_interval(Clusters([1, 0, 0, 0, 1], "abcde", strata="xxxxy"))
+
+
+def test_kl_intervals_are_the_bootstrap_t_by_another_route():
+    x = np.random.default_rng(2).lognormal(-2, 1, 25)
+    draws = np.random.default_rng(7).choice(x, (100_000, 25))
+    t = (draws.mean(1) - x.mean()) / scipy.stats.sem(draws, axis=1)
+    low, high = x.mean() - np.quantile(t, [0.975, 0.025]) * scipy.stats.sem(x)
+    assert stats.kl_interval(alone(x)) == pytest.approx((low, high), rel=0.04)
+    # to the right of Student's, as KL is skewed
+    assert high - x.mean() > scipy.stats.t.ppf(0.975, 24) * scipy.stats.sem(x)
+
+
+def test_kl_intervals_say_when_they_know_nothing():
+    for values in ([0.1, 0.2, 0.3], [0.2] * 8, [0.0] * 20):
+        assert all(math.isnan(end) for end in stats.kl_interval(alone(values)))
+    # 6 of 8 are equal: a tenth of the resamples have no spread
+    low, high = stats.kl_interval(alone([0.001] * 6 + [1.0, 1.1]))
+    assert low >= 0 and math.isinf(high)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.floats(1e-3, 10), min_size=4, max_size=12, unique=True), st.floats(0.001, 5))
+def test_kl_p_values_agree_with_the_intervals(x, margin):
+    _, high = stats.kl_interval(alone(x))
+    assert (stats.kl_p_value(alone(x), margin) < 0.025) == (high < margin) or math.isclose(high, margin)
+    d = alone(np.subtract(x, margin))
+    low, high = stats.kl_difference_interval(d)
+    if min(abs(low), abs(high)) > 1e-9:
+        assert (stats.kl_difference_p_value(d) < 0.05) == (not low <= 0 <= high)
+
+
+def test_kl_differences_of_either_sign():
+    d = np.random.default_rng(1).normal(-0.5, 1, 60)
+    low, high = stats.kl_difference_interval(alone(d))
+    expected = scipy.stats.t.interval(0.95, 59, d.mean(), scipy.stats.sem(d))
+    assert (low, high) == pytest.approx(expected, abs=0.05)
+    assert stats.kl_difference_p_value(alone(d)) == pytest.approx(
+        scipy.stats.ttest_1samp(d, 0).pvalue, abs=0.003
     )
-    assert stats.sign_flip(d) == pytest.approx(expected.pvalue, abs=0.005)
-
-
-def test_sign_flip_of_differences_that_cancel_on_the_grid_is_one():
-    assert stats.sign_flip([1.0, -1.0] * 20 + [0.0004]) == 1.0
-
-
-def test_p_value_chooses_the_test():
-    binary = [1, -1, -1, -1, -1, -1, 0, 0]
-    assert stats.difference_p_value(binary) == stats.mcnemar(1, 5)
-    assert stats.difference_p_value([0.25, -0.5]) == stats.sign_flip([0.25, -0.5])
-    assert math.isnan(stats.difference_p_value([np.nan]))
-
-
-def test_holm_by_hand():
-    # sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1 = 0.02, 0.03, 0.06, 0.04 -> running maximum
-    adjusted = stats.holm([0.01, 0.04, np.nan, 0.03, 0.005])
-    assert adjusted == pytest.approx([0.03, 0.06, np.nan, 0.06, 0.02], nan_ok=True)
-    assert stats.holm([0.5, 0.9]).tolist() == [1.0, 1.0]
-    assert stats.holm([]).tolist() == []
-
-
-def test_bootstrap_is_deterministic_and_near_scipy():
-    x = np.random.default_rng(2).random(25)
-    low, high = stats.bootstrap(x)
-    assert (low, high) == stats.bootstrap(x)
-    expected = scipy.stats.bootstrap((x,), np.mean, method="percentile", rng=0).confidence_interval
-    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.01)
-
-
-def test_bootstrap_of_many_values_goes_in_blocks():
-    x = np.random.default_rng(3).random(3000)
-    low, high = stats.bootstrap(x)
-    half = 1.96 * x.std() / math.sqrt(3000)
-    assert (low, high) == pytest.approx((x.mean() - half, x.mean() + half), abs=0.001)
-
-
-def test_mean_interval_chooses_and_drops_nan():
-    assert stats.mean_interval([1, 0, 1, np.nan]) == stats.wilson(2, 3)
-    assert stats.mean_interval([0.5, 0.25, 1.0]) == stats.bootstrap([0.5, 0.25, 1.0])
-    assert all(math.isnan(bound) for bound in stats.mean_interval([0.5]))
-    assert all(math.isnan(bound) for bound in stats.mean_interval([]))
+    assert stats.kl_difference_interval(alone(-d)) == pytest.approx((-high, -low), abs=0.03)
 
 
 @pytest.mark.parametrize(
-    ("delta", "p", "holm", "n", "text"),
-    [
-        (-0.3, 0.2, 0.2, 20, "no difference detectable at n = 20"),
-        (-0.3, 0.001, 0.01, 20, "worse by 0.30"),
-        (0.3, 0.001, 0.01, 20, "better by 0.30"),
-        (-1.0, 0.008, 0.3, 8, "worse on its own, not after Holm: n = 8 is too few for this table"),
-        (np.nan, np.nan, np.nan, 0, "no pair to compare"),
-        (0.0, np.nan, np.nan, 5, "no difference detectable at n = 5"),
-    ],
+    ("margin", "changed", "delta"), [(0.05, 0, 0), (0.05, 0.2, 0), (0.1, 0.1, -0.05), (1, 0, 0)]
 )
-def test_verdict(delta, p, holm, n, text):
-    assert stats.verdict(delta, p, holm, n) == text
+def test_samples_needed_is_the_first_number_that_is_enough(margin, changed, delta):
+    n = stats.samples_needed(margin, changed=changed, delta=delta)
+    assert n is not None
+
+    def low(n):
+        # n differences of that mean and mean square
+        centre = n * delta / (n + 2)
+        return centre - Z * math.sqrt(((n * max(changed, delta**2) + 2) / (n + 2) - centre**2) / (n + 2))
+
+    assert low(n) > -margin and (n == 1 or low(n - 1) <= -margin)
+
+
+def test_samples_needed_without_a_change_is_that_of_equal_answers():
+    n = stats.samples_needed(0.05)
+    assert n is not None
+    assert (
+        stats.difference_interval(alone([0] * n))[0]
+        > -0.05
+        >= stats.difference_interval(alone([0] * (n - 1)))[0]
+    )
+    assert stats.samples_needed(0.05, delta=-0.05) is None and stats.samples_needed(0.05, delta=-0.2) is None
+    with pytest.raises(ValueError, match="above 0"):
+        stats.samples_needed(0)
+
+
+def test_captions_of_earlier_intervals_say_so():
+    assert stats.former(pd.Series([stats.VERSION] * 2)) == ""
+    assert stats.former(pd.Series([1, stats.VERSION])) == " by the former method"

@@ -3,9 +3,14 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from kvbench.report import stats
+from kvbench.config.errors import UserError
+from kvbench.report import significance, stats
+from kvbench.report.clusters import Clusters
 from kvbench.report.summary import budget_key, distinguish, pooled, prepare, summarise
+from kvbench.report.tables import all_tables
 
 DOCUMENTED = (
     "run, model, task, task_version, length, protocol, method, eviction, selection, format, params, "
@@ -17,6 +22,11 @@ DOCUMENTED = (
 
 def summary_of(records):
     return summarise(prepare(pd.DataFrame(records)), "r")
+
+
+def alone(values):
+    """Each value a cluster of its own."""
+    return Clusters(values, range(len(values)))
 
 
 def row_of(summary, **where):
@@ -51,9 +61,10 @@ def test_scores_and_paired_differences(summary, accuracy):
     row = row_of(summary, task="niah_single", method="quest", budget_requested="64")
     difference = mine["score"] - dense["score"]
     assert row["score"] == pytest.approx(mine["score"].mean())
-    assert (row["ci_low"], row["ci_high"]) == stats.wilson(int(mine["score"].sum()), 20)
+    assert (row["ci_low"], row["ci_high"]) == stats.score_interval(alone(mine["score"]))
     assert row["delta_vs_dense"] == pytest.approx(difference.mean())
-    assert row["p_value"] == stats.mcnemar(int((difference > 0).sum()), int((difference < 0).sum()))
+    assert row["p_value"] == significance.difference_p_value(alone(difference))
+    assert (row["delta_ci_low"], row["delta_ci_high"]) == stats.difference_interval(alone(difference))
     assert row["bytes_resident"] == pytest.approx(mine["bytes_resident"].mean())
     assert row["bytes_read_share"] == pytest.approx(
         (mine["bytes_read_per_step"] / dense["bytes_read_per_step"]).mean()
@@ -115,7 +126,7 @@ def test_covered_rows_are_no_hypotheses(accuracy):
 def test_holm_counts_the_whole_table_and_each_table_alone(accuracy):
     two = summary_of(accuracy(tasks=("niah_single",), protocols=("query_aware", "query_agnostic")))
     for _, table in two.groupby("protocol"):
-        assert table["p_holm"].dropna().tolist() == stats.holm(table["p_value"].dropna()).tolist()
+        assert table["p_holm"].dropna().tolist() == significance.holm(table["p_value"].dropna()).tolist()
         assert table["p_holm"].notna().sum() == 21
     worst = two.loc[two["p_holm"].idxmin()]
     assert worst["p_holm"] == pytest.approx(21 * worst["p_value"])
@@ -189,9 +200,68 @@ def test_the_turns_of_a_conversation_are_one_sample(accuracy, where):
     scores = cells[cells["method"] == "quest"].groupby(cells["sample"] // 4)["score"].mean()
     assert (row["n"], row["n_cells"]) == (2, 8)
     assert row["score"] == pytest.approx(scores.mean())
-    assert (row["ci_low"], row["ci_high"]) == pytest.approx(stats.mean_interval(scores))
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(stats.score_interval(alone(scores)))
     # the same conversations of another seed: other texts where they were made for it, not where they are a file's
     again = [r | {"cell": r["cell"] + "2", "seed": 1} for r in records]
     assert row_of(summary_of(records + again), method="quest", seed="all")["n"] == (
         4 if where == "conversation" else 2
     )
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.sets(st.integers(0, 200), max_size=60), st.sets(st.integers(0, 200), max_size=60))
+def test_scored_samples_are_counted_and_dense_plus_difference_is_the_score(accuracy, unscored, missing):
+    records = accuracy(tasks=("niah_multivalue",), samples=9, budgets=(64,), methods=("snapkv", "quest"))
+    for place, record in enumerate(records):
+        record["meta"] = {"conversation": record["sample"] // 2, "turn": record["sample"] % 2}
+        record["score"] = None if place in unscored else record["score"]
+    records = [r for place, r in enumerate(records) if place not in missing or place in unscored]
+    summary = summary_of(records)
+    for row in summary[~summary["is_dense"]].itertuples():
+        scored = {
+            r["meta"]["conversation"] for r in records if r["method"] == row.method and r["score"] is not None
+        }
+        assert row.n == len(scored) and row.n_pairs <= row.n
+        cells = prepare(pd.DataFrame(records)).query("method == @row.method and score.notna()")
+        if len(cells) and cells["dense_score"].notna().all():
+            assert row.dense_score + row.delta_vs_dense == pytest.approx(row.score)
+        assert (row.n_pairs == 0) == np.isnan(row.delta_vs_dense)
+
+
+def test_cells_without_a_score_are_no_samples(accuracy, efficiency):
+    records = accuracy(tasks=("niah_single",), samples=5, budgets=(64,), methods=("quest",))
+    for record in records:
+        record["score"] = None if record["method"] == "quest" and record["sample"] == 4 else record["score"]
+    row = row_of(summary_of(records), method="quest")
+    assert (row["n"], row["n_cells"], row["n_pairs"]) == (4, 5, 4)
+    assert (summary_of(efficiency())["n"] == 0).all()
+
+
+def test_no_row_contradicts_itself_without_a_word(summary):
+    for row in summary[~summary["is_dense"]].itertuples():
+        holds_0 = row.delta_ci_low <= 0 <= row.delta_ci_high
+        if row.verdict == f"no difference detectable at n = {row.n_pairs}":
+            assert holds_0 and row.p_value >= 0.05
+        if row.verdict == f"worse by {-row.delta_vs_dense:.2f}":
+            assert not holds_0 and row.p_holm < 0.05
+
+
+def test_answers_cut_by_the_token_limit_are_counted(accuracy):
+    records = accuracy(tasks=("niah_single",), samples=5, budgets=(64,), methods=("quest", "snapkv"))
+    for record in records:
+        record["stop"] = "length" if record["method"] == "quest" and record["sample"] < 3 else "eos"
+        if record["method"] == "snapkv":
+            del record["stop"]
+    summary = summary_of(records)
+    assert row_of(summary, method="quest")["n_cut"] == 3 and row_of(summary, method="dense")["n_cut"] == 0
+    assert np.isnan(row_of(summary, method="snapkv")["n_cut"])
+    (table,) = (table for table in all_tables(summary) if table.title.startswith("Scores"))
+    cut = table.header.index("cut")
+    assert [(row[0], row[cut]) for row in table.rows] == [("dense", "0/5"), ("quest", "3/5"), ("snapkv", "-")]
+
+
+def test_a_score_outside_0_and_1_is_one_line(accuracy):
+    records = accuracy(tasks=("niah_single",), samples=2)
+    records[3]["score"] = 55.0
+    with pytest.raises(UserError, match="score: 55 of task niah_single, allowed: 0 to 1"):
+        summary_of(records)

@@ -51,14 +51,14 @@ def test_caption_says_what_the_numbers_are(accuracy):
         "n = 20",
     ):
         assert text in caption
-    assert "Wilson" in caption and "42 comparisons" in caption
+    assert "Agresti-Coull" in caption and "42 comparisons" in caption
 
 
 def test_marks_and_floor(accuracy):
     table = tables_of(accuracy(tasks=("niah_single", "vt")))[0]
     cells = {(row[0], row[1]): dict(zip(table.header, row, strict=True)) for row in table.rows}
-    assert cells["random", "64"]["niah_single"] == "0.00 [0.00, 0.16] ▼"
-    assert cells["rocketkv", "1024"]["niah_single"] == "0.85 [0.64, 0.95]"
+    assert cells["random", "64"]["niah_single"] == "0.00 [0.00, 0.19] ▼"
+    assert cells["rocketkv", "1024"]["niah_single"] == "0.85 [0.63, 0.95]"
     assert cells["rocketkv", "1024"]["vt"].endswith("floor")
     assert cells["dense", ""]["resident % of dense"] == "100"
 
@@ -101,9 +101,9 @@ def test_amortised_times_are_those_of_a_prompt(accuracy):
 def test_dense_alone_is_one_row_per_task_without_empty_columns(accuracy):
     records = [record for record in accuracy(samples=3) if record["method"] == "dense"]
     table = tables_of(records)[0]
-    assert table.header == ["task", "score", "n"]
+    assert table.header == ["task", "score", "n", "cut"]
     assert [row[0] for row in table.rows] == ["niah_multivalue", "niah_single"]
-    assert {row[2] for row in table.rows} == {"3"}
+    assert {tuple(row[2:]) for row in table.rows} == {("3", "0/3")}
 
 
 def test_without_kl_there_is_no_kl_column(accuracy):
@@ -121,3 +121,17 @@ def test_a_users_task_has_no_wording(accuracy):
 def test_a_users_prompts_have_no_length_in_the_title(accuracy):
     table = tables_of([{**record, "length": 0} for record in accuracy(samples=3)])[0]
     assert table.title == "Scores: smollm2_135m, query_aware"
+
+
+def test_a_table_says_that_none_of_its_marks_is_possible(accuracy):
+    caption = tables_of(accuracy(samples=8))[0].caption
+    assert "over 42 comparisons" in caption and "11 of 8 samples" in caption and "none is possible" in caption
+    caption = tables_of(accuracy(samples=20))[0].caption
+    assert "at least 11 of 20 samples must change" in caption and "possible" not in caption
+
+
+def test_a_table_of_former_intervals_says_so(accuracy):
+    summary = summarise(prepare(pd.DataFrame(accuracy(samples=3))), "r")
+    assert "former" not in markdown(summary, "Run r", [])
+    text = markdown(summary.assign(stats_version=1), "Run r", [])
+    assert text.count("interval by the former method") == 2 and "Wilson for 0/1 scores" in text
