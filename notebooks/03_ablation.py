@@ -58,8 +58,8 @@ grid.pivot_table(index="chunk", columns="budget_requested", values="kl_to_dense"
 
 
 # %%
-def with_interval(values):
-    low, high = stats.kl_interval(Clusters(values, values.index))
+def with_interval(values, interval=stats.kl_interval):
+    low, high = interval(Clusters(values, values.index))
     return pd.Series({"mean": values.mean(), "low": low, "high": high})
 
 
@@ -101,7 +101,8 @@ spread.round(3)
 
 # %%
 by_chunk = grid.pivot_table(index=["budget_requested", "sample"], columns="chunk", values="kl_to_dense")
-(by_chunk[10] - by_chunk[20]).groupby("budget_requested").apply(with_interval).unstack().round(3)
+differences = (by_chunk[10] - by_chunk[20]).groupby("budget_requested")
+differences.apply(with_interval, stats.kl_difference_interval).unstack().round(3)
 
 # %% [markdown]
 # The same table for scores, tested and corrected over all comparisons, is `run.table()`; two runs are compared by
