@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 import kvbench
-from kvbench.report import caveats, stats, style
+from kvbench.report import caveats, significance, style
 from kvbench.report.format import MB, number
 from kvbench.report.page import Column, Example, Explorer, Page, Picture
 from kvbench.report.run import Run
@@ -158,7 +158,7 @@ def explorers(summary: pd.DataFrame, cells: pd.DataFrame | None = None) -> list[
 def _row(row: dict[str, Any]) -> dict[str, Any]:
     """A summary row with the columns of the explorer."""
     percent = {name: 100 * row[f"bytes_{name}_share"] for name in ("resident", "read")}
-    worse, better = row["p_holm"] < stats.ALPHA, row["delta_vs_dense"] > 0
+    worse, better = row["p_holm"] < significance.ALPHA, row["delta_vs_dense"] > 0
     return {
         **{name: row[name] for name in ("label", "model", "length", "protocol", "score", "n", "verdict")},
         **{name: row[name] for name in ("batch", "speedup", "prefill_s", "timing")},

@@ -5,7 +5,7 @@
   is that a sample is as likely to gain as to lose by the same amount.
 - `holm`: Holm (1979, Scand. J. Stat. 6:65). The step-down min-P of Westfall & Young (1993, Resampling-Based Multiple
   Testing) by joint sign flips is not used: all differences share dense, so that their joint law is not symmetric
-  where no method does anything, and simulated error rates pass the level, see results/statistics/families.csv.
+  where no method does anything, and simulated error rates pass the level.
 """
 
 import math

@@ -8,7 +8,7 @@ Scores and their differences have bounds; pseudo-observations at the bounds stan
   37:479), with sums in place of counts: for differences of -1, 0 and 1 it is their formula.
 
 Both have a width above 0 for equal values, and move smoothly with every value. KL has no upper bound and is skewed, so
-that `kl_interval` is the bootstrap-t (Hall 1988, Ann. Stat. 16:927). Simulated coverage: results/statistics.
+that `kl_interval` is the bootstrap-t (Hall 1988, Ann. Stat. 16:927).
 """
 
 import math
