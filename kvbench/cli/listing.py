@@ -207,15 +207,19 @@ def _wrap(text: str, indent: str = "") -> str:
 
 
 def _parameters(cls: Any) -> Iterator[str]:
-    """`name=default`, with the other choices of a Literal."""
-    hints = get_type_hints(cls)
+    """`name=default`, with the other choices of a Literal, and the defaults of other modes."""
+    hints, defaults = get_type_hints(cls), cls().params()
     for field in dataclasses.fields(cls):
         if field.name in ("eviction", "selection", "format", "keep"):
             continue
-        default = str(field.default).lower() if isinstance(field.default, bool) else field.default
-        others = [str(c) for c in get_args(hints[field.name]) if c != field.default]
-        choice = get_origin(hints[field.name]) is Literal and others
-        yield f"`{field.name}={default}`" + (f" (or {', '.join(others)})" if choice else "")
+        default = defaults[field.name]
+        others = [str(c) for c in get_args(hints[field.name]) if c != default]
+        remarks = [f"or {', '.join(others)}"] if get_origin(hints[field.name]) is Literal and others else []
+        for mode, values in cls.source_defaults.items():
+            if values.get(field.name, default) != default:
+                remarks.append(f"{mode}: {values[field.name]}")
+        shown = str(default).lower() if isinstance(default, bool) else default
+        yield f"`{field.name}={shown}`" + (f" ({'; '.join(remarks)})" if remarks else "")
 
 
 def _code(formula: str) -> str:

@@ -60,7 +60,13 @@ def build(cls: type[T], data: object, key: str = "", other_keys: Iterable[str] =
         if required and name not in data:
             raise UserError(f"{prefix}{name}: missing")
     hints = get_type_hints(cls)
-    values = {name: convert(hints[name], value, f"{prefix}{name}") for name, value in data.items()}
+    values = {
+        # null is a default that the class works out, whatever its type
+        name: None
+        if value is None and fields[name].default is None
+        else convert(hints[name], value, f"{prefix}{name}")
+        for name, value in data.items()
+    }
     try:
         return cls(**values)
     except UserError as error:

@@ -13,9 +13,9 @@ from kvbench.methods.base import (
     Selection,
     Shape,
 )
-from kvbench.methods.registry import build, register, registry
+from kvbench.methods.registry import build, filled, register, registry
 
 __all__ = [
     "Budget", "Eviction", "Format", "Kept", "LayerRule", "LayerSnapshot", "Method", "Quota", "Resolved", "Selection",
-    "Shape", "build", "register", "registry",
+    "Shape", "build", "filled", "register", "registry",
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """AdaKV: the heads of a layer share its budget."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -54,6 +55,10 @@ class AdaKV(SnapKV):
             raise UserError(f"alpha: {self.alpha} is not in [0, 1]")
         if self.scorer != "snapkv" and self.heads != "kv_head":
             raise UserError("heads: query_head needs scorer=snapkv; expected attention scores per KV head")
+
+    def defaults_of_source(self) -> Mapping[str, Any]:
+        # without SnapKV's scores they are not used, and must not make another cell
+        return super().defaults_of_source() if self.scorer == "snapkv" else self.source_defaults["paper"]
 
     @property
     def needs(self) -> frozenset[str]:

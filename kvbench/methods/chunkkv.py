@@ -1,8 +1,9 @@
 """ChunkKV: keeps or evicts whole chunks of consecutive tokens."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from kvbench.config.errors import UserError
 from kvbench.kernels.pool import chunk_sums, pool
 from kvbench.kernels.top_k import top_k, top_k_mask
-from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Quota, Shape
+from kvbench.methods.base import BY_MODE, Eviction, Kept, LayerSnapshot, Quota, Shape
 from kvbench.methods.keydiff import KeyDiff
 from kvbench.methods.knorm import KNorm
 from kvbench.methods.registry import register
@@ -57,16 +58,20 @@ class ChunkKV(Eviction):
     )
 
     positive = ("window", "chunk", "n_reuse", "kernel")
+    source_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"window": 32, "chunk": 10, "kernel": 1},
+        "kvpress": {"window": 64, "chunk": 20, "kernel": 5},
+    }
 
     mode: Literal["paper", "kvpress"] = "paper"
     heads: Literal["layer", "kv_head"] = "layer"
     scorer: Literal["snapkv", "knorm", "keydiff"] = "snapkv"
     chunks: Literal["fixed", "sentence", "punctuation"] = "fixed"
-    window: int = 32
-    chunk: int = 10
+    window: int = BY_MODE
+    chunk: int = BY_MODE
     offset: int = 0
     n_reuse: int = 1
-    kernel: int = 1
+    kernel: int = BY_MODE
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,9 @@
 """PyramidKV: SnapKV with more tokens in the lower layers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any, ClassVar
 
 from kvbench.methods.base import Quota, Shape
 from kvbench.methods.registry import register
@@ -34,8 +36,10 @@ class PyramidKV(SnapKV):
     budget_meaning = "mean over layers of the tokens kept per KV head, window included"
 
     positive = (*SnapKV.positive, "beta")
+    source_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        **SnapKV.source_defaults, "paper": {"window": 8, "pool": "max", "kernel": 7},
+    }  # fmt: skip
 
-    window: int = 8
     beta: int = 20
 
     def layer_tokens(self, quota: Quota, shape: Shape) -> list[int]:

@@ -101,6 +101,37 @@ def build(entry: Mapping[str, Any], key: str = "method") -> Method:
         raise UserError(f"{key}.{error}") from None
 
 
+def filled(entry: Mapping[str, Any], key: str = "method") -> dict[str, Any]:
+    """A configuration entry in which the value that a parameter takes stands in place of null.
+
+    A saved entry so says what was used, whatever the defaults of later versions are.
+
+    Args:
+        entry: as for `build`.
+        key: the dotted name of the entry, for error messages.
+
+    Raises:
+        UserError: an unknown name, parameter or value.
+    """
+    method = build(entry, key)
+    parts = {part.name: part.params() for part in (method, *method.parts(), method.format)}
+
+    def fill(part: Any, name: Any) -> Any:
+        if not isinstance(part, Mapping):
+            return part
+        return {
+            word: parts.get(name, {}).get(word) if value is None and word not in _COMPOSED else value
+            for word, value in part.items()
+        }
+
+    roles = {role: fill(entry[role], _name(entry[role])) for role in _COMPOSED if role in entry}
+    return fill(entry, entry.get("method")) | roles
+
+
+def _name(part: Any) -> Any:
+    return part.get("name") if isinstance(part, Mapping) else part
+
+
 def _part(role: str, value: object, key: str, known: Mapping[str, type[Component]]) -> Component:
     if isinstance(value, str):
         value = {"name": value}

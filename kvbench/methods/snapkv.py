@@ -1,14 +1,15 @@
 """SnapKV: keeps the tokens that the last queries attend to."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from kvbench.kernels.pool import pool
 from kvbench.kernels.top_k import top_k_mask
-from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Quota
+from kvbench.methods.base import BY_MODE, Eviction, Kept, LayerSnapshot, Quota
 from kvbench.methods.registry import register
 
 
@@ -41,12 +42,16 @@ class SnapKV(Eviction):
     )
 
     positive = ("window", "kernel")
+    source_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"window": 32, "pool": "max", "kernel": 7},
+        "kvpress": {"window": 64, "pool": "avg", "kernel": 5},
+    }
 
     mode: Literal["paper", "kvpress"] = "paper"
     heads: Literal["kv_head", "query_head"] = "kv_head"
-    window: int = 32
-    pool: Literal["max", "avg"] = "max"
-    kernel: int = 7
+    window: int = BY_MODE
+    pool: Literal["max", "avg"] = BY_MODE
+    kernel: int = BY_MODE
 
     def scores(self, snapshot: LayerSnapshot) -> Tensor:
         """Pooled scores of the tokens before the window: `[H, T - w]`, or `[Q, T - w]` per query head."""

@@ -233,7 +233,15 @@ def expanded(
     _import_plugins(data.get("plugins"))
     budget = dict(_mapping("budget", data.get("budget")))
     variants, ablate = (_mapping(key, data.get(key)) for key in ("variants", "ablate"))
-    return _expand(chosen("method", data, config_dirs), variants, ablate, budget), budget
+    entries = _expand(chosen("method", data, config_dirs), variants, ablate, budget)
+    return {label: _filled(entry, f"method.{label}") for label, entry in entries.items()}, budget
+
+
+def _filled(entry: Any, key: str) -> Any:
+    from kvbench import methods
+
+    has_null = any(value is None for _, value in _leaves(entry)) if isinstance(entry, Mapping) else False
+    return methods.filled(entry, key) if has_null else entry
 
 
 def chosen(group: str, data: Mapping[str, Any], config_dirs: Sequence[str]) -> dict[str, Any]:
@@ -329,6 +337,6 @@ def _with(entry: Any, setting: dict[str, Any], where: str) -> Any:
                 part[name] = {"name": part[name]}
             part = part.setdefault(name, {})
             if not isinstance(part, dict):
-                raise UserError(f"{where}.{key}: {name} is {part!r} and has no keys")
+                raise UserError(f"{where}.{key}: {name} has no keys")
         part[last] = value
     return entry

@@ -4,7 +4,7 @@ Shape letters: R rows of a batch, T tokens, H KV heads, G query heads per KV hea
 W window, K kept tokens, M room for appended tokens, P pages, N slots read at a step.
 """
 
-from kvbench.methods.base.component import Component
+from kvbench.methods.base.component import BY_MODE, Component
 from kvbench.methods.base.eviction import Eviction, KeepAll
 from kvbench.methods.base.format import Format, Native, Stored
 from kvbench.methods.base.method import Method, Resolved
@@ -13,6 +13,6 @@ from kvbench.methods.budget import Budget, LayerRule, Quota, Shape
 from kvbench.methods.snapshot import Kept, LayerSnapshot
 
 __all__ = [
-    "Budget", "Component", "Eviction", "Format", "KeepAll", "Kept", "LayerRule", "LayerSnapshot", "Method", "Native",
-    "Quota", "ReadAll", "Resolved", "Selection", "Shape", "Stored",
+    "BY_MODE", "Budget", "Component", "Eviction", "Format", "KeepAll", "Kept", "LayerRule", "LayerSnapshot",
+    "Method", "Native", "Quota", "ReadAll", "Resolved", "Selection", "Shape", "Stored",
 ]  # fmt: skip
