@@ -108,7 +108,7 @@ def _score_prompt(at: PromptContext, display: ProgressDisplay, rerun: Rerun) -> 
     prompt, group, decode = at.prompt, at.group, at.run.cfg.decode
     parts = prompt_parts(
         prompt.ids, prompt.context_end, group.protocol, decode.first_token, prompt.first_end,
-        [cell.method for cell in group.cells],
+        [cell.method for cell in group.cells], prompt.turn_start,
     )  # fmt: skip
     outcomes: list[Outcome] = []
     for part in parts:
@@ -139,7 +139,7 @@ def _score_part(
     loaded = at.run.loaded
     provenance.reset_peak(loaded.device)
     display.stage("prefill")
-    snapshot = _prefill(at, part.split, cells)
+    snapshot = _prefill(at, part, cells)
     display.stage("compress and decode")
     layer = snapshot.layers[0]
     shape = Shape(snapshot.length, at.group.sample.max_new_tokens, layer.num_layers, layer.k_HTD.shape[-1])
@@ -178,18 +178,18 @@ def _record(
         return Failure.of(error, "score")
 
 
-def _prefill(at: PromptContext, split: Split, cells: Sequence[Cell]) -> Snapshot:
+def _prefill(at: PromptContext, part: Part, cells: Sequence[Cell]) -> Snapshot:
     """The snapshot with everything that the cells' methods need.
 
     Raises:
         DenseError: something raised.
         UserError: the model or its settings do not allow it.
     """
-    model, loaded = at.run.cfg.model, at.run.loaded
+    model, loaded, split = at.run.cfg.model, at.run.loaded, part.split
     try:
         snapshot = prefill_for(
             [cell.method for cell in cells], loaded.model, loaded.tokenizer, split.compressed, model.prefill_chunk,
-            model.attention,
+            model.attention, part.turn,
         )  # fmt: skip
         if any("answer" in cell.method.needs for cell in cells):
             options = _decode_options(at, split)

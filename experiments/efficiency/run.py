@@ -189,7 +189,7 @@ def _measure_alike(
 
 def _outcome(at: PromptContext, snapshot: Snapshot, point: Point, split: Split) -> Outcome:
     try:
-        cell = _resolve(at.group, snapshot, point.cell)
+        cell = _resolve(at, snapshot, point.cell)
         measured = _measure(at.run, snapshot, split.last, cell, point.batch)
         return checked({**_fields(at, snapshot, point.cell, cell), "cell": point.id, **measured})
     except Exception as error:
@@ -213,9 +213,11 @@ def _prefill(at: PromptContext, points: Sequence[Point], ids: list[int]) -> Snap
     return prefill(ids)
 
 
-def _resolve(group: Group, snapshot: Snapshot, cell: Cell) -> Resolved:
-    layer = snapshot.layers[0]
-    shape = Shape(snapshot.length, group.sample.max_new_tokens, layer.num_layers, layer.k_HTD.shape[-1])
+def _resolve(at: PromptContext, snapshot: Snapshot, cell: Cell) -> Resolved:
+    layer, fed = snapshot.layers[0], int(at.run.cfg.decode.first_token == "compressed")
+    shape = Shape(
+        snapshot.length, at.group.sample.max_new_tokens, layer.num_layers, layer.k_HTD.shape[-1], fed
+    )
     return cell.method.resolve(shape, cell.budget)
 
 

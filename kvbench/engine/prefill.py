@@ -40,16 +40,15 @@ class Snapshot:
 
 def prefill_for(
     methods: Sequence[Method], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int],
-    chunk: int = 1024, attention: str = "sdpa",
+    chunk: int = 1024, attention: str = "sdpa", turn: int | None = None,
 ) -> Snapshot:  # fmt: skip
-    """A prefill whose snapshot holds what the methods need and no more; see `prefill`."""
+    """A prefill whose snapshot holds what the methods need and no more; see `prefill` and `LayerSnapshot.turn`."""
     needs = frozenset[str]().union(*(method.needs for method in methods))
     window = max([method.parts()[0].window for method in methods] + [1])
     snapshot = prefill(model, ids, window, chunk, attention, needs)
-    if "boundaries" in needs:
-        found = boundaries(tokenizer, ids).to(model.device)
-        for layer in snapshot.layers:
-            layer.boundaries_T = found
+    found = boundaries(tokenizer, ids).to(model.device) if "boundaries" in needs else None
+    for layer in snapshot.layers:
+        layer.boundaries_T, layer.turn = found, turn
     return snapshot
 
 

@@ -1,7 +1,8 @@
 """Which tokens of a prompt are compressed, and what is different in a later turn of a conversation.
 
 In a later turn, most methods find the cache as compressed after the first turn; what came since is fed to every
-row. A method with `on_turn="filter"` compresses the whole conversation so far instead.
+row. A method with `on_turn="filter"` compresses the whole conversation so far instead, as observed by the queries of
+this turn: those of the tokens after the previous turn's prompt, its answer included.
 """
 
 from __future__ import annotations
@@ -37,11 +38,15 @@ class Part:
         split: the prompt's parts.
         first_turn: compressed tokens of the conversation's first turn, None outside of later turns.
         cells: indices of the cells.
+        turn: compressed tokens of the present turn, whose queries alone observe; None for all.
+        fed: see `Shape`.
     """
 
     split: Split
     first_turn: int | None
     cells: tuple[int, ...]
+    turn: int | None = None
+    fed: int = 0
 
     def resolve(self, method: Method, budget: Budget | None, shape: Shape) -> Resolved:
         """Apply a method's budget rule; in a later turn, to the length of the first turn.
@@ -53,6 +58,7 @@ class Part:
             budget: its budget, or None.
             shape: of the compressed tokens; `max_new_tokens` is the length of the answer alone.
         """
+        shape = replace(shape, fed=self.fed)
         whole = replace(shape, max_new_tokens=shape.max_new_tokens + len(self.split.question))
         if self.first_turn is None:
             return method.resolve(whole, budget)
@@ -84,7 +90,7 @@ def split_prompt(
 
 def prompt_parts(
     ids: list[int], context_end: int, protocol: str, first_token: str, first_end: int | None,
-    methods: Sequence[Method],
+    methods: Sequence[Method], turn_start: int | None = None,
 ) -> list[Part]:  # fmt: skip
     """Group the cells of a prompt by the tokens that they compress.
 
@@ -95,17 +101,22 @@ def prompt_parts(
         first_token: "compressed" or "dense".
         first_end: tokens of the first turn's prompt in a later turn of a conversation, else None.
         methods: one per cell.
+        turn_start: tokens of the previous turn's prompt; by default that is the first turn's.
 
     Returns:
         One part, or in a later turn up to two: cells that keep the first turn's cache, and cells that filter again.
     """
     whole = split_prompt(ids, context_end, protocol, first_token)
+    # a query-aware prefill of the whole prompt is the only one that ends with it
+    fed = int(first_token == "compressed" or protocol == "query_agnostic")
     if first_end is None:
-        return [Part(whole, None, tuple(range(len(methods))))]
+        return [Part(whole, None, tuple(range(len(methods))), None, fed)]
     kept = split_prompt(ids, context_end, protocol, first_token, first_end)
+    # the only token of a turn may not be compressed: then the one before it observes
+    turn = max(1, len(whole.compressed) - (turn_start or first_end))
     filtering = [method.on_turn == "filter" for method in methods]
     parts = [
-        Part(split, len(kept.compressed), tuple(cell for cell, f in enumerate(filtering) if f == filters))
-        for split, filters in ((kept, False), (whole, True))
+        Part(split, len(kept.compressed), tuple(n for n, f in enumerate(filtering) if f == filters), own, fed)
+        for split, filters, own in ((kept, False, None), (whole, True, turn))
     ]
     return [part for part in parts if part.cells]

@@ -51,12 +51,14 @@ class Shape:
         max_new_tokens: tokens generated at most, M.
         num_layers: layers of the model.
         head_dim: channels per head, D.
+        fed: tokens of the prompt in neither of these: 1 if its last token is a decode step, else 0.
     """
 
     compressed: int
     max_new_tokens: int
     num_layers: int
     head_dim: int
+    fed: int = 0
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class ChunkKV(Eviction):
         if self.mode == "kvpress":
             scores_HT = press_scores(self.scorer, snapshot, self.window, self.kernel).sum(0, keepdim=True)
         else:
-            window = min(self.window, snapshot.length)
+            window = snapshot.observed(self.window)
             early_QT = snapshot.window_scores(window)[:, : snapshot.length - window]
             scores_HT = early_QT.unflatten(0, (snapshot.heads, -1)).sum(1)
             if self.heads == "layer":
@@ -177,7 +177,7 @@ def press_scores(scorer: str, snapshot: LayerSnapshot, window: int, kernel: int)
         return KNorm().scores(snapshot)
     if scorer == "keydiff":
         return KeyDiff().scores(snapshot)
-    window = min(window, snapshot.length)
+    window = snapshot.observed(window)
     snapkv = SnapKV(mode="kvpress", window=window, kernel=kernel, pool="avg")
     early_HT = snapkv.scores(snapshot) / window
     highest = early_HT.max() + 1 if early_HT.numel() else torch.ones(())

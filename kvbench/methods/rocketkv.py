@@ -16,6 +16,9 @@ from kvbench.methods.snapkv import SnapKV
 class RocketKV(Method):
     """Keeps C1 - M tokens by group-shared SnapKV with a wide max pool, and reads t / 2 of them per step by HSA.
 
+    Sizes follow from S, the whole prompt and M new tokens, as in the official code; the traffic budget t is covered from
+    the compressed tokens and M on.
+
     `split` is the share of the compression that the first stage takes: adaptive or a number. `floor_2m` is the accuracy
     code's floor of 2 M tokens for the first stage, which the paper does not have. The first `dense_layers` layers keep
     and read everything (2 for LongChat in the paper). In a conversation, later turns keep what the first turn left; the
@@ -30,13 +33,15 @@ class RocketKV(Method):
     )
     source = "Behnam et al. 2025, arXiv 2502.14051v3, sections 3.3-3.6; window 32 and kernel 63 are official"
     budget_meaning = (
-        "traffic t per step in tokens: t / 2 for scoring, t / 2 attended; the cache keeps S / c^split"
+        "traffic t per step in tokens: t / 2 for scoring, t / 2 attended; the cache keeps S / c^split, S being the "
+        "whole prompt and M, of which M are for new tokens"
     )
     bytes_formula = (
         "2 * keep * D * element + (keep + M if page == 1 else 2 * ceil((keep + M) / page)) * D * element; "
         "keep = C1 - M"
     )
 
+    version = 2
     positive = ("window", "kernel")
 
     window: int = 32
@@ -70,9 +75,10 @@ class RocketKV(Method):
                 covers_prompt=True,
                 dense=self.lossless,
             )
-        room = capacity(total, traffic, None if self.split == "adaptive" else float(self.split))
+        whole = total + shape.fed
+        room = capacity(whole, traffic, None if self.split == "adaptive" else float(self.split))
         if self.floor_2m:
-            room = max(room, min(2 * shape.max_new_tokens, total))
+            room = max(room, min(2 * shape.max_new_tokens, whole))
         keep = max(room - shape.max_new_tokens, min(self.window, shape.compressed), 1)
         notes = () if keep == room - shape.max_new_tokens else ("kept raised to the observation window",)
         page, channels = split_traffic(keep + shape.max_new_tokens, traffic, shape.head_dim)

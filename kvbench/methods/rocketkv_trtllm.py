@@ -28,7 +28,7 @@ class PrefixSnapKV(SnapKV):
     name = "snapkv_prefix"
 
     def scores(self, snapshot: LayerSnapshot) -> Tensor:
-        window = min(self.window, snapshot.length)
+        window = snapshot.observed(self.window)
         early = snapshot.length - window
         scores = torch.zeros(snapshot.heads, early, device=snapshot.k_HTD.device)
         q_HRD = snapshot.q_QWD[:, snapshot.q_QWD.shape[1] - window :].reshape(

@@ -55,7 +55,7 @@ class SnapKV(Eviction):
 
     def scores(self, snapshot: LayerSnapshot) -> Tensor:
         """Pooled scores of the tokens before the window: `[H, T - w]`, or `[Q, T - w]` per query head."""
-        window = min(self.window, snapshot.length)
+        window = snapshot.observed(self.window)
         raw_QT = snapshot.window_scores(window)[:, : snapshot.length - window]
         if self.heads == "query_head":
             return pool(raw_QT, self.kernel, self.pool)

@@ -31,6 +31,8 @@ class LayerSnapshot:
             fp32; if a method needs "answer".
         boundaries_T: int8, 2 for a token that ends a sentence, 1 for one that ends a clause, else 0; if a method needs
             "boundaries".
+        turn: last tokens of the prompt whose queries may observe, those of the present turn of a conversation; None for
+            all.
     """
 
     k_HTD: Tensor
@@ -43,6 +45,7 @@ class LayerSnapshot:
     rope: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     answer_sum_QT: Tensor | None = None
     boundaries_T: Tensor | None = None
+    turn: int | None = None
     _windows: dict[int, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
@@ -57,12 +60,16 @@ class LayerSnapshot:
     def group(self) -> int:
         return self.q_QWD.shape[0] // self.k_HTD.shape[0]
 
+    def observed(self, window: int) -> int:
+        """Size of an observation window: `window`, but within the prompt and the present turn."""
+        return min(window, self.length if self.turn is None else self.turn)
+
     def window_scores(self, window: int) -> Tensor:
-        """Attention of the last `window` queries (T, if fewer) to every key, summed over them: `[Q, T]` fp32.
+        """Attention of the last `window` queries (those observed, if fewer) to every key, summed: `[Q, T]` fp32.
 
         Cached until `forget`, so that all methods and budgets share one computation.
         """
-        window = min(window, self.length)
+        window = self.observed(window)
         if window not in self._windows:
             assert window <= self.q_QWD.shape[1], "the snapshot holds fewer queries than the window"
             queries = self.q_QWD[:, self.q_QWD.shape[1] - window :]

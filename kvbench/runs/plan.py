@@ -140,10 +140,17 @@ class _Entry:
     operations: Mapping[str, tuple[str, int]]
     earlier_label: str | None
 
-    def cell(self, setting: Mapping[str, Any]) -> Cell:
-        """The cell of a prompt, `setting` being the other things that its id is made of."""
+    def cell(self, setting: Mapping[str, Any], turn_start: int | None) -> Cell:
+        """The cell of a prompt, `setting` being the other things that its id is made of.
+
+        Args:
+            setting: what the numbers of all methods depend on.
+            turn_start: see `Prompt`; only what filters in every turn depends on it.
+        """
+        own = {} if turn_start is None or self.method.on_turn == "keep" else {"turn_start": turn_start}
         key = {
             **setting,
+            **own,
             "method": self.method.describe(),
             "versions": self.method.versions(),
             "budget": self.budget.label() if self.budget is not None else None,
@@ -187,20 +194,23 @@ def _budgets(cfg: RunConfig) -> list[list[Budget | None]]:
     return [[Budget(tokens=n) for n in cfg.budget.tokens], [Budget(ratio=str(r)) for r in cfg.budget.ratio]]
 
 
-def _samples(cfg: RunConfig, renderer: Renderer) -> Iterator[tuple[Task, int, int, int, Sample, str]]:
+_Part = tuple[Task, int, int, int, Sample, str, int | None]
+
+
+def _samples(cfg: RunConfig, renderer: Renderer) -> Iterator[_Part]:
     for label, entry in cfg.task.items():
         task = tasks.build(label, entry)
         count = task.wanted(cfg.limit)
         for length in task.config.length:
             for seed in cfg.seeds if task.config.seeded else cfg.seeds[:1]:
                 for index, (sample, prompt) in enumerate(task.prompts(count, seed, length, renderer)):
-                    yield task, length, seed, index, sample, prompt.hash
+                    yield task, length, seed, index, sample, prompt.hash, prompt.turn_start
 
 
 def _groups(
-    cfg: RunConfig, part: tuple[Task, int, int, int, Sample, str], entries: list[_Entry], engine: dict[str, Any],
+    cfg: RunConfig, part: _Part, entries: list[_Entry], engine: dict[str, Any],
 ) -> Iterator[Group]:  # fmt: skip
-    task, length, seed, index, sample, prompt_hash = part
+    task, length, seed, index, sample, prompt_hash, turn_start = part
     for protocol in cfg.protocol:
         if sample.earlier and protocol == "query_agnostic":
             raise UserError(
@@ -215,5 +225,5 @@ def _groups(
             "protocol": protocol,
             "seed": seed,
         }
-        cells = tuple(entry.cell(setting) for entry in entries)
+        cells = tuple(entry.cell(setting, turn_start) for entry in entries)
         yield Group(task, length, seed, index, sample, prompt_hash, protocol, cells)

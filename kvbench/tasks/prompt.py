@@ -66,6 +66,7 @@ class Prompt:
         hash: SHA-256 of the ids, of context_end and of the gold answers, of first_end if there is one, and of the
             number of the repeat if it is one.
         first_end: in a later turn of a conversation the number of tokens of the first turn's prompt, else None.
+        turn_start: likewise of the previous turn's prompt; its answer and what follows are the present turn.
     """
 
     ids: list[int]
@@ -73,6 +74,7 @@ class Prompt:
     text: str
     hash: str
     first_end: int | None = None
+    turn_start: int | None = None
 
 
 class Renderer:
@@ -124,19 +126,20 @@ class Renderer:
         Raises:
             UserError: the chat template cannot continue a conversation.
         """
-        text, context_end_char, first_end_char = self._text(sample)
+        text, *char_ends = self._text(sample)
         encoded = self._encode(text)
         ids = encoded["input_ids"]
         ends = [end for _, end in encoded["offset_mapping"]]
-        context_end, first_end = (
-            next((i for i, end in enumerate(ends) if end > char), len(ids))
-            for char in (context_end_char, first_end_char)
+        context_end, first_end, turn_start = (
+            next((i for i, end in enumerate(ends) if end > char), len(ids)) for char in char_ends
         )
         later = [first_end] if sample.earlier else []
         repeat = [{"repeat": sample.repeat}] if sample.repeat else []
         key = json.dumps([ids, context_end, list(sample.gold), *later, *repeat])
         digest = hashlib.sha256(key.encode()).hexdigest()
-        return Prompt(ids, context_end, text, digest, first_end if later else None)
+        if not sample.earlier:
+            return Prompt(ids, context_end, text, digest)
+        return Prompt(ids, context_end, text, digest, first_end, turn_start)
 
     def count(self, sample: Sample) -> int:
         """Number of tokens of the sample's prompt."""
@@ -153,15 +156,16 @@ class Renderer:
             text, add_special_tokens=self.chat_template is None, return_offsets_mapping=True, verbose=False
         )
 
-    def _text(self, sample: Sample) -> tuple[str, int, int]:
-        """The text to tokenise, and the number of characters of head and context, and of the first prompt."""
+    def _text(self, sample: Sample) -> tuple[str, int, int, int]:
+        """The text to tokenise, and the characters of head and context, the first prompt, and the previous prompt."""
         turns = (*sample.earlier, sample)
         text, context_end = self._opening(sample.context, turns[0].question)
         text += turns[0].answer_prefix
-        first_end = len(text)
+        first_end = turn_start = len(text)
         for done, following in zip(sample.earlier, turns[1:], strict=True):
+            turn_start = len(text)
             text += f" {done.answer}{self._next_turn(following.question)}{following.answer_prefix}"
-        return text, context_end, first_end
+        return text, context_end, first_end, turn_start
 
     def _opening(self, context: str, question: str) -> tuple[str, int]:
         """The text up to the answer prefix, and the number of characters of head and context."""

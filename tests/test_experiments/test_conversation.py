@@ -1,5 +1,7 @@
 """Turns of a conversation: methods that keep the first turn's cache, and methods that filter again."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
@@ -15,6 +17,7 @@ from kvbench.methods import Budget, Shape, build, registry
 from kvbench.models.load import load_model
 from kvbench.runs.config import load
 from kvbench.runs.context import make_renderer
+from kvbench.runs.plan import _Entry
 from kvbench.runs.progress import Progress
 
 OVERRIDES = [
@@ -25,8 +28,9 @@ OVERRIDES = [
     "task.max_new_tokens=8",
     "task.wording=own",
     "method=[dense,snapkv,h2o,rocketkv,rocketkv_mt,topk_oracle,static_oracle]",
-    "method.rocketkv.window=32",
-    "method.rocketkv_mt.window=32",
+    # longer than a later turn
+    "method.rocketkv.window=190",
+    "method.rocketkv_mt.window=190",
     "budget.tokens=[200]",
     "decode.block_rows=16",
     "decode.ignore_eos=true",
@@ -113,10 +117,15 @@ def test_rocketkv_mt_of_a_turn_is_rocketkv_of_the_whole_conversation_at_the_firs
     frame, model_and_prompts
 ):
     model, prompts = model_and_prompts
-    shape = Shape(len(prompts[0]) - 1, 8, 3, 16)
-    cell = build({"method": "rocketkv", "window": 32}).resolve(shape, Budget(tokens=200))
-    for ids, row in zip(prompts, turns(frame, "rocketkv_mt"), strict=True):
-        snapshot = prefill(model, ids[:-1], 32)
+    shape = Shape(len(prompts[0]) - 1, 8, 3, 16, fed=1)
+    cell = build({"method": "rocketkv", "window": 190}).resolve(shape, Budget(tokens=200))
+    before = [0, *(len(ids) for ids in prompts)]
+    for start, ids, row in zip(before, prompts, turns(frame, "rocketkv_mt"), strict=False):
+        # only the queries of the turn observe, and only they are always kept
+        turn = len(ids) - 1 - start
+        assert not start or turn < 190
+        snapshot = prefill(model, ids[:-1], min(190, turn))
+        cell = replace(cell, eviction=replace(cell.eviction, window=min(190, turn)))
         result = decode_cells(model, snapshot, [], ids[-1], [cell], DecodeOptions(8, batch_rows=16))
         assert result.cells[0].ids == row["output_ids"]
         assert result.cells[0].kl == pytest.approx(row["kl_to_dense"], rel=1e-3, abs=1e-5)
@@ -172,3 +181,9 @@ def test_a_conversation_is_query_aware(config, tmp_path):
 def test_only_rocketkv_mt_filters_in_every_turn():
     filtering = {name for name, cls in registry().items() if getattr(cls(), "on_turn", "keep") == "filter"}
     assert filtering == {"rocketkv_mt"}
+
+
+@pytest.mark.parametrize(("name", "ids"), [("rocketkv_mt", 3), ("rocketkv", 1), ("snapkv", 1)])
+def test_the_id_of_a_cell_that_filters_depends_on_where_the_turn_begins(name, ids):
+    entry = _Entry(name, build({"method": name}), Budget(tokens=200), {}, None)
+    assert len({entry.cell({"prompt": "p"}, start).id for start in (None, 10, 12)}) == ids

@@ -8,11 +8,13 @@ from kvbench_testing.golden import snapshot
 
 import kvbench
 from kvbench.engine.raw import _frequencies, _rotation
-from kvbench.methods import Budget, Kept, Quota, Shape, build
+from kvbench.engine.turns import prompt_parts
+from kvbench.methods import Budget, Kept, LayerSnapshot, Quota, Shape, build
 from kvbench.methods.adakv import AdaKV
 from kvbench.methods.expected_attention import ExpectedAttention
 
 LENGTH, DIM = 150, 16
+MT = build({"method": "rocketkv_mt", "window": 32})
 
 
 def draw(query_heads, heads, length=LENGTH, seed=0, scale=2.0):
@@ -310,3 +312,44 @@ def test_kept_is_what_the_engine_expects():
     kept = eviction.keep(layer, eviction.scores(layer), Quota(100))
     assert isinstance(kept, Kept) and kept.members is None
     assert len({len(p) for p in kept.positions}) == 2, "heads keep different numbers of tokens"
+
+
+@pytest.mark.parametrize("turn", [1, 3, 31, 32, 33, 100])
+@pytest.mark.parametrize("heads", [8, 2])
+def test_rocketkv_mt_observes_with_the_queries_of_the_turn_alone(heads, turn):
+    # the official code takes the window from the queries of its last forward pass: min(window, turn)
+    q, k, v = draw(8, heads, seed=turn)
+    (part,) = prompt_parts(list(range(LENGTH + 1)), 0, "query_aware", "compressed", 20, [MT], LENGTH - turn)
+    resolved = part.resolve(MT, Budget(tokens=60), Shape(LENGTH, 10, 1, DIM))
+    layer = LayerSnapshot(k[0], v[0], q[0, :, -40:], 0, 1, DIM**-0.5, turn=part.turn)
+    kept = resolved.eviction.keep(layer, resolved.eviction.scores(layer), Quota(70))
+    window = min(32, turn)
+    attention = window_attention(q, k, window)[..., :-window].sum(1).unflatten(0, (heads, -1)).sum(1)
+    padded = torch.nn.functional.pad(attention, (31, 31), value=-torch.inf).unfold(-1, 63, 1).amax(-1)
+    expected = [best(row, 70 - window) + list(range(LENGTH - window, LENGTH)) for row in padded]
+    assert lists(kept.positions) == expected
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"method": "snapkv"}, {"method": "snapkv", "heads": "query_head"}, {"method": "snapkv", "mode": "kvpress"},
+        {"method": "pyramidkv"}, {"method": "adakv"}, {"method": "chunkkv"}, {"method": "chunkkv", "mode": "kvpress"},
+        {"method": "egchunkkv"},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("turn", [1, 5, 20])
+def test_every_window_is_within_the_turn(entry, turn):
+    q, k, v = draw(8, 2, seed=turn)
+    whole, later = (LayerSnapshot(k[0], v[0], x, 0, 1, DIM**-0.5) for x in (q[0], q[0].clone()))
+    later.turn = turn
+    # queries before the turn change nothing
+    later.q_QWD[:, : LENGTH - turn] = 100.0
+    own = {**entry, "window": min(turn, build(entry).eviction.window)}
+    for tokens in (30, 60):
+        expected, kept = (
+            eviction.keep(layer, eviction.scores(layer), Quota(tokens))
+            for eviction, layer in ((build(own).eviction, whole), (build(entry).eviction, later))
+        )
+        assert lists(kept.positions) == lists(expected.positions)

@@ -61,8 +61,9 @@ def test_a_turn_goes_on_where_the_one_before_ended(tokenizers, style, system):
         # the first prompt's tokens are those that a server has
         assert prompts[number].first_end == len(prompts[0].ids)
         assert prompts[number].ids[: prompts[number].first_end] == prompts[0].ids
+        assert prompts[number].turn_start == len(prompts[number - 1].ids)
         assert prompts[number].context_end == prompts[0].context_end
-    assert prompts[0].first_end is None
+    assert prompts[0].first_end is None and prompts[0].turn_start is None
 
 
 def test_without_a_template_turns_are_text(tokenizers):
