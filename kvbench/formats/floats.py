@@ -13,18 +13,27 @@ from kvbench.methods.storage import Codec
 
 @dataclass(frozen=True, kw_only=True)
 class Cast(Codec):
-    """Conversion to another dtype; values beyond its range saturate."""
+    """Conversion to another dtype; finite values beyond its range, or the model's, saturate."""
 
     stored: torch.dtype
     model: torch.dtype
     fixed: bool = True
 
     def encode(self, x: Tensor) -> Tensor:
-        info = torch.finfo(self.stored)
-        return x.clamp(info.min, info.max).to(self.stored)
+        return saturated(x, self.stored)
 
     def decode(self, stored: Tensor) -> Tensor:
-        return stored.to(self.model)
+        return saturated(stored, self.model)
+
+
+def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Conversion in which finite numbers beyond the range become the largest one; infinities and NaN stay."""
+    limit = torch.finfo(dtype).max
+    if torch.finfo(x.dtype).max <= limit:
+        return x.to(dtype)
+    # in fp32, because bf16 has no number near fp16's largest
+    wide = x.float()
+    return torch.where(wide.isinf(), wide, wide.clamp(-limit, limit)).to(dtype)
 
 
 class _CastFormat(Format):
@@ -39,7 +48,10 @@ class _CastFormat(Format):
 @register("bf16")
 @dataclass(frozen=True, kw_only=True)
 class BF16(_CastFormat):
-    """Stores all tokens as bfloat16, appended ones included; they are read in the model's dtype."""
+    """Stores all tokens as bfloat16, appended ones included; they are read in the model's dtype.
+
+    Under a float16 model, numbers that bfloat16 rounds beyond 65504 are read as 65504.
+    """
 
     dtype = torch.bfloat16
 
@@ -47,6 +59,9 @@ class BF16(_CastFormat):
 @register("fp16")
 @dataclass(frozen=True, kw_only=True)
 class FP16(_CastFormat):
-    """Stores all tokens as float16, appended ones included, saturating at 65504; they are read in the model's dtype."""
+    """Stores all tokens as float16, appended ones included; they are read in the model's dtype.
+
+    Finite numbers beyond 65504, which bfloat16 and float32 models can have, saturate. Infinities and NaN stay.
+    """
 
     dtype = torch.float16

@@ -26,6 +26,8 @@ class Scaled(Codec):
         return self.code, self.scale
 
     def encode(self, x: Tensor) -> Tensor:
+        # codes have no infinity or NaN: a scale of NaN lets none pass unseen, without a wait for the device
+        self.scale.add_((x - x).sum(dtype=torch.float32))
         return to_fp8(x, self.scale, self.code)
 
     def decode(self, stored: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ class FP8E4M3(_FP8):
 
     `scales=tensor`: one scale for the keys of a layer and one for its values (where KV heads keep different numbers of
     tokens, each is a tensor of its own); `scales=head`: one per KV head. Appended tokens use the same scales and
-    saturate. All tokens are read in the model's dtype.
+    saturate. All tokens are read in the model's dtype, as NaN after a number that was not finite.
     """
 
     source = "OCP 8-bit floating point specification 1.0; torch.float8_e4m3fn, largest number 448"

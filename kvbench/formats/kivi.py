@@ -13,6 +13,9 @@ from kvbench.kernels.quantise_kv import pack, unpack
 from kvbench.methods.base import Format
 from kvbench.methods.registry import register
 
+#: larger numbers saturate, so that zero point, scale and what is read fit in fp16
+LARGEST = 65408.0
+
 
 @dataclass
 class Quantised:
@@ -39,8 +42,14 @@ class Quantised:
 
     @classmethod
     def of(cls, x_BHTD: Tensor, bits: int, group: int, axis: int) -> Quantised:
-        """Quantises `[B, H, T, D]` in groups along an axis whose size is a multiple of the group."""
-        return cls(*pack(x_BHTD, bits, group, axis), bits, group, axis)
+        """Quantises `[B, H, T, D]` in groups along an axis whose size is a multiple of the group.
+
+        Finite numbers beyond `LARGEST` saturate; a group with an infinity or NaN is read as NaN.
+        """
+        codes, scale, zero = pack(x_BHTD.float().clamp(-LARGEST, LARGEST), bits, group, axis)
+        # 0, or NaN where a number is not finite
+        poison = (x_BHTD - x_BHTD).unflatten(axis, (x_BHTD.shape[axis] // group, group)).sum(axis + 1)
+        return cls(codes, scale + poison.to(scale.dtype), zero, bits, group, axis)
 
     def numbers(self, dtype: torch.dtype) -> Tensor:
         """The numbers `[B, H, T, D]`."""
@@ -161,7 +170,7 @@ class Int4(_Kivi):
 
     The last `residual` values and the keys of the last, incomplete run of `residual` tokens stay in the model's dtype.
     Appended tokens join them and are quantised when a run is full (keys) or when they are old enough (values). Scale
-    and zero point of a group are fp16. All tokens are read in the model's dtype.
+    and zero point of a group are fp16, so that numbers beyond 65408 saturate. All tokens are read in the model's dtype.
     """
 
     bits = 4

@@ -16,8 +16,8 @@ from kvbench.methods.snapkv import SnapKV
 class RocketKV(Method):
     """Keeps C1 - M tokens by group-shared SnapKV with a wide max pool, and reads t / 2 of them per step by HSA.
 
-    Sizes follow from S, the whole prompt and M new tokens, as in the official code; the traffic budget t is covered from
-    the compressed tokens and M on.
+    Sizes follow from S, the whole prompt and M new tokens, as in the official code; a traffic budget t covers a prompt
+    from its compressed tokens and M on.
 
     `split` is the share of the compression that the first stage takes: adaptive or a number. `floor_2m` is the accuracy
     code's floor of 2 M tokens for the first stage, which the paper does not have. The first `dense_layers` layers keep

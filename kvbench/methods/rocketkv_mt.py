@@ -18,9 +18,9 @@ class RocketKVMT(RocketKV):
     Within a turn, and so in a single-turn task, it generates what RocketKV does and reads as much: hybrid sparse
     attention runs on a copy of the filtered tokens, as in the official code. In a conversation each turn attends
     densely to everything before it and then filters all of it, with the window's queries taken from this turn alone:
-    min(window, turn) of them. Sizes follow from the length of the first turn, as in the official code. It saves traffic, not memory: its storage is larger than dense. The official window of the
-    multi-turn runs is 128. The official code treats a turn of one token as a decode step and does not filter; here
-    every turn filters.
+    min(window, turn) of them. Sizes follow from the length of the first turn, as in the official code. It saves
+    traffic, not memory: its storage is larger than dense. The official window of the multi-turn runs is 128. The
+    official code treats a turn of one token as a decode step and does not filter; here every turn filters.
     """
 
     source = "Behnam et al. 2025, arXiv 2502.14051v3, section 3.5; window 128 is official for SCBench"
