@@ -130,7 +130,34 @@ def _first(args: tuple[Any, ...], value: Any, key: str) -> Any:
         raise UserError(f"{error}, and not {' or '.join(choices)}" if choices else str(error)) from None
 
 
+def python_number(value: Any) -> Any:
+    """The Python number of a scalar of numpy or torch; anything else as it is."""
+    scalar = getattr(value, "ndim", None) == 0 and callable(getattr(value, "item", None))
+    return value.item() if scalar else value
+
+
+def whole(key: str, value: Any, least: int) -> int:
+    """A whole number as Python's, of numpy or torch too.
+
+    Args:
+        key: its name, for the message.
+        value: the user's input.
+        least: the smallest number allowed.
+
+    Raises:
+        UserError: it is something else (truth values and 2.0 too), or too small.
+    """
+    number = python_number(value)
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        given = " ".join(repr(value).split())[:60]
+        raise UserError(
+            f"{key}: {given} is not a whole number {f'above {least - 1}' if least else '(0 or more)'}"
+        )
+    return int(number)
+
+
 def _plain(hint: type, value: Any, key: str) -> Any:
+    value = python_number(value)
     if hint is float and type(value) in (int, float):
         if not math.isfinite(value):
             raise UserError(f"{key}: {value} is not a finite number")

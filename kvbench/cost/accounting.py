@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kvbench.config.errors import UserError
+from kvbench.config.typed import whole
 from kvbench.cost.shapes import ModelShape
 from kvbench.methods import Budget, Eviction, LayerRule, Method, Resolved, Shape, build
 from kvbench.methods.per_query_head import SLOT
@@ -165,9 +166,7 @@ def account(
     Raises:
         UserError: an unknown name, or a parameter or budget that is not allowed.
     """
-    for name, value in (("prompt", prompt), ("new", new)):
-        if value < 1:
-            raise UserError(f"{name}: {value} is not above 0")
+    prompt, new = whole("prompt", prompt, 1), whole("new", new, 1)
     if element not in _DTYPES:
         raise UserError(f"element: {element} is not one of {', '.join(map(str, _DTYPES))}")
     label = method if isinstance(method, str) else ""

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvbench.config.errors import UserError
+from kvbench.config.typed import whole
 from kvbench.engine.attention import NAME, register_attention
 from kvbench.engine.batch import BatchCache, BatchLayer
 from kvbench.engine.compress import cell_lanes
@@ -48,7 +49,7 @@ def cache(
         `model.generate(**inputs, past_key_values=kvbench.cache(model, "rocketkv", tokens=512,
         max_new_tokens=128), max_new_tokens=128)`
     """
-    built = build({"method": method, **params})
+    built, max_new_tokens = build({"method": method, **params}), whole("max_new_tokens", max_new_tokens, 1)
     budget = None
     if tokens is not None or ratio is not None:
         budget = Budget(tokens=tokens, ratio=None if ratio is None else str(ratio))

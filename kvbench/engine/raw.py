@@ -12,6 +12,7 @@ from torch import Tensor
 from kvbench.config.errors import UserError
 from kvbench.config.numbers import NotFiniteError
 from kvbench.engine.finite import check, check_scores, check_snapshot
+from kvbench.config.typed import whole
 from kvbench.kernels.attention_sum import attention_sum
 from kvbench.methods import Budget, Kept, LayerSnapshot, Method, Quota, Shape, build
 
@@ -54,11 +55,12 @@ def keep(
     _check(q_BQTD, k_BHTD, v_BHTD)
     if k_BHTD.shape[2] != q_BQTD.shape[2]:
         raise UserError("q: needs the queries of all prompt tokens")
-    if not 0 <= layer < num_layers:
+    num_layers, layer = whole("num_layers", num_layers, 1), whole("layer", layer, 0)
+    if layer >= num_layers:
         raise UserError(f"layer: {layer} is not in [0, num_layers={num_layers})")
     built = build({"method": method, **params})
     batch, heads, length, dim = k_BHTD.shape
-    shape = Shape(length, max_new_tokens, num_layers, dim)
+    shape = Shape(length, whole("max_new_tokens", max_new_tokens, 0), num_layers, dim)
     resolved = built.resolve(shape, _budget(tokens, ratio))
     eviction, count = resolved.eviction, resolved.rules[layer].keep
     if layer % getattr(eviction, "n_reuse", 1):
@@ -122,7 +124,8 @@ def select(
     _check(q_BQD[:, :, None], k_BHTD, v_BHTD)
     built = build({"method": method, **params})
     batch, heads, length, dim = k_BHTD.shape
-    shape = Shape(prompt_tokens or length, max_new_tokens, _dense_layers(built) + 1, dim)
+    prompt = length if prompt_tokens is None else whole("prompt_tokens", prompt_tokens, 1)
+    shape = Shape(prompt, whole("max_new_tokens", max_new_tokens, 0), _dense_layers(built) + 1, dim)
     resolved = built.resolve(shape, _budget(tokens, ratio))
     selection, count = resolved.selection, resolved.rules[-1].read
     if count is None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import ROUND_FLOOR, Decimal
+from decimal import ROUND_FLOOR, Decimal, InvalidOperation
 
 from kvbench.config.errors import UserError
+from kvbench.config.typed import whole
 from kvbench.methods.snapshot import Kept
 
 
@@ -16,6 +17,10 @@ class Budget:
 
     Exactly one of `tokens` and `ratio` is set. A ratio is the fraction retained of the compressed tokens,
     floored in decimal arithmetic (0.1 of 1000 is 100) and at least 1.
+
+    Attributes:
+        tokens: a whole number, of numpy or torch too.
+        ratio: a decimal number in (0, 1], kept as text.
     """
 
     tokens: int | None = None
@@ -24,11 +29,10 @@ class Budget:
     def __post_init__(self) -> None:
         if (self.tokens is None) == (self.ratio is None):
             raise UserError("budget: give exactly one of tokens and ratio")
-        value = self.tokens
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise UserError(f"budget.tokens: {value!r} is not a whole number above 0")
-        if self.ratio is not None and not 0 < Decimal(str(self.ratio)) <= 1:
-            raise UserError(f"budget.ratio: {self.ratio} is not in (0, 1]")
+        if self.tokens is not None:
+            object.__setattr__(self, "tokens", whole("budget.tokens", self.tokens, 1))
+        if self.ratio is not None:
+            object.__setattr__(self, "ratio", _fraction(self.ratio))
 
     def of(self, compressed: int) -> int:
         """The budget in tokens for a prompt of `compressed` tokens."""
@@ -40,6 +44,17 @@ class Budget:
     def label(self) -> str:
         """Short form for tables: `256`, `0.1x`."""
         return str(self.tokens) if self.tokens is not None else f"{self.ratio}x"
+
+
+def _fraction(ratio: object) -> str:
+    text = " ".join(str(ratio).split())
+    try:
+        exact = Decimal(text)
+    except InvalidOperation:
+        exact = Decimal(0)
+    if not exact.is_finite() or not 0 < exact <= 1:
+        raise UserError(f"budget.ratio: {text[:60]} is not in (0, 1]")
+    return text
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,10 @@ class EntropyGatedChunkKV(Eviction):
         chunks = -(-len(scores) // self.chunk)
         rows_CX = torch.nn.functional.pad(scores, (0, chunks * self.chunk - len(scores)), value=-torch.inf)
         rows_CX = rows_CX.view(chunks, self.chunk)
-        sizes_C = rows_CX.isfinite().sum(1)
-        means_C = rows_CX.masked_fill(rows_CX.isinf(), 0).sum(1) / sizes_C
-        entropies_C = _entropy(rows_CX, sizes_C)
+        inside_CX = torch.arange(chunks * self.chunk, device=scores.device).view(chunks, -1) < len(scores)
+        sizes_C = inside_CX.sum(1)
+        means_C = rows_CX.masked_fill(~inside_CX, 0).sum(1) / sizes_C
+        entropies_C = _entropy(rows_CX, inside_CX)
         gated = (means_C >= means_C.median()) & (entropies_C < entropies_C.median())
         wanted_C = torch.where(gated, sizes_C.clamp(max=self.spiky), sizes_C)
         order = means_C.sort(descending=True, stable=True).indices
@@ -65,9 +66,9 @@ class EntropyGatedChunkKV(Eviction):
         return Kept([chosen.nonzero()[:, 0]] * snapshot.heads)
 
 
-def _entropy(rows_CX: Tensor, sizes_C: Tensor) -> Tensor:
+def _entropy(rows_CX: Tensor, inside: Tensor) -> Tensor:
     """Entropy of each chunk's scores, normalised to sum to 1, relative to the maximum possible."""
-    inside = rows_CX.isfinite()
+    sizes_C = inside.sum(1)
     lowest = rows_CX.masked_fill(~inside, torch.inf).amin(1, keepdim=True).clamp(max=0)
     shares = (rows_CX - lowest).masked_fill(~inside, 0)
     shares = shares / (shares.sum(1, keepdim=True) + 1e-8)

@@ -11,6 +11,8 @@ from typing import Any
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from kvbench.config.compose import RUNS, compose
+from kvbench.config.errors import UserError
+from kvbench.config.typed import python_number
 from kvbench.runs.config import RunConfig
 
 # set from the cell; the user's other overrides are repeated unchanged
@@ -84,6 +86,10 @@ def text(value: Any) -> str:
         return "[" + ",".join(text(item) for item in value) + "]"
     if isinstance(value, str):
         return QuotedString(value, Quote.single).with_quotes()
+    value = python_number(value)
+    if value is not None and not isinstance(value, bool | int | float):
+        given = " ".join(repr(value).split())[:60]
+        raise UserError(f"{given} is not a number, text, list or set of keys")
     return json.dumps(value)
 
 
