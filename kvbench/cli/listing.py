@@ -93,6 +93,8 @@ def _methods(groups: Groups) -> list[dict[str, Any]]:
         # the method of a plugin is unknown here
         cls = classes.get(settings.pop("method", ""))
         of_class = cls.constants if cls else {}
+        of_mode = of_class.get("source_defaults", {}).get(settings.get("mode"), {})
+        settings = {key: of_mode.get(key) if value is None else value for key, value in settings.items()}
         row = {
             "name": name,
             "family": of_class.get("family", ""),

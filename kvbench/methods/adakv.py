@@ -36,7 +36,8 @@ class AdaKV(SnapKV):
 
     differs = (
         "The code's default argument for alpha is 0.5; its LongBench script passes 0.2, which is the "
-        "default here. The code stores K and V per query head."
+        "default here. The code stores K and V per query head; with `--gqa_support` it stores them per KV head and "
+        "ranks by the mean (or maximum) over the group, and `heads=kv_head` is that form with the mean."
     )
     source = (
         "Feng et al. 2024, arXiv 2407.11550, Algorithm 1; official window 32, kernel 7, max pooling, heads "

@@ -31,12 +31,17 @@ class ChunkKV(Eviction):
     """Keeps the observation window and the chunks of tokens that it attends to most.
 
     `mode=paper`: the chunks before the window are ranked by their summed attention and taken in this order until budget
-    - window tokens are kept; the last one is cut to its first tokens, so that the budget is met exactly. The paper
-    takes the window from the tail of the selection instead, which is the same if the window's chunks rank first;
-    softmax is used, which its pseudo-code omits. Each run of `n_reuse` layers shares the indices of its first layer.
+    - window tokens are kept; the last one is cut to its first tokens, so that the budget is met exactly. Each run of
+    `n_reuse` layers shares the indices of its first layer. Algorithm 1 to the letter ranks the window's chunks too,
+    takes the best floor(budget / chunk), cuts their tokens by position to budget - window, and appends the window. So a
+    token of the window may be held twice, and the latest chosen chunks go whatever their rank; here the window's part
+    of the budget is set aside first, and the last chunk by rank is cut. Both keep the same tokens where the window's
+    chunks are among the chosen ones and the chunk divides window, budget and prompt: seldom, as 10 does not divide a
+    window of 32. The softmax, which the pseudo-code omits, is used.
+
     `mode=kvpress`: as kvpress 0.5.5 around the press that `scorer` names: one ranking per layer, by the mean over the
     chunk of the sum over heads, and `int(chunks * fraction)` whole chunks but at least one, so that fewer tokens than
-    the budget may be kept and parts of the window evicted; kvpress's own settings are window 64, kernel 5, chunk 20.
+    the budget may be kept and parts of the window evicted.
 
     Both modes cut the prompt at `offset` and every `chunk` tokens from there. As an ablation, `chunks=sentence` or
     `chunks=punctuation` cuts it at boundaries of the text and, between them, every `chunk` tokens; chunks of unequal

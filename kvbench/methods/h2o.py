@@ -17,17 +17,18 @@ from kvbench.methods.registry import register
 class H2O(Eviction):
     """Keeps the most recent tokens and, of the others, those that received the most attention from all queries.
 
-    `recent` is the share of the budget for recent tokens, half in the official example. Attention is summed over the
+    `recent` is the share of the budget for recent tokens, half in the official examples. Attention is summed over the
     group of a KV head; the official code has one query head per KV head. Decode steps add to the sums and evict, so
     that the cache never holds more than the budget.
     """
 
     differs = (
-        "The official code simulates eviction with masks, with shares of the prompt's length (heavy 10 %, "
-        "recent 10 %) instead of a budget; KVCache-Factory's H2O has no decode-time update. Shares of a "
-        "budget are the same rule at another scale."
+        "The official code has two forms. One (`utils_real_drop`) drops tokens, with absolute numbers of heavy and "
+        "recent ones; with the same numbers it keeps what is kept here. The other (`utils_hh`) simulates eviction "
+        "with masks, with shares of the prompt's length (heavy 10 %, recent 10 %). KVCache-Factory's H2O has no "
+        "decode-time update."
     )
-    source = "Zhang et al. 2023, arXiv 2306.14048, Algorithm 1; the official example gives 10 % of T to each"
+    source = "Zhang et al. 2023, arXiv 2306.14048, Algorithm 1; the official examples give both equally many"
     budget_meaning = "tokens held per KV head, recent ones included, also while decoding"
     bytes_formula = "2 * keep * D * element + 4 * keep; the sums are stored too"
 

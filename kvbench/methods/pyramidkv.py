@@ -37,8 +37,9 @@ class PyramidKV(SnapKV):
 
     positive = (*SnapKV.positive, "beta")
     source_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        **SnapKV.source_defaults, "paper": {"window": 8, "pool": "max", "kernel": 7},
-    }  # fmt: skip
+        "paper": {"window": 8, "pool": "max", "kernel": 7},
+        "kvpress": {"window": 64, "pool": "avg", "kernel": 5},
+    }
 
     beta: int = 20
 

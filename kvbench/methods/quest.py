@@ -18,17 +18,21 @@ from kvbench.methods.registry import register
 class Quest(Selection):
     """Reads the pages whose channel-wise bounds allow the highest logit; nothing is evicted.
 
-    The page of the newest token is always read, as in the official CUDA path; here it counts within the budget.
+    The page of the newest token is always read and counts within the budget, as in the official CUDA path.
     `heads=query_head` is the official form (every query head chooses its own pages); `heads=kv_head` sums the bounds
     over the group. The first `dense_layers` layers read everything.
     """
 
     differs = (
-        "The official CUDA path reads the newest page on top of the budget; its evaluation path does not "
-        "force it. The paper chooses per query head; RocketKV's baseline is group-wise, as is the default "
-        "here."
+        "The official CUDA path reads budget // page pages, the newest always among them, and has no minimum; the "
+        "official evaluation path reads at least 3 pages and does not force the newest. Here both hold: at least 3 "
+        "pages, the newest among them. The paper chooses per query head; RocketKV's baseline is group-wise, as is "
+        "the default here."
     )
-    source = "Tang et al. 2024, arXiv 2406.10774, section 3; page 16, at least 3 pages, 2 dense layers are official"
+    source = (
+        "Tang et al. 2024, arXiv 2406.10774, section 3; page 16 and 2 dense layers are official, at least 3 pages "
+        "those of its evaluation path"
+    )
     budget_meaning = "tokens attended per step: max(3, budget // page) pages"
     bytes_formula = "2 * T * D * element + 2 * ceil((T + M) / page) * D * element"
 

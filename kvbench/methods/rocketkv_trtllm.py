@@ -47,14 +47,15 @@ class RocketKVTensorRT(Method):
     """RocketKV with TensorRT-LLM's fixed sizes: keeps 2048 prompt tokens and reads the best 64 pages of 4 tokens.
 
     There is no budget: every prompt gets the same sizes. Pages are scored in all channels, so that the temperature is 1
-    / sqrt(D). Not copied: zeros that widen the bounds of a last, partial page, and pages stored as fp8 (use format
-    fp8_e5m2 for K and V). `pages * page` tokens are read where the original reads `pages` pages, one of which may be
-    partial.
+    / sqrt(D); the original's `topr` of 128 is all of them too, unless a head has more. Not copied: a softmax over
+    pages, in which a last, partial page counts as much as a full one (here each token counts); zeros that widen the
+    bounds of that page; and pages stored as fp8 (use format fp8_e5m2 for K and V). `pages * page` tokens are read where
+    the original reads `pages` pages, one of which may be partial.
     """
 
     differs = (
         "Unlike the paper: softmax without the window's keys, no temperature, no adaptive split, no choice "
-        "of channels."
+        "of channels (topr is 128)."
     )
     source = (
         "TensorRT-LLM, tensorrt_llm/_torch/attention_backend/sparse/rocket, its defaults; not the paper's"

@@ -165,7 +165,10 @@ def test_ls_says_everything_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(entry["name"] and entry["description"] for entry in entries), what
     assert cli.main(["ls", "methods", "snapkv", "--json"]) == 0
     (snapkv,) = json.loads(capsys.readouterr().out)
-    assert snapkv["family"] == "eviction" and snapkv["parameters"]["window"] == 32
+    assert snapkv["family"] == "eviction"
+    assert snapkv["parameters"] == {
+        "mode": "paper", "heads": "kv_head", "window": 32, "pool": "max", "kernel": 7,
+    }  # fmt: skip
 
 
 def test_a_bare_command_shows_the_way(capsys: pytest.CaptureFixture[str]) -> None:

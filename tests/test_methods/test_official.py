@@ -353,3 +353,53 @@ def test_every_window_is_within_the_turn(entry, turn):
             for eviction, layer in ((build(own).eviction, whole), (build(entry).eviction, later))
         )
         assert lists(kept.positions) == lists(expected.positions)
+
+
+def algorithm_1(q, k, window, chunk, budget):
+    """ChunkKV's Algorithm 1 to the letter, but for the softmax and the sum over heads.
+
+    Returns:
+        The tokens of the chosen chunks, and the tokens held, both in order.
+    """
+    chunks = window_attention(q, k, window).sum((0, 1)).split(chunk)
+    chosen = best(torch.stack([part.sum() for part in chunks]), budget // chunk)
+    tokens = [token for n in chosen for token in range(n * chunk, n * chunk + len(chunks[n]))]
+    return tokens, tokens[: budget - window] + list(range(LENGTH - window, LENGTH))
+
+
+def draw_to_the_window(seed):
+    """Keys of the last tokens draw attention, the late ones most, as few queries see them."""
+    q, k, v = draw(8, 2, seed=seed)
+    draws = torch.tensor([1.0, 1.5, 4.0]).repeat_interleave(10)[:, None]
+    k[:, :, -30:] += draws * q[:, ::4, -30:].mean(2, keepdim=True) * 3
+    return q, k, v
+
+
+@pytest.mark.parametrize("budget", [50, 70, 110])
+def test_chunkkv_is_algorithm_1_where_its_window_ranks_first_and_chunks_fit(budget):
+    # 150 tokens, window and budgets in whole chunks of 10
+    compared = 0
+    for seed in range(20):
+        q, k, v = draw_to_the_window(seed)
+        (kept,) = kvbench.keep("chunkkv", q, k, v, tokens=budget, window=30, chunk=10)
+        chosen, held = algorithm_1(q, k, 30, 10, budget)
+        if {*range(120, 150)} <= {*chosen}:
+            compared += 1
+            assert lists(kept) == [held] * 2
+    assert compared > 4
+
+
+def test_chunkkv_and_algorithm_1_differ_elsewhere():
+    same = twice = by_position = 0
+    for seed in range(90):
+        q, k, v = draw(8, 2, seed=seed, scale=1.0) if seed % 2 else draw_to_the_window(seed)
+        budget = 40 + seed
+        (kept,) = kvbench.keep("chunkkv", q, k, v, tokens=budget, window=32, chunk=10)
+        window, (chosen, held) = {*range(LENGTH - 32, LENGTH)}, algorithm_1(q, k, 32, 10, budget)
+        # the budget is met exactly, without a token held twice
+        assert len(kept[0]) == budget and window <= {*kept[0].tolist()}
+        same += {*kept[0].tolist()} == {*held}
+        twice += len(held) > len({*held})
+        by_position += len({*chosen} - window - {*held}) > 0
+    # here its literal form stores tokens twice, and drops the latest chosen chunks whatever their rank
+    assert 0 < same < 30 and twice > 0 and by_position > 0
