@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kvbench.config.errors import UserError
 from kvbench.config.numbers import NotFiniteError
-from kvbench.engine.finite import check, check_scores, check_snapshot
 from kvbench.config.typed import whole
+from kvbench.engine.finite import check, check_scores, check_snapshot
 from kvbench.kernels.attention_sum import attention_sum
 from kvbench.methods import Budget, Kept, LayerSnapshot, Method, Quota, Shape, build
 

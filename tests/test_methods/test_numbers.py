@@ -126,10 +126,10 @@ def test_tensors_that_are_not_finite_are_refused(place, bad):
     data = [x.clone() for x in DATA]
     data[place][0, 1, 17, 3] = bad
     for name in ("knorm", "snapkv", "egchunkkv", "h2o"):
-        with pytest.raises(UserError, match=rf"^{'qkv'[place]}: has numbers that are not finite$"):
+        with pytest.raises(UserError, match=rf"^{'qkv'[place]}: [^\n]*NaN or an infinity among the numbers$"):
             kvbench.keep(name, *data, tokens=16)
     if place:
-        with pytest.raises(UserError, match="has numbers that are not finite"):
+        with pytest.raises(UserError, match="NaN or an infinity"):
             kvbench.select("quest", Q_NOW, *data[1:], tokens=48, dense_layers=0)
 
 
