@@ -5,7 +5,7 @@ kvpress needs transformers < 5.3, so it needs its own environment:
     python -m venv kvpress-env
     kvpress-env/bin/pip install torch kvpress==0.5.5
     kvpress-env/bin/pip install --no-deps .
-    kvpress-env/bin/python tests/kvbench_testing/compare_with_kvpress.py --cases 400
+    kvpress-env/bin/python tests/parity/check_kvpress.py --cases 400
 
 A case is one draw of queries, keys and values with real RoPE, a grouping of heads, a length and a fraction to
 remove. Cases that kvpress leaves to chance or gets wrong are skipped: budgets that hold only part of its
@@ -139,7 +139,8 @@ def positions_of(press: object, case: Case, attentions: Tensor | None) -> list[l
 
 
 WINDOW = 64
-LIKE_KVPRESS = {"mode": "kvpress", "window": WINDOW, "kernel": 5}
+#: its settings follow from the mode
+LIKE_KVPRESS = {"mode": "kvpress"}
 
 
 def always(case: Case) -> bool:
@@ -187,9 +188,8 @@ def chunks_beyond_window(case: Case, chunk: int) -> bool:
 
 def comparisons() -> dict[str, Comparison]:
     """Every press with an equal method."""
-    snap = {**LIKE_KVPRESS, "pool": "avg"}
     found = {
-        "SnapKV": Comparison(kvpress.SnapKVPress, "snapkv", snap, beyond_window),
+        "SnapKV": Comparison(kvpress.SnapKVPress, "snapkv", LIKE_KVPRESS, beyond_window),
         "StreamingLLM": Comparison(kvpress.StreamingLLMPress, "streaming_llm", {}),
         "TOVA": Comparison(kvpress.TOVAPress, "tova", {"mode": "kvpress"}),
         "Knorm": Comparison(kvpress.KnormPress, "knorm", {}),
@@ -203,13 +203,13 @@ def comparisons() -> dict[str, Comparison]:
         press = partial(kvpress.PyramidKVPress, beta=beta)
         fits = partial(pyramid_beyond_window, beta=beta)
         found[f"PyramidKV beta {beta}"] = Comparison(
-            press, "pyramidkv", {**snap, "beta": beta}, fits, by_ratio=True
+            press, "pyramidkv", {**LIKE_KVPRESS, "beta": beta}, fits, by_ratio=True
         )
     for alpha in (0.2, 0.9):
         found[f"AdaKV(SnapKV) {alpha}"] = Comparison(
             lambda r, alpha=alpha: kvpress.AdaKVPress(kvpress.SnapKVPress(r), alpha),
             "adakv",
-            {**snap, "alpha": alpha},
+            {**LIKE_KVPRESS, "alpha": alpha},
             beyond_window,
         )
     found["AdaKV(ExpectedAttention)"] = Comparison(
@@ -221,10 +221,12 @@ def comparisons() -> dict[str, Comparison]:
     presses = {"snapkv": kvpress.SnapKVPress, "knorm": kvpress.KnormPress, "keydiff": kvpress.KeyDiffPress}
     for scorer, press in presses.items():
         for chunk in (7, 10, 20):
+            # 20 is the default of both
+            own, theirs = ({}, {}) if chunk == 20 else ({"chunk": chunk}, {"chunk_length": chunk})
             found[f"ChunkKV({scorer}) {chunk}"] = Comparison(
-                lambda r, press=press, chunk=chunk: kvpress.ChunkKVPress(press(r), chunk_length=chunk),
+                lambda r, press=press, theirs=theirs: kvpress.ChunkKVPress(press(r), **theirs),
                 "chunkkv",
-                {**LIKE_KVPRESS, "scorer": scorer, "chunk": chunk},
+                {**LIKE_KVPRESS, "scorer": scorer, **own},
                 partial(chunks_beyond_window, chunk=chunk) if scorer == "snapkv" else always,
                 by_ratio=True,
                 rows=1,
