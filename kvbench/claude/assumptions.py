@@ -31,12 +31,12 @@ class Assumptions:
         default="ignored",
         metadata={"code": "U2", "alternative": "matched", "text": "a 5m marker may read a 1h entry, or not"},
     )
-    refresh: Literal["hit", "prefixes"] = field(
+    refresh: Literal["hit", "markers", "prefixes"] = field(
         default="hit",
         metadata={
             "code": "U3",
             "alternative": "prefixes",
-            "text": "a read refreshes shorter entries, or not",
+            "text": "a read refreshes shorter entries (all, or those under the request's own markers), or not",
         },
     )
     string_form: Literal["equal", "distinct"] = field(

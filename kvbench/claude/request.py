@@ -7,8 +7,8 @@ and a request that extends another one only adds nodes for the extension.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 TOOLS, SYSTEM, MESSAGES = 0, 1, 2
 TIERS = ("tools", "system", "messages")
@@ -47,11 +47,14 @@ class ContentBlock:
         hash: hash of the content, with sorted JSON keys and bare strings as text blocks.
         tokens: tokens of this block alone.
         source: source of the token count: usage, scaled, fixture, reconstructed, estimate.
-        order: hash of the JSON as sent, 0 if its keys are sorted (assumption U6).
+        order: hash of the JSON as sent, 0 if its keys are in the usual order (assumption U6).
         string: the content was a bare string (assumption U4).
         message: index of the block's message, -1 outside messages.
         type: the block's type name, for reports.
         markable: the block may carry cache_control (R5).
+        content: hash of the content regardless of its place in a message, 0 if not recorded.
+        undated: hash of the content with dates and times masked, 0 if it has none.
+        unnumbered: hash of the content with dates, times, numbers and random ids masked, 0 if it has none.
     """
 
     tier: int
@@ -64,6 +67,9 @@ class ContentBlock:
     message: int = -1
     type: str = "text"
     markable: bool = True
+    content: int = 0
+    undated: int = 0
+    unnumbered: int = 0
 
 
 class Node:
@@ -72,6 +78,7 @@ class Node:
     __slots__ = (
         "__weakref__",
         "block_hash",
+        "contents",
         "cum",
         "index",
         "kind",
@@ -93,6 +100,7 @@ class Node:
         message: int = -1,
         block_hash: int = 0,
         markable: bool = True,
+        contents: Sequence[int] = (),
     ) -> None:
         """Appends a block to a chain.
 
@@ -105,6 +113,7 @@ class Node:
             message: index of its message.
             block_hash: hash of the block alone.
             markable: the block may carry cache_control.
+            contents: hashes of what it holds regardless of its place, of equal size: its content, or its hash ids.
         """
         self.parent = parent
         self.cum = cum
@@ -114,6 +123,7 @@ class Node:
         self.message = message
         self.block_hash = block_hash
         self.markable = markable
+        self.contents = contents
         self.index = 0 if parent is None else parent.index + 1
         # nearest server-tool result at or before this block, where the API sets a breakpoint (R7)
         self.server = self if kind == SERVER_RESULT else None if parent is None else parent.server
@@ -174,7 +184,15 @@ def append(parent: Node, block: ContentBlock, hashing: Hashing, salts: Sequence[
     value = hashing.value(block)
     tokens = parent.tokens + block.tokens
     return Node(
-        parent, mix(cum, (value,)), tokens, block.tier, block.kind, block.message, value, block.markable
+        parent,
+        mix(cum, (value,)),
+        tokens,
+        block.tier,
+        block.kind,
+        block.message,
+        value,
+        block.markable,
+        (block.content or block.hash,),
     )
 
 
@@ -218,6 +236,8 @@ class Request:
         geo: `inference_geo`, "us" costs more.
         speed: "fast" or "".
         blocks: the blocks, if the trace has them, for reports.
+        params: the parameters that affect the prefix, as in `ParsedRequest`.
+        api_reason: type of the API's own `diagnostics.cache_miss_reason`, "" if it gave none.
     """
 
     id: str
@@ -238,6 +258,8 @@ class Request:
     speed: str = ""
     tail: int = 0
     blocks: tuple[ContentBlock, ...] = ()
+    params: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    api_reason: str = ""
 
 
 def chain(

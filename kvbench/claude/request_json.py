@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kvbench.claude.request import (
@@ -28,6 +28,7 @@ from kvbench.claude.request import (
     last_markable,
     tier_ends,
 )
+from kvbench.claude.masks import masked
 from kvbench.claude.tokens import IMAGE_TOKENS, Counter, weakest
 
 Json = Mapping[str, Any]
@@ -73,13 +74,22 @@ class ParsedRequest:
     tool_prompt: str = ""
 
 
-def parse(body: Json, counter: Counter, betas: Sequence[str] = ()) -> ParsedRequest:
+def parse(
+    body: Json,
+    counter: Counter,
+    betas: Sequence[str] = (),
+    *,
+    known: Sequence[ContentBlock] = (),
+    masks: bool = True,
+) -> ParsedRequest:
     """Parses a request body.
 
     Args:
         body: the request's JSON, valid.
         counter: counts each block's tokens.
         betas: values of the anthropic-beta header.
+        known: blocks of an earlier request, whose masked hashes are taken where the blocks are the same.
+        masks: also hash each block without dates and numbers, which names what changed in it.
     """
     model = str(body.get("model", ""))
     blocks: list[ContentBlock] = []
@@ -88,7 +98,15 @@ def parse(body: Json, counter: Counter, betas: Sequence[str] = ()) -> ParsedRequ
         control = _control(item)
         if control is not None:
             markers.append((len(blocks), ttl_of(control)))
-        blocks.append(_block(tier, message, role if first else role + "+", item, string, counter, model))
+        block = _block(tier, message, role if first else role + "+", item, string, counter, model)
+        if masks:
+            before = known[len(blocks)] if len(blocks) < len(known) else None
+            if before is not None and (before.hash, before.string) == (block.hash, string):
+                found = before.undated, before.unnumbered
+            else:
+                found = masked(_canonical(_bare(item)))
+            block = replace(block, undated=found[0], unnumbered=found[1])
+        blocks.append(block)
     top = body.get("cache_control")
     automatic = None if top is None else ttl_of(top)
     return ParsedRequest(tuple(blocks), tuple(markers), automatic, _params(body, betas), _tool_prompt(body))
@@ -140,6 +158,7 @@ def build_request(
         speed=speed,
         tail=tail,
         blocks=parsed.blocks,
+        params=parsed.params,
     )
 
 
@@ -207,7 +226,8 @@ def text_of(item: Json) -> str:
         return str(item["text"])
     if item.get("type") == "tool_result" and isinstance(item.get("content"), str):
         return item["content"]
-    return json.dumps(_without_data(_bare(item)), ensure_ascii=False)
+    # sorted, so that the order of the keys does not move the count of a tokenizer
+    return json.dumps(_without_data(_bare(item)), ensure_ascii=False, sort_keys=True)
 
 
 def _without_data(value: Any) -> Any:
@@ -290,10 +310,9 @@ def _block(
 ) -> ContentBlock:
     type_ = "tool" if tier == TOOLS else str(item.get("type", "text"))
     bare = _bare(item)
-    canonical = json.dumps(bare, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    canonical = _canonical(bare)
     as_sent = json.dumps(bare, separators=(",", ":"), ensure_ascii=False)
-    # client libraries write a block's keys in a fixed order; only the JSON inside it varies
-    ordered = _sorted_inside(bare)
+    usual = as_sent == canonical or as_sent == json.dumps(_type_first(bare), separators=(",", ":"), ensure_ascii=False)
     tokens, source = counter.count(text_of(item), model)
     if tier == TOOLS and str(item.get("type", "")).endswith("_toolset"):
         # one entry stands for several tools whose definitions the API adds
@@ -306,12 +325,17 @@ def _block(
         hash=digest(place + canonical),
         tokens=tokens,
         source=source,
-        order=0 if ordered else digest(as_sent),
+        order=0 if usual else digest(as_sent),
         string=string,
         message=message,
         type=type_,
         markable=markable(item),
+        content=digest(canonical) if place else 0,
     )
+
+
+def _canonical(value: Json) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def markable(item: Json) -> bool:
@@ -346,10 +370,11 @@ def _bare(item: Json) -> dict[str, Any]:
     return bare
 
 
-def _sorted_inside(item: Json) -> bool:
-    """Whether the free-form JSON of a block (tool input, input schema) has sorted keys."""
-    free = {key: item[key] for key in ("input", "input_schema") if key in item}
-    return json.dumps(free, sort_keys=True) == json.dumps(free)
+def _type_first(value: Any) -> Any:
+    """A copy with sorted keys, `type` first: the order in which client libraries write text blocks."""
+    if isinstance(value, Mapping):
+        return {key: _type_first(value[key]) for key in sorted(value, key=lambda key: (key != "type", key))}
+    return [_type_first(item) for item in value] if isinstance(value, list) else value
 
 
 def _params(body: Json, betas: Sequence[str]) -> dict[str, dict[str, str]]:

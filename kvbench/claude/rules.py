@@ -163,7 +163,7 @@ class Cache:
         start = 0
         if hit is not None and entry is not None:
             start = hit.tokens - hit.tokens % self.assumptions.granularity
-            self._refresh(hit, entry, fives, hours, now)
+            self._refresh(hit, entry, usable, now, fives, hours)
         last_index = -1 if hit is None else hit.index
         written = [marker for marker in usable if marker[0].index > last_index]
         hour_end = start
@@ -230,8 +230,10 @@ class Cache:
             return False
         return not (self._conversation and (before.tier < MESSAGES or kind == THINKING))
 
-    def _refresh(self, hit: Node, entry: Entry, fives: Store, hours: Store, now: float) -> None:
-        """Restarts the TTL at the start of the request that reads (R13, R14)."""
+    def _refresh(
+        self, hit: Node, entry: Entry, markers: Sequence[Marker], now: float, fives: Store, hours: Store
+    ) -> None:
+        """Restarts the TTL at the start of the request that reads (R13, R14); which entries it reaches is U3."""
         for store, ttl in ((fives, 300), (hours, 3600)):
             held = store.get(hit.cum)
             # with separate TTL classes, only the class that was read is refreshed
@@ -240,11 +242,19 @@ class Cache:
         if self.assumptions.refresh == "prefixes":
             node = hit.parent
             while node is not None and node.index:
-                for store, ttl in ((fives, 300), (hours, 3600)):
-                    held = store.get(node.cum)
-                    if held is not None and held.visible <= now <= held.expires:
-                        held.expires = max(held.expires, now + ttl)
+                self._renew(node, ((fives, 300), (hours, 3600)), now)
                 node = node.parent
+        elif self.assumptions.refresh == "markers":
+            for node, ttl in markers:
+                if node.index < hit.index:
+                    classes = ((fives, 300), (hours, 3600))
+                    self._renew(node, [(s, t) for s, t in classes if self._plain or t == ttl], now)
+
+    def _renew(self, node: Node, classes: Sequence[tuple[Store, int]], now: float) -> None:
+        for store, ttl in classes:
+            held = store.get(node.cum)
+            if held is not None and held.visible <= now <= held.expires:
+                held.expires = max(held.expires, now + ttl)
 
     def _write(self, store: Store, cum: int, now: float, expires: float, visible: float) -> None:
         held = store.get(cum)

@@ -130,14 +130,14 @@ class Engine:
             ApiError: the request is not valid.
         """
         self._check(body, {}, needs_max=False)
-        parsed = request_json.parse(body, self.counter)
+        parsed = request_json.parse(body, self.counter, masks=False)
         hidden = self.prices.tool_prompt(body["model"], parsed.tool_prompt)
         return hidden + sum(block.tokens for block in parsed.blocks)
 
     def _serve(self, body: Json, headers: Mapping[str, str], name: str) -> Usage:
         self._check(body, headers, needs_max=True)
         betas = [beta.strip() for beta in headers.get("anthropic-beta", "").split(",") if beta.strip()]
-        parsed = request_json.parse(body, self.counter, betas)
+        parsed = request_json.parse(body, self.counter, betas, masks=False)
         if not parsed.blocks:
             raise ApiError(400, "invalid_request_error", "messages: at least one block is required")
         request = request_json.build_request(

@@ -280,7 +280,7 @@ def test_bad_lines_of_a_recorded_trace(server, recorder, prices, clock):
     )
     five = json.dumps({**row, "markers": [[0, "5m"]] * 5})
     order = json.dumps({**row, "markers": [[0, "5m"], [1, "1h"]], "automatic": None})
-    back = json.dumps({**row, "t": 1.0})
+    back = json.dumps({**row, "id": "again", "t": row["t"] - 1})
     usage = json.dumps({**row, "usage": {"read": -4}})
     bad = ["{broken", unknown, negative, missing, five, order, usage]
     recorder.path.write_text("\n".join([*good[:1], *bad, *good[1:], back]) + "\n")

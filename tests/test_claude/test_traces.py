@@ -131,7 +131,7 @@ def test_bad_sessions_are_reported_and_the_rest_is_used(load):
         "s0.json: request 2: token counts must not be negative",
         "s0.json: request 3: hash_ids do not fit in=10",
         "s0.json: request 4: KeyError: 'model'",
-        "s0.json: request 5: TypeError",
+        "s0.json: request 5: token counts must be whole numbers (out=None)",
         "s1.json, line 2: not a session (JSONDecodeError",
         "s2.json: request 1: its time 40.0 runs backwards; set to the time of the previous one",
         "s3.json: not a session (KeyError: 'block_size')",

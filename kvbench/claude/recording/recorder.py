@@ -172,11 +172,11 @@ class Recorder:
     def _prompt(
         self, request: Mapping[str, Any], session: str, betas: list[str], *, ok: bool
     ) -> dict[str, Any]:
+        before = self._blocks.get(session, ())
         try:
-            parsed = request_json.parse(request, self.counter, betas)
+            parsed = request_json.parse(request, self.counter, betas, known=before)
         except (KeyError, TypeError, AttributeError):
             return {"same": 0, "blocks": [], "markers": [], "automatic": None, "params": {}}
-        before = self._blocks.get(session, ())
         same = 0
         while same < min(len(before), len(parsed.blocks)) and before[same] == parsed.blocks[same]:
             same += 1
@@ -206,8 +206,9 @@ def block_json(block: ContentBlock) -> dict[str, Any]:
         "tokens": block.tokens,
         "source": block.source,
     }
-    if block.order:
-        line["order"] = f"{block.order:016x}"
+    for name in ("order", "content", "undated", "unnumbered"):
+        if value := getattr(block, name):
+            line[name] = f"{value:016x}"
     if block.string:
         line["string"] = True
     if block.message >= 0:

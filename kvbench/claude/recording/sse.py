@@ -30,12 +30,14 @@ class Reply:
         events: the usage objects of message_start and message_delta as sent (streams only).
         error: type and message of an error body.
         notes: inconsistencies.
+        diagnostics: the API's own account of a cache miss, as sent.
     """
 
     usage: Usage | None = None
     events: list[Mapping[str, Any]] = field(default_factory=list)
     error: dict[str, str] | None = None
     notes: list[str] = field(default_factory=list)
+    diagnostics: Mapping[str, Any] | None = None
 
     @classmethod
     def parse(cls, body: bytes, status: int) -> Reply:
@@ -50,13 +52,16 @@ class Reply:
                 reply._set_error(content)
             else:
                 reply._set_usage(content.get("usage") or {})
+                reply.diagnostics = content.get("diagnostics")
             return reply
         merged: dict[str, Any] = {}
         for event in events(body):
             if event.get("type") == "message_start":
                 found = event["message"].get("usage")
+                reply.diagnostics = event["message"].get("diagnostics")
             elif event.get("type") == "message_delta":
                 found = event.get("usage")
+                reply.diagnostics = event.get("diagnostics") or reply.diagnostics
             elif event.get("type") == "error":
                 reply._set_error(event)
                 continue
@@ -80,6 +85,8 @@ class Reply:
             }
         if self.events:
             found["usage_events"] = self.events
+        if self.diagnostics:
+            found["diagnostics"] = self.diagnostics
         if self.error:
             found["error"] = self.error
         if self.notes:

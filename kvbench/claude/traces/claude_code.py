@@ -18,6 +18,7 @@ from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import SYSTEM, TEXT, THINKING, TOOL_RESULT, TOOL_USE, TOOLS, Request, digest
 from kvbench.claude.simulate import Trace
+from kvbench.claude.traces.checks import MALFORMED, check, misfit, whole
 from kvbench.claude.traces.hashed import HashChain
 from kvbench.claude.traces.problems import Problems
 from kvbench.config.errors import UserError
@@ -93,7 +94,7 @@ class ClaudeCodeTrace(Trace):
             tiers = (session["tool_tokens"], session["system_tokens"])
             _require(isinstance(items, list) and isinstance(size, int) and size > 0, "requests or block_size")
             _require(all(isinstance(n, int) and n >= 0 for n in tiers), "tool_tokens or system_tokens")
-        except (ValueError, KeyError, TypeError) as error:
+        except (*MALFORMED, OSError) as error:
             line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
             problems.skip(f"{file.name}{line}", f"not a session ({type(error).__name__}: {error})")
             self._report(problems)
@@ -148,7 +149,7 @@ class _Session:
             except UserError as error:
                 self.problems.skip(place, str(error))
                 continue
-            except (KeyError, TypeError, ValueError) as error:
+            except MALFORMED as error:
                 self.problems.skip(place, f"{type(error).__name__}: {error}")
                 continue
             replied = item.get("output_types") or ()
@@ -169,10 +170,9 @@ class _Session:
         self, item: Mapping[str, Any], start: float, name: str, chain: HashChain, replied: Sequence[str]
     ) -> Request:
         t, model, tokens, output, ids = _fields(item)
-        if tokens < 0 or output < 0:
-            raise UserError(f"token counts must not be negative (in={tokens}, out={output})")
-        if not isinstance(ids, list) or not ids or len(ids) * self.block_size > tokens:
-            raise UserError(f"hash_ids do not fit in={tokens}")
+        tokens, output = whole("in", tokens), whole("out", output)
+        if not isinstance(ids, list) or not ids or len(ids) != tokens // self.block_size:
+            raise misfit(ids, "in", tokens, self.block_size)
         if model not in self._known:
             self._known[model] = self.prices.resolve(model)
         head = chain.extend(ids, self._kinds(item, replied), 0 if self.choices.blocks == "hash" else 1)
@@ -180,7 +180,7 @@ class _Session:
         if ttft is None:
             ttft = (item.get("api_time") or 0.0) if self.choices.ttft == "api_time" else 0.0
         tools_end, system_end = chain.tier_ends()
-        return Request(
+        request = Request(
             id=f"{self.name}/{name}",
             t=start + t,
             model=self._known[model],
@@ -194,6 +194,8 @@ class _Session:
             source="usage",
             tail=tokens - head.tokens,
         )
+        check(request, self.prices)
+        return request
 
     def _kinds(self, item: Mapping[str, Any], replied: Sequence[str]) -> Sequence[int]:
         if self.choices.blocks != "types":

@@ -17,6 +17,7 @@ from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import MESSAGES, TEXT, Node, Request, mix, root
 from kvbench.claude.simulate import Trace
+from kvbench.claude.traces.checks import MALFORMED, check, misfit, whole
 from kvbench.claude.traces.problems import Problems
 from kvbench.config.errors import UserError
 
@@ -71,7 +72,7 @@ class MooncakeTrace(Trace):
                 except UserError as error:
                     problems.skip(place, str(error))
                     continue
-                except (ValueError, KeyError, TypeError) as error:
+                except MALFORMED as error:
                     problems.skip(place, f"{type(error).__name__}: {error}")
                     continue
                 if request.t < latest:
@@ -85,16 +86,13 @@ class MooncakeTrace(Trace):
 
     def _request(self, row: dict[str, Any], start: float, name: str) -> Request:
         ids, tokens, output = row["hash_ids"], row["input_length"], row["output_length"]
-        if tokens < 0 or output < 0:
-            raise UserError(
-                f"token counts must not be negative (input_length={tokens}, output_length={output})"
-            )
-        if not isinstance(ids, list) or not ids or (len(ids) - 1) * self.block_size > tokens:
-            raise UserError(f"hash_ids do not fit input_length={tokens}")
+        tokens, output = whole("input_length", tokens), whole("output_length", output)
+        if not isinstance(ids, list) or not ids or not self._fit(len(ids), tokens):
+            raise misfit(ids, "input_length", tokens, self.block_size)
         # the id of an incomplete last block changes once it is complete, so its end cannot be shared
         full = len(ids) if len(ids) * self.block_size <= tokens else len(ids) - 1
         head = self._chain(ids[:full], full * self.block_size) if full else self._chain(ids, tokens)
-        return Request(
+        request = Request(
             id=name,
             t=start + row["timestamp"] / 1000,
             model=self.model,
@@ -103,12 +101,19 @@ class MooncakeTrace(Trace):
             source="usage",
             tail=tokens - head.tokens,
         )
+        check(request, self.prices)
+        return request
+
+    def _fit(self, count: int, tokens: int) -> bool:
+        """Whether there is an id per whole block; an incomplete last one may have an id."""
+        whole_blocks, rest = divmod(tokens, self.block_size)
+        return whole_blocks <= count <= whole_blocks + (rest > 0)
 
     def _chain(self, ids: list[int], tokens: int) -> Node:
         if self.blocks == "turn":
-            return Node(root(), mix(root().cum, ids), tokens, MESSAGES, TEXT, 0)
+            return Node(root(), mix(root().cum, ids), tokens, MESSAGES, TEXT, 0, contents=(mix(1, ids),))
         node = root()
         for number, value in enumerate(ids, 1):
             size = min(number * self.block_size, tokens)
-            node = Node(node, mix(node.cum, (value,)), size, MESSAGES, TEXT, 0)
+            node = Node(node, mix(node.cum, (value,)), size, MESSAGES, TEXT, 0, contents=(value,))
         return node

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from kvbench.claude.request_json import ParsedRequest, placed_markers, salts, sp
 from kvbench.claude.rules import marker_error
 from kvbench.claude.simulate import Trace
 from kvbench.claude.tokens import weakest
+from kvbench.claude.traces.checks import MALFORMED, check, whole
 from kvbench.claude.traces.problems import Problems
 from kvbench.config.errors import UserError
 
@@ -82,6 +84,7 @@ class RecordedTrace(Trace):
 
     def _lines(self, hashing: Hashing, problems: Problems) -> Iterator[tuple[int, Request]]:
         sessions: dict[str, _Session] = {}
+        names: set[str] = set()
         ended = float("-inf")
         with self.path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
@@ -95,38 +98,50 @@ class RecordedTrace(Trace):
                 except UserError as error:
                     problems.skip(where, str(error))
                     continue
-                except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+                except MALFORMED as error:
                     problems.skip(where, f"{type(error).__name__}: {error}")
+                    continue
+                if request is None:
                     continue
                 # tolerate a millisecond of rounding
                 if end < ended - 1e-3:
                     problems.corrected(where, "its time runs backwards; used in order of start time")
-                ended = max(ended, end)
-                if request is not None:
-                    yield number, request
+                ended = max(ended, end) if math.isfinite(end) else ended
+                if request.id in names:
+                    problems.corrected(where, f"its id {request.id} is used before; the line is added to it")
+                    request.id = f"{request.id}, line {number}"
+                names.add(request.id)
+                yield number, request
 
     def _row(self, row: Mapping[str, Any], sessions: dict[str, _Session], hashing: Hashing) -> Request | None:
         if row.get("status", 200) >= 400:
             if not self._reported:
                 self.rejected.append((row["id"], (row.get("error") or {}).get("message", "")))
             return None
-        usage = _usage(row.get("usage"))
         session = sessions.setdefault(row.get("session", ""), _Session())
+        # first of all, because later lines extend this prompt even if nothing else of the line can be used
+        prompt, same = session.read(row)
         model = self.prices.resolve(row["model"])
         hidden = split_hidden(self.prices.tool_prompt(model, row.get("tool_prompt", "")), hashing)
-        nodes, blocks = session.extend(row, usage if self.calibrate else None, hashing, hidden)
+        usage = _usage(row.get("usage"))
+        if usage is not None and self.calibrate:
+            prompt.calibrate(row, same, usage, hidden)
+        params = row.get("params") or {}
+        nodes = prompt.chain(salts(params, hashing), hidden[0], hashing)
         parsed = ParsedRequest(
-            tuple(blocks),
+            tuple(prompt.blocks),
             tuple((index, TTL_SECONDS[ttl]) for index, ttl in row.get("markers") or ()),
             TTL_SECONDS[row["automatic"]] if row.get("automatic") else None,
-            row.get("params") or {},
+            params,
         )
+        if any(not 0 <= index < len(nodes) for index, _ in parsed.markers):
+            raise UserError(f"markers={row['markers']}: the prompt has {len(nodes)} blocks")
         markers = placed_markers(nodes, parsed)
         if wrong := marker_error(markers):
             raise UserError(wrong)
         tools_end, system_end = tier_ends(nodes)
-        return Request(
-            id=row["id"],
+        request = Request(
+            id=str(row["id"]),
             t=float(row["t"]),
             model=model,
             head=nodes[-1],
@@ -138,13 +153,24 @@ class RecordedTrace(Trace):
             ttft=float(row.get("ttft") or 0.0),
             output=usage.output if usage is not None else int(row.get("output") or 0),
             usage=usage,
-            source=weakest({block.source for block in blocks}),
+            source=weakest({block.source for block in parsed.blocks}),
             batch=bool(row.get("batch")),
             geo=row.get("geo", ""),
             speed=row.get("speed", ""),
             tail=hidden[1],
             blocks=parsed.blocks,
+            params=params,
+            api_reason=_api_reason(row),
         )
+        check(request, self.prices)
+        session.use(prompt)
+        return request
+
+
+def _api_reason(row: Mapping[str, Any]) -> str:
+    """Type of the API's own reason for a miss, "" if it gave none."""
+    reason = (row.get("diagnostics") or {}).get("cache_miss_reason") or {}
+    return str(reason.get("type") or "")
 
 
 def _not_before(latest: float, request: Request) -> Request:
@@ -152,44 +178,75 @@ def _not_before(latest: float, request: Request) -> Request:
     return request
 
 
+@dataclass
+class _Prompt:
+    """A prompt of a conversation.
+
+    Attributes:
+        blocks: its blocks.
+        contents: hash of the contents up to and including each block.
+        nodes: leading nodes of its chain.
+        start: salts and tokens before the first block, under which the nodes were made.
+    """
+
+    blocks: list[ContentBlock] = field(default_factory=list)
+    contents: list[int] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    start: tuple[tuple[int, int, int], int] | None = None
+
+    def extended(self, row: Mapping[str, Any], new: Sequence[ContentBlock], same: int) -> _Prompt | None:
+        """The prompt of a line that begins with `same` blocks of this one; None if its hash says otherwise."""
+        contents = self.contents[:same]
+        for block in new:
+            contents.append(mix(contents[-1] if contents else 1, (block.hash,)))
+        if same > len(self.blocks) or ("prompt" in row and int(row["prompt"], 16) != contents[-1]):
+            return None
+        return _Prompt([*self.blocks[:same], *new], contents, self.nodes[:same], self.start)
+
+    def calibrate(self, row: Mapping[str, Any], same: int, usage: Usage, hidden: tuple[int, int]) -> None:
+        """Scales the token counts of the new blocks to the reported usage."""
+        if same < len(self.blocks):
+            before = hidden[0] + sum(block.tokens for block in self.blocks[:same])
+            self.blocks[same:] = _calibrated(self.blocks[same:], before, row, same, usage, hidden[1])
+
+    def chain(self, tier_salts: tuple[int, int, int], before: int, hashing: Hashing) -> list[Node]:
+        """One node per block; those of the previous prompt are used again where they are the same."""
+        if (tier_salts, before) != self.start:
+            self.nodes, self.start = [], (tier_salts, before)
+        node = self.nodes[-1] if self.nodes else root(tier_salts[TOOLS], before)
+        for block in self.blocks[len(self.nodes) :]:
+            node = append(node, block, hashing, tier_salts)
+            self.nodes.append(node)
+        return self.nodes
+
+
 class _Session:
-    """The previous prompt of one conversation."""
+    """The prompts that the next line of one conversation may extend."""
 
     def __init__(self) -> None:
-        self._blocks: list[ContentBlock] = []
-        self._nodes: list[Node] = []
-        self._contents: list[int] = []  # hash of the contents up to and including each block
-        self._start: tuple[tuple[int, int, int], int] | None = None  # salts and tokens before the first block
+        self._last = self._used = _Prompt()
 
-    def extend(
-        self, row: Mapping[str, Any], usage: Usage | None, hashing: Hashing, hidden: tuple[int, int]
-    ) -> tuple[list[Node], list[ContentBlock]]:
+    def read(self, row: Mapping[str, Any]) -> tuple[_Prompt, int]:
+        """The prompt of a line, and how many of its blocks are those of an earlier prompt."""
         same = row.get("same", 0)
-        if not 0 <= same <= len(self._blocks):
-            raise UserError(f"same={same}, but the previous prompt has {len(self._blocks)} blocks")
+        if type(same) is not int or not 0 <= same <= max(len(self._last.blocks), len(self._used.blocks)):
+            raise UserError(f"same={same}, but the previous prompt has {len(self._last.blocks)} blocks")
         new = [_block(entry) for entry in row["blocks"]]
         if not new and not same:
             raise UserError("the request has no blocks")
-        contents = self._contents[:same]
-        for block in new:
-            contents.append(mix(contents[-1] if contents else 1, (block.hash,)))
-        if "prompt" in row and int(row["prompt"], 16) != contents[-1]:
+        # a line that is left out may still be the one that the next line extends, or a stray copy of another one
+        found = self._last.extended(row, new, same) or self._used.extended(row, new, same)
+        if found is None:
             raise UserError("it extends a line that is missing or unreadable")
-        blocks = [*self._blocks[:same], *new]
-        if usage is not None and new:
-            before = hidden[0] + sum(block.tokens for block in blocks[:same])
-            blocks[same:] = _calibrated(new, before, row, same, usage, hidden[1])
-        tier_salts = salts(row.get("params") or {}, hashing)
-        start = (tier_salts, hidden[0])
-        nodes = self._nodes[:same] if start == self._start else []
-        node = nodes[-1] if nodes else root(tier_salts[TOOLS], hidden[0])
-        for block in blocks[len(nodes) :]:
-            if block.tier < node.tier:
-                raise UserError("blocks are not in tools, system, messages order")
-            node = append(node, block, hashing, tier_salts)
-            nodes.append(node)
-        self._blocks, self._nodes, self._start, self._contents = blocks, nodes, start, contents
-        return nodes, blocks
+        tiers = [block.tier for block in found.blocks]
+        if tiers != sorted(tiers):
+            raise UserError("blocks are not in tools, system, messages order")
+        self._last = found
+        return found, same
+
+    def use(self, prompt: _Prompt) -> None:
+        """Notes that a line was used."""
+        self._used = prompt
 
 
 def _calibrated(
@@ -229,9 +286,7 @@ def _scaled(blocks: Sequence[ContentBlock], total: int) -> list[ContentBlock]:
 
 
 def _block(entry: Mapping[str, Any]) -> ContentBlock:
-    tokens = entry["tokens"]
-    if not isinstance(tokens, int) or tokens < 0:
-        raise UserError(f"tokens={tokens}: must be a whole number, not negative")
+    tokens = whole("tokens", entry["tokens"])
     return ContentBlock(
         tier=TIERS.index(entry["tier"]),
         kind=KINDS.index(entry["kind"]),
@@ -243,6 +298,9 @@ def _block(entry: Mapping[str, Any]) -> ContentBlock:
         message=entry.get("message", -1),
         type=entry.get("type", "text"),
         markable=entry.get("markable", True),
+        content=int(entry.get("content", "0"), 16),
+        undated=int(entry.get("undated", "0"), 16),
+        unnumbered=int(entry.get("unnumbered", "0"), 16),
     )
 
 
