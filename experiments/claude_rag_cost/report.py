@@ -76,7 +76,7 @@ def write_report(cfg: RagCostConfig, rows: Sequence[RagRow]) -> Path:
     for row in rows:
         if row.layout in ("article_graph", "article_explicit") or row.placement == "automatic":
             diagnosis = diagnose(row.trace, as_sent, prices, cfg.switches)
-            parts += [f"## Misses of {row.name}\n", frame_table(tables.diagnosis_table(diagnosis))]
+            parts += [f"## Misses of {row.name}\n", tables.diagnosis_text(diagnosis)]
     plots.costs(costs, folder / "figures" / "costs.svg")
     plots.tokens(costs, folder / "figures" / "tokens.svg")
     turns = _turns(rows, cfg, "append_only")

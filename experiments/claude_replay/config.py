@@ -23,7 +23,8 @@ class ReplayConfig:
         placements: names of placements to compare.
         plan: also plan the cheapest placement (holds the trace in memory).
         width: beam width of the planner.
-        doctor: placement whose misses are explained, null for none.
+        doctor: placement whose misses are explained; auto is as_sent if the trace records markers, else automatic;
+            null for none.
         claude_model: model of traces without one.
         date: first day of traces without dates.
         prices: price file or folder, null for the default.
@@ -48,7 +49,7 @@ class ReplayConfig:
     )
     plan: bool = True
     width: int = 12
-    doctor: str | None = "automatic"
+    doctor: str | None = "auto"
     claude_model: str = "claude-sonnet-4-6"
     date: str = "2026-11-24"
     prices: str | None = None

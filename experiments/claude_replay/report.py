@@ -39,9 +39,12 @@ def write_report(cfg: ReplayConfig, results: ReplayResult) -> Path:
     if not results.choice_deltas.empty:
         parts += ["## What each modelling choice moves, in USD\n", frame_table(results.choice_deltas)]
         frames["choices"] = results.choice_deltas
+    if results.bill is not None:
+        frames["differences"] = tables.differences_table(results.bill)
+        parts += ["## The bill and the simulation\n", tables.bill_text(results.bill)]
     if results.diagnosis is not None:
         frames["misses"] = tables.findings_table(results.diagnosis)
-        parts += [f"## Misses of {cfg.doctor}\n", frame_table(tables.diagnosis_table(results.diagnosis))]
+        parts += [f"## Misses of {results.doctor}\n", tables.diagnosis_text(results.diagnosis)]
         for name, saved in results.diagnosis.net.items():
             parts.append(
                 f"With {name} the cost of the whole trace changes by {tables.usd(-saved):+.4f} USD.\n"

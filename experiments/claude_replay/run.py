@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from kvbench.claude import tables
+from kvbench.claude.billed import Bill, compare
 from kvbench.claude.bound import lower_bound
-from kvbench.claude.misses import Diagnosis, diagnose
+from kvbench.claude.diagnosis import Diagnosis
+from kvbench.claude.misses import diagnose
 from kvbench.claude.placements import Placement, as_sent, named, none
 from kvbench.claude.planner import plan
 from kvbench.claude.prices import PriceBook
@@ -21,6 +23,7 @@ from kvbench.config.errors import UserError
 from kvbench.config.text import counted
 from kvbench.experiments.claude_replay.config import ReplayConfig
 
+AUTO = "auto"
 PLANS = ("planner", "planner_cautious")
 
 
@@ -31,7 +34,9 @@ class ReplayResult:
     costs: pd.DataFrame
     point_deltas: pd.DataFrame
     choice_deltas: pd.DataFrame
+    doctor: str | None
     diagnosis: Diagnosis | None
+    bill: Bill | None
     bound: int | None
     problems: list[str]
     notes: list[str]
@@ -44,6 +49,8 @@ def replay(cfg: ReplayConfig) -> ReplayResult:
         UserError: anything wrong in the configuration; defects of the trace are collected unless strict.
     """
     placements: dict[str, Placement] = {"none": none, **{name: named(name) for name in cfg.placements}}
+    if cfg.doctor not in (None, AUTO):
+        named(cfg.doctor)
     prices = PriceBook.load(cfg.prices)
     trace = _trace(cfg, prices)
     if isinstance(trace, RecordedTrace):
@@ -68,9 +75,23 @@ def replay(cfg: ReplayConfig) -> ReplayResult:
         raise UserError(f"trace={cfg.trace}: no request could be read; {'; '.join(_problems(trace)[:1])}")
     costs = pd.DataFrame([tables.cost_row(name, result, plain) for name, result in ranges.items()])
     choices = _choice_deltas(cfg, trace, placements, ranges, prices)
-    diagnosis = diagnose(trace, named(cfg.doctor), prices, cfg.switches) if cfg.doctor else None
+    doctor = cfg.doctor
+    if doctor == AUTO:
+        doctor = "as_sent" if isinstance(trace, RecordedTrace) else "automatic"
+    diagnosis = diagnose(trace, named(doctor), prices, cfg.switches) if doctor else None
+    bill = compare(trace, prices, cfg.switches) if isinstance(trace, RecordedTrace) else None
+    if bill is not None:
+        costs = pd.concat([costs, pd.DataFrame([tables.bill_row(bill)])], ignore_index=True)
     return ReplayResult(
-        costs, tables.point_deltas(ranges), choices, diagnosis, bound, _problems(trace), notes + _notes(trace)
+        costs,
+        tables.point_deltas(ranges),
+        choices,
+        doctor,
+        diagnosis,
+        bill,
+        bound,
+        _problems(trace),
+        notes + _notes(trace),
     )
 
 

@@ -1,80 +1,25 @@
-"""Cache misses: why a prefix that could have been read was not, and what reading it would have saved."""
+"""Cache misses: why what was sent before was not read, and what reading it would have saved.
+
+The measure is a perfect cache, which reads every block that an earlier request of the same workspace sent, wherever it
+stands: no minimum, no lifetime, no lookback, no prefix. What a request pays more than that is divided among causes, so
+that the causes of a trace add up to the whole difference.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from kvbench.claude.assumptions import Assumptions
-from kvbench.claude.placements import HOUR, Placement
+from kvbench.claude.changes import Change, common_blocks, first_change, path
+from kvbench.claude.diagnosis import Diagnosis, Finding
+from kvbench.claude.placements import HOUR, Placement, as_sent
 from kvbench.claude.prices import PriceBook
-from kvbench.claude.request import KINDS, TIERS, TTL_NAMES, Marker, Node, Request, Usage
+from kvbench.claude.repeats import Unit, also_sent, missed_units, with_read
+from kvbench.claude.request import TTL_NAMES, Marker, Node, Request, Usage
 from kvbench.claude.rules import Cache, Outcome, marker_error
 from kvbench.claude.simulate import Trace, simulate
-
-# reason -> suggested fix
-FIXES = {
-    "no cache_control": "send cache_control",
-    "below the minimum": "join the system prompt with other stable text, or use a model with a lower minimum",
-    "expired": "mark with ttl 1h, or send requests closer together",
-    "first response not begun": "wait for the first response to begin before sending the others",
-    "lookback exceeded": "put a second marker where an earlier request wrote, within 20 positions",
-    "other lifetime": "keep one ttl per place (switch U2)",
-    "lost under load": "none (switch U7)",
-    "prefix changed": "move what changes behind what does not",
-    "parameter changed": "keep tool_choice, thinking, effort, images and betas the same",
-    "marker on a block that changes every turn": "put the marker before the changing block",
-    "shared part not marked": "put a marker where the shared part ends",
-    "other model": "keep to one model within a conversation",
-    "other workspace": "send the requests from one workspace",
-    "too many breakpoints": "drop breakpoints until 4 are left",
-    "wrong TTL order": "put 1h breakpoints before 5m ones",
-}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One miss.
-
-    Attributes:
-        request: id of the request.
-        reason: a key of FIXES.
-        detail: the numbers behind it.
-        tokens: tokens shared with an earlier request that were not read.
-        at_most: upper limit of the saving on this request alone, nano-dollars.
-    """
-
-    request: str
-    reason: str
-    detail: str
-    tokens: int
-    at_most: int
-
-
-@dataclass
-class Diagnosis:
-    """All misses of a trace under a placement.
-
-    Attributes:
-        requests: number of requests.
-        cost: input cost in nano-dollars.
-        findings: one per miss.
-        net: saving per fix when the whole trace is replayed with it, nano-dollars (negative: it costs more).
-    """
-
-    requests: int = 0
-    cost: int = 0
-    findings: list[Finding] = field(default_factory=list)
-    net: dict[str, int] = field(default_factory=dict)
-
-    def reasons(self) -> dict[str, tuple[int, int]]:
-        """Number of misses and upper limit of the saving in nano-dollars, by reason, most expensive first."""
-        count, money = Counter[str](), Counter[str]()
-        for finding in self.findings:
-            count[finding.reason] += 1
-            money[finding.reason] += finding.at_most
-        return {reason: (count[reason], money[reason]) for reason, _ in money.most_common()}
 
 
 def diagnose(
@@ -82,26 +27,25 @@ def diagnose(
     placement: Placement,
     prices: PriceBook,
     assumptions: Assumptions | None = None,
-    alternatives: dict[str, Placement] | None = None,
+    alternatives: Mapping[str, Placement] | None = None,
 ) -> Diagnosis:
     """Explains every miss of a trace.
 
     Args:
         trace: the trace; the hashes of all blocks are held in memory.
-        placement: where the markers are.
+        placement: where the markers are. With `as_sent`, requests with recorded usage are explained as billed.
         prices: the price book.
         assumptions: assumptions on undocumented points.
         alternatives: further placements whose net saving to report; the same places with 1h are always included.
     """
     assumptions = assumptions or Assumptions()
-    finder = _MissFinder(placement, prices, assumptions)
+    finder = _Finder(placement, prices, assumptions)
     finder.run(trace.requests(assumptions))
-    found = finder.result
     others = {"the same places with ttl 1h": with_ttl(placement, HOUR), **(alternatives or {})}
     legal = {name: _or_none(place) for name, place in others.items()}
     for name, totals in simulate(trace.requests(assumptions), legal, prices, assumptions).items():
-        found.net[name] = found.cost - totals.input_cost
-    return found
+        finder.result.net[name] = finder.modelled - totals.input_cost
+    return finder.result
 
 
 def with_ttl(placement: Placement, ttl: int) -> Placement:
@@ -114,25 +58,51 @@ def _or_none(placement: Placement) -> Placement:
     return lambda request: () if marker_error(placement(request)) else placement(request)
 
 
-@dataclass(slots=True)
-class _Written:
-    """The last entry written at a prefix, kept after it expires."""
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An entry on the path of a request, as it was when the request came."""
 
+    node: Node
     ttl: int
-    used: float
+    expires: float
     visible: float
 
 
-class _MissFinder:
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """A request and the markers that could write."""
+
+    request: Request
+    usable: Sequence[Marker]
+
+
+@dataclass(slots=True)
+class _Why:
+    """Cause, place, detail, first block behind the change (0: nothing changed), compared request, API's word."""
+
+    cause: str
+    place: str = ""
+    detail: str = ""
+    behind: int = -1
+    compared: str = ""
+    api: str = ""
+
+
+class _Finder:
     def __init__(self, placement: Placement, prices: PriceBook, assumptions: Assumptions) -> None:
         self.placement = placement
         self.prices = prices
         self.assumptions = assumptions
         self.cache = Cache(assumptions)
+        self.cache.keep_expired()
         self.result = Diagnosis()
-        self._seen: dict[tuple[str, str], set[int]] = {}
-        self._written: dict[tuple[str, str], dict[int, _Written]] = {}
-        self._last: dict[str, tuple[Request, Sequence[Marker]]] = {}
+        self.modelled = 0
+        self._served: list[_Served] = []
+        self._seen: dict[
+            tuple[str, str], dict[int, int]
+        ] = {}  # prefix -> last request, by workspace and model
+        self._sent: dict[str, dict[int, int]] = {}  # content -> last request, by workspace
+        self._last: dict[tuple[str, str], int] = {}  # last request of a session
         self._changing: Counter[tuple[str, int]] = Counter()
 
     def run(self, requests: Iterable[Request]) -> None:
@@ -140,88 +110,156 @@ class _MissFinder:
             self._check(request)
 
     def _check(self, request: Request) -> None:
-        scope = (request.workspace, request.model)
-        seen = self._seen.setdefault(scope, set())
-        written = self._written.setdefault(scope, {})
+        nodes = path(request.head)
+        seen = self._seen.setdefault((request.workspace, request.model), {})
+        sent = self._sent.setdefault(request.workspace, {})
         markers = self.placement(request)
         wrong = marker_error(markers)
         minimum = self.prices.minimum(request.model, request.t, self.assumptions.unknown_minimum)
+        usable = self.cache.effective(request, () if wrong else markers, minimum)[0]
+        entries = self._entries(request, nodes)
         outcome = self.cache.serve(request, () if wrong else markers, minimum)
-        cost = self._cost(request, outcome.usage)
+        self.modelled += self._cost(request, outcome.usage)
+        billed = self.placement is as_sent and request.usage is not None
+        usage = request.usage if billed and request.usage is not None else outcome.usage
+        missed = missed_units(nodes, usage.read, sent)
+        shared = next((node for node in reversed(nodes) if node.cum in seen), None)
+        split: dict[str, tuple[_Why, list[Unit]]] = {}
+        if wrong:
+            split[wrong] = (_rejected(wrong), [])
+        if missed:
+            case = _Case(request, markers, usable, outcome, shared, minimum, entries, wrong, nodes)
+            for why, units in self._divide(case, missed, seen, sent):
+                key = wrong if why.detail == wrong else f"{why.cause}/{why.place}/{why.compared}"
+                split.setdefault(key, (why, []))[1].extend(units)
+        elif shared is None:
+            self._check_other_workspaces(request, nodes, minimum)
+        self._settle(request, usage, list(split.values()))
+        self._remember(request, nodes, usable, seen, sent)
+
+    def _settle(self, request: Request, usage: Usage, split: list[tuple[_Why, list[Unit]]]) -> None:
+        """Prices the causes one after another, so that they add up to the whole difference."""
+        now, cost = usage, self._cost(request, usage)
         self.result.requests += 1
         self.result.cost += cost
-        shared = _deepest(request.head, seen)
-        missed = (shared.tokens if shared is not None else 0) - outcome.usage.read
-        if wrong:
-            reason = "wrong TTL order" if "1h" in wrong else "too many breakpoints"
-            self._add(
-                request, reason, wrong, max(missed, 0), self._saving(request, outcome.usage, shared, cost)
+        total = request.head.tokens + request.tail
+        for why, units in split:
+            fixed = with_read(now, usage, units)
+            after = self._cost(request, fixed)
+            behind = max(0, total - max(why.behind, usage.read)) if why.behind >= 0 else 0
+            self.result.findings.append(
+                Finding(
+                    request.id,
+                    why.cause,
+                    why.place,
+                    why.detail,
+                    fixed.read - now.read,
+                    cost - after,
+                    len(units),
+                    behind,
+                    why.compared,
+                    request.api_reason,
+                    _agrees(why.api, request.api_reason),
+                )
             )
-        elif shared is None:
-            self._check_other_scopes(request, minimum)
-        elif missed > 0 and shared is not outcome.hit:
-            reason, detail = self._reason(request, markers, outcome, shared, minimum, written)
-            self._add(request, reason, detail, missed, self._saving(request, outcome.usage, shared, cost))
-        self._remember(request, markers, outcome, seen, written)
-
-    def _add(self, request: Request, reason: str, detail: str, tokens: int, saving: int) -> None:
-        self.result.findings.append(Finding(request.id, reason, detail, tokens, saving))
+            now, cost = fixed, after
+        self.result.perfect += cost
 
     def _cost(self, request: Request, usage: Usage) -> int:
         return self.prices.cost(request, usage, unverified=self.assumptions.unverified_prices)[0]
 
-    def _saving(self, request: Request, usage: Usage, shared: Node | None, cost: int) -> int:
-        """Saving on this request if everything up to the shared block had been read."""
-        start = max(usage.read, shared.tokens if shared is not None else 0)
-        hour_end = max(usage.read + usage.write_1h, start)
-        end = max(usage.read + usage.write_1h + usage.write_5m, hour_end)
-        fixed = Usage(start, end - hour_end, hour_end - start, usage.total - end)
-        return max(0, cost - self._cost(request, fixed))
+    def _entries(self, request: Request, nodes: Sequence[Node]) -> list[_Entry]:
+        """Entries ever written on the path of a request, in order; of two at a block, the one that lives longer."""
+        found = []
+        fives, hours = self.cache.scope(request)
+        for node in nodes:
+            held = [
+                _Entry(node, ttl, entry.expires, entry.visible)
+                for store, ttl in ((fives, 300), (hours, 3600))
+                if (entry := store.get(node.cum)) is not None
+            ]
+            if held:
+                found.append(max(held, key=lambda entry: entry.expires))
+        return found
 
-    def _reason(
-        self,
-        request: Request,
-        markers: Sequence[Marker],
-        outcome: Outcome,
-        shared: Node,
-        minimum: int,
-        written: dict[int, _Written],
-    ) -> tuple[str, str]:
-        if not markers:
-            return "no cache_control", f"{shared.tokens} tokens were sent before"
-        if all(node.tokens < minimum for node, _ in markers) or shared.tokens < minimum:
-            tokens = min(markers[-1][0].tokens, shared.tokens)
-            return "below the minimum", f"{tokens} tokens of {minimum} (short by {minimum - tokens})"
-        floor = outcome.hit.index if outcome.hit is not None else 0
-        node: Node | None = shared
-        while node is not None and node.index > floor:
-            entry = written.get(node.cum)
-            if entry is not None:
-                return self._entry(request, markers, node, entry)
-            node = node.parent
-        return self._never_written(request, markers, shared)
+    def _divide(
+        self, case: _Case, missed: Sequence[Unit], seen: Mapping[int, int], sent: Mapping[int, int]
+    ) -> Iterable[tuple[_Why, list[Unit]]]:
+        """Every missed block with its cause, from the start of the prompt to its end."""
+        hit = case.outcome.hit.index if case.outcome.hit is not None else 0
+        deepest = case.shared.index if case.shared is not None else 0
+        lost = [unit for unit in missed if unit.index <= hit]
+        if lost:
+            yield self._not_read(case), lost
+        prefix = [unit for unit in missed if hit < unit.index <= deepest]
+        if prefix:
+            yield from self._prefix(case, prefix, hit, seen)
+        rest = [unit for unit in missed if unit.index > max(hit, deepest)]
+        if rest:
+            yield from self._behind(case, rest, sent)
 
-    def _entry(
-        self, request: Request, markers: Sequence[Marker], node: Node, entry: _Written
-    ) -> tuple[str, str]:
-        age, name = request.t - entry.used, TTL_NAMES[entry.ttl]
-        if age > entry.ttl:
-            return "expired", f"the {name} entry at block {node.index} expired {age - entry.ttl:g} s before"
-        if entry.visible > request.t:
-            wait = entry.visible - request.t
-            return "first response not begun", f"the response that writes it began {wait:g} s later"
-        after = [(marked, ttl) for marked, ttl in markers if marked.index >= node.index]
-        if after:
-            steps = self._positions(after[0][0], node)
-            if steps >= self.cache.lookback:
-                return (
-                    "lookback exceeded",
-                    f"the entry at block {node.index} is {steps} positions before the marker",
-                )
-            if self.assumptions.ttl_lookup == "matched" and all(ttl != entry.ttl for _, ttl in after):
-                return "other lifetime", f"the entry at block {node.index} is {name}"
-            return "lost under load", f"the entry at block {node.index} was not found"
-        return "shared part not marked", f"the entry at block {node.index} lies behind every marker"
+    def _not_read(self, case: _Case) -> _Why:
+        """Blocks that the rules say were read: rounding, or the bill says otherwise."""
+        assert case.outcome.hit is not None
+        node = case.outcome.hit
+        if case.request.usage is None or self.placement is not as_sent:
+            return _Why("rounded down", detail=f"to a multiple of {self.assumptions.granularity}")
+        entry = next((entry for entry in case.entries if entry.node is node), None)
+        left = f" for {entry.expires - case.request.t:g} s more" if entry is not None else ""
+        detail = f"the entry at block {node.index} lives{left}; the bill says it was not read"
+        if case.request.api_reason:
+            detail += f", the API says {case.request.api_reason}"
+        return _Why("billed, not explained", detail=detail)
+
+    def _prefix(
+        self, case: _Case, units: Sequence[Unit], hit: int, seen: Mapping[int, int]
+    ) -> Iterable[tuple[_Why, list[Unit]]]:
+        """Blocks whose whole prefix was sent before: an entry there could have been read."""
+        assert case.shared is not None
+        if case.wrong:
+            yield _rejected(case.wrong), list(units)
+            return
+        if not case.markers:
+            yield (
+                _Why("no cache_control", detail=f"{case.shared.tokens} tokens were sent before"),
+                list(units),
+            )
+            return
+        entry = next((e for e in reversed(case.entries) if hit < e.node.index <= case.shared.index), None)
+        end = entry.node.index if entry is not None and case.usable else 0
+        covered = [unit for unit in units if unit.index <= end]
+        if covered and entry is not None:
+            yield self._entry(case, entry), covered
+        beyond = [unit for unit in units if unit.index > end]
+        if beyond:
+            yield self._never_written(case, seen), beyond
+
+    def _entry(self, case: _Case, entry: _Entry) -> _Why:
+        now, node, name = case.request.t, entry.node, TTL_NAMES[entry.ttl]
+        if now > entry.expires:
+            return _Why(
+                "expired",
+                detail=f"the {name} entry at block {node.index} expired {now - entry.expires:g} s before",
+            )
+        if entry.visible > now:
+            wait = entry.visible - now
+            return _Why(
+                "first response not begun", detail=f"the response that writes it began {wait:g} s later"
+            )
+        after = [(marked, ttl) for marked, ttl in case.usable if marked.index >= node.index]
+        if not after:
+            return _Why(
+                "shared part not marked", detail=f"the entry at block {node.index} lies behind every marker"
+            )
+        steps = self._positions(after[0][0], node)
+        if steps >= self.cache.lookback:
+            return _Why(
+                "lookback exceeded",
+                detail=f"the entry at block {node.index} is {steps} positions before the marker",
+            )
+        if self.assumptions.ttl_lookup == "matched" and all(ttl != entry.ttl for _, ttl in after):
+            return _Why("other lifetime", detail=f"the entry at block {node.index} is {name}")
+        return _Why("lost under load", detail=f"the entry at block {node.index} was not found")
 
     def _positions(self, node: Node, target: Node) -> int:
         """Lookback positions consumed from a block back to another."""
@@ -231,71 +269,134 @@ class _MissFinder:
             node = node.parent
         return steps
 
-    def _never_written(self, request: Request, markers: Sequence[Marker], shared: Node) -> tuple[str, str]:
-        last = self._last.get(request.session)
-        block = _at(request.head, shared.index + 1)
-        if last is None or block is None or not any(node.index > shared.index for node, _ in last[1]):
-            return "shared part not marked", f"no marker at or after block {shared.index} wrote it"
-        other = _at(last[0].head, shared.index + 1)
-        where = f"block {block.index} ({TIERS[block.tier]}, {KINDS[block.kind]})"
-        if other is not None and block.block_hash and other.block_hash == block.block_hash:
-            return "parameter changed", f"{where} is the same, a parameter of {TIERS[block.tier]} is not"
-        if any(node.index == block.index for node, _ in markers) and any(
-            node.index == block.index for node, _ in last[1]
-        ):
-            self._changing[request.session, block.index] += 1
-            if self._changing[request.session, block.index] > 1:
-                return "marker on a block that changes every turn", f"{where} is marked"
-        return "prefix changed", f"at {where}"
+    def _never_written(self, case: _Case, seen: Mapping[int, int]) -> _Why:
+        """The shared part ends where nothing was written: what changed behind it, else the markers."""
+        shared, request = case.shared, case.request
+        assert shared is not None
+        last = self._served[self._last.get((request.workspace, request.session), seen[shared.cum])]
+        if common_blocks(last.request, request) < shared.index:
+            last = self._served[seen[shared.cum]]
+        short = f"{min(case.markers[-1][0].tokens, shared.tokens)} tokens of {case.minimum}"
+        if not case.usable:
+            missing = case.minimum - min(case.markers[-1][0].tokens, shared.tokens)
+            return _Why("below the minimum", detail=f"{short} (short by {missing})")
+        if any(node.index > shared.index for node, _ in last.usable):
+            change = first_change(last.request, request)
+            if change is not None:
+                return self._changed(case, change, last)
+        if shared.tokens < case.minimum:
+            return _Why("below the minimum", detail=f"{short} (short by {case.minimum - shared.tokens})")
+        return _Why("shared part not marked", detail=f"no marker at block {shared.index} wrote it")
 
-    def _check_other_scopes(self, request: Request, minimum: int) -> None:
-        """Reports a prompt that is new to this workspace and model but known to another one."""
+    def _changed(self, case: _Case, change: Change, last: _Served) -> _Why:
+        """A change that cut off the entry behind it, or a marker that stands on what changes."""
+        at = change.index + 1
+        marked = all(any(node.index == at for node, _ in markers) for markers in (case.usable, last.usable))
+        if change.edited and marked:
+            self._changing[case.request.session, at] += 1
+            if self._changing[case.request.session, at] > 1:
+                return _Why(
+                    "marker on a block that changes every turn",
+                    change.place,
+                    f"{change.detail}; it is marked",
+                    compared=last.request.id,
+                    api=change.api,
+                )
+        return _why(change, case, last.request)
+
+    def _behind(
+        self, case: _Case, units: Sequence[Unit], sent: Mapping[int, int]
+    ) -> Iterable[tuple[_Why, list[Unit]]]:
+        """Blocks that were sent before, but behind another prefix: what changed before them."""
+        best: tuple[int, int] | None = None
+        chosen: list[Unit] = []
+        previous = self._last.get((case.request.workspace, case.request.session))
+        candidates = [sent[unit.content] for unit in (units[0], units[-1])]
+        for number in [*([previous] if previous is not None else []), *sorted(set(candidates), reverse=True)]:
+            again = also_sent(units, self._served[number].request, case.request)
+            size = sum(unit.end - unit.start for unit in again)
+            # the conversation's own previous request comes first, unless another one explains more
+            if again and (best is None or size > best[0]):
+                best, chosen = (size, number), again
+        if best is not None:
+            other = self._served[best[1]].request
+            change = first_change(other, case.request)
+            if change is not None:
+                yield _why(change, case, other), chosen
+            else:
+                chosen = []
+        left = [unit for unit in units if unit not in set(chosen)]
+        if left:
+            detail = "the same content was sent before at another place"
+            yield (
+                _Why(
+                    "repeated elsewhere",
+                    detail=detail,
+                    compared=self._served[sent[left[0].content]].request.id,
+                ),
+                left,
+            )
+
+    def _check_other_workspaces(self, request: Request, nodes: Sequence[Node], minimum: int) -> None:
+        """Reports a prompt that is new to this workspace but known to another one."""
         for (workspace, model), seen in self._seen.items():
-            shared = _deepest(request.head, seen)
+            if workspace == request.workspace or model != request.model:
+                continue
+            shared = next((node for node in reversed(nodes) if node.cum in seen), None)
             if shared is not None and shared.tokens >= minimum:
-                same_model = model == request.model
-                reason = "other workspace" if same_model else "other model"
-                detail = f"{shared.tokens} tokens are cached for {workspace if same_model else model}"
                 usage = Usage(uncached=request.head.tokens + request.tail)
-                saving = self._saving(request, usage, shared, self._cost(request, usage))
-                self._add(request, reason, detail, shared.tokens, saving)
+                fixed = Usage(read=shared.tokens, uncached=usage.total - shared.tokens)
+                saving = self._cost(request, usage) - self._cost(request, fixed)
+                detail = f"{shared.tokens} tokens were sent in {workspace}"
+                self.result.elsewhere.append(
+                    Finding(request.id, "other workspace", "", detail, shared.tokens, saving)
+                )
                 return
 
     def _remember(
         self,
         request: Request,
-        markers: Sequence[Marker],
-        outcome: Outcome,
-        seen: set[int],
-        written: dict[int, _Written],
+        nodes: Sequence[Node],
+        usable: Sequence[Marker],
+        seen: dict[int, int],
+        sent: dict[int, int],
     ) -> None:
-        node: Node | None = request.head
-        while node is not None and node.index and node.cum not in seen:
-            seen.add(node.cum)
-            node = node.parent
-        if outcome.hit is not None and outcome.hit.cum in written:
-            written[outcome.hit.cum].used = request.t
-        for marked, ttl in outcome.written:
-            held = written.get(marked.cum)
-            visible = request.t + request.ttft
-            if held is not None and held.used + held.ttl >= request.t:
-                visible = min(visible, held.visible)
-            written[marked.cum] = _Written(ttl, request.t, visible)
-        self._last[request.session] = (request, markers)
+        number = len(self._served)
+        self._served.append(_Served(request, usable))
+        seen.update(dict.fromkeys((node.cum for node in nodes), number))
+        for node in nodes:
+            sent.update(dict.fromkeys(node.contents, number))
+        if request.session:
+            self._last[request.workspace, request.session] = number
 
 
-def _deepest(head: Node, seen: set[int]) -> Node | None:
-    """The last block of the longest prefix shared with an earlier prompt."""
-    node: Node | None = head
-    while node is not None and node.index:
-        if node.cum in seen:
-            return node
-        node = node.parent
-    return None
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A request with misses: everything that its causes depend on."""
+
+    request: Request
+    markers: Sequence[Marker]
+    usable: Sequence[Marker]
+    outcome: Outcome
+    shared: Node | None
+    minimum: int
+    entries: Sequence[_Entry]
+    wrong: str
+    nodes: Sequence[Node]
 
 
-def _at(head: Node, index: int) -> Node | None:
-    node: Node | None = head
-    while node is not None and node.index > index:
-        node = node.parent
-    return node if node is not None and node.index == index else None
+def _rejected(wrong: str) -> _Why:
+    """The cause of a request that the API would reject for its markers."""
+    return _Why("wrong TTL order" if "1h" in wrong else "too many breakpoints", detail=wrong)
+
+
+def _agrees(ours: str, theirs: str) -> bool | None:
+    """Whether the API names the same part of the request; None if it names nothing."""
+    return None if theirs in ("", "previous_message_not_found") else ours == theirs
+
+
+def _why(change: Change, case: _Case, other: Request) -> _Why:
+    """The cause of a change; what is behind it starts after an edited block, before anything else."""
+    start = change.index + change.edited
+    behind = case.nodes[start - 1].tokens if start else 0
+    return _Why(change.reason, change.place, change.detail, behind, other.id, change.api)

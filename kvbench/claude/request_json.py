@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kvbench.claude.masks import masked
 from kvbench.claude.request import (
     MESSAGES,
     SERVER_RESULT,
@@ -28,7 +29,6 @@ from kvbench.claude.request import (
     last_markable,
     tier_ends,
 )
-from kvbench.claude.masks import masked
 from kvbench.claude.tokens import IMAGE_TOKENS, Counter, weakest
 
 Json = Mapping[str, Any]
@@ -257,7 +257,7 @@ def _items(body: Json, model: str) -> Iterator[tuple[int, int, str, bool, dict[s
     for item, string in _content(body.get("system") or ()):
         yield SYSTEM, -1, "", True, item, string
     messages = body.get("messages") or ()
-    strip_before = _last_new_turn(messages) if _strips(model) else -1
+    strip_before = _last_new_turn(messages) if strips_thinking(model) else -1
     for number, message in enumerate(messages):
         first = True
         for item, string in _content(message.get("content") or ()):
@@ -289,7 +289,8 @@ def _tool_prompt(body: Json) -> str:
     return "any" if (body.get("tool_choice") or {}).get("type") in ("any", "tool") else "auto"
 
 
-def _strips(model: str) -> bool:
+def strips_thinking(model: str) -> bool:
+    """Whether a new user turn drops the thinking of earlier turns from the prompt."""
     return model.startswith(STRIPS_THINKING) and not model.startswith(KEEPS_THINKING)
 
 
@@ -312,7 +313,7 @@ def _block(
     bare = _bare(item)
     canonical = _canonical(bare)
     as_sent = json.dumps(bare, separators=(",", ":"), ensure_ascii=False)
-    usual = as_sent == canonical or as_sent == json.dumps(_type_first(bare), separators=(",", ":"), ensure_ascii=False)
+    usual = as_sent == json.dumps(_type_first(bare), separators=(",", ":"), ensure_ascii=False)
     tokens, source = counter.count(text_of(item), model)
     if tier == TOOLS and str(item.get("type", "")).endswith("_toolset"):
         # one entry stands for several tools whose definitions the API adds

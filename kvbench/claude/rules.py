@@ -6,6 +6,7 @@ same engine drives the simulator, the planner and the loopback server.
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,6 +113,10 @@ class Cache:
                 {cum: Entry(entry.expires, entry.visible) for cum, entry in hours.items()},
             )
         return other
+
+    def keep_expired(self) -> None:
+        """Keeps expired entries, for reports on them; memory then grows with the trace."""
+        self._sweep_at = sys.maxsize
 
     def scope(self, request: Request) -> tuple[Store, Store]:
         """The 5m and the 1h entries that a request can see."""

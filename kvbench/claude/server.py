@@ -17,8 +17,9 @@ from typing import Any
 
 from kvbench.claude import request_json, validate
 from kvbench.claude.assumptions import Assumptions
+from kvbench.claude.changes import first_change
 from kvbench.claude.prices import PriceBook
-from kvbench.claude.request import Usage, digest
+from kvbench.claude.request import Request, Usage, digest
 from kvbench.claude.responder import Responder, fixed
 from kvbench.claude.rules import Cache
 from kvbench.claude.tokens import CharCounter, Counter
@@ -88,6 +89,9 @@ class Engine:
         self.ttft = ttft
         self.log: list[LoggedRequest] = []
         self._cache = Cache(self.assumptions)
+        self._diagnosed: dict[
+            str, Request
+        ] = {}  # requests that asked for diagnostics, by the id of their answer
         self._lock = threading.Lock()
 
     def message(self, body: Json, headers: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
@@ -98,9 +102,9 @@ class Engine:
         """
         with self._lock:
             number = len(self.log) + 1
-            name = f"req_loopback_{number}"
+            name, message = f"req_loopback_{number}", f"msg_loopback_{number}"
             try:
-                usage = self._serve(body, headers, name)
+                usage, diagnostics = self._serve(body, headers, name, message)
             except ApiError as error:
                 error.request_id = name
                 self.log.append(LoggedRequest(name, body, None))
@@ -113,7 +117,7 @@ class Engine:
             self.log.append(LoggedRequest(name, body, usage))
         calls = any(block["type"] == "tool_use" for block in content)
         return name, {
-            "id": f"msg_loopback_{number}",
+            "id": message,
             "type": "message",
             "role": "assistant",
             "model": body["model"],
@@ -121,6 +125,7 @@ class Engine:
             "stop_reason": "tool_use" if calls else "end_turn" if content else "max_tokens",
             "stop_sequence": None,
             "usage": usage_json(usage),
+            "diagnostics": diagnostics,
         }
 
     def count(self, body: Json) -> int:
@@ -134,7 +139,9 @@ class Engine:
         hidden = self.prices.tool_prompt(body["model"], parsed.tool_prompt)
         return hidden + sum(block.tokens for block in parsed.blocks)
 
-    def _serve(self, body: Json, headers: Mapping[str, str], name: str) -> Usage:
+    def _serve(
+        self, body: Json, headers: Mapping[str, str], name: str, message: str
+    ) -> tuple[Usage, dict[str, Any] | None]:
         self._check(body, headers, needs_max=True)
         betas = [beta.strip() for beta in headers.get("anthropic-beta", "").split(",") if beta.strip()]
         parsed = request_json.parse(body, self.counter, betas, masks=False)
@@ -151,7 +158,29 @@ class Engine:
             hidden=self.prices.tool_prompt(body["model"], parsed.tool_prompt),
         )
         minimum = self.prices.minimum(request.model, request.t, self.assumptions.unknown_minimum)
-        return self._cache.serve(request, request.markers, minimum).usage
+        usage = self._cache.serve(request, request.markers, minimum).usage
+        diagnostics = self._diagnostics(body, request, usage)
+        if isinstance(body.get("diagnostics"), Mapping):
+            self._diagnosed[message] = request
+        return usage, diagnostics
+
+    def _diagnostics(self, body: Json, request: Request, usage: Usage) -> dict[str, Any] | None:
+        """The reason for a miss against the request that the body names; None if none was asked for or found."""
+        asked = body.get("diagnostics")
+        name = asked.get("previous_message_id") if isinstance(asked, Mapping) else None
+        if name is None:
+            return None
+        before = self._diagnosed.get(name)
+        if before is None or before.workspace != request.workspace:
+            return {"cache_miss_reason": {"type": "previous_message_not_found"}}
+        change = first_change(before, request)
+        if change is None:
+            return None
+        reason: dict[str, Any] = {"type": change.api}
+        if change.api != "unavailable":
+            written = max((node.tokens for node, _ in before.markers), default=0)
+            reason["cache_missed_input_tokens"] = max(0, min(written, usage.total) - usage.read)
+        return {"cache_miss_reason": reason}
 
     def _check(self, body: Json, headers: Mapping[str, str], *, needs_max: bool) -> None:
         if (
@@ -174,6 +203,12 @@ class Engine:
                         "invalid_request_error",
                         f"{name}: not accepted from API version {NO_SAMPLING} on",
                     )
+        asked = body.get("diagnostics")
+        name = asked.get("previous_message_id") if isinstance(asked, Mapping) else None
+        if not (asked is None or isinstance(asked, Mapping)) or not (name is None or isinstance(name, str)):
+            place = "diagnostics.previous_message_id" if isinstance(asked, Mapping) else "diagnostics"
+            kind = "string" if isinstance(asked, Mapping) else "object"
+            raise ApiError(400, "invalid_request_error", f"{place}: Input should be a valid {kind}")
         if found := validate.errors(body):
             raise ApiError(400, "invalid_request_error", found[0])
 

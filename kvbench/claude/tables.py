@@ -8,9 +8,12 @@ from typing import Any
 import pandas as pd
 
 from kvbench.claude.assumptions import Assumptions
-from kvbench.claude.misses import FIXES, Diagnosis
+from kvbench.claude.billed import Bill
+from kvbench.claude.causes import CAUSES, FIXABLE
+from kvbench.claude.diagnosis import Diagnosis, Finding
 from kvbench.claude.prices import NANO, dollars
 from kvbench.claude.simulate import Range, Totals
+from kvbench.config.text import counted
 from kvbench.report.format import frame_table
 
 
@@ -66,7 +69,7 @@ def display_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 GUIDE = (
     "All costs are modelled: what the documented rules and the list prices give for these requests, input and "
-    "output. USD: with every undocumented point at its literal reading; range: those points turned, see below. "
+    "output; only as_billed, where it stands, is the usage that the API reported, at list prices. USD: with every undocumented point at its literal reading; range: those points turned, see below. "
     "of no markers: cost of the same requests without cache_control = 100 %. tokens read: share of the input "
     "tokens that came from the cache. peak_itpm: most input tokens in one minute of the clock that count towards "
     "the rate limit. undecided: requests whose marked prefix is within 5 % of the model's minimum by a count that "
@@ -105,27 +108,162 @@ def choice_deltas(base: Mapping[str, Totals], changed: Mapping[str, Mapping[str,
 
 
 def diagnosis_table(diagnosis: Diagnosis) -> pd.DataFrame:
-    """Misses by reason with a suggested fix, most expensive first; only reasons that occur."""
+    """Misses by cause with a suggested fix, most expensive first; only causes that occur."""
     rows = [
-        {"reason": reason, "misses": count, "at_most_usd": usd(money), "fix": FIXES[reason]}
-        for reason, (count, money) in diagnosis.reasons().items()
+        {
+            "cause": cause,
+            "by": CAUSES[cause].by,
+            "misses": count,
+            "tokens": tokens,
+            "usd": usd(money),
+            "fix": CAUSES[cause].fix,
+        }
+        for cause, (count, tokens, money) in diagnosis.causes().items()
     ]
-    return pd.DataFrame(rows, columns=["reason", "misses", "at_most_usd", "fix"])
+    return pd.DataFrame(rows, columns=["cause", "by", "misses", "tokens", "usd", "fix"])
+
+
+def diagnosis_text(diagnosis: Diagnosis) -> str:
+    """The causes of a trace's misses as Markdown: table, sums, and how they add up."""
+    paid, perfect = usd(diagnosis.cost), usd(diagnosis.perfect)
+    lines = [
+        f"Input costs ${paid:.4f}. A perfect cache, which reads every block that an earlier request of the same "
+        f"workspace sent, pays ${perfect:.4f}; the causes add up to the difference of "
+        f"${usd(diagnosis.cost - diagnosis.perfect):.4f}."
+    ]
+    if not diagnosis.findings:
+        lines.append("Misses: none.")
+    else:
+        table = diagnosis_table(diagnosis)
+        table["tokens"], table["usd"] = table["tokens"].map("{:,}".format), table["usd"].map("{:.4f}".format)
+        sums = diagnosis.fixable()
+        lines += [
+            frame_table(table),
+            "By who can avoid them: "
+            + ", ".join(f"{by} ${usd(sums.get(by, 0)):.4f}" for by in FIXABLE)
+            + ".",
+            *_first_examples(diagnosis.findings),
+        ]
+    asked = [finding for finding in diagnosis.findings if finding.agrees is not None]
+    if asked:
+        agree = sum(bool(finding.agrees) for finding in asked)
+        lines.append(
+            f"The API gave its own reason for {counted(len(asked), 'finding')} here and agrees with {agree}."
+        )
+    if diagnosis.elsewhere:
+        saving = usd(sum(finding.cost for finding in diagnosis.elsewhere))
+        lines.append(
+            f"{counted(len(diagnosis.elsewhere), 'prompt')} had been sent in another workspace only, which no cache "
+            f"shares: ${saving:.4f}, not part of the difference."
+        )
+    return "\n".join(f"{line}\n" if not line.startswith("- ") else line for line in lines)
+
+
+def _first_examples(findings: Sequence[Finding]) -> list[str]:
+    """The first request of every cause, with what changed and what it cost."""
+    first: dict[str, Finding] = {}
+    for finding in findings:
+        first.setdefault(finding.cause, finding)
+    lines = []
+    for cause, finding in first.items():
+        place = f" at {finding.place}" if finding.place else ""
+        against = f", compared with {finding.compared}" if finding.compared else ""
+        behind = (
+            f"; {finding.behind:,} tokens behind it were not read. With what changed at the end, "
+            f"{counted(finding.blocks, 'unchanged block')} of the request would have been"
+            if finding.place
+            else ""
+        )
+        lines.append(
+            f"- {cause}, first in {finding.request}{against}{place}: {finding.detail}{behind} "
+            f"({finding.tokens:,} tokens, ${usd(finding.cost):.6f})"
+        )
+    return [*lines[:-1], f"{lines[-1]}\n"]
 
 
 def findings_table(diagnosis: Diagnosis) -> pd.DataFrame:
-    """Every miss."""
+    """Every miss; the prompts of other workspaces last, which no cause holds."""
     rows = [
         {
             "request": finding.request,
-            "reason": finding.reason,
+            "compared_with": finding.compared,
+            "cause": finding.cause,
+            "by": CAUSES[finding.cause].by if finding.cause in CAUSES else "",
+            "place": finding.place,
             "detail": finding.detail,
+            "behind_tokens": finding.behind,
+            "unchanged_blocks": finding.blocks,
             "tokens": finding.tokens,
-            "at_most_usd": usd(finding.at_most),
+            "usd": usd(finding.cost),
+            "api_reason": finding.api_reason,
+            "api_agrees": "" if finding.agrees is None else "yes" if finding.agrees else "no",
         }
-        for finding in diagnosis.findings
+        for finding in [*diagnosis.findings, *diagnosis.elsewhere]
     ]
-    return pd.DataFrame(rows, columns=["request", "reason", "detail", "tokens", "at_most_usd"])
+    names = [
+        "request",
+        "compared_with",
+        "cause",
+        "by",
+        "place",
+        "detail",
+        "behind_tokens",
+        "unchanged_blocks",
+    ]
+    return pd.DataFrame(rows, columns=[*names, "tokens", "usd", "api_reason", "api_agrees"])
+
+
+def bill_row(bill: Bill) -> dict[str, Any]:
+    """The row "as billed" of the cost table."""
+    exact = Range(bill.totals, low=bill.totals.cost, high=bill.totals.cost)
+    return cost_row("as_billed", exact, bill.plain)
+
+
+def bill_text(bill: Bill) -> str:
+    """How the bill and the simulation as sent compare, as Markdown."""
+    wrong, billed = len(bill.differences), bill.totals.requests
+    lines = [
+        f"as_billed: the usage that the API reported for {billed} of {counted(bill.requests, 'request')}, at list "
+        f"prices. The simulation as sent gives another usage on {counted(wrong, 'request')}."
+    ]
+    if wrong:
+        delta = usd(sum(found.cost for found in bill.differences))
+        lines[0] += f" Together the bill is {delta:+.6f} USD of input away from it."
+        lines.append(frame_table(_short(differences_table(bill).head(20))))
+        if wrong > 20:
+            lines.append(f"The first 20 of {wrong}; differences.csv has all.")
+    return "\n".join(f"{line}\n" for line in lines)
+
+
+def differences_table(bill: Bill) -> pd.DataFrame:
+    """Every request on which the simulation and the bill differ."""
+    names = ("read", "write_5m", "write_1h", "uncached")
+    rows = [
+        {
+            "request": found.request,
+            **{f"billed_{name}": getattr(found.billed, name) for name in names},
+            **{f"modelled_{name}": getattr(found.modelled, name) for name in names},
+            "billed_minus_modelled_usd": usd(found.cost),
+            "why": found.why,
+        }
+        for found in bill.differences
+    ]
+    columns = [f"{side}_{name}" for side in ("billed", "modelled") for name in names]
+    return pd.DataFrame(rows, columns=["request", *columns, "billed_minus_modelled_usd", "why"])
+
+
+def _short(frame: pd.DataFrame) -> pd.DataFrame:
+    """The differences with one column per side."""
+    names = ("read", "write_5m", "write_1h", "uncached")
+    table = pd.DataFrame({"request": frame["request"]})
+    for side in ("billed", "modelled"):
+        columns = [frame[f"{side}_{name}"] for name in names]
+        table[f"{side}: {', '.join(names)}"] = [
+            ", ".join(map(str, row)) for row in zip(*columns, strict=True)
+        ]
+    table["USD"] = frame["billed_minus_modelled_usd"].map("{:+.6f}".format)
+    table["why"] = frame["why"]
+    return table
 
 
 def article_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -3,7 +3,8 @@
 import pytest
 
 from kvbench.claude.assumptions import Assumptions
-from kvbench.claude.misses import FIXES, diagnose
+from kvbench.claude.causes import CAUSES
+from kvbench.claude.misses import diagnose
 from kvbench.claude.placements import as_sent
 from kvbench.claude.request import SYSTEM, ContentBlock, Hashing, append, root
 from kvbench.claude.simulate import ListTrace
@@ -39,23 +40,23 @@ def test_nothing_to_report_when_the_prefix_is_read(findings, blocks):
 def test_no_cache_control(findings, blocks):
     nodes = blocks(3, 1000)
     found = only(findings((0, nodes[1], []), (9, nodes[2], [])))
-    assert (found.request, found.reason, found.tokens) == ("q1", "no cache_control", 2000)
+    assert (found.request, found.cause, found.tokens) == ("q1", "no cache_control", 2000)
     # 2,000 tokens at 3.00 instead of 0.30 dollars per million
-    assert found.at_most == 2000 * 2700
+    assert found.cost == 2000 * 2700
 
 
 def test_below_the_minimum(findings, blocks):
     nodes = blocks(2, 400)
     found = only(findings((0, nodes[1], [(nodes[1], FIVE)]), (9, nodes[1], [(nodes[1], FIVE)])))
-    assert (found.reason, found.detail) == ("below the minimum", "800 tokens of 1024 (short by 224)")
+    assert (found.cause, found.detail) == ("below the minimum", "800 tokens of 1024 (short by 224)")
 
 
 def test_expired(findings, blocks):
     nodes = blocks(2, 1000)
     diagnosis = findings((0, nodes[1], [(nodes[1], FIVE)]), (420, nodes[1], [(nodes[1], FIVE)]))
     found = only(diagnosis)
-    assert (found.reason, found.detail) == ("expired", "the 5m entry at block 2 expired 120 s before")
-    assert found.at_most == 2000 * (3750 - 300)
+    assert (found.cause, found.detail) == ("expired", "the 5m entry at block 2 expired 120 s before")
+    assert found.cost == 2000 * (3750 - 300)
     # two 5m writes against a 1h write and a read
     assert diagnosis.net["the same places with ttl 1h"] == 2000 * (2 * 3750 - 6000 - 300)
 
@@ -64,7 +65,7 @@ def test_first_response_not_begun(findings, blocks):
     nodes = blocks(2, 1000)
     marker = [(nodes[1], FIVE)]
     found = only(findings((0, nodes[1], marker, {"ttft": 4.0}), (1, nodes[1], marker, {"ttft": 4.0})))
-    assert (found.reason, found.detail) == (
+    assert (found.cause, found.detail) == (
         "first response not begun",
         "the response that writes it began 3 s later",
     )
@@ -73,7 +74,7 @@ def test_first_response_not_begun(findings, blocks):
 def test_lookback_exceeded(findings, blocks):
     nodes = blocks(30, 1000)
     found = only(findings((0, nodes[4], [(nodes[4], FIVE)]), (1, nodes[29], [(nodes[29], FIVE)])))
-    assert found.reason == "lookback exceeded"
+    assert found.cause == "lookback exceeded"
     assert "block 5 is 25 positions" in found.detail
 
 
@@ -81,11 +82,7 @@ def test_prefix_changed_shows_the_block(findings, blocks):
     nodes = blocks(3, 1500)
     other = blocks(2, 1500, start=nodes[0], seed=5)
     found = only(findings((0, nodes[2], [(nodes[2], FIVE)]), (1, other[1], [(other[1], FIVE)])))
-    assert (found.reason, found.detail, found.tokens) == (
-        "prefix changed",
-        "at block 2 (messages, text)",
-        1500,
-    )
+    assert (found.cause, found.place, found.tokens) == ("prefix changed", "block 2 (messages, text)", 1500)
 
 
 def test_marker_on_a_block_that_changes_every_turn(findings, blocks):
@@ -95,7 +92,7 @@ def test_marker_on_a_block_that_changes_every_turn(findings, blocks):
     for turn in range(4):
         context = blocks(1, 5000, start=stable, seed=turn + 1, tier=SYSTEM)[0]
         rows.append((turn, blocks(1, start=context, seed=turn)[0], [(context, FIVE)]))
-    reasons = [finding.reason for finding in findings(*rows).findings]
+    reasons = [finding.cause for finding in findings(*rows).findings]
     assert reasons == ["prefix changed", *["marker on a block that changes every turn"] * 2]
 
 
@@ -104,42 +101,44 @@ def test_parameter_changed(findings, prices):
     prefix = append(root(), ContentBlock(0, 1, 3, 2000), Hashing(), (0, 0, 0))
     one, two = (append(prefix, ContentBlock(SYSTEM, 0, 7, 2000), Hashing(), (0, salt, 0)) for salt in (0, 1))
     found = only(findings((0, one, [(one, FIVE)]), (1, two, [(two, FIVE)])))
-    assert found.reason == "parameter changed"
+    assert found.cause == "parameter changed"
     assert "block 2 (system" in found.detail
 
 
 def test_shared_part_not_marked(findings, blocks):
     nodes = blocks(3, 1500)
     marker = [(nodes[0], FIVE)]
-    assert only(findings((0, nodes[2], marker), (1, nodes[2], marker))).reason == "shared part not marked"
+    assert only(findings((0, nodes[2], marker), (1, nodes[2], marker))).cause == "shared part not marked"
 
 
 def test_other_model_and_other_workspace(findings, blocks):
     nodes = blocks(2, 3000)
     marker = [(nodes[1], FIVE)]
     found = only(findings((0, nodes[1], marker), (1, nodes[1], marker, {"model": "claude-opus-5"})))
-    assert found.reason == "other model"
-    found = only(findings((0, nodes[1], marker), (1, nodes[1], marker, {"workspace": "b"})))
-    assert found.reason == "other workspace"
+    assert (found.cause, found.tokens) == ("model changed", 6000)
+    # no cache is shared between workspaces, so a perfect one reads nothing either
+    diagnosis = findings((0, nodes[1], marker), (1, nodes[1], marker, {"workspace": "b"}))
+    assert diagnosis.findings == [] and diagnosis.perfect == diagnosis.cost
+    assert [(found.cause, found.tokens) for found in diagnosis.elsewhere] == [("other workspace", 6000)]
 
 
 def test_assumptions_have_separate_reasons(findings, blocks):
     nodes = blocks(2, 1000)
     rows = ((0, nodes[1], [(nodes[1], HOUR)]), (1, nodes[1], [(nodes[1], FIVE)]))
-    assert only(findings(*rows, assumptions=Assumptions(ttl_lookup="matched"))).reason == "other lifetime"
-    assert only(findings(*rows, assumptions=Assumptions(lost_reads=1.0))).reason == "lost under load"
+    assert only(findings(*rows, assumptions=Assumptions(ttl_lookup="matched"))).cause == "other lifetime"
+    assert only(findings(*rows, assumptions=Assumptions(lost_reads=1.0))).cause == "lost under load"
 
 
 def test_requests_that_the_api_would_reject(findings, blocks):
     nodes = blocks(5, 1000)
     five = [(node, FIVE) for node in nodes]
     order = [(nodes[0], FIVE), (nodes[1], HOUR)]
-    reasons = [finding.reason for finding in findings((0, nodes[4], five), (1, nodes[4], order)).findings]
+    reasons = [finding.cause for finding in findings((0, nodes[4], five), (1, nodes[4], order)).findings]
     assert reasons == ["too many breakpoints", "wrong TTL order"]
 
 
-def test_every_reason_has_a_fix_and_is_summed(findings, blocks):
+def test_every_cause_has_a_fix_and_is_summed(findings, blocks):
     nodes = blocks(2, 1000)
     diagnosis = findings(*((400 * k, nodes[1], [(nodes[1], FIVE)]) for k in range(3)))
-    assert diagnosis.reasons() == {"expired": (2, 2 * 2000 * 3450)}
-    assert set(diagnosis.reasons()) <= set(FIXES)
+    assert diagnosis.causes() == {"expired": (2, 4000, 2 * 2000 * 3450)}
+    assert set(diagnosis.causes()) <= set(CAUSES)

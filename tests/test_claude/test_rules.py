@@ -159,6 +159,34 @@ def test_refresh_of_shorter_entries(blocks, ask):
         assert serve(cache, ask(other[0], 400), [(nodes[4], FIVE)]).read == read
 
 
+@pytest.mark.parametrize(("refresh", "read"), [("hit", 0), ("markers", 1000), ("prefixes", 1000)])
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_read_refreshes_what_the_request_marks(blocks, ask, refresh, read, marked):
+    """U3: entries at blocks 10 and 15 of t=0, a read of 15 at 200 s, another branch after block 10 at 400 s.
+
+    With a marker on block 10, the reading `markers` renews it as `prefixes` does; without one it does not.
+    """
+    nodes = blocks(15)
+    branch = blocks(5, start=nodes[9], seed=7)
+    cache = Cache(Assumptions(refresh=refresh))
+    both = [(nodes[9], FIVE), (nodes[14], FIVE)]
+    serve(cache, ask(nodes[14]), both)
+    assert serve(cache, ask(nodes[14], 200), both if marked else both[1:]).read == 1500
+    expected = read if marked or refresh == "prefixes" else 0
+    assert serve(cache, ask(branch[4], 400), [(branch[4], FIVE)]).read == expected
+
+
+def test_markers_refresh_their_own_lifetime_only(blocks, ask):
+    """U3 with U2 matched: a 5m marker on block 10 does not renew the 1h entry there."""
+    nodes = blocks(15)
+    for ttl, read in ((FIVE, 0), (HOUR, 1000)):
+        cache = Cache(Assumptions(refresh="markers", ttl_lookup="matched"))
+        serve(cache, ask(nodes[9]), [(nodes[9], HOUR)])
+        serve(cache, ask(nodes[14], 3000), [(nodes[9], HOUR), (nodes[14], FIVE)])
+        serve(cache, ask(nodes[14], 3200), [(nodes[9], ttl), (nodes[14], FIVE)])
+        assert serve(cache, ask(nodes[9], 6700), [(nodes[9], HOUR)]).read == read
+
+
 def test_what_counts_as_a_position(blocks, ask):
     """U5: with 15 thinking blocks between, the entry is in reach only if they do not count."""
     kinds = [TEXT] + [THINKING] * 15 + [TEXT] * 6

@@ -1,9 +1,12 @@
 """Loaders: what they build, and what they do with bad input."""
 
+import datetime
 import json
 import tracemalloc
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.placements import named
@@ -17,6 +20,7 @@ from kvbench.claude.traces.synthetic import Synthetic, SyntheticTrace
 from kvbench.config.errors import UserError
 
 BASE = Assumptions()
+SONNET = "claude-sonnet-4-6"
 
 
 def session(*requests, **fields):
@@ -84,6 +88,84 @@ def test_a_long_request_only_adds_nodes_for_its_extension():
     tracemalloc.stop()
     assert node.index == 2100
     assert grown < 100 * 2_000
+
+
+def test_a_return_to_an_earlier_branch_finds_its_entry(load, prices):
+    """A, B, A': 20 ids of A are cached, B leaves after 10, A' goes on from A and reads 1,280 tokens."""
+    a, b = list(range(1, 21)), [*range(1, 11), *range(50, 60)]
+    rows = [item(0.0, a, model=SONNET), item(10.0, b, model=SONNET), item(20.0, [*a, 90, 91], model=SONNET)]
+    for choices in (Choices(), Choices(blocks="turn"), Choices(blocks="hash")):
+        trace, requests = load(session(*rows, tool_tokens=0, system_tokens=0), choices=choices)
+        assert trace.problems.lines == []
+        totals = simulate(requests, {"auto": named("automatic")}, prices)["auto"]
+        # A wrote one entry, at its end, so B reads nothing
+        assert totals.read == 1280
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=9), min_size=1, max_size=8), st.integers(1, 2)
+)
+def test_every_end_of_an_earlier_prompt_is_a_cut(prompts, pieces):
+    """Against the definition: cuts on the path of a prompt are kept, whatever was asked in between."""
+    chain = HashChain(64, ((2, 0), (3, 1)))
+    cuts: set[tuple[int, ...]] = set()
+    for ids in prompts:
+        node, ends = chain.extend(list(ids), (0, 1), pieces), []
+        assert node.cum == HashChain(64).extend(list(ids)).cum
+        while node.index:
+            ends.append(node.tokens // 64)
+            assert node.contents == list(ids)[node.parent.tokens // 64 : node.tokens // 64]
+            node = node.parent
+        known = {len(cut) for cut in cuts if cut == tuple(ids[: len(cut)])}
+        assert known <= set(ends) and len(ids) in ends
+        cuts |= {tuple(ids[:end]) for end in ends}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"hash_ids": list(range(10)), "in": 20_480},
+            "hash_ids do not fit in=20480: 10 ids, but 320 whole blocks",
+        ),
+        (
+            {"hash_ids": list(range(41)), "in": 2_565},
+            "hash_ids do not fit in=2565: 41 ids, but 40 whole blocks",
+        ),
+        ({"hash_ids": 40}, "no list of ids"),
+        ({"hash_ids": [1.5, None] * 20}, "TypeError"),
+        ({"t": float("nan")}, "t=nan: must be seconds since 1970-01-01"),
+        ({"t": float("inf")}, "t=inf"),
+        ({"t": "soon"}, "TypeError"),
+        ({"ttft": float("nan")}, "ttft=nan"),
+        ({"in": 2565.5}, "token counts must be whole numbers (in=2565.5)"),
+        ({"model": ["claude"]}, "TypeError"),
+    ],
+)
+def test_a_defect_of_one_request_is_a_row(load, fields, message):
+    trace, requests = load(session(item(), {**item(5.0), **fields}, item(9.0, 50)))
+    assert [request.id for request in requests] == ["s0.json/0", "s0.json/2"]
+    assert [message in line and line.startswith("s0.json: request 1: ") for line in trace.problems.lines] == [
+        True
+    ]
+
+
+def test_a_day_before_the_first_price_is_a_row(tmp_path, prices):
+    (tmp_path / "s.json").write_text(json.dumps(session(item(model=SONNET), item(5.0, model="claude-opus-4-5-20251101"))))
+    trace = ClaudeCodeTrace(tmp_path, prices, date=datetime.date(2026, 1, 1))
+    assert [request.model for request in trace.requests(BASE)] == ["claude-opus-4-5"]
+    assert (
+        "s.json: request 0: model=claude-sonnet-4-6: its first price is of 2026-02-18" in trace.problems.lines[0]
+    )
+
+
+def test_a_folder_named_like_a_session_is_a_row(tmp_path, prices):
+    (tmp_path / "a.json").mkdir()
+    (tmp_path / "b.json").write_text(json.dumps(session(item())))
+    trace = ClaudeCodeTrace(tmp_path, prices)
+    assert len(list(trace.requests(BASE))) == 1
+    assert "a.json: not a session (IsADirectoryError" in trace.problems.lines[0]
 
 
 def test_claude_code_session(load):
@@ -160,6 +242,9 @@ def test_mooncake(tmp_path, prices):
         {"timestamp": 4000, "input_length": 1600, "output_length": 5, "hash_ids": [1, 2, 4, 5]},
         {"timestamp": 3000, "input_length": 100, "output_length": 5, "hash_ids": [9]},
         {"timestamp": 5000, "input_length": -1, "output_length": 5, "hash_ids": [9]},
+        {"timestamp": 5000, "input_length": 5120, "output_length": 5, "hash_ids": [9, 10]},
+        {"timestamp": float("nan"), "input_length": 100, "output_length": 5, "hash_ids": [9]},
+        [],
     ]
     path = tmp_path / "m.jsonl"
     path.write_text("\n".join([*map(json.dumps, rows), "{oops"]) + "\n")
@@ -168,7 +253,9 @@ def test_mooncake(tmp_path, prices):
     assert first.head.cum == second.head.parent.cum
     assert (first.head.tokens, first.tail, second.head.tokens, second.tail) == (1024, 276, 1536, 64)
     assert (third.head.tokens, third.tail, third.t - second.t) == (100, 0, 0)
-    assert [line.split(":")[0] for line in trace.problems.lines] == [f"m.jsonl, line {n}" for n in (3, 4, 5)]
+    assert [line.split(":")[0] for line in trace.problems.lines] == [
+        f"m.jsonl, line {n}" for n in range(3, 9)
+    ]
     totals = simulate(trace.requests(BASE), {"auto": named("automatic")}, prices)["auto"]
     assert (totals.read, totals.requests) == (1024, 3)
     whole = MooncakeTrace(path, prices, blocks="turn")

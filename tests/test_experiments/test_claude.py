@@ -54,11 +54,36 @@ def test_replay_of_session_files(tmp_path, capsys):
         assert (out / "figures" / f"{name}.svg").stat().st_size > 1000
 
 
+def test_a_recorded_bill_stands_beside_the_simulation(tmp_path, capsys):
+    """Two writes of 5,733 tokens are billed where the rules give a write and a read; one line is odd."""
+    block = {"tier": "system", "kind": "text", "hash": "07", "tokens": 5_733, "source": "usage"}
+    usage = {"read": 0, "write_5m": 5_733, "write_1h": 0, "uncached": 0, "output": 0}
+    row = {"session": "s", "model": "claude-sonnet-4-6", "blocks": [block], "automatic": "5m", "usage": usage}
+    rows = [{**row, "id": f"r{k}", "t": 1.7955e9 + 30 * k} for k in range(2)]
+    rows.append({**row, "id": "odd", "t": 1.7956e9, "speed": "ludicrous"})
+    (tmp_path / "trace.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    words = (f"trace={tmp_path / 'trace.jsonl'}", f"run_dir={out}", "plan=false")
+    code, text, _ = run(capsys, "experiment=claude_replay", *words)
+    assert code == 0
+    costs = pd.read_csv(out / "costs.csv").set_index("placement")
+    assert costs.loc["as_billed", ["requests", "read", "write_5m"]].tolist() == [2, 0, 11_466]
+    assert costs.loc["as_billed", "cost_usd"] == pytest.approx(0.0429975, abs=1e-12)
+    assert costs.loc["as_sent", "cost_usd"] == pytest.approx(5_733 * 4.05e-6, abs=1e-12)
+    assert pd.read_csv(out / "differences.csv")["request"].tolist() == ["r1"]
+    assert pd.read_csv(out / "misses.csv")[["request", "cause", "tokens"]].values.tolist() == [
+        ["r1", "billed, not explained", 5_733]
+    ]
+    assert "Misses of as_sent" in text
+    assert "trace.jsonl, line 3: speed=ludicrous: allowed are standard, fast" in text
+
+
 def test_replay_of_generated_conversations(tmp_path, capsys):
     words = ("experiment=claude_replay", f"run_dir={tmp_path}", "synthetic.gap=400", "synthetic.turns=4")
     code, text, _ = run(capsys, *words, "placements=[automatic]", "plan=false")
     assert code == 0
-    assert "| expired | 3 |" in text
+    assert "| expired | expiry | 3 |" in text
+    assert "Misses of automatic" in text
     assert "0.08385" in text
     assert "0.0858" in text
 
@@ -73,6 +98,7 @@ def test_replay_of_generated_conversations(tmp_path, capsys):
         (["claude_model=claude-sonnet-46"], "nearest are claude-sonnet-4-6"),
         (["synthetic.turns=0"], "synthetic.turns=0"),
         (["date=tomorrow"], "date: 'tomorrow'"),
+        (["doctor=automatc"], "placement=automatc: allowed are"),
         (["width=0"], "width: 0 is not allowed, give 1 or more"),
         (["synthetic.gap=nan"], "synthetic.gap: nan is not a finite number"),
         (["+widht=3"], "widht: there is no key 'widht' (did you mean width?)"),

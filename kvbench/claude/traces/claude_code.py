@@ -76,7 +76,7 @@ class ClaudeCodeTrace(Trace):
         """
         self.path = Path(self.path)
         self.files = sorted(self.path.glob("*.json")) if self.path.is_dir() else [self.path]
-        if not self.files or not self.files[0].is_file():
+        if not any(file.is_file() for file in self.files):
             raise UserError(f"trace={self.path}: no session files (*.json) there")
         self._reported = False
 

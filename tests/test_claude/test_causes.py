@@ -1,0 +1,419 @@
+"""Golden pairs of requests, and the cause of every token that the second did not read."""
+
+import copy
+
+import pytest
+from kvbench_testing.claude_requests import at, body, found, grown, request, system, text, tool, words
+
+from kvbench.claude.causes import CAUSES, FIXABLE
+
+# What is lost with automatic caching: every token that the first request sent and the second sends again, unless the
+# change touches it. 2 x 600 tools, 1500 + 1000 system, 800 + 400 + 200 messages = 5,100.
+ALL = 5100
+GOLDEN = [
+    # name, clock before, change, cause, place, tokens lost with automatic caching, of them behind the change
+    (
+        "time",
+        "14:05:09",
+        lambda b: system(b).update(text=f"{words(1499, 'rule')} 14:05:39"),
+        "date or time changed",
+        "block 3 (system, text)",
+        3600,
+        2400,
+    ),
+    (
+        "date",
+        "2026-11-24",
+        lambda b: system(b).update(text=f"{words(1499, 'rule')} 2026-11-25"),
+        "date or time changed",
+        "block 3 (system, text)",
+        3600,
+        2400,
+    ),
+    (
+        "weekday",
+        "Tuesday",
+        lambda b: system(b).update(text=f"{words(1499, 'rule')} Friday"),
+        "date or time changed",
+        "block 3 (system, text)",
+        3600,
+        2400,
+    ),
+    (
+        "stamp",
+        "1790000000",
+        lambda b: system(b).update(text=f"{words(1499, 'rule')} 1790000030"),
+        "date or time changed",
+        "block 3 (system, text)",
+        3600,
+        2400,
+    ),
+    (
+        "nonce",
+        "3f2b8c1d-9a7e-4c55-8f21-0a1b2c3d4e5f",
+        lambda b: system(b).update(text=f"{words(1499, 'rule')} 7d0e1f22-0000-4c55-9f21-ffffffffffff"),
+        "number or random id changed",
+        "block 3 (system, text)",
+        3600,
+        2400,
+    ),
+    (
+        "counter",
+        "17",
+        lambda b: system(b).update(text=f"{words(1499, 'rule')} 18"),
+        "number or random id changed",
+        "block 3 (system, text)",
+        3600,
+        2400,
+    ),
+    (
+        "system text",
+        "",
+        lambda b: system(b).update(text=words(1500, "law")),
+        "system prompt changed",
+        "block 3 (system, text)",
+        3600,
+        2400,
+    ),
+    (
+        "system block added",
+        "",
+        lambda b: b["system"].insert(0, text(10, "new")),
+        "blocks inserted",
+        "block 3 (system, text)",
+        5100,
+        3900,
+    ),
+    (
+        "system block removed",
+        "",
+        lambda b: b["system"].pop(0),
+        "blocks removed",
+        "block 3 (system, text)",
+        3600,
+        2400,
+    ),
+    (
+        "system blocks swapped",
+        "",
+        lambda b: b["system"].reverse(),
+        "blocks reordered",
+        "block 3 (system, text)",
+        5100,
+        3900,
+    ),
+    (
+        "tool_choice any",
+        "",
+        lambda b: b.update(tool_choice={"type": "any"}),
+        "tool_choice changed",
+        "tool_choice",
+        5100,
+        1400,
+    ),
+    (
+        "tool_choice tool",
+        "",
+        lambda b: b.update(tool_choice={"type": "tool", "name": "beta"}),
+        "tool_choice changed",
+        "tool_choice",
+        5100,
+        1400,
+    ),
+    (
+        "one tool at a time",
+        "",
+        lambda b: b.update(tool_choice={"type": "auto", "disable_parallel_tool_use": True}),
+        "tool_choice changed",
+        "tool_choice",
+        5100,
+        1400,
+    ),
+    (
+        "thinking",
+        "",
+        lambda b: b.update(thinking={"type": "enabled", "budget_tokens": 2000}),
+        "thinking changed",
+        "thinking",
+        5100,
+        1400,
+    ),
+    (
+        "effort",
+        "",
+        lambda b: b.update(output_config={"effort": "low"}),
+        "effort changed",
+        "effort",
+        5100,
+        1400,
+    ),
+    (
+        "format",
+        "",
+        lambda b: b.update(output_config={"format": {"type": "json_schema", "schema": {}}}),
+        "output format changed",
+        "format",
+        5100,
+        1400,
+    ),
+    (
+        "context management",
+        "",
+        lambda b: b.update(context_management={"edits": [{"type": "clear_tool_uses_20250919"}]}),
+        "context_management changed",
+        "context_management",
+        5100,
+        1400,
+    ),
+    ("speed", "", lambda b: b.update(speed="fast"), "speed changed", "speed", 5100, 3900),
+    ("model", "", lambda b: b.update(model="claude-opus-5"), "model changed", "model", 5100, 5100),
+    (
+        "image",
+        "",
+        lambda b: b["messages"][-1]["content"].append(
+            {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}
+        ),
+        "images added or removed",
+        "images",
+        5100,
+        1400,
+    ),
+    (
+        "citations",
+        "",
+        lambda b: b["messages"][-1]["content"].append(
+            {
+                "type": "document",
+                "source": {"type": "text", "media_type": "text/plain", "data": "x"},
+                "citations": {"enabled": True},
+            }
+        ),
+        "citations turned on or off",
+        "citations",
+        5100,
+        3900,
+    ),
+    (
+        "tools reordered",
+        "",
+        lambda b: b["tools"].reverse(),
+        "tools reordered",
+        "block 1 (tools, tool)",
+        5100,
+        5100,
+    ),
+    (
+        "tool added",
+        "",
+        lambda b: b["tools"].append(tool("gamma")),
+        "tools added or removed",
+        "block 3 (tools, tool)",
+        5100,
+        3900,
+    ),
+    (
+        "tool removed",
+        "",
+        lambda b: b["tools"].pop(0),
+        "tools added or removed",
+        "block 1 (tools, tool)",
+        4500,
+        4500,
+    ),
+    (
+        "tool description",
+        "",
+        lambda b: b["tools"][0].update(description=words(587, "other")),
+        "tool definition changed",
+        "block 1 (tools, tool)",
+        4500,
+        4500,
+    ),
+    ("nothing changed", "", lambda b: b["tools"][0].update(description=words(587, "alpha")), None, "", 0, 0),
+    (
+        "web search",
+        "",
+        lambda b: b["tools"].append({"type": "web_search_20250305", "name": "web_search"}),
+        "server tool added or removed",
+        "block 3 (system, web_search_20250305)",
+        5100,
+        3900,
+    ),
+    (
+        "schema keys",
+        "",
+        lambda b: b["tools"][0].update(input_schema=dict(reversed(b["tools"][0]["input_schema"].items()))),
+        "JSON keys reordered",
+        "block 1 (tools, tool)",
+        5100,
+        5100,
+    ),
+    (
+        "block keys",
+        "",
+        lambda b: b["tools"].__setitem__(1, dict(reversed(b["tools"][1].items()))),
+        "JSON keys reordered",
+        "block 2 (tools, tool)",
+        5100,
+        4500,
+    ),
+    (
+        "text keys",
+        "",
+        lambda b: b["messages"][1]["content"].__setitem__(0, dict(reversed(at(b, 1).items()))),
+        "JSON keys reordered",
+        "block 6 (messages, text)",
+        5100,
+        600,
+    ),
+    (
+        "message edited",
+        "",
+        lambda b: at(b, 0).update(text=words(800, "other")),
+        "message changed",
+        "block 5 (messages, text)",
+        4300,
+        600,
+    ),
+    (
+        "message clock",
+        "",
+        lambda b: at(b, 0).update(text=f"{words(799, 'ask')} 09:30"),
+        "message changed",
+        "block 5 (messages, text)",
+        4300,
+        600,
+    ),
+    (
+        "history cut",
+        "",
+        lambda b: b.update(messages=b["messages"][2:]),
+        "blocks removed",
+        "block 5 (messages, text)",
+        3900,
+        200,
+    ),
+    (
+        "message inserted",
+        "",
+        lambda b: b["messages"][0]["content"].insert(0, text(3, "note")),
+        "blocks inserted",
+        "block 5 (messages, text)",
+        5100,
+        1400,
+    ),
+    ("system gone", "", lambda b: b.pop("system"), "blocks removed", "block 3 (messages, text)", 2600, 1400),
+]
+
+
+@pytest.mark.parametrize(
+    "placement", ["as_sent", "automatic_1h", "middleware_5m", "tools_system", "explicit_four", "none"]
+)
+@pytest.mark.parametrize(
+    ("clock", "change", "cause", "place", "lost", "behind"),
+    [row[1:] for row in GOLDEN],
+    ids=[row[0] for row in GOLDEN],
+)
+def test_golden_pairs(clock, change, cause, place, lost, behind, placement):
+    """The change is named under every placement; automatic caching loses the part before it as well."""
+    old = body(clock)
+    new = grown(old)
+    change(new)
+    diagnosis = found([request(old, 0), request(new, 1)], placement)
+    changes = [finding for finding in diagnosis.findings if finding.place]
+    if cause is None:
+        assert changes == []
+        return
+    assert [(finding.cause, finding.place, finding.compared) for finding in changes] == [(cause, place, "q0")]
+    if placement == "as_sent":
+        assert changes == diagnosis.findings
+        assert changes[0].tokens == lost
+        # 6.25 dollars per million to write, 0.50 to read, on Opus 4.8 and on Opus 5; fast mode doubles both
+        assert changes[0].cost == lost * (11_500 if cause == "speed changed" else 5_750)
+    elif placement == "none":
+        # what stands before the change was only not marked
+        assert changes[0].tokens == behind
+        assert {finding.cause for finding in diagnosis.findings} <= {cause, "no cache_control"}
+        assert sum(finding.tokens for finding in diagnosis.findings) == lost
+
+
+def test_a_beta_header_is_named():
+    old = body()
+    diagnosis = found([request(old, 0), request(grown(old), 1, betas=["context-1m-2025-08-07"])])
+    (only,) = diagnosis.findings
+    assert (only.cause, only.place, only.tokens) == ("beta headers changed", "betas", ALL)
+
+
+def test_a_clock_in_ten_requests_is_nine_misses():
+    """Ten full writes: 3,500 tokens of each but the first were there before, the clock's block was not."""
+    rows = [body(f"12:00:{number:02d}") for number in range(10)]
+    diagnosis = found([request(row, number) for number, row in enumerate(rows)], "as_sent")
+    assert sum(finding.tokens for finding in diagnosis.findings) == 9 * 3600
+    assert {finding.cause for finding in diagnosis.findings} == {"date or time changed"}
+    first = diagnosis.findings[0]
+    # behind the clock 1000 + 800 + 400 + 200 tokens are paid again, and are the same; before it two tools are
+    assert (first.request, first.behind, first.blocks) == ("q1", 2400, 6)
+
+
+def test_small_tools_are_not_the_cause_when_tool_choice_changed():
+    """Tools and system of 820 tokens are below the minimum of 1,024, but the whole prompt had an entry."""
+    old = body(tools=60)
+    old["system"] = [text(700, "rule")]
+    new = grown(old)
+    new["tool_choice"] = {"type": "any"}
+    (only,) = found([request(old, 0), request(new, 1)]).findings
+    assert (only.cause, only.tokens) == ("tool_choice changed", 820 + 1400)
+
+
+def test_expiry_and_change_are_told_apart():
+    """After 400 s the marked tools and system have expired; the question that was rewritten is a change."""
+    old = body()
+    new = grown(old)
+    at(new, 0)["text"] = words(800, "other")
+    diagnosis = found([request(old, 0), request(new, 1, gap=400.0)], "tools_system")
+    assert [(finding.cause, finding.tokens) for finding in diagnosis.findings] == [
+        ("expired", 3700),
+        ("message changed", 600),
+    ]
+
+
+def test_only_text_that_comes_again_elsewhere_is_no_change():
+    old = body()
+    new = grown(old)
+    new["messages"][-1]["content"] = [text(400, "answer")]
+    (only,) = found([request(old, 0), request(new, 1)]).findings
+    assert (only.cause, only.tokens, CAUSES[only.cause].by) == ("repeated elsewhere", 400, "provider")
+
+
+def test_thinking_that_the_model_drops():
+    """Sonnet 4.5 drops the thinking of earlier turns when a user speaks again; Opus 5 keeps it."""
+    old = body()
+    old["messages"] = [
+        {"role": "user", "content": [text(800, "ask")]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": words(300, "hm"), "signature": "x"},
+                text(400, "answer"),
+            ],
+        },
+    ]
+    new = copy.deepcopy(old)
+    new["messages"].append({"role": "user", "content": [text(50, "next")]})
+    for model, causes in (("claude-sonnet-4-5", ["earlier thinking dropped"]), ("claude-opus-5", [])):
+        old["model"] = new["model"] = model
+        assert [f.cause for f in found([request(old, 0), request(new, 1)]).findings] == causes
+
+
+def test_every_cause_is_fixable_by_somebody():
+    assert {cause.by for cause in CAUSES.values()} == set(FIXABLE)
+
+
+def test_the_sum_is_checked_by_a_planted_fault(monkeypatch):
+    """A cause that is priced twice breaks the sum."""
+    from kvbench.claude import misses
+
+    right = misses.with_read
+    monkeypatch.setattr(misses, "with_read", lambda now, usage, units: right(usage, usage, units[:-1]))
+    with pytest.raises(AssertionError):
+        test_a_clock_in_ten_requests_is_nine_misses()
