@@ -69,11 +69,12 @@ def display_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 GUIDE = (
     "All costs are modelled: what the documented rules and the list prices give for these requests, input and "
-    "output; only as_billed, where it stands, is the usage that the API reported, at list prices. USD: with every undocumented point at its literal reading; range: those points turned, see below. "
-    "of no markers: cost of the same requests without cache_control = 100 %. tokens read: share of the input "
-    "tokens that came from the cache. peak_itpm: most input tokens in one minute of the clock that count towards "
-    "the rate limit. undecided: requests whose marked prefix is within 5 % of the model's minimum by a count that "
-    "is an estimate; they may or may not be cached.\n"
+    "output; only as_billed, where it stands, is the usage that the API reported, at list prices. USD: with every "
+    "undocumented point at its literal reading; range: those points turned, see below. of no markers: cost of the "
+    "same requests without cache_control = 100 %. tokens read: share of the input tokens that came from the cache. "
+    "peak_itpm: most input tokens in one minute of the clock that count towards the rate limit. undecided: requests "
+    "whose marked prefix is within 5 % of the model's minimum by a count that is an estimate; they may or may not be "
+    "cached.\n"
 )
 
 

@@ -152,11 +152,13 @@ def test_a_defect_of_one_request_is_a_row(load, fields, message):
 
 
 def test_a_day_before_the_first_price_is_a_row(tmp_path, prices):
-    (tmp_path / "s.json").write_text(json.dumps(session(item(model=SONNET), item(5.0, model="claude-opus-4-5-20251101"))))
+    rows = session(item(model=SONNET), item(5.0, model="claude-opus-4-5-20251101"))
+    (tmp_path / "s.json").write_text(json.dumps(rows))
     trace = ClaudeCodeTrace(tmp_path, prices, date=datetime.date(2026, 1, 1))
     assert [request.model for request in trace.requests(BASE)] == ["claude-opus-4-5"]
     assert (
-        "s.json: request 0: model=claude-sonnet-4-6: its first price is of 2026-02-18" in trace.problems.lines[0]
+        "s.json: request 0: model=claude-sonnet-4-6: its first price is of 2026-02-18"
+        in trace.problems.lines[0]
     )
 
 
