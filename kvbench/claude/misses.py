@@ -325,7 +325,8 @@ class _Finder:
                 yield _why(change, case, other), chosen
             else:
                 chosen = []
-        left = [unit for unit in units if unit not in set(chosen)]
+        explained = set(chosen)
+        left = [unit for unit in units if unit not in explained]
         if left:
             detail = "the same content was sent before at another place"
             yield (
