@@ -31,6 +31,7 @@ PARAMETERS = {
     "context_management": "context_management changed",
     "betas": "beta headers changed",
 }
+TOGGLED = "server tool added or removed"
 # the API's `diagnostics.cache_miss_reason` by tier of the first changed block
 API_REASONS = ("tools_changed", "system_changed", "messages_changed")
 
@@ -109,6 +110,9 @@ def first_change(before: Request, now: Request) -> Change | None:
             )
         return Change("prefix changed", where, "the trace does not say what", index, api, edited=True)
     reason, detail, edited = _block(before, now, index)
+    if reason == TOGGLED:
+        # its definition is in `tools`, though it changes the system tier
+        api = API_REASONS[TOOLS]
     return Change(reason, where, detail, index, api, edited)
 
 
@@ -166,7 +170,7 @@ def _block(before: Request, now: Request, index: int) -> tuple[str, str, bool]:
             return "string form changed", "a string became a list of blocks, or the reverse", True
         return "message boundaries changed", "the content is the same, its message is another one", True
     if toggled := [block.type for block in (a, b) if block.tier == SYSTEM and block.type.startswith(TOGGLES)]:
-        return "server tool added or removed", f"{toggled[0]} is in one request only, or another one", True
+        return TOGGLED, f"{toggled[0]} is in one request only, or another one", True
     if TOOLS in (a.tier, b.tier):
         return _tools(before, now, a, b)
     removed, inserted = _position(old, b), _position(new, a)

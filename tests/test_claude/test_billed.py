@@ -218,6 +218,7 @@ TOOL = {"name": "a", "description": "d", "input_schema": {"type": "object"}}
         ),
         ({"system": "law " * 2_000}, "system_changed"),
         ({"tools": [TOOL]}, "tools_changed"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools_changed"),
         ({"messages": [{"role": "user", "content": "other " * 2_000}]}, "messages_changed"),
         ({"model": "claude-opus-4-8"}, "model_changed"),
         ({"model": "claude-opus-4-8", "system": "law " * 2_000}, "model_changed"),

@@ -5,6 +5,7 @@ import copy
 import pytest
 from kvbench_testing.claude_requests import at, body, found, grown, request, system, text, tool, words
 
+from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.causes import CAUSES, FIXABLE
 
 # What is lost with automatic caching: every token that the first request sent and the second sends again, unless the
@@ -342,6 +343,32 @@ def test_a_beta_header_is_named():
     diagnosis = found([request(old, 0), request(grown(old), 1, betas=["context-1m-2025-08-07"])])
     (only,) = diagnosis.findings
     assert (only.cause, only.place, only.tokens) == ("beta headers changed", "betas", ALL)
+
+
+@pytest.mark.parametrize(("scope", "behind"), [("messages", 1400), ("tools", ALL)])
+def test_the_tier_that_thinking_invalidates_is_an_assumption(scope, behind):
+    """Without markers only what stands behind the change is its fault: the messages, or everything."""
+    assumptions = Assumptions(params_scope=scope)
+    old = body()
+    new = grown(old)
+    new["thinking"] = {"type": "adaptive"}
+    new["tool_choice"] = {"type": "any"}
+    rows = [request(row, number, assumptions=assumptions) for number, row in enumerate((old, new))]
+    for placement, lost in (("as_sent", ALL), ("none", behind)):
+        (change,) = [row for row in found(rows, placement, assumptions).findings if row.place]
+        # tool_choice comes first within the messages tier
+        expected = "thinking changed" if scope == "tools" else "tool_choice changed"
+        assert (change.cause, change.tokens) == (expected, lost)
+
+
+def test_a_string_for_a_list_is_a_change_only_where_it_is_distinct():
+    old = body()
+    new = grown(old)
+    new["messages"][0]["content"] = at(new, 0)["text"]
+    for form, causes in (("equal", []), ("distinct", ["string form changed"])):
+        assumptions = Assumptions(string_form=form)
+        rows = [request(row, number, assumptions=assumptions) for number, row in enumerate((old, new))]
+        assert [row.cause for row in found(rows, "as_sent", assumptions).findings] == causes
 
 
 def test_a_clock_in_ten_requests_is_nine_misses():

@@ -62,7 +62,7 @@ def _guess(path: Path) -> Format:
         for line in lines:
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict) and "blocks" in row:
                 return "recorded"
