@@ -108,12 +108,18 @@ def first_change(before: Request, now: Request) -> Change | None:
             return Change(
                 "parameter changed", f"a parameter of {tier}", f"{where} is the same", index, "unavailable"
             )
-        return Change("prefix changed", where, "the trace does not say what", index, api, edited=True)
+        return Change("prefix changed", where, _sizes(before, now, new[0]), index, api, edited=True)
     reason, detail, edited = _block(before, now, index)
     if reason == TOGGLED:
         # its definition is in `tools`, though it changes the system tier
         api = API_REASONS[TOOLS]
     return Change(reason, where, detail, index, api, edited)
+
+
+def _sizes(before: Request, now: Request, first: Node) -> str:
+    """What is known of a change in a trace without contents."""
+    shared = first.parent.tokens if first.parent is not None and first.parent.index else 0
+    return f"{shared} tokens are the same; the prompt went from {before.head.tokens} to {now.head.tokens} tokens"
 
 
 def _where(node: Node, request: Request) -> str:
