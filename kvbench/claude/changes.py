@@ -119,7 +119,9 @@ def first_change(before: Request, now: Request) -> Change | None:
 def _sizes(before: Request, now: Request, first: Node) -> str:
     """What is known of a change in a trace without contents."""
     shared = first.parent.tokens if first.parent is not None and first.parent.index else 0
-    return f"{shared} tokens are the same; the prompt went from {before.head.tokens} to {now.head.tokens} tokens"
+    return (
+        f"{shared} tokens are the same; the prompt went from {before.head.tokens} to {now.head.tokens} tokens"
+    )
 
 
 def _where(node: Node, request: Request) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from kvbench.claude.tables import usd
+from kvbench.claude.tables import AS_BILLED, usd
 from kvbench.report import style
 
 LIFETIMES = ((300, "5 min"), (3600, "1 h"))
@@ -47,7 +47,8 @@ def costs(frame: pd.DataFrame, path: Path) -> None:
     for place, (cost, high) in enumerate(zip(frame["cost_usd"], frame["high_usd"], strict=True)):
         axes.annotate(f"{cost:.2f}", (high, place), xytext=(5, 0), textcoords="offset points", va="center")
     axes.margins(x=0.12)
-    axes.set_xlabel("modelled cost, USD; whiskers: undocumented points turned the other way")
+    billed = " (as_billed: paid)" if AS_BILLED in set(frame["placement"]) else ""
+    axes.set_xlabel(f"modelled cost{billed}, USD; whiskers: undocumented points turned the other way")
     _save(figure, path)
 
 

@@ -16,6 +16,8 @@ from kvbench.claude.simulate import Range, Totals
 from kvbench.config.text import counted
 from kvbench.report.format import frame_table
 
+AS_BILLED = "as_billed"
+
 
 def usd(nano: int) -> float:
     """Converts nano-dollars to dollars, for tables and plots only."""
@@ -217,7 +219,7 @@ def findings_table(diagnosis: Diagnosis) -> pd.DataFrame:
 def bill_row(bill: Bill) -> dict[str, Any]:
     """The row "as billed" of the cost table."""
     exact = Range(bill.totals, low=bill.totals.cost, high=bill.totals.cost)
-    return cost_row("as_billed", exact, bill.plain)
+    return cost_row(AS_BILLED, exact, bill.plain)
 
 
 def bill_text(bill: Bill) -> str:
