@@ -192,9 +192,10 @@ pd.Series(
 
 # %% [markdown]
 # ## Room and money
-# How many sequences of 32K tokens fit, what they produce together, and what a million generated tokens costs when the
-# device is full (decoding alone; prefill costs the same for all). Here resident bytes count, because they decide the
-# batch. The rental price is one provider's, read on the date in `conf/hardware`.
+# How many sequences of 32K tokens fit, what they produce together, and what a million generated tokens costs when so
+# many are decoded at once: decoding alone, and whole requests of 1,024 new tokens, whose prefill costs the same for all.
+# Here resident bytes count, because they decide the batch. The rental price is one provider's; what others ask is
+# printed beside it where it is known.
 
 # %%
 NEW = 1024
@@ -207,9 +208,10 @@ for label in METHODS:
         "batch that fits": batch,
         "ms per step": 1e3 * estimate.step_s,
         "tokens per s": estimate.tokens_per_s,
-        "USD per million tokens": estimate.usd_per_million_tokens,
+        "USD per million, decode only": estimate.usd_per_million_decode,
+        "USD per million, whole": estimate.usd_per_million_whole,
     }
-print(f"{DEVICE.title} at {DEVICE.usd_per_hour} USD per hour")
+print(f"{DEVICE.title} at {DEVICE.usd_per_hour} USD per hour ({DEVICE.rent_note})")
 pd.DataFrame(rows).T.round(2)
 
 # %% [markdown]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from kvbench.config.text import counted
 from kvbench.report import style
 from kvbench.report.format import markdown_table, number
 from kvbench.report.plots import save
@@ -32,25 +33,33 @@ def write_report(frame: pd.DataFrame, folder: Path) -> Path:
     table.write_text(markdown(frame), encoding="utf-8")
     for model, rows in frame.groupby("model"):
         save(step_figure(rows), folder / "figures", f"step.{model}")
-        if rows["usd_per_million_tokens_max"].notna().any():
-            save(dollars_figure(rows), folder / "figures", f"dollars.{model}")
+        if rows["usd_per_million_whole_max"].notna().any():
+            save(dollars_figure(rows, "whole"), folder / "figures", f"dollars.{model}")
+            save(dollars_figure(rows, "decode"), folder / "figures", f"dollars_decode.{model}")
     return table
 
 
 def markdown(frame: pd.DataFrame) -> str:
     """One table per model and device."""
+    new, batch = frame["new"].iloc[0], frame["batch"].iloc[0]
     lines = [
         "Every figure here is `modelled`: a lower bound on time and money, see docs/cost.md. Budgets are nominal:",
         "methods at the same number neither take the same memory nor give the same answers.",
+        "",
+        f"Dollars are per million generated tokens, {counted(int(new), 'new token')} per request. *Decode only* leaves",
+        "prefill out and is at the largest batch that fits, which needs that many requests at once; *whole* is",
+        f"prefill, compression and decoding of the request, its steps shared by the largest batch or by {batch}. The",
+        "rent is one provider's; dollars scale with it.",
     ]
     for (model, device), rows in frame.groupby(["model", "device"], sort=False):
         price = rows["usd_per_hour"].iloc[0]
-        rent = f", ${price:.2f} per hour" if pd.notna(price) else ""
+        rent = f", ${price:.2f} per hour ({rows['rent'].iloc[0]})" if pd.notna(price) else ""
         lines += ["", f"## {model} on {device}{rent}", ""]
         header = [
-            "tokens", "method", "budget", "cache MB", "read MB per step",
-            f"ms per token, batch {rows['batch'].iloc[0]}", "largest batch", "tokens/s at it",
-            "$ per million tokens", "$ per 1000 requests",
+            "tokens", "method", "budget", "cache MB", "read MB per step", f"ms per token, batch {batch}",
+            "largest batch", "tokens/s at it", "$ per million, decode only, largest batch",
+            "$ per million, whole, largest batch", f"$ per million, whole, batch {batch}",
+            "$ per 1000 requests, largest batch",
         ]  # fmt: skip
         cells = [_cells(row) for row in rows.sort_values("length", kind="stable").to_dict("records")]
         lines.append(markdown_table(header, cells, right=[name != "method" for name in header]))
@@ -68,7 +77,9 @@ def _cells(row: dict[str, Any]) -> list[str]:
         number(row["step_ms"], ",.2f") if row["fits"] else "does not fit",
         str(row["max_batch"]),
         number(row["tokens_per_s_max"], ",.0f"),
-        number(row["usd_per_million_tokens_max"], ",.3f"),
+        number(row["usd_per_million_decode_max"], ",.3f"),
+        number(row["usd_per_million_whole_max"], ",.2f"),
+        number(row["usd_per_million_whole"], ",.2f"),
         number(row["usd_per_request_max"], ",.3f", 1000),
     ]
 
@@ -85,14 +96,25 @@ def step_figure(frame: pd.DataFrame) -> style.Figure:
     return _by_length(frame, "step_ms", label, "Modelled lower bound, weights included.", finish, [floor])
 
 
-def dollars_figure(frame: pd.DataFrame) -> style.Figure:
-    """Dollars per million tokens at the largest batch that fits, one panel per device; rows of one model."""
+def dollars_figure(frame: pd.DataFrame, part: Literal["decode", "whole"]) -> style.Figure:
+    """Dollars per million new tokens at the largest batch that fits, one panel per device; rows of one model.
+
+    Args:
+        frame: rows of one model.
+        part: decoding alone, or whole requests.
+    """
 
     def finish(axes: Axes, rows: pd.DataFrame) -> None:
         style.log_axis(axes, "y")
 
-    note = "Modelled lower bound: decoding alone, at the largest batch that fits."
-    return _by_length(frame, "usd_per_million_tokens_max", "$ per million tokens", note, finish)
+    new = frame["new"].iloc[0]
+    what = {
+        "decode": "Decoding alone, without prefill",
+        "whole": f"Prefill, compression and decoding of {counted(int(new), 'new token')}",
+    }[part]
+    note = f"Modelled lower bound. {what}, at the largest batch that fits; one provider's rent per device."
+    label = f"$ per million new tokens ({part})"
+    return _by_length(frame, f"usd_per_million_{part}_max", label, note, finish)
 
 
 def _by_length(

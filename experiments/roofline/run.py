@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def scan(cfg: RooflineConfig) -> pd.DataFrame:
     """One row per model, device, length, method and budget; every figure is `modelled`.
 
-    `step_ms` and `fits` are for `batch` sequences, columns `*_max` for as many as fit. A budget that covers prompt and
-    answer is left out: it equals dense.
+    `step_ms`, `fits` and `usd_per_million_whole` are for `batch` sequences, columns `*_max` for as many as fit: no load
+    is modelled. `*_decode_max` is decoding alone, `*_whole*` prefill, compression and decoding. A budget that covers
+    prompt and answer is left out: it equals dense.
 
     Raises:
         UserError: an unknown name, a length beyond the model's positions, or a missing budget.
@@ -89,7 +90,14 @@ def _row(cfg: RooflineConfig, label: str, budget: str, account: Account, device:
         "tokens_per_s_max": at_max.tokens_per_s if at_max else None,
         "bound_max": at_max.bound if at_max else None,
         "usd_per_hour": at_batch.usd_per_hour,
-        "usd_per_million_tokens_max": at_max.usd_per_million_tokens if at_max else None,
+        "rent": _rent_note(cfg, device),
+        "usd_per_million_decode_max": at_max.usd_per_million_decode if at_max else None,
+        "usd_per_million_whole": at_batch.usd_per_million_whole if max_batch >= cfg.batch else None,
+        "usd_per_million_whole_max": at_max.usd_per_million_whole if at_max else None,
         "usd_per_request_max": at_max.usd_per_request if at_max else None,
         "how": "modelled",
     }
+
+
+def _rent_note(cfg: RooflineConfig, device: Hardware) -> str:
+    return device.rent_note if cfg.usd_per_hour is None else "as given"

@@ -55,6 +55,20 @@ class LongerAnswers(Trace):
             yield replace(request, output=request.output * self._times)
 
 
+class OtherModel(Trace):
+    """A trace sent to another model; token counts stay as recorded."""
+
+    def __init__(self, trace: Trace, model: str) -> None:
+        """Wraps a trace."""
+        self._trace = trace
+        self._model = model
+
+    def requests(self, assumptions: Assumptions) -> Iterable[Request]:
+        """See Trace."""
+        for request in self._trace.requests(assumptions):
+            yield replace(request, model=self._model)
+
+
 def price(trace: Trace, cfg: TwoLayerConfig, prices: PriceBook, count: int) -> list[PlacementCost]:
     """Prices every placement, in the order of the configuration, the planned one last.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,16 +11,18 @@ from typing import TYPE_CHECKING
 from kvbench.claude.placements import none
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.rag.config import build_runner, save_counts
+from kvbench.claude.request import Request
 from kvbench.claude.simulate import Trace
 from kvbench.claude.traces.open import FileTrace, open_trace
 from kvbench.claude.traces.recorded import RecordedTrace
+from kvbench.config.errors import UserError
 from kvbench.experiments.two_layer import claude_api
 from kvbench.experiments.two_layer.breakeven import BreakEven, Fleet, break_even
 from kvbench.experiments.two_layer.config import TwoLayerConfig
 from kvbench.experiments.two_layer.sessions import IsolatedSessions, Session, sessions
 
 if TYPE_CHECKING:
-    from kvbench.experiments.two_layer.hosted import Host, ServingCost
+    from kvbench.experiments.two_layer.hosted import CopyCost, Host, ServingCost
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,27 @@ class LengthCase:
 
 
 @dataclass(frozen=True)
+class ModelCase:
+    """The sessions on another Claude model.
+
+    Attributes:
+        model: its name.
+        rates: USD per million tokens: input, cache read, output.
+        since: date from which these prices hold, None if they have no date.
+        cheapest: the cheapest placement.
+        even: break-even with it.
+        note: why it could not be priced, empty if it could.
+    """
+
+    model: str
+    rates: tuple[float, float, float] | None = None
+    since: datetime.date | None = None
+    cheapest: claude_api.PlacementCost | None = None
+    even: BreakEven | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The contents of the report; parts of a layer that is not configured are empty.
 
@@ -68,8 +92,12 @@ class Comparison:
         priced: layer 1.
         served: layer 2.
         title: title of model and device.
+        rent: whose price the rent is.
+        copies: what it takes to decode from compressed copies.
+        without_prefix: methods that can use no prefix cache, with the reason.
         rent_cases: sensitivity to rent and utilisation, of the cheapest way to serve.
         length_cases: sensitivity to the length of the answers.
+        model_cases: sensitivity to the Claude model, against the cheapest way to serve.
     """
 
     recorded: Sequence[Session]
@@ -79,8 +107,12 @@ class Comparison:
     priced: Sequence[claude_api.PlacementCost]
     served: Sequence[ServingCost]
     title: str
+    rent: str
+    copies: Sequence[CopyCost]
+    without_prefix: Sequence[str]
     rent_cases: Sequence[RentCase]
     length_cases: Sequence[LengthCase]
+    model_cases: Sequence[ModelCase]
 
     @property
     def plain(self) -> claude_api.PlacementCost:
@@ -110,9 +142,11 @@ def compare(cfg: TwoLayerConfig) -> Comparison:
         UserError: anything wrong in the configuration or the trace.
     """
     prices = PriceBook.load(cfg.prices)
+    # mistakes surface before the workload runs
+    models = [prices.resolve(name) for name in cfg.claude_models]
     host = None
     if cfg.layer != "api":
-        # built before the workload runs, so that mistakes surface at once; loads torch
+        # loads torch
         from kvbench.experiments.two_layer.hosted import Host
 
         host = Host(cfg)
@@ -125,7 +159,10 @@ def compare(cfg: TwoLayerConfig) -> Comparison:
     as_recorded = LengthCase(1, _generated(recorded), priced, served)
     rent_cases: list[RentCase] = []
     length_cases: list[LengthCase] = []
+    model_cases: list[ModelCase] = []
     if host and priced:
+        fleet = cheapest_way(served).fleet
+        model_cases = [_on_model(cfg, trace, requests, prices, name, fleet) for name in models]
         rent_cases = _rent_cases(cfg, host, recorded, as_recorded)
         length_cases = [
             as_recorded if times == 1 else _longer(cfg, host, trace, prices, times) for times in cfg.outputs
@@ -138,8 +175,12 @@ def compare(cfg: TwoLayerConfig) -> Comparison:
         priced=priced,
         served=served,
         title=_title(cfg, host) if host else "",
+        rent=host.rent_note if host else "",
+        copies=host.copies(recorded) if host else [],
+        without_prefix=host.without_prefix if host else [],
         rent_cases=rent_cases,
         length_cases=length_cases,
+        model_cases=model_cases,
     )
 
 
@@ -161,15 +202,41 @@ def _rent_cases(
     cfg: TwoLayerConfig, host: Host, recorded: Sequence[Session], base: LengthCase
 ) -> list[RentCase]:
     best, price = cheapest_way(base.served), claude_api.cheapest(base.priced).usd
+    # at a given load there is nothing that the utilisation decides
+    loads = cfg.utilisations if cfg.sessions_per_day is None else (None,)
     rent_cases = []
-    for utilisation in cfg.utilisations:
-        (found,) = host.serve(recorded, utilisation, only=best.name)
+    for utilisation in loads:
+        found = best if utilisation is None else host.serve(recorded, utilisation, only=best.name)[0]
         for times in cfg.rents:
             fleet = Fleet(host.usd_per_hour * times, found.fleet.capacity)
-            rent_cases.append(
-                RentCase(fleet.usd_per_hour, utilisation, fleet.capacity, break_even(price, fleet))
-            )
+            share = utilisation or found.busy
+            rent_cases.append(RentCase(fleet.usd_per_hour, share, fleet.capacity, break_even(price, fleet)))
     return rent_cases
+
+
+def _on_model(
+    cfg: TwoLayerConfig,
+    trace: Trace,
+    requests: Sequence[Request],
+    prices: PriceBook,
+    model: str,
+    fleet: Fleet,
+) -> ModelCase:
+    sent = max(request.t for request in requests)
+    count = len({request.session for request in requests})
+    try:
+        row = prices.row(model, sent)
+        # the planned placement is not used in this comparison
+        priced = claude_api.price(
+            claude_api.OtherModel(trace, model), replace(cfg, plan=False), prices, count
+        )
+    except UserError as error:
+        # a model can be younger than a trace, or lack what a request asks for
+        return ModelCase(model, note=str(error))
+    cheapest = claude_api.cheapest(priced)
+    since = None if row.first_day is None else datetime.date(1970, 1, 1) + datetime.timedelta(row.first_day)
+    rates = (row.rates.base / 1000, row.rates.read / 1000, row.rates.output / 1000)
+    return ModelCase(model, rates, since, cheapest, break_even(cheapest.usd, fleet))
 
 
 def _longer(cfg: TwoLayerConfig, host: Host, trace: Trace, prices: PriceBook, times: int) -> LengthCase:

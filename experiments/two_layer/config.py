@@ -47,14 +47,17 @@ class TwoLayerConfig(RagConfig):
         device: its device, from conf/hardware or a file.
         method: cache methods: entries for `kvbench.methods.build` by label.
         budget: budget of the methods that need one; exactly one value.
-        batch: maximum number of sequences decoded together.
+        batch: maximum number of sequences decoded together; how many there are follows from the load.
+        draws: draws of the times at which sessions begin.
         usable: share of the memory for weights and caches.
         weight_element: bytes of a weight, null for the model's own (2); 1 for weights in fp8.
         usd_per_hour: rent, null for the price in the device's file.
         utilisation: share of the day that a full device is busy.
+        sessions_per_day: load of a device, on average; null for as many sessions as keep it busy for `utilisation`.
         rents: multiples of the rent, for the sensitivity.
         utilisations: utilisations for the sensitivity.
         outputs: multiples of the answer length, for the sensitivity.
+        claude_models: Claude models for the sensitivity.
         measured: measured throughput by method label, with the suffix `_prefix` for its prefix cache.
         config_dirs: the user's configuration folders.
     """
@@ -69,13 +72,18 @@ class TwoLayerConfig(RagConfig):
     method: dict[str, dict[str, Any]] = field(default_factory=dict)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     batch: int = 8
+    draws: int = 5
     usable: float = 0.9
     weight_element: float | None = None
     usd_per_hour: float | None = None
     utilisation: float = 0.4
+    sessions_per_day: int | None = None
     rents: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     utilisations: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
     outputs: tuple[int, ...] = (1, 10)
+    claude_models: tuple[str, ...] = (
+        "claude-sonnet-4-6", "claude-sonnet-5", "claude-sonnet-5-5", "claude-opus-5-5", "claude-haiku-5-5",
+    )  # fmt: skip
     measured: dict[str, Any] = field(default_factory=dict)
     config_dirs: tuple[str, ...] = ()
 
@@ -85,15 +93,18 @@ class TwoLayerConfig(RagConfig):
             raise UserError("method: empty, give method=[dense,...]")
         if "none" not in self.placements:
             raise UserError("placements: none is missing, the others are compared with it")
-        if self.batch < 1:
-            raise UserError(f"batch: {self.batch} is not allowed, give 1 or more")
-        for name in ("usd_per_hour", "weight_element"):
+        for name in ("batch", "draws"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: {getattr(self, name)} is not allowed, give 1 or more")
+        for name in ("usd_per_hour", "weight_element", "sessions_per_day"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"{name}: {value} is not allowed, give a number above 0")
         for name in ("rents", "utilisations", "outputs"):
             if not getattr(self, name):
                 raise UserError(f"{name}: empty, give at least one number")
+        if not self.claude_models:
+            raise UserError("claude_models: empty, give at least one model")
         for name in ("usable", "utilisation"):
             _share(name, getattr(self, name))
         for value in self.utilisations:
@@ -102,6 +113,13 @@ class TwoLayerConfig(RagConfig):
             for value in getattr(self, name):
                 if value <= 0:
                     raise UserError(f"{name}: {value} is not allowed, give numbers above 0")
+
+
+def load_text(cfg: TwoLayerConfig) -> str:
+    """How busy a device is taken to be."""
+    if cfg.sessions_per_day is not None:
+        return f"with {cfg.sessions_per_day:,} sessions per day and device"
+    return f"full at {cfg.utilisation:.0%} of the day"
 
 
 def _share(name: str, value: float) -> None:

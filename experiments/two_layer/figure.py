@@ -12,14 +12,14 @@ from matplotlib.lines import Line2D
 
 from kvbench.experiments.two_layer.breakeven import break_even, mixed_per_day
 from kvbench.experiments.two_layer.compare import Comparison
-from kvbench.experiments.two_layer.config import TwoLayerConfig
+from kvbench.experiments.two_layer.config import TwoLayerConfig, load_text
 from kvbench.report import style
 
 if TYPE_CHECKING:
     from kvbench.experiments.two_layer.hosted import ServingCost
 
 POINTS = 600
-ALIKE = 0.05  # relative difference of capacities that share a line
+ALIKE = 0.1  # relative difference of capacities that share a line; a few draws do not tell less apart
 
 
 @mpl.rc_context(style.SETTINGS)
@@ -44,8 +44,8 @@ def per_day(found: Comparison, cfg: TwoLayerConfig) -> style.Figure:
     axes.set_xlabel("sessions per day")
     axes.set_ylabel("USD per day")
     note = (
-        f"Modelled unless the table says measured. {found.title}, full at {cfg.utilisation:.0%} of the day. Ways to "
-        f"serve whose capacities differ by {ALIKE:.0%} at most share a line, the dearest is drawn. Quality of the "
+        f"Modelled unless the table says measured. {found.title}, {load_text(cfg)}, one provider's rent. Ways to serve "
+        f"whose capacities differ by {ALIKE:.0%} at most share a line, the dearest is drawn. Quality of the "
         "answers is not in it."
     )
     style.legend(figure, handles, note)

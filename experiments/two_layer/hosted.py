@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from kvbench import cost
 from kvbench.config.errors import UserError
 from kvbench.config.typed import build, unknown
 from kvbench.experiments.two_layer.breakeven import DAY, Fleet
 from kvbench.experiments.two_layer.config import Throughput, TwoLayerConfig
-from kvbench.experiments.two_layer.sessions import HostedRequest, Load, Session, capacity, loaded, unloaded
+from kvbench.experiments.two_layer.sessions import HostedRequest, Session
+from kvbench.experiments.two_layer.simulate import Load, Memory, Server, alone, capacity, loaded
 
 if TYPE_CHECKING:
     from kvbench.cost import Account, Hardware, ModelShape
 
-PREFIX = " + prefix cache"
-
-
-class Timing(Protocol):
-    """Device time of requests."""
-
-    basis: str
-
-    def seconds(self, request: HostedRequest, reused: int) -> tuple[float, float]:
-        """Seconds of prefill and of the rest of a request, if `reused` prompt tokens need no prefill."""
-        ...
+PREFIX = " + prefix cache"  # what is cached is what decoding reads
+DENSE_PREFIX = (
+    " + dense prefix cache"  # the whole cache is kept for the next request, a compressed copy is decoded from
+)
+# what an eviction can be given although the queries of the reused tokens were never computed
+FROM_KEYS = frozenset({"rope", "boundaries"})
 
 
 @dataclass(frozen=True)
@@ -38,19 +35,64 @@ class ServingCost:
         name: method and budget, and whether there is a prefix cache.
         basis: "modelled" or "measured": source of the device time.
         fleet: rent and capacity.
-        busy: load per session on a full device.
-        quiet: load of a session that is alone on the device.
-        batch: smallest number of sequences decoded together, None if measured.
+        draws: loads of a full device, one per draw of the times at which sessions begin; empty if it cannot serve any.
+        quiet: load of a session that is alone on the device, None if it cannot serve it.
+        limit: the most sequences decoded together.
         note: reason why it cannot serve the sessions, empty if it can.
     """
 
     name: str
     basis: str
     fleet: Fleet
-    busy: Load
-    quiet: Load
-    batch: int | None
+    draws: tuple[Load, ...]
+    quiet: Load | None
+    limit: int
     note: str = ""
+
+    def mean(self, field: str) -> float:
+        """Mean of a field of `Load` over the draws; nan without any."""
+        return (
+            math.fsum(getattr(load, field) for load in self.draws) / len(self.draws)
+            if self.draws
+            else math.nan
+        )
+
+    @property
+    def busy(self) -> float:
+        """Share of the day that the device is busy at its capacity."""
+        return self.fleet.capacity * self.mean("seconds") / DAY
+
+    @property
+    def usd_range(self) -> tuple[float, float]:
+        """Cost of a session if all time were charged as in the cheapest and in the dearest draw."""
+        mean, usd = self.mean("seconds"), self.fleet.usd_per_session
+        seconds = [load.seconds for load in self.draws]
+        return (usd * min(seconds) / mean, usd * max(seconds) / mean) if seconds else (math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class CopyCost:
+    """What it takes to keep a whole prompt and to decode from a compressed copy of it.
+
+    Attributes:
+        name: the way to serve.
+        prompt: tokens of the prompt.
+        whole: bytes of its whole cache, which stays in the prefix cache.
+        copy: bytes of the copy, per sequence on the device.
+        choose_s: seconds of making the copy, paid by every request.
+        fresh: tokens whose queries choose; they are computed by every request.
+        read: bytes that a decode step reads of the copy.
+        read_whole: bytes that it would read of the whole cache.
+    """
+
+    name: str
+    prompt: int
+    whole: float
+    copy: float
+    choose_s: float
+    fresh: int
+    read: float
+    read_whole: float
 
 
 class Host:
@@ -69,6 +111,7 @@ class Host:
         if rent is None:
             raise UserError(f"usd_per_hour: {self.device.name} has no rental price, give one")
         self.usd_per_hour: float = rent
+        self.rent_note = self.device.rent_note if cfg.usd_per_hour is None else "as given"
         self._ways = {way.name: way for way in _ways(cfg, self.shape)}
         keys = [way.key for way in self._ways.values()]
         for key in cfg.measured:
@@ -94,38 +137,81 @@ class Host:
                 f"hosted_model: a request has {longest} tokens, {self.shape.name} takes {self.shape.positions}; give "
                 "fewer turns, smaller sizes or another layout"
             )
-        busy_s = DAY * (self.cfg.utilisation if utilisation is None else utilisation)
+        share = self.cfg.utilisation if utilisation is None else utilisation
         ways = self._ways.values() if only is None else [self._ways[only]]
-        return [self._served(way, recorded, busy_s) for way in ways]
+        return [self._served(way, recorded, share) for way in ways]
 
-    def _served(self, way: _Way, recorded: Sequence[Session], busy_s: float) -> ServingCost:
-        nothing = Load(float("inf"), 0.0, 0.0)
-        modelled = _Modelled(way, self)
+    def copies(self, recorded: Sequence[Session]) -> list[CopyCost]:
+        """For the longest prompt, the cost of every way that decodes from a copy."""
         requests = [request for session in recorded for request in session]
-        if any(modelled.batch(request) < 1 for request in requests):
+        longest = max(requests, key=lambda request: request.prompt)
+        sizes = {"prompt": longest.prompt, "new": longest.output}
+        dense = cost.account("dense", self.shape, **sizes)
+        found = []
+        for way in self._ways.values():
+            if way.prefix == DENSE_PREFIX:
+                use = way.account(self.shape, **sizes)
+                found.append(
+                    CopyCost(
+                        way.name, longest.prompt, dense.resident, use.working_end,
+                        cost.estimate(use, self.device).compress_s, way.fresh, use.mean_step().read,
+                        dense.mean_step().read,
+                    )
+                )  # fmt: skip
+        return found
+
+    @property
+    def without_prefix(self) -> list[str]:
+        """Methods that can use no prefix cache, each with the reason."""
+        prefixed = {way.key.removesuffix("_prefix") for way in self._ways.values() if way.prefix}
+        return [
+            f"{way.name} (its choice needs {', '.join(sorted(way.method.needs - FROM_KEYS))})"
+            for way in self._ways.values()
+            if way.key not in prefixed and not way.prefix
+        ]
+
+    def _served(self, way: _Way, recorded: Sequence[Session], utilisation: float) -> ServingCost:
+        modelled = _Modelled(way, self)
+        memory = modelled.memory([request for session in recorded for request in session])
+        if memory is None:
             note = "the longest request does not fit beside the weights"
-            return ServingCost(way.name, "modelled", Fleet(self.usd_per_hour, 0), nothing, nothing, 0, note)
+            return ServingCost(way.name, "modelled", Fleet(self.usd_per_hour, 0), (), None, 0, note)
         entry = self.cfg.measured.get(way.key)
-        timing: Timing = modelled
+        timing: _Modelled | _Measured = modelled
         if entry is not None:
             timing = _Measured(build(Throughput, entry, f"measured.{way.key}"))
-        pool = modelled.pool(requests) if way.prefix else 0.0
-        found = capacity(recorded, timing.seconds, pool, busy_s)
-        quiet = unloaded(recorded, timing.seconds, pool)
-        busy = loaded(recorded, timing.seconds, pool, found) if found else quiet
-        batch = None if entry is not None else min(map(modelled.batch, requests))
-        return ServingCost(way.name, timing.basis, Fleet(self.usd_per_hour, found), busy, quiet, batch)
+        server = Server(timing, modelled, memory)
+        given, seeds, quiet = self.cfg.sessions_per_day, range(self.cfg.draws), alone(recorded, server)
+        found = capacity(recorded, server, utilisation, len(seeds)) if given is None else given
+        draws = tuple(loaded(recorded, server, found, seed) for seed in seeds) if found else ()
+        served = ServingCost(
+            way.name, timing.basis, Fleet(self.usd_per_hour, found), draws, quiet, memory.batch
+        )
+        if given is None or served.busy <= 1:
+            return served
+        note = f"overloaded: {given:,} sessions per day ask for {served.busy:.0%} of the device's time"
+        return replace(served, fleet=Fleet(self.usd_per_hour, 0), draws=(), note=note)
 
 
 @dataclass(frozen=True)
 class _Way:
-    """A method with its budget, with or without a prefix cache; `key` is its name in `measured`."""
+    """A method with its budget and its kind of prefix cache.
+
+    Attributes:
+        key: its name in `measured`.
+        name: its name in tables.
+        method: the method.
+        budget: arguments of `kvbench.cost.account`.
+        prefix: "" without a prefix cache, or `PREFIX` or `DENSE_PREFIX`.
+        fresh: tokens at the end of a prompt that are computed even if they are cached.
+    """
 
     key: str
     name: str
     method: Any
     budget: dict[str, Any]
-    prefix: bool
+    prefix: str = ""
+    fresh: int = 1
 
     def account(self, shape: ModelShape, prompt: int, new: int) -> Account:
         return cost.account(self.method, shape, prompt=prompt, new=new, **self.budget)
@@ -148,73 +234,100 @@ def _ways(cfg: TwoLayerConfig, shape: ModelShape) -> list[_Way]:
                 raise UserError(f"budget: {label} needs one, give budget.tokens=[N] or budget.ratio=[R]")
             budget = dict(given)
             name = f"{label} {given[0][1]}"
-        ways.append(_Way(label, name, method, budget, prefix=False))
-        # evicted tokens are missing for the next question: only complete caches can be shared
+        ways.append(_Way(label, name, method, budget))
         probe = ways[-1].account(shape, shape.positions - 1, 1)
+        eviction = probe.resolved.eviction
         if probe.kept == probe.prompt and not probe.resolved.retains:
-            ways.append(_Way(f"{label}_prefix", name + PREFIX, method, budget, prefix=True))
+            ways.append(_Way(f"{label}_prefix", name + PREFIX, method, budget, PREFIX))
+        elif eviction.needs <= FROM_KEYS:
+            # evicted tokens are missing for the next question, so the whole cache is kept beside what is decoded from;
+            # the queries that choose the tokens are those of the last ones, which are computed anew
+            fresh = max(1, eviction.window)
+            ways.append(_Way(f"{label}_prefix", name + DENSE_PREFIX, method, budget, DENSE_PREFIX, fresh))
     return ways
 
 
 class _Modelled:
-    """Device time from the cost model, a lower bound."""
+    """Device time and memory from the cost model; times are lower bounds."""
 
     basis = "modelled"
 
     def __init__(self, way: _Way, host: Host) -> None:
-        self._host = host
-        self._prefill = functools.cache(self._prefill_of)
-        self._rest = functools.cache(self._rest_of)
+        self._way, self._host = way, host
+        cfg, self._device = host.cfg, host.device
+        element = 2 if cfg.weight_element is None else cfg.weight_element
+        self._weights = cost.weight_step(host.shape, host.device, element)
+        self._room = cfg.usable * host.device.memory - host.shape.weight_bytes(element)
+        self._before = functools.cache(self._before_of)
+        self._own = functools.cache(self._own_of)
         self._account = functools.cache(lambda prompt, new: way.account(host.shape, prompt, new))
 
-    def batch(self, request: HostedRequest) -> int:
-        """Number of sequences like this one that are decoded together."""
-        cfg = self._host.cfg
-        use = self._account(request.prompt, request.output)
-        return min(cfg.batch, cost.max_batch(use, self._host.device, cfg.usable, cfg.weight_element))
+    def memory(self, requests: Sequence[HostedRequest]) -> Memory | None:
+        """Where the caches of these requests go, None if one of them does not fit."""
+        room, batch, way = self._room, self._host.cfg.batch, self._way
+        if max(map(self.while_prefilled, requests)) > room:
+            return None
+        if way.prefix == DENSE_PREFIX:
+            return Memory(room, batch, self._host.shape.kv_bytes(1), copies=True, fresh=way.fresh)
+        if way.prefix == PREFIX:
+            longest = self._of(max(requests, key=lambda request: request.prompt))
+            return Memory(room, batch, longest.resident / longest.prompt)
+        return Memory(room, batch)
 
-    def pool(self, requests: Sequence[HostedRequest]) -> float:
-        """Tokens that fit in memory next to the weights."""
-        cfg = self._host.cfg
-        longest = max(requests, key=lambda request: request.prompt)
-        use = self._account(longest.prompt, longest.output)
-        element = use.element if cfg.weight_element is None else cfg.weight_element
-        room = cfg.usable * self._host.device.memory - self._host.shape.weight_bytes(element)
-        return room / (use.resident / use.prompt)
+    def while_decoding(self, request: HostedRequest) -> float:
+        """See Sizes."""
+        use = self._of(request)
+        return use.working_end if self._way.prefix == DENSE_PREFIX else use.resident_end
 
-    def seconds(self, request: HostedRequest, reused: int) -> tuple[float, float]:
+    def while_prefilled(self, request: HostedRequest) -> float:
+        """See Sizes."""
+        if self._way.prefix == DENSE_PREFIX:
+            return self._host.shape.kv_bytes(request.prompt) + self.while_decoding(request)
+        return max(cost.prefill_cache(self._of(request)), self._of(request).resident_end)
+
+    def before(self, request: HostedRequest, reused: int) -> float:
         """See Timing."""
-        key = (request.prompt, request.output)
-        return self._prefill(*key, reused), self._rest(*key, self.batch(request))
+        return self._before(request.prompt, request.output, reused)
 
-    def _estimate(self, prompt: int, new: int, batch: int, cached: int = 0) -> cost.Estimate:
+    def own(self, request: HostedRequest) -> tuple[float, float]:
+        """See Timing."""
+        return self._own(request.prompt, request.output)
+
+    def step(self, batch: int, by_bytes: float, by_flops: float) -> float:
+        """See Timing."""
+        return self._weights.seconds(batch, by_bytes, by_flops)
+
+    def _of(self, request: HostedRequest) -> Account:
+        return self._account(request.prompt, request.output)
+
+    def _before_of(self, prompt: int, new: int, reused: int) -> float:
         cfg = self._host.cfg
-        return cost.estimate(
-            self._account(prompt, new),
-            self._host.device,
-            batch,
-            cached=cached,
-            usable=cfg.usable,
-            weight_element=cfg.weight_element,
-            usd_per_hour=self._host.usd_per_hour,
+        found = cost.estimate(
+            self._account(prompt, new), self._device, cached=reused, weight_element=cfg.weight_element
         )
+        return found.prefill_s + found.compress_s
 
-    def _prefill_of(self, prompt: int, new: int, reused: int) -> float:
-        return self._estimate(prompt, new, 1, reused).prefill_s
-
-    def _rest_of(self, prompt: int, new: int, batch: int) -> float:
-        found = self._estimate(prompt, new, batch)
-        return found.request_s - found.prefill_s
+    def _own_of(self, prompt: int, new: int) -> tuple[float, float]:
+        work = self._account(prompt, new).mean_step()
+        return work.bytes / self._device.bandwidth(), work.flops / self._device.flops()
 
 
 class _Measured:
-    """Device time from a measured throughput."""
+    """Device time from a measured throughput, which a batch of any size reaches together."""
 
     basis = "measured"
 
     def __init__(self, rates: Throughput) -> None:
         self._rates = rates
 
-    def seconds(self, request: HostedRequest, reused: int) -> tuple[float, float]:
+    def before(self, request: HostedRequest, reused: int) -> float:
         """See Timing."""
-        return (request.prompt - reused) / self._rates.prefill, request.output / self._rates.decode
+        return (request.prompt - reused) / self._rates.prefill
+
+    def own(self, request: HostedRequest) -> tuple[float, float]:
+        """See Timing."""
+        return 1 / self._rates.decode, 0.0
+
+    def step(self, batch: int, by_bytes: float, by_flops: float) -> float:
+        """See Timing."""
+        return by_bytes

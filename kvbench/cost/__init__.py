@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Any
 from kvbench.cost.hardware import Hardware, hardware, hardware_names
 from kvbench.cost.roofline import (
     Estimate,
+    WeightStep,
     decode_peak,
     estimate,
     max_batch,
+    prefill_cache,
     prefill_peak,
     traffic_limit,
     usd_per_million,
+    weight_step,
 )
 from kvbench.cost.shapes import ModelShape, model_shape
 
@@ -18,8 +21,9 @@ if TYPE_CHECKING:
     from kvbench.cost.accounting import Account, Work, account
 
 __all__ = [
-    "Account", "Estimate", "Hardware", "ModelShape", "Work", "account", "decode_peak", "estimate", "hardware",
-    "hardware_names", "max_batch", "model_shape", "prefill_peak", "traffic_limit", "usd_per_million",
+    "Account", "Estimate", "Hardware", "ModelShape", "WeightStep", "Work", "account", "decode_peak", "estimate",
+    "hardware", "hardware_names", "max_batch", "model_shape", "prefill_cache", "prefill_peak", "traffic_limit",
+    "usd_per_million", "weight_step",
 ]  # fmt: skip
 
 

@@ -85,6 +85,11 @@ class Account:
         return sum(count * layer.resident(self.new) for layer, count in self._layers)
 
     @property
+    def working_end(self) -> float:
+        """Bytes after `new` appended tokens without the whole prompt that a method may retain for later turns."""
+        return self.resident_end - sum(count * layer.retained for layer, count in self._layers)
+
+    @property
     def step(self) -> Work:
         """The last decode step, which moves the most."""
         return self.at(self.new)

@@ -43,16 +43,39 @@ class Rate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Offers:
+    """What other providers ask for the same device.
+
+    Attributes:
+        low: the lowest price per hour that was found.
+        high: the highest.
+        source: keys into the file's `sources`.
+    """
+
+    low: float
+    high: float
+    source: str
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.high:
+            raise UserError(f"others: low {self.low} and high {self.high} are not 0 < low <= high")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Price:
-    """Rental price of one device.
+    """Rental price of one device at one provider.
 
     Attributes:
         usd_per_hour: on demand, without discounts.
+        provider: who asks it.
         source: key into the file's `sources`.
+        others: what others ask, None if not known.
     """
 
     usd_per_hour: float
+    provider: str = "provider not named"
     source: str
+    others: Offers | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +105,7 @@ class Hardware:
     def __post_init__(self) -> None:
         named = [self.memory_source, self.bandwidth_gb_s.source, self.tflops.source]
         named += [self.rent.source] if self.rent else []
+        named += [self.rent.others.source] if self.rent and self.rent.others else []
         for key in " ".join(named).split():
             if key not in self.sources:
                 raise unknown("source", key, self.sources, "source")
@@ -96,6 +120,21 @@ class Hardware:
         """Rental price, None if unknown."""
         return self.rent.usd_per_hour if self.rent else None
 
+    @property
+    def rent_note(self) -> str:
+        """Whose price the rent is, as of when, and what others ask; empty without a price."""
+        if self.rent is None:
+            return ""
+        seen = _seen(self.sources[self.rent.source])
+        note = self.rent.provider + (f", {seen}" if seen else "")
+        others = self.rent.others
+        if others is None:
+            return f"{note}; other offers not known"
+        when = " and ".join(
+            dict.fromkeys(filter(None, (_seen(self.sources[k]) for k in others.source.split())))
+        )
+        return f"{note}; others ${others.low:.2f} to ${others.high:.2f}" + (f", {when}" if when else "")
+
     def bandwidth(self, peak: bool = False) -> float:
         """Bytes per second, attainable or from the datasheet."""
         return self.bandwidth_gb_s.of(peak) * 1e9
@@ -103,6 +142,11 @@ class Hardware:
     def flops(self, peak: bool = False) -> float:
         """Floating-point operations per second, attainable or from the datasheet."""
         return self.tflops.of(peak) * 1e12
+
+
+def _seen(source: Any) -> str:
+    """When a source was read, or the date that it gives itself; empty if neither is stated."""
+    return str(source.get("of") or source.get("seen") or "") if isinstance(source, dict) else ""
 
 
 def hardware_names(config_dirs: Sequence[str] = ()) -> list[str]:

@@ -67,7 +67,7 @@ def description(device: Hardware) -> str:
     head = (
         f"# save as FOLDER/{GROUP}/{NAME}.yaml, then: kvbench run experiment=roofline --config-dir FOLDER "
         f"devices=[{NAME}]\n"
-        "# rent: {usd_per_hour: ..., source: P} adds a price, with P under sources\n"
+        "# rent: {usd_per_hour: ..., provider: ..., source: P} adds a price, with P under sources\n"
     )
     return head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
 

@@ -6,12 +6,12 @@ lower bound: kernel launches, the choice of tokens, sampling and a scheduler com
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvbench.config.errors import UserError
 from kvbench.cost.hardware import Hardware
+from kvbench.cost.shapes import ModelShape
 
 if TYPE_CHECKING:
     from kvbench.cost.accounting import Account, Work
@@ -53,9 +53,14 @@ class Estimate:
         return self.batch / self.step_s
 
     @property
-    def usd_per_million_tokens(self) -> float | None:
-        """Dollars per million generated tokens, for decoding alone."""
+    def usd_per_million_decode(self) -> float | None:
+        """Dollars per million generated tokens for decoding alone, without prefill and compression."""
         return usd_per_million(self.tokens_per_s, self.usd_per_hour)
+
+    @property
+    def usd_per_million_whole(self) -> float | None:
+        """Dollars per million generated tokens for whole sequences; prefill weighs the less, the longer the answer."""
+        return None if self.usd_per_request is None else self.usd_per_request / self.new * 1e6
 
     @property
     def usd_per_request(self) -> float | None:
@@ -86,15 +91,12 @@ def estimate(
             raise UserError(f"{name}: {value} is not above 0")
     shape, bandwidth, rate = account.shape, device.bandwidth(peak), device.flops(peak)
     element = account.element if weight_element is None else weight_element
-    weights, products = shape.weights_read(element), 2 * batch * shape.weights_read(1)
+    weights = weight_step(shape, device, element, peak=peak)
     cache = account.mean_step()
-    moved = batch * (cache.read * kv_passes + cache.written)
-    by_bytes, by_flops = (
-        (weights / bandwidth, moved / bandwidth),
-        (products / rate, batch * cache.flops / rate),
-    )
-    step_s = math.fsum(map(max, by_bytes, by_flops))
-    prefill_s = max(seconds(account.prefill(cached), bandwidth, rate), weights / bandwidth)
+    moved = batch * (cache.read * kv_passes + cache.written) / bandwidth
+    products = batch * cache.flops / rate
+    step_s = weights.seconds(batch, moved, products)
+    prefill_s = max(seconds(account.prefill(cached), bandwidth, rate), weights.read_s)
     compress_s = seconds(account.compress, bandwidth, rate)
     memory = decode_peak(account, batch, weight_element=element)
     price = device.usd_per_hour if usd_per_hour is None else usd_per_hour
@@ -106,15 +108,61 @@ def estimate(
         request_s=prefill_s + compress_s + account.new * step_s / batch,
         memory=memory,
         fits=memory <= usable * device.memory,
-        bound="bandwidth" if math.fsum(by_bytes) >= math.fsum(by_flops) else "compute",
+        bound="bandwidth" if weights.read_s + moved >= batch * weights.product_s + products else "compute",
         usd_per_hour=price,
         new=account.new,
+    )
+
+
+@dataclass(frozen=True)
+class WeightStep:
+    """The part of a decode step that does not depend on the caches.
+
+    Attributes:
+        read_s: seconds to read the weights, once per step.
+        product_s: seconds of one sequence's products with them.
+    """
+
+    read_s: float
+    product_s: float
+
+    def seconds(self, batch: int, by_bytes: float, by_flops: float) -> float:
+        """Seconds of a decode step.
+
+        Args:
+            batch: sequences in it.
+            by_bytes: seconds to move what all their caches read and write.
+            by_flops: seconds of the operations on all their caches.
+        """
+        return max(self.read_s, batch * self.product_s) + max(by_bytes, by_flops)
+
+
+def weight_step(
+    shape: ModelShape, device: Hardware, weight_element: float = 2, *, peak: bool = False
+) -> WeightStep:
+    """What the weights take in a decode step.
+
+    Args:
+        shape: the model.
+        device: where it runs.
+        weight_element: bytes per weight.
+        peak: use the datasheet's figures.
+    """
+    return WeightStep(
+        shape.weights_read(weight_element) / device.bandwidth(peak),
+        2 * shape.weights_read(1) / device.flops(peak),
     )
 
 
 def seconds(work: Work, bandwidth: float, rate: float) -> float:
     """The longer of moving the bytes and doing the operations."""
     return max(work.bytes / bandwidth, work.flops / rate)
+
+
+def prefill_cache(account: Account) -> float:
+    """Bytes of one sequence's caches during compression: all keys and values, and the compressed cache."""
+    whole = account.shape.kv_bytes(account.prompt, account.element)
+    return max(whole, account.resident) if account.kept == account.prompt else whole + account.resident
 
 
 def max_batch(
@@ -128,7 +176,7 @@ def max_batch(
     room = usable * device.memory - shape.weight_bytes(
         account.element if weight_element is None else weight_element
     )
-    others = room - max(_prefill_cache(account), account.resident_end)
+    others = room - max(prefill_cache(account), account.resident_end)
     return 0 if others < 0 else 1 + int(others // account.resident_end)
 
 
@@ -153,7 +201,7 @@ def prefill_peak(account: Account, batch: int = 1, *, mask: bool = False) -> flo
     peak = (
         account.shape.weight_bytes(account.element)
         + (batch - 1) * account.resident_end
-        + _prefill_cache(account)
+        + prefill_cache(account)
     )
     return peak + (_mask_bytes(account) if mask else 0)
 
@@ -167,12 +215,6 @@ def traffic_limit(account: Account, batch: int = 1, kv_passes: int = 1) -> float
 def usd_per_million(tokens_per_s: float, usd_per_hour: float | None) -> float | None:
     """Dollars per million tokens at a rental price; None without a price."""
     return None if usd_per_hour is None else usd_per_hour / 3600 / tokens_per_s * 1e6
-
-
-def _prefill_cache(account: Account) -> float:
-    """Bytes of one sequence's caches during compression: all keys and values, and the compressed cache."""
-    whole = account.shape.kv_bytes(account.prompt, account.element)
-    return max(whole, account.resident) if account.kept == account.prompt else whole + account.resident
 
 
 def _mask_bytes(account: Account) -> int:

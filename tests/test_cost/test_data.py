@@ -69,6 +69,29 @@ def test_devices_are_plausible_and_sourced(name):
     assert all(source["what"] and source["seen"] for source in device.sources.values())
 
 
+@pytest.mark.parametrize("name", cost.hardware_names())
+def test_a_rent_names_its_provider_and_its_date(name):
+    device = cost.hardware(name)
+    assert device.rent and device.rent.provider in ("Verda", "Lambda", "RunPod")
+    assert device.rent_note.startswith(f"{device.rent.provider}, ") and "2026" in device.rent_note
+    others = device.rent.others
+    if others is None:
+        assert "other offers not known" in device.rent_note
+    else:
+        assert others.low <= device.rent.usd_per_hour <= others.high
+        assert f"others ${others.low:.2f} to ${others.high:.2f}, " in device.rent_note
+
+
+def test_the_note_of_a_rent(tmp_path):
+    def note(**rent):
+        return cost.hardware(str(write(tmp_path, rent={"usd_per_hour": 1, "source": "M", **rent}))).rent_note
+
+    assert note() == "provider not named, today; other offers not known"
+    others = {"low": 0.5, "high": 4, "source": "M"}
+    assert note(provider="A", others=others) == "A, today; others $0.50 to $4.00, today"
+    assert cost.hardware(str(write(tmp_path))).rent_note == ""
+
+
 def test_all_devices_are_listed():
     expected = {"a40", "a100_40gb", "a100_80gb", "h100_sxm", "h200", "b200", "l4", "rtx_4090"}
     assert set(cost.hardware_names()) == expected
@@ -102,6 +125,14 @@ def test_a_user_defined_device(tmp_path):
         ({"memory": 3}, "hardware.mine.memory: there is no key 'memory'"),
         ({"memory_source": "X"}, "there is no source 'X'"),
         ({"rent": {"usd_per_hour": 1}}, "hardware.mine.rent.source: missing"),
+        (
+            {"rent": {"usd_per_hour": 1, "source": "M", "others": {"low": 2, "high": 1, "source": "M"}}},
+            "others: low 2.0 and high 1.0 are not 0 < low <= high",
+        ),
+        (
+            {"rent": {"usd_per_hour": 1, "source": "M", "others": {"low": 1, "high": 2, "source": "X"}}},
+            "there is no source 'X'",
+        ),
     ],
 )
 def test_mistakes_name_the_key(tmp_path, changes, message):

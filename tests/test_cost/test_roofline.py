@@ -69,7 +69,7 @@ def test_a_step_is_bytes_over_bandwidth():
     found = cost.estimate(account, H100)
     assert found.step_s == pytest.approx(step) and found.bound == "bandwidth"
     assert found.tokens_per_s == pytest.approx(1 / step)
-    assert found.usd_per_million_tokens == pytest.approx(step * 1e6 * 2.29 / 3600)
+    assert found.usd_per_million_decode == pytest.approx(step * 1e6 * 2.29 / 3600)
     assert cost.estimate(account, H100, peak=True).step_s == pytest.approx(step * 3084 / 3352)
 
 
@@ -97,13 +97,34 @@ def test_a_request_shares_its_steps_and_not_its_prefill():
     )
 
 
+def test_the_longer_the_answer_the_nearer_the_whole_comes_to_decoding_alone():
+    """Per token, prefill is spread over 10, then over 1,000 of them."""
+    for new, low, high in ((10, 4, 4.5), (1000, 1, 1.05)):
+        found = cost.estimate(cost.account("dense", LLAMA, prompt=8192, new=new), H100, usd_per_hour=3.6)
+        assert found.usd_per_million_whole == pytest.approx(found.request_s / new * 1000)
+        assert low < found.usd_per_million_whole / found.usd_per_million_decode < high
+
+
+def test_a_step_of_unequal_sequences():
+    """Weights once, every cache for itself: bytes bind at first, products for many sequences."""
+    weights = cost.weight_step(LLAMA, H100)
+    assert weights.read_s == pytest.approx(LLAMA.weights_read() / H100.bandwidth())
+    assert weights.product_s == pytest.approx(2 * LLAMA.weights_read(1) / H100.flops())
+    assert weights.seconds(3, 0.2, 0.1) == pytest.approx(weights.read_s + 0.2)
+    assert weights.seconds(5000, 0.1, 0.2) == pytest.approx(5000 * weights.product_s + 0.2)
+    account = cost.account("dense", LLAMA, prompt=4096, new=1)
+    own = account.step.bytes / H100.bandwidth()
+    assert cost.estimate(account, H100, 7).step_s == pytest.approx(weights.seconds(7, 7 * own, 0.0))
+
+
 def test_without_a_price_there_are_no_dollars():
     import dataclasses
 
     free = dataclasses.replace(H100, rent=None)
     account = cost.account("dense", LLAMA, prompt=100, new=1)
-    assert cost.estimate(account, free).usd_per_million_tokens is None
+    assert cost.estimate(account, free).usd_per_million_decode is None
     assert cost.estimate(account, free).usd_per_request is None
+    assert cost.estimate(account, free).usd_per_million_whole is None
     assert cost.estimate(account, free, usd_per_hour=1.0).usd_per_request is not None
 
 

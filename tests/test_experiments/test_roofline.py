@@ -45,16 +45,19 @@ def test_a_row_per_model_device_length_method_and_budget(small):
     assert row["max_batch"] == largest
     assert row["step_ms"] == pytest.approx(1e3 * cost.estimate(account, device).step_s)
     found = cost.estimate(account, device, largest)
-    assert row["usd_per_million_tokens_max"] == pytest.approx(found.usd_per_million_tokens)
+    assert row["usd_per_million_decode_max"] == pytest.approx(found.usd_per_million_decode)
+    assert row["usd_per_million_whole_max"] == pytest.approx(found.usd_per_million_whole)
+    assert row["usd_per_million_whole"] == pytest.approx(cost.estimate(account, device).usd_per_million_whole)
     assert row["usd_per_request_max"] == pytest.approx(found.usd_per_request)
 
 
 def test_what_does_not_fit_has_no_price(small):
     lost = small[(small["device"] == "l4") & (small["length"] == 65_536)]
-    assert set(lost["max_batch"]) == {0} and lost["usd_per_million_tokens_max"].isna().all()
+    assert set(lost["max_batch"]) == {0} and lost["usd_per_million_decode_max"].isna().all()
+    assert lost["usd_per_million_whole"].isna().all() and lost["usd_per_million_whole_max"].isna().all()
     # decoding fits, but the prefill before it does not
     assert dict(zip(lost["method"], lost["fits"], strict=True)) == {"dense": False, "snapkv": True}
-    assert "| 65536 | dense |  | 8,607 | 8,598 | does not fit | 0 | - | - | - |" in markdown(small)
+    assert "| 65536 | dense |  | 8,607 | 8,598 | does not fit | 0 | - | - | - | - | - |" in markdown(small)
 
 
 def test_a_budget_that_covers_everything_is_dense_and_left_out():
@@ -68,6 +71,36 @@ def test_a_price_in_the_configuration_overrides_the_devices():
     cheap, dear = (scan(config(usd_per_hour=price)) for price in (1.0, 2.0))
     both = cheap["usd_per_request_max"].notna()
     assert (dear["usd_per_request_max"][both] == 2 * cheap["usd_per_request_max"][both]).all()
+
+
+def test_decode_alone_is_not_the_price_of_a_request():
+    """Worked by hand: SnapKV at 1,024 of 98,304 tokens on an A40, 128 new ones: factor 580 between the two."""
+    frame = scan(config(devices=("a40",), lengths=(98_304,), method={"snapkv": {"method": "snapkv"}}))
+    row = frame.iloc[0]
+    decode = row["usd_per_hour"] / 3600 * row["step_ms_max"] / 1e3 / row["max_batch"] * 1e6
+    assert row["usd_per_million_decode_max"] == pytest.approx(decode)
+    whole = row["usd_per_hour"] / 3600 * (row["prefill_s"] + row["compress_s"]) / 128 * 1e6 + decode
+    assert row["usd_per_million_whole_max"] == pytest.approx(whole)
+    assert whole / decode == pytest.approx(584, abs=5)
+    # alone, its steps are not shared
+    alone = (
+        row["usd_per_hour"]
+        / 3600
+        * (row["prefill_s"] + row["compress_s"] + 0.128 * row["step_ms"])
+        / 128
+        * 1e6
+    )
+    assert row["usd_per_million_whole"] == pytest.approx(alone)
+
+
+def test_the_table_names_what_its_dollars_contain_and_whose_rent_it_is(small):
+    text = markdown(small)
+    assert "128 new tokens per request" in text
+    assert "| $ per million, decode only, largest batch | $ per million, whole, largest batch |" in text
+    assert "| $ per million, whole, batch 1 |" in text and "$ per million tokens" not in text
+    assert "on h100_sxm, $2.29 per hour (Verda, 2026-11-24; others $1.99 to $5.00, May 2026)" in text
+    assert "on l4, $0.39 per hour (RunPod, mid 2026; other offers not known)" in text
+    assert "$2.00 per hour (as given)" in markdown(scan(config(usd_per_hour=2.0)))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +140,7 @@ def test_the_whole_experiment(tmp_path):
     printed = run(compose(overrides, [str(tmp_path / "mine")]), None)
     assert "llama31_8b on mine" in printed and "| 4096 | snapkv[heads=query_head] | 1024 | ≤ " in printed
     frame = pd.read_csv(tmp_path / "out" / "roofline.csv")
-    assert frame["usd_per_million_tokens_max"].isna().all()
+    assert frame["usd_per_million_decode_max"].isna().all()
     # without a price there is no figure of dollars
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {
         "step.llama31_8b.png", "step.llama31_8b.svg",

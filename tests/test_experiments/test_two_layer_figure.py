@@ -9,19 +9,19 @@ from kvbench.experiments.two_layer.claude_api import PlacementCost
 from kvbench.experiments.two_layer.compare import Comparison
 from kvbench.experiments.two_layer.config import TwoLayerConfig
 from kvbench.experiments.two_layer.hosted import ServingCost
-from kvbench.experiments.two_layer.sessions import Load
+from kvbench.experiments.two_layer.simulate import Load
 
-LOAD = Load(1.0, 0.5, 0.0)
+LOAD = Load(1.0, 0.5, 0.0, 1.0, 1.0)
 CFG = TwoLayerConfig(run_dir="x", method={"dense": {"method": "dense"}})
 
 
 def way(name, capacity):
-    return ServingCost(name, "modelled", Fleet(1.0, capacity), LOAD, LOAD, 1)
+    return ServingCost(name, "modelled", Fleet(1.0, capacity), (LOAD,), LOAD, 1)
 
 
 def drawn(*served):
     priced = [PlacementCost("none", 4.0, 4.0, 4.0, 0.0), PlacementCost("automatic", 1.0, 0.9, 1.2, 0.9)]
-    found = Comparison([], [], [], [], priced, served, "m on d", [], [])
+    found = Comparison([], [], [], [], priced, served, "m on d", "", [], [], [], [], [])
     axes = figure.per_day(found, CFG).axes[0]
     return {
         str(line.get_label()): line for line in axes.get_lines() if not str(line.get_label()).startswith("_")
@@ -29,7 +29,7 @@ def drawn(*served):
 
 
 def test_ways_to_serve_that_look_alike_share_a_line():
-    lines = drawn(way("dense", 100), way("rocketkv", 105), way("fp8", 106), way("none fits", 0))
+    lines = drawn(way("dense", 100), way("rocketkv", 110), way("fp8", 111), way("none fits", 0))
     assert [name for name in lines if not name.startswith(("api", "both"))] == ["dense, rocketkv", "fp8"]
 
 

@@ -1,6 +1,4 @@
-"""Sessions from requests, the prefix cache by hand, and capacities against trying every load."""
-
-from dataclasses import replace
+"""Sessions from requests, and the prefix cache by hand."""
 
 import pytest
 from hypothesis import given
@@ -14,20 +12,12 @@ from kvbench.experiments.two_layer.sessions import (
     HostedRequest,
     IsolatedSessions,
     PrefixPool,
-    capacity,
-    loaded,
     sessions,
-    unloaded,
 )
 
 
 def turn(t, *blocks, output=10):
     return HostedRequest(float(t), tuple(blocks), output)
-
-
-def tokens(turn, reused):
-    """One second per token that is computed, a tenth per token that is generated."""
-    return float(turn.prompt - reused), turn.output / 10
 
 
 SESSION = (
@@ -73,69 +63,57 @@ def test_isolated_sessions_have_separate_workspaces():
     assert len({found.workspace for found in IsolatedSessions(trace).requests(Assumptions())}) == 2
 
 
+def test_blocks_that_always_occur_together_are_one_piece():
+    """The last block of the first prompt is in no other one, so it stays alone."""
+    first, second, third, last = ((MESSAGES, TEXT, number, 10 * number) for number in (1, 2, 3, 4))
+    (found,) = sessions(
+        [
+            request("a", "x", 0.0, [first, second, third]),
+            request("b", "x", 1.0, [first, second, last]),
+            request("c", "x", 2.0, [first, second, last]),
+        ]
+    )
+    assert [[tokens for _, tokens in turn.path] for turn in found] == [[30, 30], [30, 40], [30, 40]]
+    assert found[0].path[0] == found[1].path[0] and found[1].path == found[2].path
+
+
 def test_a_pool_finds_whole_pages_but_never_the_last_token():
-    pool = PrefixPool(1000)
-    assert [pool.serve(0, turn) for turn in SESSION] == [0, 160, 192]  # of 200, 12 pages of 16
-    assert pool.serve(0, SESSION[0]) == 144  # of 160, whose last token must be computed
-    assert pool.serve(1, SESSION[0]) == 0  # another session shares nothing
+    pool = PrefixPool()
+    assert [pool.serve(0, turn, 1000) for turn in SESSION] == [0, 160, 192]  # of 200, 12 pages of 16
+    assert pool.serve(0, SESSION[0], 1000) == 144  # of 160, whose last token must be computed
+    assert pool.serve(1, SESSION[0], 1000) == 0  # another session shares nothing
+
+
+def test_a_pool_leaves_the_last_tokens_to_be_computed():
+    """A method that chooses by the queries of the last 32 tokens needs them computed: 160 - 32 = 8 pages."""
+    pool = PrefixPool(32)
+    pool.serve(0, SESSION[0], 1000)
+    assert pool.serve(0, SESSION[0], 1000) == 128
+    assert PrefixPool(500).serve(0, SESSION[0], 1000) == 0
 
 
 def test_a_pool_evicts_least_recently_used_sessions_end_first():
-    pool = PrefixPool(300)
-    pool.serve(0, SESSION[2])
-    # 264 of 300 are taken: another 160 push out the end (64), the middle (40) and with them nothing of the beginning
-    pool.serve(1, turn(0, (9, 130)))
-    assert pool.serve(0, SESSION[2]) == 160
-    full = PrefixPool(100)
-    assert [full.serve(0, turn) for turn in (*SESSION, *SESSION)] == [0] * 6
+    pool = PrefixPool()
+    pool.serve(0, SESSION[2], 300)
+    # 264 of 300 are taken: another 130 push out the end (64) and 30 of the 40 before it
+    pool.serve(1, turn(0, (9, 130)), 300)
+    assert pool.serve(0, SESSION[2], 300) == 160  # of 170
+    full = PrefixPool()
+    # of a prompt that does not fit its beginning stays
+    assert [full.serve(0, turn, 100) for turn in (*SESSION, *SESSION)] == [0] + [96] * 5
 
 
-def test_a_session_alone():
-    found = unloaded([SESSION], tokens, 1000)
-    assert found.seconds == 160 + (200 - 160) + (264 - 192) + 3
-    assert found.prefill == pytest.approx(272 / 275)
-    assert found.reused == pytest.approx(352 / 624)
-    assert unloaded([SESSION], tokens, 0).seconds == 624 + 3
+def test_a_pool_shrinks_when_its_room_does():
+    pool = PrefixPool()
+    pool.serve(0, SESSION[0], 1000)
+    pool.serve(1, turn(0, (9, 16)), 64)
+    assert pool.serve(0, SESSION[0], 1000) == 48
+    assert pool.serve(0, SESSION[0], 0) == 0
 
 
-def test_sessions_evict_each_other_under_load():
-    """At one session per day each has the whole pool; with many at once, 300 tokens hold the beginning of one."""
-    alone = unloaded([SESSION], tokens, 300).seconds
-    assert loaded([SESSION], tokens, 300, 1).seconds == alone
-    assert loaded([SESSION], tokens, 300, 86_400).seconds == 627
-    assert loaded([SESSION], tokens, 1e6, 86_400).seconds == alone
-
-
-def test_capacity_is_the_highest_load_that_fits():
-    """Every load is tried, because sessions take longer under load."""
-    longer = tuple(replace(turn, t=turn.t * 500) for turn in SESSION)
-    for busy_s in (10_000.0, 40_000.0):
-        for pool in (0, 1500, 1e9):
-            found = capacity([longer], tokens, pool, busy_s)
-            fits = [
-                load
-                for load in range(1, 180)
-                if load * loaded([longer], tokens, pool, load).seconds <= busy_s
-            ]
-            assert found == max(fits, default=0)
-    assert capacity([SESSION], tokens, 0, 600.0) == 0
-
-
-def test_counted_sessions_see_the_same_load_at_both_ends():
-    """With several kinds of sessions, every kind is counted once at any load."""
-    short, long = SESSION[:1], SESSION
-    both = (unloaded([short], tokens, 0).seconds + unloaded([long], tokens, 0).seconds) / 2
-    for load in (1, 1000, 86_400):
-        assert loaded([short, long], tokens, 0, load).seconds == both
-
-
-@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20), st.randoms(use_true_random=False))
-def test_seconds_do_not_depend_on_the_order_of_the_sessions(seconds, random):
-    """The printed sums are correctly rounded, so that they are the same on every Python version."""
-
-    def spent(request, reused):
-        return seconds[request.output], seconds[request.output] / 3
-
-    recorded = [(turn(0, (1, 16), output=number),) for number in range(len(seconds))]
-    shuffled = random.sample(recorded, len(recorded))
-    assert unloaded(recorded, spent, 0.0) == unloaded(shuffled, spent, 0.0)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=40), st.integers(1, 900))
+def test_a_pool_never_holds_more_than_its_room(requests, room):
+    pool = PrefixPool()
+    for session, number in requests:
+        pool.serve(session, SESSION[number], room)
+        assert sum(pool._held.values()) == pytest.approx(pool._used) and pool._used <= room
