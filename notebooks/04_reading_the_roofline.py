@@ -193,8 +193,8 @@ pd.Series(
 # %% [markdown]
 # ## Room and money
 # How many sequences of 32K tokens fit, what they produce together, and what a million generated tokens costs when so
-# many are decoded at once: decoding alone, and whole requests of 1,024 new tokens, whose prefill costs the same for all.
-# Here resident bytes count, because they decide the batch. The rental price is one provider's; what others ask is
+# many are decoded at once: decoding alone, and whole requests of 1,024 new tokens, whose prefill costs the same for
+# all. Here resident bytes count, because they decide the batch. The rental price is one provider's; what others ask is
 # printed beside it where it is known.
 
 # %%

@@ -49,5 +49,7 @@ def table(document: str) -> str:
             row.append(f"{run.seconds:,.0f}{price}" if fits else "does not fit")
         rows.append(row)
     rents = ", ".join(f"{device.name} {device.usd_per_hour} ({device.rent_note})" for device in devices)
-    caption = f"Modelled, lower bounds: bf16, attainable rates; rent in USD per hour, one provider's: {rents}."
+    caption = (
+        f"Modelled, lower bounds: bf16, attainable rates; rent in USD per hour, one provider's: {rents}."
+    )
     return f"{markdown_table(header, rows)}\n\n{caption}"
