@@ -115,11 +115,11 @@ def test_steps_are_shared_by_as_many_as_the_load_supplies(both):
     assert (plain["device_s"] < plain["device_s_alone"]).all()
     assert (served["low"] <= served["usd_per_session"]).all()
     assert (served["usd_per_session"] <= served["high"]).all()
-    assert plain["busy"].between(0.39, 0.4).all()
+    assert plain["busy"].between(0.38, 0.4).all()
     # a prefix cache that is pushed out costs time at once, so that the busy share jumps
     assert (served["busy"] <= 0.4).all()
     # a request waits for those before it, so that some need longer than alone
-    assert (served["first_token_p95_s"] > 0.2).all()
+    assert (plain["first_token_p95_s"] > 0.2).all()
 
 
 def test_capacity_and_break_even_follow_from_the_seconds(both):
