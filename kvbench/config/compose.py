@@ -137,6 +137,7 @@ def _checked_dir(folder: str) -> str:
         # Hydra would silently take the shipped one
         if path.stem in Groups().options(group):
             raise UserError(f"--config-dir: {path} has the name of a {group} of kvbench; rename it")
+        _check_depth(path)
     return str(root.resolve())
 
 
@@ -154,6 +155,16 @@ def named(overrides: Sequence[str]) -> tuple[str, ...]:
             other = text.removeprefix("experiment=")
             raise UserError(f"experiment: given twice, as {first} and {other}; give one")
     return (f"experiment={first}", *overrides[1:])
+
+
+def _check_depth(path: Path) -> None:
+    """Refuse a file that no YAML reader can follow; other faults are told where the file is used."""
+    try:
+        yaml.safe_load(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise UserError(f"--config-dir: {path} is nested too deeply") from None
+    except (OSError, ValueError, yaml.YAMLError):
+        return
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

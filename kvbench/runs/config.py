@@ -176,7 +176,7 @@ def from_yaml(text: str) -> RunConfig:
     """
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"config.yaml: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UserError("config.yaml: not the configuration of a run")

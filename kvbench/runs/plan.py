@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -201,6 +202,8 @@ def _samples(cfg: RunConfig, renderer: Renderer) -> Iterator[_Part]:
     for label, entry in cfg.task.items():
         task = tasks.build(label, entry)
         count = task.wanted(cfg.limit)
+        if (of := task.left_out(count)) is not None:
+            warnings.warn(f"task.{label}.samples: the first {count} of {of} in the file", stacklevel=2)
         for length in task.config.length:
             for seed in cfg.seeds if task.config.seeded else cfg.seeds[:1]:
                 for index, (sample, prompt) in enumerate(task.prompts(count, seed, length, renderer)):

@@ -189,7 +189,7 @@ class Store:
             return yaml.safe_load(self.config_path.read_text(encoding="utf-8")) or {}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise UserError(f"run: cannot read {self.config_path}: {type(error).__name__}") from None
 
     def _warned_scan(self) -> list[Record]:
@@ -220,7 +220,7 @@ def _read_lines(path: Path, problems: list[str]) -> Iterator[Record]:
 def _parse(line: bytes) -> Record | None:
     try:
         record = read_json(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or not isinstance(record.get("cell"), str):
         return None

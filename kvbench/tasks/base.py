@@ -123,6 +123,11 @@ class Task:
         given = [n for n in (self.config.samples, limit) if n is not None]
         return min(given, default=None)
 
+    def left_out(self, n: int | None) -> int | None:
+        """Number of samples in the file, if there are more than the first n; otherwise None."""
+        available = self._available()
+        return available if n is not None and available is not None and n < available else None
+
     def prompts(
         self, n: int | None, seed: int, length: int, renderer: Renderer
     ) -> Iterator[tuple[Sample, Prompt]]:
@@ -155,10 +160,16 @@ class Task:
             raise UserError(
                 f"task.{self.label}.length: {length} is beyond the model's {renderer.limit} positions or window"
             )
+        available = self._available()
+        count = min(k for k in (n, available) if k is not None)
         try:
-            available = self.config.available()
-            count = min(k for k in (n, available) if k is not None)
             return [self.config.sample(i, seed, length, renderer) for i in range(count)]
+        except UserError as error:
+            raise UserError(f"task.{self.label}.{error}") from None
+
+    def _available(self) -> int | None:
+        try:
+            return self.config.available()
         except UserError as error:
             raise UserError(f"task.{self.label}.{error}") from None
 

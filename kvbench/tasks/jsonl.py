@@ -113,7 +113,8 @@ class Jsonl(Family):
                 line = sample.meta["line"]
                 raise UserError(f"path: {self.path} line {line} is too long even without its context")
             start, end = offsets[keep - keep // 2 - 1][1], offsets[len(offsets) - keep // 2][0]
-            context = sample.context[:start] + sample.context[end:]
+            # tokens of one character have the same place
+            context = sample.context[:start] + sample.context[max(start, end) :]
             cut = replace(sample, context=context, meta={**sample.meta, "cut_tokens": len(offsets) - keep})
             tokens = renderer.count(cut)
         if self.scorer != "regex" and _states(sample) and not _states(cut):

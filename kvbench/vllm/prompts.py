@@ -129,7 +129,10 @@ def sessions(prompts: Sequence[ServedPrompt], gap: float = 0.0) -> list[Session]
     """The prompts as a load: the turns of a conversation form one session, every other sample its own."""
 
     def session(item: ServedPrompt) -> str:
-        number = item.sample.meta.get("conversation", f"#{item.index}")
+        meta = item.sample.meta
+        # the turns of a user's conversation have its line in common
+        turn = f"line {meta['line']}" if "line" in meta and "turn" in meta else f"#{item.index}"
+        number = meta.get("conversation", turn)
         return f"{item.task.label} {item.length} {item.seed} {number}"
 
     return of_prompts(((session(item), item.prompt.ids, item.sample.max_new_tokens) for item in prompts), gap)

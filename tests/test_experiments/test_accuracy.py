@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pandas as pd
 import pytest
@@ -22,6 +23,8 @@ from kvbench.models.load import load_model
 from kvbench.runs.config import load
 from kvbench.runs.context import make_renderer
 from kvbench.runs.progress import Progress
+from kvbench.runs.store import Store
+from kvbench.tasks import patterns
 
 OVERRIDES = [
     "experiment=quickstart",
@@ -273,8 +276,11 @@ def test_a_line_that_a_file_has_three_times_is_three_samples(own_config, tmp_pat
 
 def test_all_lines_are_scored_and_a_limit_takes_the_first(own_config, tmp_path):
     lines = [{**QUESTION, "question": f"What is at {i}?"} for i in range(23)]
-    assert len(questions(own_config, tmp_path, lines, "limit=3")) == 2 * 3
-    assert len(questions(own_config, tmp_path, lines)) == 2 * 23
+    with pytest.warns(UserWarning, match=r"^task\.jsonl\.samples: the first 3 of 23 in the file$"):
+        assert len(questions(own_config, tmp_path, lines, "limit=3")) == 2 * 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(questions(own_config, tmp_path, lines)) == 2 * 23
 
 
 def test_prompts_that_would_share_a_row_are_refused(tiny_model_dir, config, tmp_path):
@@ -313,3 +319,22 @@ def test_a_cut_prompt_is_told(own_config, tmp_path):
     questions(own_config, tmp_path, [lost, QUESTION], "task.truncate=middle", "task.length=[400]")
     notes = report.load(tmp_path / "run").notes()
     assert "1 of 2 prompts cut, as truncate=middle says; the answer was cut out of 1" in notes
+
+
+def test_an_answer_that_cannot_be_scored_in_time_is_a_failure(own_config, tmp_path, monkeypatch):
+    """Its pattern is named, and the other prompts have their rows."""
+
+    def search(patterns_of_child, text):
+        if "slow" in patterns_of_child[0]:
+            raise patterns.ScoreError(f"answers: the pattern {patterns_of_child[0]!r} takes more than 10 s")
+        return True
+
+    monkeypatch.setattr(patterns, "_in_child", search)
+    lines = [{**QUESTION, "answers": ["(?=x)x"]}, {**OTHER, "answers": ["(?=slow)x"]}]
+    with pytest.warns(
+        UserWarning, match=r"failed: jsonl #1, dense: .*line 2: answers: the pattern '\(\?=slow\)x'"
+    ):
+        found = questions(own_config, tmp_path, lines, "task.scorer=regex")
+    assert list(found["sample"]) == [0, 0]
+    failed = Store(tmp_path / "run").failures()[0]
+    assert {(record["sample"], record["stage"]) for record in failed} == {(1, "score")}

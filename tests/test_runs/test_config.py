@@ -429,9 +429,13 @@ def test_users_folders(user_dir: Path) -> None:
     (user_dir / "method" / "snapkv.yaml").write_text("# @package method.snapkv\nmethod: snapkv\n")
     with pytest.raises(UserError, match="has the name of a method of kvbench"):
         config.load(["experiment=mine"], [str(user_dir)])
+    (user_dir / "method" / "snapkv.yaml").unlink()
+    (user_dir / "method" / "deep.yaml").write_text("method: " + "[" * 100_000)
+    with pytest.raises(UserError, match=r"^--config-dir: .*/method/deep\.yaml is nested too deeply$"):
+        config.load(["experiment=mine"], [str(user_dir)])
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "name: x"])
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "name: x", "[" * 100_000])
 def test_a_broken_config_of_a_run(text: str) -> None:
     with pytest.raises(UserError) as error:
         config.from_yaml(text)

@@ -61,7 +61,9 @@ def test_kill_at_any_byte_of_a_line(tmp_path, cut):
     )
 
 
-@pytest.mark.parametrize("line", ["not json", "[1]", '{"score": 1}', '{"cell": "x"', '{"cell": ["x"]}'])
+@pytest.mark.parametrize(
+    "line", ["not json", "[1]", '{"score": 1}', '{"cell": "x"', '{"cell": ["x"]}', "[" * 100_000]
+)
 def test_corrupted_line_in_the_middle(tmp_path, line):
     (tmp_path / "cells-w.jsonl").write_text(f'{{"cell": "a"}}\n{line}\n{{"cell": "b"}}\n')
     with pytest.warns(UserWarning, match=r"cells-w\.jsonl: corrupted line 2 "):

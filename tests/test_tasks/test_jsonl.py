@@ -1,4 +1,5 @@
 import json
+import random
 import re
 from dataclasses import replace
 
@@ -311,3 +312,14 @@ def test_length_is_the_most_that_is_allowed(task, renderer):
         assert 0.95 * length <= renderer.count(sample) + sample.max_new_tokens <= length
     (whole,) = mine.samples(1, 0, 0, renderer)
     assert whole.context == long["context"]
+
+
+def test_a_cut_context_is_its_start_and_its_end(task, renderer):
+    """No character comes twice, also where a character has several tokens."""
+    context = "".join(random.Random(0).choices("😀é的👨‍👩a ", k=400))
+    whole = renderer.count(task({**LINE, "context": context}).samples(1, 0, 0, renderer)[0])
+    for length in range(whole - 60, whole + 128, 7):
+        (cut,) = task({**LINE, "context": context}, truncate="middle").samples(1, 0, length, renderer)
+        n = len(cut.context)
+        assert any(cut.context == context[:k] + context[len(context) - n + k :] for k in range(n + 1))
+        assert renderer.count(cut) + 128 <= length
