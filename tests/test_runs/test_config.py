@@ -386,7 +386,10 @@ def test_a_mistake_is_one_line_with_the_key(load, mistake: str) -> None:
 
 
 def test_no_experiment_lists_what_there_is() -> None:
-    with pytest.raises(UserError, match=r"^experiment: missing, give its name first, as kvbench run quickstart; known: .*quickstart"):
+    with pytest.raises(
+        UserError,
+        match=r"^experiment: missing, give its name first, as kvbench run quickstart; known: .*quickstart",
+    ):
         config.load([])
 
 
