@@ -46,7 +46,7 @@ def test_a_recorded_trace_arrives_as_recorded(experiment, tmp_path):
         {
             "id": f"r{i}",
             "session": f"s{i}",
-            "t": 0.1 * i,
+            "t": 1.7955e9 + 0.1 * i,
             "model": "claude-sonnet-4-6",
             "blocks": [shared, messages[i]],
         }
