@@ -21,7 +21,9 @@ from kvbench.engine.lanes import Lane
 from kvbench.engine.prefill import PrefillLayer, check_window
 from kvbench.engine.rope import check_rope, reset_rope, rope_of, rope_until
 from kvbench.engine.stored import StoredLane
+from kvbench.engine.supported import check_model
 from kvbench.methods import Budget, Method, Shape, build
+from kvbench.models.checkpoint import reading
 from kvbench.models.load import FAMILIES
 
 
@@ -60,15 +62,31 @@ def cache(
     config = model.config.get_text_config()
     if "rope" in built.needs and config.model_type not in FAMILIES:
         raise UserError(f"method: {method} rotates keys, which is supported for {', '.join(FAMILIES)} only")
-    if getattr(config, "attention_chunk_size", None) is not None:
-        raise UserError("model: attends within chunks of the text, which kvbench does not support")
     before = model.config._attn_implementation
     if before != NAME:
-        model.set_attn_implementation(register_attention())
+        switch_attention(model)
         warnings.warn(f"the model's attention is now {NAME!r}, it was {before!r}", stacklevel=2)
+    else:
+        check_model(model)
     attention = "flash_attention_2" if before == "flash_attention_2" else "sdpa"
     reset_rope(model)
     return DropInCache(model, built, budget, max_new_tokens, attention)
+
+
+def switch_attention(model: PreTrainedModel) -> None:
+    """Switch a model to kvbench's attention; one that is refused is left as it was.
+
+    Raises:
+        UserError: its attention is not supported.
+    """
+    before = model.config._attn_implementation
+    with reading(f"model: '{model.config.model_type}' does not take another attention"):
+        model.set_attn_implementation(register_attention())
+    try:
+        check_model(model)
+    except UserError:
+        model.set_attn_implementation(before)
+        raise
 
 
 class DropInCache(Cache):
@@ -93,6 +111,7 @@ class DropInCache(Cache):
         self.model, self.method, self.budget = model, method, budget
         self.room, self.attention = max_new_tokens, attention
         self.starts: list[int] = []
+        self.real_BT: Tensor | None = None
         self.batch: BatchCache | None = None
         self.dropin_layers = [
             DropInLayer(self) for _ in range(model.config.get_text_config().num_hidden_layers)
@@ -114,13 +133,31 @@ class DropInCache(Cache):
         check_window(self.model, length + self.room)
         self.starts = [0] * rows
         if padding_BT is not None:
+            if padding_BT.shape != (rows, length):
+                raise UserError(
+                    f"attention_mask: must be [{rows}, {length}], as the prompt, not {list(padding_BT.shape)}"
+                )
             real = padding_BT.bool()
+            if not bool(real.any(1).all()):
+                raise UserError("attention_mask: a row has no token")
             if bool((real[:, 1:] < real[:, :-1]).any()):
                 raise UserError("attention_mask: pad on the left (tokenizer.padding_side = 'left')")
-            self.starts = (~real).sum(1).tolist()
+            self.starts, self.real_BT = (~real).sum(1).tolist(), real
         # positions count real tokens, and one pass serves all rows
         shortest, longest = length - max(self.starts), length - min(self.starts)
         check_rope(rope_until(self.model, shortest), shortest, longest + max(self.room - 1, 0))
+
+    def check_step(self, padding_BT: Tensor) -> None:
+        """Check that a decode step has the prompt's padding and no more.
+
+        Raises:
+            UserError: it does not.
+        """
+        length = self.dropin_layers[0].length
+        real = padding_BT.bool()
+        prompt = torch.ones_like(real[:, :length]) if self.real_BT is None else self.real_BT
+        if not (torch.equal(real[:, :length], prompt) and bool(real[:, length:].all())):
+            raise UserError("attention_mask: a step must mask the padding of the prompt and nothing else")
 
     def compress(self) -> None:
         """Replace the prefilled keys and values of every layer by those that the method keeps.
@@ -202,6 +239,8 @@ class DropInLayer(CacheLayerMixin):
 
     def attend(self, q_BQTD: Tensor, scaling: float, padding_BT: Tensor | None = None) -> Tensor:
         if self.compressed is not None:
+            if padding_BT is not None and self is self.owner.dropin_layers[0]:
+                self.owner.check_step(padding_BT)
             return self.compressed.attend(q_BQTD, scaling)
         assert self.keys is not None and self.values is not None
         if not self.owner.starts:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kvbench.engine.attention import register_attention
 from kvbench.engine.prefill import sliding_window
 from kvbench.engine.rope import position_limit
+from kvbench.engine.supported import check_model
 from kvbench.models.load import LoadedModel, load_model
 from kvbench.runs.config import RunConfig
 from kvbench.runs.plan import Group, make_plan
@@ -31,6 +32,7 @@ class RunContext:
     def load(cls, cfg: RunConfig) -> RunContext:
         """Load the model of a configuration."""
         loaded = load_model(cfg.model, register_attention())
+        check_model(loaded.model)
         return cls(cfg, loaded, make_renderer(cfg, loaded))
 
     def plan(self) -> list[Group]:
