@@ -79,7 +79,7 @@ def switch_attention(model: PreTrainedModel) -> None:
     Raises:
         UserError: its attention is not supported.
     """
-    before = model.config._attn_implementation
+    before: Any = model.config._attn_implementation
     with reading(f"model: '{model.config.model_type}' does not take another attention"):
         model.set_attn_implementation(register_attention())
     try:
