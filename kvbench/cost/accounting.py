@@ -210,13 +210,18 @@ class _Layer:
         self.kept, self.members = self.prompt if keep is None else keep, 0
         # the selection holds data for KV heads, or for query heads, about the tokens that each of them keeps
         self.select_heads, self.select_tokens = self.shape.kv_heads, self.kept
-        self.per_query_head = keep is not None and keep > eviction.window and _per_query_head(eviction)
+        own = 0 if keep is None else eviction.own_tokens(keep, self.shape.group)
+        self.per_query_head = own > eviction.window and _per_query_head(eviction)
         if keep is not None and not eviction.meets_budget:
             self.bound_reasons.append(f"{eviction.name} may keep fewer tokens than its budget")
-        if keep is not None and self.per_query_head:
+        if self.per_query_head:
             self.bound_reasons.append("each query head keeps its own tokens, and their union is stored")
-            self.kept = min(self.prompt, keep + (self.shape.group - 1) * (keep - eviction.window))
+            self.select_tokens = own
+            self.kept = min(self.prompt, own + (self.shape.group - 1) * (own - eviction.window))
             self.members, self.select_heads = self.shape.heads * self.kept, self.shape.heads
+        elif keep is not None and _per_query_head(eviction):
+            # within the window all query heads keep the same tokens
+            self.kept = self.select_tokens = own
         if self.rule.read is not None and _per_query_head(selection):
             self.bound_reasons.append("each query head reads its own tokens")
         kv = _empty(self.shape.kv_heads, self.kept, self.shape, self.element)

@@ -43,6 +43,15 @@ class Eviction(Component):
         """Tokens to keep per KV head, by layer: by default `quota.tokens` in each."""
         return [quota.tokens] * shape.num_layers
 
+    def own_tokens(self, tokens: int, group: int) -> int:
+        """Tokens that each list holds for a budget of `tokens` per KV head, where query heads keep their own.
+
+        Args:
+            tokens: the budget of a KV head in one layer.
+            group: query heads per KV head, G.
+        """
+        return tokens
+
     def notes(self, quota: Quota, shape: Shape) -> tuple[str, ...]:
         """Remarks on the budget for the reader of a result, e.g. that a fallback was taken."""
         return ()
