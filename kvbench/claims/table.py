@@ -8,12 +8,22 @@ from decimal import ROUND_HALF_UP, Decimal
 
 import pandas as pd
 
-from kvbench.claims.claim import NEEDS_GPU, REPRODUCED, VERDICTS, Claim, Reading, Result
+from kvbench.claims.claim import (
+    BY_MODEL,
+    DEPENDS,
+    NEEDS_GPU,
+    REPRODUCED,
+    VERDICTS,
+    YES_OR_NO,
+    Claim,
+    Reading,
+    Result,
+)
 from kvbench.report.format import markdown_table
 
 _RELATIONS = {"equal": "", "at most": "≤ ", "at least": "≥ "}
 _UNITS = {"x": "x"}
-YES_OR_NO = "yes or no"
+INDEPENDENT = "independent checks"
 SIGNIFICANT = 12  # digits of a float that do not depend on the order of a sum
 
 
@@ -23,38 +33,45 @@ def frame(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def readme(results: Sequence[Result]) -> str:
-    """Verdicts by paper, then the headline claims, as Markdown."""
+    """What the verdicts rest on, the headline claims, and verdicts by paper, as Markdown."""
     papers = list(dict.fromkeys(result.source.paper for result in results))
     counts = []
-    for paper in papers:
-        of_paper = [result for result in results if result.source.paper == paper]
-        counts.append([paper, str(len(of_paper)), *(str(_count(of_paper, verdict)) for verdict in VERDICTS)])
-    counts.append(["all", str(len(results)), *(str(_count(results, verdict)) for verdict in VERDICTS)])
+    for paper in [*papers, "all"]:
+        of_paper = [result for result in results if paper in (result.source.paper, "all")]
+        independent = sum(is_independent(result) for result in of_paper)
+        kinds = (str(_count(of_paper, verdict)) for verdict in VERDICTS)
+        counts.append([paper, str(len(of_paper)), *kinds, str(independent)])
     headlines = [
-        [result.source.paper, _statement(result.claim), printed(result.claim), ours(result), result.verdict]
+        [result.source.paper, _statement(result.claim), printed(result.claim), ours(result), _named(result)]
         for result in results
         if result.claim.headline
     ]
     tables = [
         markdown_table(["", "claim", "printed", "ours", "verdict"], headlines),
-        markdown_table(["", "claims", *VERDICTS], counts),
+        markdown_table(["", "claims", *VERDICTS, INDEPENDENT], counts),
     ]
-    return "\n\n".join([*tables, _bases(results)])
+    return "\n\n".join([bases(results), *tables])
 
 
-def _bases(results: Sequence[Result]) -> str:
-    """The basis of the claims reproduced without a model, as a sentence."""
-    kinds = {
-        "printed": "only recompute the source's own printed numbers",
-        "formula": "follow from formulas that the code runs or from dated prices",
-        "measured": "were measured",
-    }
-    reproduced = [result for result in results if result.verdict == REPRODUCED]
-    counts = {kind: sum(r.finding.readings[0].basis == kind for r in reproduced) for kind in kinds}
-    parts = ", ".join(f"{counts[kind]} {text}" for kind, text in kinds.items())
+def is_independent(result: Result) -> bool:
+    """Whether the verdict rests on a measurement, of ours or of others, not on the source or a model."""
+    candidates = [reading for reading in result.finding.readings if not reading.beside]
+    return bool(candidates) and candidates[0].basis == "measured"
+
+
+def bases(results: Sequence[Result]) -> str:
+    """What the verdicts rest on, in a few sentences."""
+    reproduced = [result for result in results if result.verdict in (REPRODUCED, BY_MODEL)]
+    kinds = {"printed": 0, "formula": 0, "modelled": 0, "measured": 0}
+    for result in reproduced:
+        kinds[next(r.basis for r in result.finding.readings if not r.beside)] += 1
     return (
-        f"Of the {len(reproduced)} reproduced without a model, {parts}. *At most* is a limit by bytes. All claims, and "
-        "the commands for a GPU: [results/claims.md](results/claims.md)."
+        f"Of the {len(reproduced)} claims reproduced, {kinds['printed']} only recompute the source's own printed "
+        f"numbers, {kinds['formula']} follow from formulas that the code runs or from dated prices and source code, "
+        f"{kinds['modelled']} from the cost model or the rule engine; {kinds['measured']} rest on a measurement. "
+        f"Counted apart, of all {len(results)}: {sum(map(is_independent, results))} {INDEPENDENT} against "
+        "measurements. *At most* is a limit by bytes, *besides* is no way to read the claim. All claims with their "
+        "places in the sources, and the commands for a GPU: [results/claims.md](results/claims.md)."
     )
 
 
@@ -63,10 +80,12 @@ def full(results: Sequence[Result]) -> str:
     parts = [
         "# Published numbers, and what we find",
         "Written by `kvbench claims` from `conf/claims/`; the same as data in [claims.csv](claims.csv). A verdict "
-        "follows from the first reading, else from whether another one agrees. *At most*: a "
-        "limit, which can refute a number but not reproduce it. *Besides*: good to know, but not a way to read the "
-        "claim. Second-hand: read in notes or quotations; where such a number is contradicted, the notes may be "
-        "wrong.",
+        "follows from the first reading, else from whether another one agrees; a measurement on the device of the "
+        "claim comes first. *Depends on the reading* names what the readings differ in. *Undecided*: a measurement "
+        "agrees, but its interval is too wide to reproduce the number. *Not derivable*: the source does not say what "
+        "the number is, or nothing here can measure it. *At most*: a limit, which can refute a number but not "
+        "reproduce it. *Besides*: good to know, but not a way to read the claim. Second-hand: read in notes or "
+        "quotations; where such a number is contradicted, the notes may be wrong.",
         counts_text(results),
     ]
     for paper in dict.fromkeys(result.source.paper for result in results):
@@ -74,7 +93,7 @@ def full(results: Sequence[Result]) -> str:
         rows = [
             [
                 _statement(r.claim),
-                f"{r.claim.where}; {r.claim.setting}",
+                f"{r.claim.where}: “{r.claim.printed}”; {r.claim.setting}",
                 printed(r.claim),
                 ours(r) + (f" ({r.finding.note})" if r.finding.note else ""),
                 _verdict(r),
@@ -93,11 +112,10 @@ def counts_text(results: Sequence[Result]) -> str:
 
 
 def commands_text(results: Sequence[Result]) -> str:
-    """The commands to run on a GPU, each with the claims that it decides."""
+    """The commands to run on a GPU, each with the claims whose verdict it moves, unless a run did already."""
     commands: dict[str, list[str]] = {}
     for result in results:
-        if result.verdict == NEEDS_GPU:
-            assert result.claim.command is not None
+        if result.claim.command and not is_independent(result):
             commands.setdefault(result.claim.command, []).append(result.claim.id)
     return "\n".join(f"{command}\n    for {', '.join(names)}" for command, names in commands.items())
 
@@ -143,10 +161,16 @@ def _number(value: float, claim: Claim) -> str:
     return f"${number}" if claim.unit == "$" else number + _UNITS.get(claim.unit, f" {claim.unit}")
 
 
+def _named(result: Result) -> str:
+    """The verdict, with the axis that it depends on."""
+    return f"{DEPENDS} ({result.claim.axis})" if result.verdict == DEPENDS else result.verdict
+
+
 def _verdict(result: Result) -> str:
-    if result.verdict == NEEDS_GPU:
-        return f"{NEEDS_GPU} ({result.claim.hardware}) `{result.claim.command}`"
-    return result.verdict
+    if result.claim.command and result.verdict != REPRODUCED:
+        needs = NEEDS_GPU if result.verdict == NEEDS_GPU else f"{_named(result)}; to measure it"
+        return f"{needs} ({result.claim.hardware}) `{result.claim.command}`"
+    return _named(result)
 
 
 def _row(result: Result) -> dict[str, object]:
@@ -156,6 +180,7 @@ def _row(result: Result) -> dict[str, object]:
         "id": claim.id,
         "paper": result.source.paper,
         "where": claim.where,
+        "source_text": claim.printed,
         "claim": claim.claim,
         "setting": claim.setting,
         "relation": claim.relation,
@@ -171,6 +196,8 @@ def _row(result: Result) -> dict[str, object]:
         "ours_high": "" if first is None or first.high is None else f"{first.high:.10g}",
         "basis": "" if first is None else first.basis,
         "verdict": result.verdict,
+        "axis": claim.axis or "",
+        "independent": is_independent(result),
         "readings": "; ".join(_reading(reading, claim) for reading in readings),
         "note": result.finding.note,
         "command": claim.command or "",

@@ -40,6 +40,7 @@ class Case:
         fresh: each turn retrieves a different context.
         gap: seconds between turns.
         printed: the article's figure in nano-dollars, None if there is none.
+        tool_tokens: size of the tool definitions.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Case:
     fresh: bool = False
     gap: float = 60.0
     printed: int | None = None
+    tool_tokens: int = TOOL_TOKENS
 
 
 def cases() -> list[Case]:
@@ -70,7 +72,7 @@ def cost(case: Case, prices: PriceBook, date: datetime.date = datetime.date(2026
     start = datetime.datetime.combine(date, datetime.time(), datetime.UTC).timestamp()
     cache, total = Cache(), 0
     for turn in range(TURNS):
-        nodes = _prompt(turn if case.fresh else 0)
+        nodes = _prompt(turn if case.fresh else 0, case.tool_tokens)
         lifetimes = (case.tools, case.prompt, case.context)
         markers: list[Marker] = [(node, ttl) for node, ttl in zip(nodes, lifetimes, strict=True) if ttl]
         request = Request(
@@ -99,9 +101,9 @@ def table(prices: PriceBook) -> list[dict[str, object]]:
     return rows
 
 
-def _prompt(context: int) -> list[Node]:
+def _prompt(context: int, tool_tokens: int) -> list[Node]:
     blocks = [
-        ContentBlock(TOOLS, TOOL, 1, TOOL_TOKENS),
+        ContentBlock(TOOLS, TOOL, 1, tool_tokens),
         ContentBlock(SYSTEM, TEXT, 2, SYSTEM_TOKENS),
         ContentBlock(SYSTEM, TEXT, 100 + context, CONTEXT_TOKENS),
     ]

@@ -1,67 +1,28 @@
-"""Checks by themselves: their arguments, runs of the user's own, and commands that exist."""
+"""Checks by themselves: their arguments, and the commands that exist."""
 
 import dataclasses
 import shlex
 
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvbench.claims import catalogue, table
-from kvbench.claims.checks import find, registry
-from kvbench.claims.checks.printed import _scbench_rule, best_setting, longbench_wins, weighted_mean
-from kvbench.claims.claim import CONTRADICTED, NEEDS_GPU, REPRODUCED, Claim, Result
+from kvbench.claims.checks import find, limits, registry
+from kvbench.claims.checks.paper_tables import _scbench_rule, longbench_best
+from kvbench.claims.checks.printed import best_setting, saving_without_prompt, weighted_means
+from kvbench.claims.claim import Claim
 from kvbench.claims.evidence import Runs
+from kvbench.claims.exact import mean
 from kvbench.config.errors import UserError
 from kvbench.runs import config
 
-SOURCES = catalogue.sources()
-CLAIMS = {claim.id: claim for source in SOURCES for claim in source.claims}
-
-
-def scores(**columns):
-    """Summary rows of a run on the paper's model."""
-    row = {"model": "llama31_8b", "device": "NVIDIA A100", "task": "needle_grid", "method": "rocketkv"}
-    row |= {"budget_requested": "256", "n": 30, "score": 1.0, "ci_low": 0.9, "ci_high": 1.0}
-    return pd.DataFrame([row | columns])
-
-
-def judged(name, frame):
-    runs = Runs({CLAIMS[name].check["run"]: frame})
-    return Result(SOURCES[0], CLAIMS[name], find(CLAIMS[name], runs))
+CLAIMS = {claim.id: claim for source in catalogue.sources() for claim in source.claims}
 
 
 def test_every_check_is_used():
-    assert {claim.check["name"] for claim in CLAIMS.values()} == set(registry())
-
-
-def test_a_run_on_the_device_decides():
-    assert judged("rocketkv.needle_256", scores()).verdict == REPRODUCED
-    worse = judged("rocketkv.needle_256", scores(score=0.8, ci_low=0.7, ci_high=0.9))
-    assert worse.verdict == CONTRADICTED
-    reading = worse.finding.readings[0]
-    assert (reading.low, reading.value, reading.high) == pytest.approx((70, 80, 90))
-    assert "NVIDIA A100" in worse.finding.note
-
-
-def test_a_run_of_another_model_or_budget_does_not_decide():
-    for columns in ({"model": "smollm2_135m"}, {"budget_requested": "64"}, {"method": "snapkv"}):
-        assert judged("rocketkv.needle_256", scores(**columns)).verdict == NEEDS_GPU
-
-
-def test_rows_of_several_lengths_are_pooled():
-    frame = pd.concat([scores(), scores(score=0.5, ci_low=0.3, ci_high=0.7, n=10)])
-    reading = judged("rocketkv.needle_256", frame).finding.readings[0]
-    assert reading.value == pytest.approx(100 * (30 * 1.0 + 10 * 0.5) / 40)
-    assert reading.low == pytest.approx(reading.value - 100 * ((0.75 * 0.1) ** 2 + (0.25 * 0.2) ** 2) ** 0.5)
-
-
-def test_traffic_is_counted_in_tokens_of_dense():
-    dense = scores(method="dense", bytes_resident=2000.0, kept_tokens=1000.0, bytes_read_per_step=2002.0)
-    own = scores(bytes_resident=1.0, kept_tokens=9.0, bytes_read_per_step=510.0)
-    result = judged("rocketkv.traffic_measured", pd.concat([dense, own]))
-    assert [reading.value for reading in result.finding.readings] == [255]
+    used = {check["name"] for claim in CLAIMS.values() for check in (claim.check, claim.measure) if check}
+    assert used == set(registry())
 
 
 @pytest.mark.parametrize("name", [name for name, claim in CLAIMS.items() if claim.command])
@@ -71,26 +32,39 @@ def test_commands_exist_and_measure_what_is_claimed(name):
     words = shlex.split(claim.command)
     assert words[:2] == ["kvbench", "run"]
     cfg = config.load(words[2:])
-    if "run" in claim.check:
-        where = claim.check["where"]
-        assert cfg.name == claim.check["run"]
-        assert cfg.model.name == where.get("model", cfg.model.name)
-        assert where.get("method", "dense") in cfg.method
-        budgets = [*map(str, cfg.budget.tokens), *(f"{ratio:g}x" for ratio in cfg.budget.ratio)]
-        assert where.get("budget_requested", budgets[0]) in budgets
-        assert where.get("task", next(iter(cfg.task))) in cfg.task
+    check = claim.measure or claim.check
+    where = check["where"]
+    assert cfg.name == check["run"]
+    assert cfg.model.name == where.get("model", cfg.model.name)
+    assert where.get("method", "dense") in cfg.method
+    budgets = [*map(str, cfg.budget.tokens), *(f"{ratio:g}x" for ratio in cfg.budget.ratio)]
+    assert where.get("budget_requested", budgets[0]) in budgets
+    assert where.get("task", next(iter(cfg.task))) in cfg.task
+    lengths = {length for task in cfg.task.values() for length in task.get("length", [])}
+    assert {where["length"]} <= lengths if "length" in where else set(check.get("lengths", [])) <= lengths
     if claim.hardware != "any":
         assert cfg.model.path or cfg.model.download
 
 
-def test_the_best_speedup_counts_with_the_spread_of_its_steps():
-    times = {"length": 32768, "method": "rocketkv_trtllm", "decode_ms_per_token": 10.0}
-    times |= {"decode_ms_p20": 9.0, "decode_ms_p80": 12.0}
-    frame = pd.concat([scores(**times, speedup=1.5), scores(**times, speedup=2.4)], ignore_index=True)
-    result = judged("rocketkv.trtllm_throughput_32k", frame)
-    reading = result.finding.readings[0]
-    assert (reading.low, reading.value, reading.high) == pytest.approx((2.0, 2.4, 2.4 / 0.9))
-    assert result.verdict == REPRODUCED
+def test_the_needle_has_the_papers_grid_and_its_baselines():
+    """RocketKV, appendix A.2 and A.3: 10 lengths x 10 depths x 3, SnapKV's budget divided, Quest's split."""
+    for name in (
+        "needle_256",
+        "needle_hsa_256",
+        "needle_snapkv_256",
+        "needle_quest_1024",
+        "needle_snapkv_mistral",
+    ):
+        claim = CLAIMS[f"rocketkv.{name}"]
+        assert claim.command is not None
+        cfg = config.load(shlex.split(claim.command)[2:])
+        grid = cfg.task["needle_grid"]
+        assert len(grid["length"]) == 10 and grid["samples"] == 30 and len(claim.check["lengths"]) == 10
+        assert grid["length"][-1] == (30_000 if "mistral" in name else 109_000)
+        steps = {b - a for a, b in zip(grid["length"], grid["length"][1:], strict=False)}
+        assert max(steps) - min(steps) <= 15
+        method = claim.check["where"]["method"]
+        assert method.startswith(("rocketkv", "hsa")) or method in ("snapkv_rocketkv", "quest_rocketkv")
 
 
 def test_numbers_of_tables_are_computed_not_assumed():
@@ -99,8 +73,35 @@ def test_numbers_of_tables_are_computed_not_assumed():
     ]
     assert _scbench_rule(rows) == ((3, 4, 3, 2), 11)
     assert best_setting({3: [1, 2], 10: [2, 2]}).readings[0].value == 10
-    wins = longbench_wins("HSA", ["Quest", "SparQ"])
-    assert wins.readings[0].value == 90 and "SparQ at 4096" in wins.note
+    columns = ("longbench", "needle")
+    lost = longbench_best("HSA", ["Quest", "SparQ"], columns)
+    assert lost.readings[0].value == 0 and lost.note.startswith("SparQ at 4096")
+    assert longbench_best("HSA", ["Quest"], columns).readings[0].value == 1
+    besides = longbench_best("RocketKV", ["Quest"], ["longbench"], ["Exact-TopK"])
+    assert besides.readings[0].value == 1 and "Exact-TopK at 256" in besides.note
+
+
+def test_an_empty_prompt_on_the_line_through_two_times():
+    (reading,) = saving_without_prompt({100: 20.0, 300: 40.0}, 300).readings
+    assert reading.limit and reading.value == pytest.approx(75) and "takes 10.00 s" in reading.name
+
+
+@pytest.mark.parametrize(
+    ("bits", "batch", "limit"), [(16, 1, 1.30), (8, 1, 1.61), (4, 1, 2.08), (16, 8, 3.43)]
+)
+def test_limits_over_precision_and_batch(bits, batch, limit):
+    """Llama-3.1-8B, 32K in and 4K out: (15.0 GB of 16-bit weights + 4.56 GB of K and V per sequence) / weights."""
+    first = limits.gain_limit("llama31_8b", 32768, 4096, "speedup", batch=batch, bits=[bits]).readings[0]
+    assert first.limit and first.value == pytest.approx(limit, abs=0.006)
+
+
+def test_the_smallest_batch_is_the_first_within_the_limit():
+    row = {"model": "llama31_8b", "prompt": 32768, "new": 4096, "speedups": [3.4]}
+    found = limits.least_batches([row])
+    assert [reading.value for reading in found.readings] == [0, 1] and "batch 8 on" in found.readings[1].name
+    for batch, possible in ((7, False), (8, True)):
+        limit = limits.gain_limit("llama31_8b", 32768, 4096, "speedup", batch=batch).readings[0].value
+        assert (limit >= 3.4) == possible
 
 
 @pytest.mark.parametrize(
@@ -119,43 +120,64 @@ def test_a_wrong_check_is_one_line(check, message):
     assert "\n" not in str(error.value) and claim.id in str(error.value)
 
 
-def test_a_claim_without_a_check_is_refused():
-    with pytest.raises(UserError, match=r"check\.name: missing"):
-        dataclasses.replace(CLAIMS["chunkkv.abstract_8_7"], check={})
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"check": {}}, "check.name: missing"),
+        ({"where": " "}, "where: chunkkv.abstract_8_7 has none"),
+        ({"printed": ""}, "printed: chunkkv.abstract_8_7 has none"),
+        ({"printed": "by up to 8.9%"}, "8.7 of chunkkv.abstract_8_7 does not stand in"),
+        ({"command": "kvbench run"}, "widest: chunkkv.abstract_8_7 has a command"),
+        ({"measure": {"name": "measured_score"}}, "command: chunkkv.abstract_8_7 has a measure"),
+        ({"command": "kvbench run", "widest": 1.0, "measure": {}}, None),
+    ],
+)
+def test_an_incomplete_claim_is_refused(fields, message):
+    claim = CLAIMS["chunkkv.abstract_8_7"]
+    if message is None:
+        with pytest.raises(UserError, match="measure: missing, no check reads the run"):
+            find(dataclasses.replace(claim, **fields), Runs())
+    else:
+        with pytest.raises(UserError, match=message):
+            dataclasses.replace(claim, **fields)
     assert all(isinstance(claim, Claim) for claim in CLAIMS.values())
 
 
-GROUPS = [(32.19, 3), (34.59, 3), (24.96, 3), (68.48, 3), (36.96, 2), (54.41, 2)]  # ChunkKV, Table 12
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (652144, "KV cache size: 652,144 tokens"),
+        (0.5, "about 50%"),
+        (2, "after two reads"),
+        (20, "by more than 20%"),
+    ],
+)
+def test_numbers_stand_in_the_words_of_the_source(value, text):
+    claim = CLAIMS["chunkkv.abstract_8_7"]
+    assert dataclasses.replace(claim, value=value, printed=text).value == value
+    with pytest.raises(UserError, match="does not stand in"):
+        dataclasses.replace(claim, value=value + 1, printed=text)
+
+
+GROUPS = [32.19, 34.59, 24.96, 68.48, 36.96, 54.41]  # ChunkKV, Table 12
+WEIGHTS = [3, 3, 3, 3, 2, 2]
 SCORES = st.decimals(0, 100, places=2).map(float)
 
 
-@given(
-    st.lists(st.tuples(SCORES, st.integers(1, 9)), min_size=1, max_size=12), st.randoms(use_true_random=False)
-)
-def test_a_mean_of_printed_numbers_does_not_depend_on_their_order(terms, random):
-    shuffled = random.sample(terms, len(terms))
-    found, other = (weighted_mean(*zip(*order, strict=True)).readings for order in (terms, shuffled))
-    assert found == other
+@given(st.lists(SCORES, min_size=1, max_size=12), st.randoms(use_true_random=False))
+def test_a_mean_of_printed_numbers_does_not_depend_on_their_order(values, random):
+    assert mean(values) == mean(random.sample(values, len(values)))
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 50), st.floats(0, 1)), min_size=1, max_size=12),
-    st.randoms(use_true_random=False),
-)
-def test_a_measured_score_does_not_depend_on_the_order_of_its_rows(cells, random):
-    frames = [
-        pd.concat([scores(n=n, score=score, ci_low=score, ci_high=score) for n, score in order])
-        for order in (cells, random.sample(cells, len(cells)))
-    ]
-    (found,), (other,) = (judged("rocketkv.needle_256", frame).finding.readings for frame in frames)
-    assert found == other
+def test_weighted_means_are_judged_row_by_row():
+    right = [*GROUPS, 41.46]
+    found = weighted_means({"full": right, "other": [*GROUPS, 41.49]}, WEIGHTS)
+    assert found.readings[0].value == 0 and found.note == "other 41.462 against 41.49"
+    assert weighted_means({"full": right}, WEIGHTS).readings[0].value == 1
 
 
-@pytest.mark.parametrize("terms", [GROUPS, GROUPS[::-1]])
-def test_a_tie_is_rounded_in_decimal(terms):
+def test_a_tie_is_rounded_in_decimal():
     """663.40 / 16 is 41.4625 exactly; a sum of floats lies on either side of it, depending on the Python version."""
-    found = weighted_mean(*zip(*terms, strict=True)).readings[0]
-    assert found.value == 41.4625
-    claim = CLAIMS["chunkkv.average_full"]
+    claim = dataclasses.replace(CLAIMS["chunkkv.abstract_8_7"], value=41.46, printed="41.46")
     for noise in (-1e-14, 0.0, 1e-14):
-        assert table._rounded(found.value + noise, claim) == 41.463
+        assert table._rounded(41.4625 + noise, claim) == 41.463

@@ -7,17 +7,23 @@ from kvbench.claims.claim import (
     CONTRADICTED,
     DEPENDS,
     NEEDS_GPU,
+    NOT_DERIVABLE,
     REPRODUCED,
+    UNDECIDED,
     Claim,
     Finding,
     Reading,
+    Result,
+    Source,
     verdict,
 )
+from kvbench.config.errors import UserError
 
 
 def claim(value, **fields):
     known = {"claim": "c", "where": "w", "setting": "s", "unit": "x", "known": "second-hand", "how": "h"}
-    known |= {"id": "p.c", "check": {"name": "none"}, "command": "kvbench run"}
+    known |= {"id": "p.c", "check": {"name": "none"}, "command": "kvbench run", "widest": 25.0}
+    known |= {"printed": f"{abs(value)}", "axis": "baseline"}
     return Claim(value=value, **known | fields)
 
 
@@ -84,7 +90,28 @@ def test_a_measured_interval_agrees_with_what_is_inside():
     assert judged(88.0, inside) == CONTRADICTED
 
 
+def test_an_interval_that_is_too_wide_reproduces_nothing_but_still_refutes():
+    wide = reading(70.0, low=57.0, high=83.0, basis="measured")
+    assert judged(73.8, wide) == UNDECIDED
+    assert judged(73.8, wide, widest=26.0) == REPRODUCED
+    assert judged(88.0, wide) == CONTRADICTED
+
+
+def test_what_the_source_does_not_define_is_not_derivable():
+    assert judged(10, reading(20.0), defined=False) == NOT_DERIVABLE
+    assert judged(10, reading(20.0), reading(10.0), defined=False) == DEPENDS
+    # within a limit, with nothing to measure it
+    assert judged(1.5, reading(1.8, limit=True), command=None, widest=None) == NOT_DERIVABLE
+
+
+def test_a_verdict_that_depends_on_the_reading_names_the_axis():
+    source, finding = Source("p", "s", 1, ()), Finding((reading(20.0), reading(10.0)))
+    assert Result(source, claim(10), finding).verdict == DEPENDS
+    with pytest.raises(UserError, match=r"p\.c: axis: missing"):
+        Result(source, claim(10, axis=None), finding)
+
+
 def test_a_claim_without_readings_needs_a_command():
     assert judged(1) == NEEDS_GPU
     with pytest.raises(AssertionError, match=r"p\.c"):
-        verdict(claim(1, command=None), Finding())
+        verdict(claim(1, command=None, widest=None), Finding())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import functools
 from collections.abc import Mapping, Sequence
@@ -40,25 +41,40 @@ def price(kind: Kind, model: str = SONNET, date: datetime.date = TODAY) -> Findi
     return Finding((Reading(value=value, basis="formula"),))
 
 
-def price_multiple(kind: Kind, of: Kind = "base", models: Sequence[str] = ()) -> Finding:
-    """A price as a multiple of another one; the lowest first if models differ.
+def price_multiple(kind: Kind, date: datetime.date, models: Sequence[str], of: Kind = "base") -> Finding:
+    """A price as a multiple of another one: for the models of a page, on its date; besides, for all models today.
 
     Args:
         kind: the price.
+        date: the date of the page.
+        models: the models of its list.
         of: the reference price.
-        models: models to include; all if empty.
     """
     prices = _prices()
-    found: dict[float, list[str]] = {}
-    for model in models or prices.models():
-        rates = _rates(prices, model, TODAY)
-        found.setdefault(getattr(rates, kind) / getattr(rates, of), []).append(model)
+    then, now = _multiples(kind, of, date, models), _multiples(kind, of, TODAY, prices.models())
     readings = [
-        Reading(name=", ".join(found[v]) if len(found[v]) < 4 else f"{len(found[v])} models", value=v,
-                basis="formula")
-        for v in sorted(found)
-    ]  # fmt: skip
+        Reading(name=f"{_models(names)} on {date}", value=v, basis="formula")
+        for v, names in sorted(then.items())
+    ]
+    if now != then:
+        readings += [
+            Reading(name=f"{_models(names)} on {TODAY}", value=v, basis="formula", beside=True)
+            for v, names in sorted(now.items())
+        ]
     return Finding(tuple(readings))
+
+
+def write_multiple(model: str = SONNET) -> Finding:
+    """What writing for an hour costs: times the price of writing for five minutes, and times the base price."""
+    rates = _rates(_prices(), model, TODAY)
+    return Finding(
+        (
+            Reading(
+                name="over writing for 5 minutes", value=rates.write_1h / rates.write_5m, basis="formula"
+            ),
+            Reading(name="over the base price", value=rates.write_1h / rates.base, basis="formula"),
+        )
+    )
 
 
 def price_reduction(kind: Kind, model: str = SONNET) -> Finding:
@@ -68,29 +84,51 @@ def price_reduction(kind: Kind, model: str = SONNET) -> Finding:
     return Finding((Reading(value=value, basis="formula"),))
 
 
-def item_cost(tokens: int, kind: Kind, model: str = SONNET) -> Finding:
-    """Dollars for a number of tokens."""
-    value = tokens * getattr(_rates(_prices(), model, TODAY), kind) / NANO
-    return Finding((Reading(value=value, basis="formula"),))
+def item_costs(items: Mapping[str, Sequence[float]], model: str = SONNET) -> Finding:
+    """Whether the dollars of items are as printed.
+
+    Args:
+        items: tokens, and the printed dollars without cache, at first and from then on, by name.
+        model: the model.
+    """
+    rates = _rates(_prices(), model, TODAY)
+    wrong = [
+        f"{name}: ${tokens * rate / NANO:g} against ${printed:g}"
+        for name, (tokens, *dollars) in items.items()
+        for rate, printed in zip((rates.base, rates.write_5m, rates.read), dollars, strict=True)
+        if abs(tokens * rate / NANO - printed) > 1e-9
+    ]
+    count = 3 * len(items)
+    name = f"{count - len(wrong)} of {count} are as printed"
+    return Finding((Reading(name=name, value=float(not wrong), basis="formula"),), "; ".join(wrong))
 
 
 def break_even(kind: Literal["write_5m", "write_1h"]) -> Finding:
-    """Smallest number of uses of a prefix at which caching it is cheaper, over all models."""
+    """Smallest number of reads after which caching a prefix is cheaper, from the printed prices of all models."""
     prices = _prices()
-    uses: dict[int, list[str]] = {}
+    reads: dict[int, list[str]] = {}
     for model in prices.models():
         rates = _rates(prices, model, TODAY)
-        first = next(n for n in range(1, 100) if getattr(rates, kind) + (n - 1) * rates.read < n * rates.base)
-        uses.setdefault(first, []).append(model)
+        least = next(n for n in range(100) if getattr(rates, kind) + n * rates.read < (n + 1) * rates.base)
+        reads.setdefault(least, []).append(model)
     readings = [
-        Reading(name=f"{len(models)} models", value=n, basis="formula") for n, models in sorted(uses.items())
+        Reading(name=f"{len(models)} models", value=n, basis="printed") for n, models in sorted(reads.items())
     ]
     return Finding(tuple(readings))
 
 
-def page_minimum(model: str, date: datetime.date) -> Finding:
-    """The documented minimum prefix on a date, from the price book."""
-    return Finding((Reading(value=_prices().minimum(model, _t(date)), basis="formula"),))
+def page_minimum(model: str, dates: Sequence[datetime.date]) -> Finding:
+    """The documented minimum prefix, from the price book: on the first date, besides on the others."""
+    found = [
+        Reading(
+            name=f"on {date}",
+            value=_prices().minimum(model, _t(date)),
+            basis="formula",
+            beside=date != dates[0],
+        )
+        for date in dates
+    ]
+    return Finding(tuple(found))
 
 
 def measured_minimum(cached: int, uncached: int | None = None, about: bool = False) -> Finding:
@@ -127,19 +165,21 @@ def most_breakpoints() -> Finding:
     return Finding((Reading(name="rule engine", value=max(allowed), basis="modelled"),))
 
 
-def lookback_example(writes: Sequence[int], breakpoints: Sequence[int]) -> Finding:
-    """The last block that is read in the page's example.
+def lookback_example(writes: Sequence[int], breakpoints: Sequence[int], found: int) -> Finding:
+    """Whether the page's example reads up to the block that it says: 1 or 0.
 
     Args:
         writes: blocks that earlier requests marked.
         breakpoints: blocks that the request marks.
+        found: last block that is read, as printed; 0 for none.
     """
     nodes, cache = _chain([(TEXT, 100)] * max(*writes, *breakpoints)), Cache()
     for t, block in enumerate(writes):
         cache.serve(_request(nodes[block - 1], t), [(nodes[block - 1], FIVE)], 0)
     markers: list[Marker] = [(nodes[block - 1], FIVE) for block in breakpoints]
     usage = cache.serve(_request(nodes[breakpoints[-1] - 1], len(writes)), markers, 0).usage
-    return Finding((Reading(name="rule engine", value=usage.read / 100, basis="modelled"),))
+    name = f"{usage.read // 100} blocks are read"
+    return Finding((Reading(name=name, value=float(usage.read == 100 * found), basis="modelled"),))
 
 
 def lookback_positions(hit: int, missed: int) -> Finding:
@@ -166,33 +206,43 @@ def lookback_positions(hit: int, missed: int) -> Finding:
     return Finding(tuple(found), "; ".join(f"fits the measurement: lookback={s.lookback}" for s in fits))
 
 
-def usage_example(part: Literal["read", "write_5m", "write_1h", "created"]) -> Finding:
-    """The page's usage example: a hit of 1,800 tokens, then 100 tokens with 1h and 148 with 5m."""
+def usage_example(printed: Mapping[str, int]) -> Finding:
+    """Whether the page's usage example comes out: a hit of 1,800 tokens, then 100 tokens with 1h and 148 with 5m.
+
+    Args:
+        printed: tokens by part: `read`, `write_5m`, `write_1h`, `created`.
+    """
     cache = Cache()
     nodes = _chain([(TEXT, 1800), (TEXT, 100), (TEXT, 148)])
     cache.serve(_request(nodes[0], 0), [(nodes[0], HOUR)], 1024)
     usage = cache.serve(_request(nodes[2], 1), [(nodes[1], HOUR), (nodes[2], FIVE)], 1024).usage
-    value = usage.write_5m + usage.write_1h if part == "created" else getattr(usage, part)
-    return Finding((Reading(name="rule engine", value=value, basis="modelled"),))
+    ours = {"read": usage.read, "write_5m": usage.write_5m, "write_1h": usage.write_1h}
+    ours["created"] = usage.write_5m + usage.write_1h
+    name = ", ".join(f"{part} {ours[part]:,}" for part in printed)
+    right = all(ours[part] == tokens for part, tokens in printed.items())
+    return Finding((Reading(name=name, value=float(right), basis="modelled"),))
 
 
-def parallel_hits(requests: int) -> Finding:
-    """Hits among requests with the same prefix that start before the first response begins."""
+def parallel_misses(requests: int) -> Finding:
+    """Whether requests with the same prefix that start before the first response begins all miss: 1 or 0."""
     cache, nodes = Cache(), _chain([(TEXT, 5000)])
     usages = [
         cache.serve(_request(nodes[0], 0.1 * n, ttft=2.0), [(nodes[0], FIVE)], 1024).usage
         for n in range(requests)
     ]
-    return Finding((Reading(name="rule engine", value=sum(u.read > 0 for u in usages), basis="modelled"),))
+    hits = sum(usage.read > 0 for usage in usages)
+    name = f"{hits} of {requests} hit"
+    return Finding((Reading(name=name, value=float(hits == 0), basis="modelled"),))
 
 
-def cached_below_minimum(tokens: int) -> Finding:
-    """Tokens written or read when a short prompt with a marker is sent twice; no error is raised."""
+def not_cached_below_minimum(tokens: int) -> Finding:
+    """Whether a short prompt with a marker, sent twice, is neither written nor read, without an error: 1 or 0."""
     prices, cache, nodes = _prices(), Cache(), _chain([(TEXT, tokens)])
     minimum = prices.minimum(SONNET, _t(TODAY))
     usages = [cache.serve(_request(nodes[0], t), [(nodes[0], FIVE)], minimum).usage for t in (0, 1)]
-    value = sum(usage.total - usage.uncached for usage in usages)
-    return Finding((Reading(name="rule engine", value=value, basis="modelled"),))
+    cached = sum(usage.total - usage.uncached for usage in usages)
+    name = f"{cached} tokens written or read"
+    return Finding((Reading(name=name, value=float(cached == 0), basis="modelled"),))
 
 
 def article_total(case: str) -> Finding:
@@ -206,18 +256,17 @@ def article_total(case: str) -> Finding:
     return Finding((Reading(name=_case(case).meaning, value=value, basis="modelled"),), note)
 
 
-def article_saving(cases: Sequence[str]) -> Finding:
-    """Saving against no caching in percent (negative: a loss), per case of the article's ten turns."""
-    prices = _prices()
-    plain = article.cost(_case("no cache"), prices)
-    found = [
-        Reading(
-            name=_case(name).meaning,
-            value=100 * (1 - article.cost(_case(name), prices) / plain),
-            basis="modelled",
-        )
-        for name in cases
-    ]
+def article_saving(cases: Sequence[str], besides: Sequence[str] = (), tool_tokens: int = 0) -> Finding:
+    """Saving against no caching in percent (negative: a loss), per case of the article's ten turns.
+
+    Args:
+        cases: names of cases.
+        besides: names of cases that are not a way to read the claim.
+        tool_tokens: include the last of `besides` with tool definitions of this size.
+    """
+    found = [_saving(_case(name), beside=name in besides) for name in (*cases, *besides)]
+    if tool_tokens:
+        found.append(_saving(dataclasses.replace(_case(besides[-1]), tool_tokens=tool_tokens), beside=True))
     return Finding(tuple(found))
 
 
@@ -231,12 +280,43 @@ def model_exists(model: str) -> Finding:
     return Finding((Reading(value=there, basis="formula"),), note)
 
 
-def placement_breakpoints(placement: str) -> Finding:
-    """Number of breakpoints that a placement sets on a prompt with tools, system prompt and two turns."""
-    prices = _prices()
-    *_, last = SyntheticTrace(Synthetic(turns=2), prices).requests(Assumptions())
-    found = len(named(placement)(last))
-    return Finding((Reading(name=f"placement {placement}", value=found, basis="modelled"),))
+def marks_the_last_block(then: Mapping[str, str], now: Mapping[str, str]) -> Finding:
+    """Whether a middleware sets one marker, on the last block of a prompt with tools, system prompt and two turns.
+
+    Args:
+        then: the placement of the version at the time of the claim, by the version's name.
+        now: those of later versions, which do not decide.
+    """
+    *_, last = SyntheticTrace(Synthetic(turns=2), _prices()).requests(Assumptions())
+    found = []
+    for beside, versions in ((False, then), (True, now)):
+        for name, placement in versions.items():
+            markers = named(placement)(last)
+            right = [node for node, _ in markers] == [last.head]
+            text = f"{len(markers)} marker{'s' * (len(markers) != 1)} {name}"
+            found.append(Reading(name=text, value=float(right), basis="modelled", beside=beside))
+    return Finding(tuple(found))
+
+
+def _saving(case: article.Case, beside: bool) -> Reading:
+    plain = dataclasses.replace(_case("no cache"), tool_tokens=case.tool_tokens)
+    value = 100 * (1 - article.cost(case, _prices()) / article.cost(plain, _prices()))
+    usual = case.tool_tokens == article.TOOL_TOKENS
+    name = case.meaning + ("" if usual else f", tools of {case.tool_tokens:,} tokens")
+    return Reading(name=name, value=value, basis="modelled", beside=beside)
+
+
+def _multiples(kind: Kind, of: Kind, date: datetime.date, models: Sequence[str]) -> dict[float, list[str]]:
+    """Models by the ratio of two of their prices on a date."""
+    found: dict[float, list[str]] = {}
+    for model in models:
+        rates = _rates(_prices(), model, date)
+        found.setdefault(getattr(rates, kind) / getattr(rates, of), []).append(model)
+    return found
+
+
+def _models(models: Sequence[str]) -> str:
+    return ", ".join(models) if len(models) < 4 else f"{len(models)} models"
 
 
 def _found(assumptions: Assumptions, messages: int, run: int) -> bool:

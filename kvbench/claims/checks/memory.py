@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -53,7 +53,10 @@ def storage(model: str, method: Method, prompt: int, new: int, budget: int) -> F
 
 
 def memory_saving(model: str, method: Method, prompt: int, new: int, budget: int) -> Finding:
-    """Peak memory saved while decoding, in percent, including weights: without and with the reference's mask."""
+    """Peak memory saved while decoding, in percent: of all that is allocated, the reference's mask included.
+
+    Besides: of weights and caches alone, since a method does not need that mask.
+    """
     shape = cost.model_shape(model)
     dense = cost.account("dense", shape, prompt=prompt, new=new)
     use = cost.account(method, shape, prompt=prompt, new=new, tokens=budget)
@@ -64,8 +67,39 @@ def memory_saving(model: str, method: Method, prompt: int, new: int, budget: int
     mask_gb = (cost.decode_peak(dense, mask=True) - cost.decode_peak(dense)) / 1e9
     return Finding(
         (
-            Reading(name="weights and caches", value=plain, basis="modelled"),
-            Reading(name=f"a mask of {mask_gb:.1f} GB in both terms", value=masked, basis="modelled"),
+            Reading(name=f"weights, caches and a mask of {mask_gb:.1f} GB", value=masked, basis="modelled"),
+            Reading(name="weights and caches", value=plain, basis="modelled", beside=True),
+        )
+    )
+
+
+def memory_gain(
+    model: str, method: Method, prompt: int, new: int, budget: int, batch: int, longest: Sequence[float]
+) -> Finding:
+    """Memory efficiency: bytes at the same input, and the longest inputs before memory runs out.
+
+    Args:
+        model: name of a shape.
+        method: entry of a method.
+        prompt: tokens of the prompt.
+        new: new tokens.
+        budget: its budget in tokens.
+        batch: batch size.
+        longest: longest input with and without the method, as printed.
+    """
+    shape = cost.model_shape(model)
+    dense = cost.account("dense", shape, prompt=prompt, new=new)
+    use = cost.account(method, shape, prompt=prompt, new=new, tokens=budget)
+    before, after = (shape.weight_bytes() + batch * one.resident_end for one in (dense, use))
+    with_it, without = longest
+    return Finding(
+        (
+            Reading(
+                name=f"weights and caches of batch {batch} at the same input",
+                value=before / after,
+                basis="modelled",
+            ),
+            Reading(name="longest input before memory runs out", value=with_it / without, basis="printed"),
         )
     )
 
@@ -109,18 +143,34 @@ def kv_share(readings: Mapping[str, Mapping[str, Any]]) -> Finding:
     return Finding(tuple(found))
 
 
-def kv_gib(model: str, tokens: int) -> Finding:
-    """K and V of a prompt in 16 bits, in GiB."""
-    return Finding((Reading(value=cost.model_shape(model).kv_bytes(tokens) / 2**30, basis="modelled"),))
+def kv_gib(model: str, tokens: int, batch: int = 1) -> Finding:
+    """K and V of prompts in 16 bits, in GiB; besides in GB of 10^9 bytes."""
+    size = batch * cost.model_shape(model).kv_bytes(tokens)
+    return Finding(
+        (
+            Reading(value=size / 2**30, basis="formula"),
+            Reading(name="in 10^9 bytes", value=size / 1e9, basis="formula", beside=True),
+        )
+    )
 
 
-def prefill_ratio(model: str, method: Method, prompt: int, new: int, ratio: float) -> Finding:
-    """FLOP of prefill and compression as a share of dense; eviction follows dense attention."""
+def prefill_seconds(model: str, method: Method, prompt: int, new: int, ratio: float, full: float) -> Finding:
+    """Seconds of prefill with compression, from those of full KV and the operations; eviction follows dense attention.
+
+    Args:
+        model: name of a shape.
+        method: entry of a method.
+        prompt: tokens of the prompt.
+        new: new tokens.
+        ratio: budget as fraction retained.
+        full: printed seconds of full KV.
+    """
     shape = cost.model_shape(model)
     dense = cost.account("dense", shape, prompt=prompt, new=new)
     use = cost.account(method, shape, prompt=prompt, new=new, ratio=ratio)
     share = (use.prefill().flops + use.compress.flops) / dense.prefill().flops
-    return Finding((Reading(name="FLOP of prefill and compression", value=share, basis="modelled"),))
+    name = f"full KV's {full:g} s, and the operations of compression"
+    return Finding((Reading(name=name, value=share * full, basis="modelled"),))
 
 
 def kivi_share(model: str, bits: int, prompt: int, group: int) -> Finding:

@@ -5,14 +5,11 @@ Sums and means are exact fractions of the printed decimals, so that a result doe
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 
-from kvbench.claims.catalogue import paper_table
 from kvbench.claims.claim import Finding, Reading
-
-ROUNDING = Fraction(1, 10)  # one unit of the last printed digit
+from kvbench.claims.exact import total
 
 
 def change(readings: Mapping[str, Sequence[float]]) -> Finding:
@@ -28,9 +25,82 @@ def change(readings: Mapping[str, Sequence[float]]) -> Finding:
     return Finding(tuple(found))
 
 
+def changes(rows: Mapping[str, Sequence[float]]) -> Finding:
+    """Whether relative changes are as printed, in percent.
+
+    Args:
+        rows: number before and after, and the printed change, by name.
+    """
+    ours = {name: 100 * (after - before) / before for name, (before, after, _) in rows.items()}
+    return _all_as_printed(ours, {name: printed for name, (*_, printed) in rows.items()})
+
+
 def difference(larger: float, smaller: float) -> Finding:
     """One printed number minus another."""
     return Finding((Reading(value=larger - smaller, basis="printed"),))
+
+
+def quotient(readings: Mapping[str, Sequence[float]]) -> Finding:
+    """One printed number over another.
+
+    Args:
+        readings: numerator and denominator, by name of the reading.
+    """
+    found = [
+        Reading(name=name, value=above / below, basis="printed") for name, (above, below) in readings.items()
+    ]
+    return Finding(tuple(found))
+
+
+def largest_saving(rows: Mapping[str, Sequence[float]]) -> Finding:
+    """The largest relative saving in percent.
+
+    Args:
+        rows: number before and after, by name.
+    """
+    savings = {name: 100 * (1 - after / before) for name, (before, after) in rows.items()}
+    best = max(savings, key=lambda name: savings[name])
+    return Finding((Reading(name=best, value=savings[best], basis="printed"),), f"{len(rows)} rows")
+
+
+def mean_loss(rows: Mapping[str, Sequence[float]]) -> Finding:
+    """Mean relative loss over the rows in percent.
+
+    Args:
+        rows: score with all of the cache and with a method, by name.
+    """
+    losses = {name: 100 * (1 - after / before) for name, (before, after) in rows.items()}
+    note = ", ".join(f"{name} {loss:.2f} %" for name, loss in losses.items())
+    return Finding(
+        (
+            Reading(
+                name="mean relative loss", value=math.fsum(losses.values()) / len(losses), basis="printed"
+            ),
+        ),
+        note,
+    )
+
+
+def larger_column(rows: Mapping[str, Sequence[float]]) -> Finding:
+    """Whether the first number is larger than the second in most rows: 1 or 0.
+
+    Args:
+        rows: the two numbers, by name.
+    """
+    larger = sum(first > second for first, second in rows.values())
+    name = f"in {larger} of {len(rows)} rows"
+    return Finding((Reading(name=name, value=float(2 * larger > len(rows)), basis="printed"),))
+
+
+def equal_scores(rows: Mapping[str, Sequence[float]]) -> Finding:
+    """Whether two tables that are said to differ print different scores: 1 or 0.
+
+    Args:
+        rows: the scores in both tables, by name.
+    """
+    equal = [name for name, (first, second) in rows.items() if first == second]
+    name = f"{len(equal)} of {len(rows)} scores are the same"
+    return Finding((Reading(name=name, value=float(not equal), basis="printed"),), ", ".join(equal))
 
 
 def throughput(seconds: float, prompt: int, new: int) -> Finding:
@@ -42,20 +112,48 @@ def throughput(seconds: float, prompt: int, new: int) -> Finding:
     return Finding(tuple(found))
 
 
-def weighted_mean(values: Sequence[float], weights: Sequence[int]) -> Finding:
-    """Mean of groups of tasks: over the tasks, and over the groups."""
-    over_tasks = _total(values, weights) / sum(weights)
-    return Finding(
-        (
-            Reading(name="mean over the tasks", value=float(over_tasks), basis="printed"),
-            Reading(
-                name="mean over the groups of tasks",
-                value=float(_mean(values)),
-                basis="printed",
-                beside=True,
-            ),
-        )
-    )
+def saving_without_prompt(seconds: Mapping[int, float], prompt: int) -> Finding:
+    """The most that a method can save in percent: the time of full KV without any prompt, on a line through its times.
+
+    Args:
+        seconds: printed time of full KV by tokens of the prompt, two of them.
+        prompt: tokens of the prompt in question.
+    """
+    (short, fast), (long, slow) = sorted(seconds.items())
+    empty = fast - short * (slow - fast) / (long - short)
+    name = f"an empty prompt takes {empty:.2f} s on a line through its own rows"
+    value = 100 * (1 - empty / seconds[prompt])
+    return Finding((Reading(name=name, value=value, basis="printed", limit=True),))
+
+
+def step_milliseconds(
+    seconds: float, first: float, tokens: int, other: Sequence[float], printed: Sequence[float]
+) -> Finding:
+    """Milliseconds per token after the first, from a total and the time to the first token.
+
+    Args:
+        seconds: for all tokens.
+        first: seconds to the first token.
+        tokens: new tokens.
+        other: total and time to first token of the method compared.
+        printed: printed milliseconds per token of both.
+    """
+    ours, theirs = (1000 * (all_of - one) / (tokens - 1) for all_of, one in ((seconds, first), other))
+    before, after = printed
+    saved, said = 100 * (1 - theirs / ours), 100 * (1 - after / before)
+    note = f"{theirs:.2f} ms for the other, so {saved:.1f} % are saved, not {said:.1f} %"
+    return Finding((Reading(name="from total and first token", value=ours, basis="printed"),), note)
+
+
+def weighted_means(rows: Mapping[str, Sequence[float]], weights: Sequence[int]) -> Finding:
+    """Whether averages are means over the tasks of their groups, as printed.
+
+    Args:
+        rows: means of the groups, and last the printed average, by name.
+        weights: tasks per group.
+    """
+    ours = {name: float(total(row[:-1], weights) / sum(weights)) for name, row in rows.items()}
+    return _all_as_printed(ours, {name: row[-1] for name, row in rows.items()})
 
 
 def best_setting(scores: Mapping[int, Sequence[float]]) -> Finding:
@@ -74,104 +172,9 @@ def best_setting(scores: Mapping[int, Sequence[float]]) -> Finding:
     return Finding((Reading(value=best, basis="printed"),), note)
 
 
-def longbench_average() -> Finding:
-    """Share of rows in RocketKV's Table 2 whose average is the mean of the tasks in Table 3, in percent."""
-    table = paper_table("rocketkv_longbench")
-    left_out = table["columns"].index("psg-cnt")
-    shares = {"mean of the 16 tasks": 0, "passage_count left out": 0}
-    for row in table["rows"]:
-        fifteen = [score for n, score in enumerate(row["tasks"]) if n != left_out]
-        for name, tasks in zip(shares, (row["tasks"], fifteen), strict=True):
-            shares[name] += abs(_mean(tasks) - _exact(row["longbench"])) < ROUNDING
-    count = len(table["rows"])
-    found = [Reading(name=name, value=100 * n / count, basis="printed") for name, n in shares.items()]
-    return Finding(tuple(found), f"{count} rows")
-
-
-def longbench_loss(method: str, budget: int) -> Finding:
-    """Loss against full KV in points: as in RocketKV's Table 2, and of the mean of the tasks in Table 3."""
-    table = paper_table("rocketkv_longbench")
-    full, row = (_row(table["rows"], *key) for key in (("Full-KV", None), (method, budget)))
-    tasks = float(_mean(full["tasks"]) - _mean(row["tasks"]))
-    return Finding(
-        (
-            Reading(name="as printed", value=full["longbench"] - row["longbench"], basis="printed"),
-            Reading(name="mean of the 16 tasks", value=tasks, basis="printed", beside=True),
-        )
-    )
-
-
-def longbench_worst_loss(method: str, budget: int) -> Finding:
-    """Largest loss of a method against full KV at budgets of at least `budget`, in RocketKV's Table 2."""
-    rows = paper_table("rocketkv_longbench")["rows"]
-    full = _row(rows, "Full-KV", None)["longbench"]
-    scores = [row["longbench"] for row in rows if row["method"] == method and row["budget"] >= budget]
-    return Finding((Reading(value=full - min(scores), basis="printed"),), f"{len(scores)} budgets")
-
-
-def longbench_wins(method: str, others: Sequence[str]) -> Finding:
-    """Share of RocketKV's Table 2 (budgets x LongBench, NIAH) in which no other method is better, in percent."""
-    rows = paper_table("rocketkv_longbench")["rows"]
-    budgets = sorted({row["budget"] for row in rows if row["budget"]})
-    lost = [
-        f"{other} at {budget}: {column} {_row(rows, other, budget)[column]}"
-        f" against {_row(rows, method, budget)[column]}"
-        for budget, column, other in itertools.product(budgets, ("longbench", "needle"), others)
-        if _row(rows, other, budget)[column] > _row(rows, method, budget)[column]
-    ]
-    cells = 2 * len(budgets)
-    value = 100 * (cells - len(lost)) / cells
-    return Finding((Reading(value=value, basis="printed"),), "; ".join(lost))
-
-
-def scbench_average(method: str, budget: int | None) -> Finding:
-    """An average of RocketKV's Table 4, from its groups of tasks.
-
-    The number of tasks per group is not printed: of all ways to divide the 12 tasks, and of the divisors 11 and 12,
-    exactly one combination gives every average of the table.
-    """
-    rows = paper_table("rocketkv_scbench")["rows"]
-    sizes, divisor = _scbench_rule([(row["groups"], row["average"]) for row in rows])
-    total = _total(_row(rows, method, budget)["groups"], sizes)
-    return Finding(
-        (
-            Reading(name="mean of the 12 tasks", value=float(total / 12), basis="printed"),
-            Reading(
-                name=f"their sum divided by {divisor}",
-                value=float(total / divisor),
-                basis="printed",
-                beside=True,
-            ),
-        ),
-        f"{len(rows)} of {len(rows)} averages of the table are sums of 12 tasks divided by {divisor}",
-    )
-
-
-def _scbench_rule(rows: Sequence[tuple[Sequence[float], float]]) -> tuple[tuple[int, ...], int]:
-    """Group sizes and divisor that give every printed average within rounding."""
-    fits = [
-        (sizes, divisor)
-        for divisor in (11, 12)
-        for sizes in itertools.product(range(1, 10), repeat=len(rows[0][0]))
-        if sum(sizes) == 12
-        and all(abs(_total(groups, sizes) / divisor - _exact(average)) < ROUNDING for groups, average in rows)
-    ]
-    assert len(fits) == 1, fits
-    return fits[0]
-
-
-def _exact(value: float) -> Fraction:
-    """The number that a float's shortest digits spell: for a printed number, the one printed."""
-    return Fraction(str(value))
-
-
-def _total(values: Sequence[float], weights: Sequence[int]) -> Fraction:
-    return sum((_exact(v) * w for v, w in zip(values, weights, strict=True)), Fraction())
-
-
-def _mean(values: Sequence[float]) -> Fraction:
-    return _total(values, [1] * len(values)) / len(values)
-
-
-def _row(rows: Sequence[Mapping], method: str, budget: int | None) -> Mapping:
-    return next(row for row in rows if (row["method"], row["budget"]) == (method, budget))
+def _all_as_printed(ours: Mapping[str, float], printed: Mapping[str, float]) -> Finding:
+    """Whether every number is as printed with two decimals, rounded or cut off."""
+    wrong = [name for name, value in printed.items() if abs(ours[name] - value) >= 0.01 * (1 - 1e-9)]
+    name = f"{len(printed) - len(wrong)} of {len(printed)} are as printed"
+    note = ", ".join(f"{name} {ours[name]:.3f} against {printed[name]:g}" for name in wrong or printed)
+    return Finding((Reading(name=name, value=float(not wrong), basis="printed"),), note)
