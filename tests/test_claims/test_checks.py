@@ -161,7 +161,7 @@ def test_numbers_stand_in_the_words_of_the_source(value, text):
 
 GROUPS = [32.19, 34.59, 24.96, 68.48, 36.96, 54.41]  # ChunkKV, Table 12
 WEIGHTS = [3, 3, 3, 3, 2, 2]
-SCORES = st.decimals(0, 100, places=2).map(float)
+SCORES = st.integers(0, 10_000).map(lambda hundredths: hundredths / 100)
 
 
 @given(st.lists(SCORES, min_size=1, max_size=12), st.randoms(use_true_random=False))
