@@ -10,6 +10,7 @@ import numpy as np
 
 from kvbench.experiments.vllm_fp8 import logprob_kl
 from kvbench.vllm.driver import Driver
+from kvbench.vllm.errors import BadAnswer
 from kvbench.vllm.prompts import ServedPrompt
 
 TopLogprobs = Sequence[Mapping[str, float]]
@@ -30,11 +31,17 @@ def distance_fields(reference: TopLogprobs, method: TopLogprobs, prompt_tokens: 
         reference: of `top_logprobs` on the reference.
         method: of `top_logprobs` on the other server, same tokens.
         prompt_tokens: number of prompt tokens; the distribution before the answer counts for the answer.
+
+    Raises:
+        BadAnswer: the log probabilities are none.
     """
     parts = {"prompt": slice(0, prompt_tokens - 1), "answer": slice(prompt_tokens - 1, None)}
     row: dict[str, Any] = {}
     for name, part in parts.items():
-        found = logprob_kl.compare_logprobs(reference[part], method[part])
+        try:
+            found = logprob_kl.compare_logprobs(reference[part], method[part])
+        except ArithmeticError as error:
+            raise BadAnswer(f"logprobs of the {name}: {error}") from None
         row |= {f"{name}_{key}": value for key, value in vars(found).items()}
     return row
 

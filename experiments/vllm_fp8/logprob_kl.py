@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from kvbench.config.numbers import clamped
+
 Token = TypeVar("Token", int, str)
+
+#: what the rounding of reported log probabilities may add up to
+ROUNDING = 0.01
 
 KL_MEANING = (
     "KL(reference || method) in nats, from the top-k logprobs of both: tokens that both list stand for themselves, "
@@ -28,9 +33,9 @@ class LogprobComparison:
     """
 
     positions: int
-    kl: float
-    covered: float
-    top1: float
+    kl: float | None
+    covered: float | None
+    top1: float | None
 
 
 def compare_logprobs(
@@ -43,12 +48,15 @@ def compare_logprobs(
         method: the same of the other server.
 
     Returns:
-        Means; NaN without positions.
+        Means; None without positions.
+
+    Raises:
+        ArithmeticError: a log probability is not finite, or they add up to more than 1.
     """
     assert len(reference) == len(method)
     n = len(reference)
     if not n:
-        return LogprobComparison(0, math.nan, math.nan, math.nan)
+        return LogprobComparison(0, None, None, None)
     pairs = list(zip(reference, method, strict=True))
     bounds = [kl_bound(p, q) for p, q in pairs]
     return LogprobComparison(
@@ -68,13 +76,18 @@ def kl_bound(p: Mapping[Token, float], q: Mapping[Token, float]) -> tuple[float,
 
     Returns:
         (nats, reference's probability of the tokens that both list).
+
+    Raises:
+        ArithmeticError: as for `compare_logprobs`.
     """
     shared = sorted(p.keys() & q.keys())
-    p_shared = math.fsum(math.exp(p[token]) for token in shared)
-    q_shared = math.fsum(math.exp(q[token]) for token in shared)
-    kl = math.fsum(math.exp(p[token]) * (p[token] - q[token]) for token in shared)
     # rounded logprobs can add up to slightly more than 1
-    p_rest, q_rest = max(0.0, 1 - p_shared), max(1e-9, 1 - q_shared)
+    p_shared, q_shared = (
+        clamped(math.fsum(math.exp(x[token]) for token in shared), 0, 1, ROUNDING, "a sum of probabilities")
+        for x in (p, q)
+    )
+    kl = math.fsum(math.exp(p[token]) * (p[token] - q[token]) for token in shared)
+    p_rest, q_rest = 1 - p_shared, max(1e-9, 1 - q_shared)
     if p_rest > 0:
         kl += p_rest * math.log(p_rest / q_rest)
-    return max(0.0, kl), min(1.0, p_shared)
+    return clamped(kl, 0, math.inf, ROUNDING, "the KL divergence"), p_shared

@@ -154,14 +154,16 @@ def _ratio(value: int | None, of: int | None) -> str:
     return f"{value / of:.2f}x" if value and of else "-"
 
 
-def _mean(answers: Sequence[Record], part: str, column: str) -> float:
-    """Mean over positions, so that prompts are weighted by their length."""
-    positions = sum(row[f"{part}_positions"] for row in answers)
-    return math.fsum(row[f"{part}_{column}"] * row[f"{part}_positions"] for row in answers) / positions
+def _mean(answers: Sequence[Record], part: str, column: str) -> float | None:
+    """Mean over positions, so that prompts are weighted by their length; None without any."""
+    compared = [row for row in answers if row[f"{part}_positions"]]
+    positions = sum(row[f"{part}_positions"] for row in compared)
+    weighted = math.fsum(row[f"{part}_{column}"] * row[f"{part}_positions"] for row in compared)
+    return weighted / positions if positions else None
 
 
 def _pooled(answers: Sequence[Record], part: str, column: str, form: str) -> str:
-    return format(_mean(answers, part, column), form) if answers else "-"
+    return number(_mean(answers, part, column), form)
 
 
 def _same(answers: Sequence[Record]) -> str:

@@ -21,6 +21,8 @@ def hsa_channels(
     inside = (g < G)[:, None] & (d < D)[None, :]
     q = tl.load(Q + (job * G + g)[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
     size = tl.where(d < D, tl.sum(tl.abs(q), 0), -1.0)
+    # NaN has no rank, and every rank is an address
+    size = tl.where(size == size, size, float("inf"))
     # a channel's rank is the number of channels before it: larger, or as large and earlier
     mine, other = tl.expand_dims(size, 1), tl.expand_dims(size, 0)
     before = (other > mine) | ((other == mine) & (d[None, :] < d[:, None]))

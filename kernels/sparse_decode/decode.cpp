@@ -19,7 +19,8 @@ namespace {
 constexpr int BLOCK = 64;    // slots whose scores are held at a time
 constexpr int SPLIT = 512;   // slots per piece of work
 constexpr int MAX_GROUP = 32;
-constexpr float NEGATIVE = -3.0e38f;  // in place of minus infinity
+constexpr float NEGATIVE = -3.0e38f;  // of a slot that is not read
+constexpr float NOT_A_NUMBER = __builtin_nanf("");
 
 // lane i of the result is the sum of the lanes of rows[i]
 inline Vec sum_lanes(const Vec* rows) {
@@ -183,7 +184,9 @@ inline void weigh(const Block<T>& block, const uint8_t* mask, int64_t prefix, fl
                   float& total, float* partial, int64_t dim) {
   const int padded = (block.n + LANES - 1) / LANES * LANES;
   for (int j = 0; j < padded; j += LANES) {
-    const Vec x = load(s + j) * log2_scale;
+    Vec x = load(s + j) * log2_scale;
+    // minus infinity comes of numbers that are not finite, and would read as a slot that is not read
+    x = x <= NEGATIVE ? Vec{} + NOT_A_NUMBER : x;
     std::memcpy(s + j, &x, sizeof x);
   }
   if (mask) for (int j = 0; j < block.n; j++) if (block.slots[j] < prefix && !mask[block.slots[j]]) s[j] = NEGATIVE;
@@ -196,8 +199,14 @@ inline void weigh(const Block<T>& block, const uint8_t* mask, int64_t prefix, fl
   float top = peak;
   for (int i = 0; i < LANES; i++) top = std::max(top, best[i]);
   if (top == NEGATIVE) {
-    std::memset(s, 0, sizeof(float) * padded);
-    return;
+    // nothing to read, or NaN alone, which no maximum shows
+    bool nan = false;
+    for (int j = 0; j < padded; j++) nan |= s[j] != s[j];
+    if (!nan) {
+      std::memset(s, 0, sizeof(float) * padded);
+      return;
+    }
+    top = 0.f;
   }
   Vec sum = Vec{};
   for (int j = 0; j < padded; j += LANES) {
@@ -298,8 +307,8 @@ void run(const Call& call, const Q* q) {
         const float* p = &partial[(i * G + g) * D];
         for (int64_t d = 0; d < D; d++) out[d] += weight * p[place<T, C>(d)];
       }
-      if (sum > 0.f) for (int64_t d = 0; d < D; d++) out[d] /= sum;
-      if (call.lse) call.lse[job * G + g] = sum > 0.f ? (top + std::log2(sum)) * 0.6931471805599453f : -INFINITY;
+      if (sum != 0.f) for (int64_t d = 0; d < D; d++) out[d] /= sum;
+      if (call.lse) call.lse[job * G + g] = sum != 0.f ? (top + std::log2(sum)) * 0.6931471805599453f : -INFINITY;
     }
   }
 }

@@ -23,7 +23,9 @@ def of_head(
     if mask_GN is not None:
         logits_GN = logits_GN.masked_fill(~mask_GN, -torch.inf)
     lse_G = torch.logsumexp(logits_GN, dim=-1)
-    weights_GN = torch.exp(logits_GN - lse_G[:, None]).nan_to_num(0.0)
+    weights_GN = torch.exp(logits_GN - lse_G[:, None])
+    if mask_GN is not None:
+        weights_GN = weights_GN.masked_fill(~mask_GN.any(-1, keepdim=True), 0.0)
     return weights_GN @ v_ND.double(), lse_G
 
 

@@ -21,13 +21,19 @@ def sparse_decode(
     room = k_tail_RHMD.shape[2]
     prefix_RHGK = prefix_product(q_RHGD, k_BHKD.transpose(-1, -2)).float() * scaling
     tail_RHGM = torch.matmul(q_RHGD, k_tail_RHMD.transpose(-1, -2)).float() * scaling
+    kept = k_BHKD.shape[2]
+    late = torch.arange(room, device=tail.device) >= tail
+    empty = late.all() if room else late.new_ones(())
     if mask_HGK is not None:
         prefix_RHGK = prefix_RHGK.masked_fill(~mask_HGK, -torch.inf)
-    tail_RHGM = tail_RHGM.masked_fill(torch.arange(room, device=tail.device) >= tail, -torch.inf)
+        empty = empty & ~mask_HGK.any(-1, keepdim=True)
+    elif kept:
+        empty = late.new_zeros(())
+    tail_RHGM = tail_RHGM.masked_fill(late, -torch.inf)
     scores = torch.cat([prefix_RHGK, tail_RHGM], dim=-1)
     lse = torch.logsumexp(scores, dim=-1)
-    weights = scores.softmax(-1).nan_to_num(0.0).to(q_RHGD.dtype)
-    kept = k_BHKD.shape[2]
+    # only heads without slots: other NaN must be seen
+    weights = scores.softmax(-1).masked_fill(empty, 0.0).to(q_RHGD.dtype)
     out = prefix_product(weights[..., :kept], v_BHKD) + torch.matmul(weights[..., kept:], v_tail_RHMD)
     return out, lse
 
@@ -59,7 +65,7 @@ def _gathered(
     scores = (q.unsqueeze(3) @ k_sel.transpose(-1, -2)).squeeze(3).float() * scaling
     scores = scores.masked_fill(~valid, -torch.inf)
     lse = torch.logsumexp(scores, dim=-1)
-    weights = scores.softmax(-1).nan_to_num(0.0).to(q.dtype)
+    weights = scores.softmax(-1).masked_fill(~valid.any(-1, keepdim=True), 0.0).to(q.dtype)
     return (weights.unsqueeze(3) @ v_sel).squeeze(3), lse
 
 

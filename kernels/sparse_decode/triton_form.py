@@ -103,6 +103,8 @@ def sparse_decode_pieces(
                 mask=in_group[:, None] & (valid & early)[None, :], other=1,
             )  # fmt: skip
             seen = seen & (member != 0)
+        # minus infinity comes of numbers that are not finite, and would read as a slot that is not read
+        logits = tl.where(logits == float("-inf"), float("nan"), logits)
         logits = tl.where(seen, logits, float("-inf"))
         top = tl.maximum(peak, tl.max(logits, 1))
         # a head that has seen no slot yet would subtract infinities
@@ -122,7 +124,7 @@ def sparse_decode_pieces(
         )
         peak = top
 
-    some = mass > 0
+    some = mass != 0
     out = partial / tl.where(some, mass, 1.0)[:, None]
     if V_scale is not None:
         out *= tl.load(V_scale + head * v_scale_head)
@@ -151,10 +153,10 @@ def sparse_decode_merge(
     # an empty piece holds zeros and need not be read
     pieces = tl.load(
         Pieces + (head * SPLITS + s)[:, None] * D + d[None, :],
-        mask=(weights > 0)[:, None] & (d < D)[None, :], other=0.0,
+        mask=(weights != 0)[:, None] & (d < D)[None, :], other=0.0,
     )  # fmt: skip
     total = tl.sum(weights, 0)
-    some = total > 0
+    some = total != 0
     out = tl.sum(pieces * weights[:, None], 0) / tl.where(some, total, 1.0)
     tl.store(Out + head * D + d, out.to(Out.dtype.element_ty), mask=d < D)
     tl.store(Lse + head, tl.where(some, top + tl.log(tl.where(some, total, 1.0)), float("-inf")))

@@ -21,7 +21,7 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     The shape of the result does not depend on the scores, as CUDA graphs need.
 
     Args:
-        scores: `[..., T]`, no NaN.
+        scores: `[..., T]`; NaN ranks as infinity.
         k: number of positions.
     """
     module = forms.dispatch(__name__, form, scores.device, scores.dtype)
@@ -32,7 +32,7 @@ def top_k_mask(scores: Tensor, k: int) -> Tensor:
     """Mask of the k highest scores along the last dimension; among equal scores the earlier position wins.
 
     Args:
-        scores: `[..., T]`, no NaN.
+        scores: `[..., T]`; NaN ranks as infinity.
         k: number of positions, at most T are marked.
 
     Returns:
@@ -54,7 +54,7 @@ def select_tokens(scores_XP: Tensor, tokens: int, page: int, length: Tensor) -> 
     """Slots of the pages of highest score, up to `tokens` tokens; among equal pages the earlier wins.
 
     Args:
-        scores_XP: `[..., P]`, no NaN among the pages in use; pages are runs of `page` slots, the last one may be
+        scores_XP: `[..., P]`; NaN ranks as infinity. Pages are runs of `page` slots, the last one may be
             partial.
         tokens: slots to select.
         page: tokens per page.

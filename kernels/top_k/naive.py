@@ -1,5 +1,7 @@
 """Selection by sorting: the slow reference."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ def slots_of(scores_P: Tensor, tokens: int, page: int, length: int) -> list[int]
         page: tokens per page; 1 makes this the top-k of slots.
         length: slots in use; the last page may be partial.
     """
-    scores = scores_P.tolist()
+    scores = [math.inf if math.isnan(score) else score for score in scores_P.tolist()]
     # sorted keeps the order of equal pages
     ranked = sorted(range(-(-length // page)), key=lambda n: -scores[n])
     slots = [slot for n in ranked for slot in range(n * page, min((n + 1) * page, length))]

@@ -10,6 +10,8 @@ def top_k_mask(scores: Tensor, k: int) -> Tensor:
         return torch.ones_like(scores, dtype=torch.bool)
     if k <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
+    # NaN ranks first, so that what it came from is read and seen; it equals nothing, itself included
+    scores = torch.where(scores.isnan(), torch.inf, scores)
     threshold = scores.topk(k, dim=-1, sorted=True).values[..., -1:]
     above, equal = scores > threshold, scores == threshold
     room = k - above.sum(-1, keepdim=True)

@@ -1,5 +1,6 @@
 // The tokens of the pages of highest score, up to a count; equal pages in their order.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <numeric>
 #include <vector>
@@ -11,7 +12,9 @@ extern "C" void kvbench_select_tokens(
   const int64_t enough = std::min(used, (tokens + page - 1) / page + 1);
   #pragma omp parallel for schedule(dynamic, 1)
   for (int64_t job = 0; job < jobs; job++) {
-    const float* score = scores + job * pages;
+    // NaN ranks first, so that what it came from is read and seen; it has no order of its own
+    std::vector<float> score(scores + job * pages, scores + job * pages + used);
+    for (float& x : score) if (x != x) x = INFINITY;
     int32_t* to = out + job * tokens;
     std::vector<int32_t> order(used);
     std::iota(order.begin(), order.end(), 0);

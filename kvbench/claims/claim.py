@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from kvbench.config.errors import UserError
+from kvbench.config.numbers import finite
 
 REPRODUCED = "reproduced"
 BY_MODEL = "reproduced by model"
@@ -142,6 +143,10 @@ class Reading:
     def width(self) -> float:
         """Width of the measured interval, 0 for a single number."""
         return 0.0 if self.low is None or self.high is None else self.high - self.low
+
+    def __post_init__(self) -> None:
+        # comparisons with NaN are false, and would read as a contradiction
+        finite(self.value, f"our number {self.name}".strip())
 
 
 @dataclass(frozen=True)

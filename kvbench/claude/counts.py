@@ -58,7 +58,9 @@ class ApiCounter:
 
     def save(self, path: str | Path) -> None:
         """Writes the counts in the format of `tokens.FixtureCounter.load`."""
-        Path(path).write_text(json.dumps(self.counts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        Path(path).write_text(
+            json.dumps(self.counts, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
     def _request(self, text: str, model: str) -> int:
         message = {"role": "user", "content": text}

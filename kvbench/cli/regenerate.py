@@ -7,7 +7,6 @@ the README.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +16,7 @@ import pandas as pd
 from kvbench.claims import evaluate, evidence, table
 from kvbench.cli import reproduce
 from kvbench.config.compose import compose
+from kvbench.config.numbers import read_json
 from kvbench.experiments import run
 from kvbench.experiments.vllm_fp8 import report as fp8_report
 from kvbench.experiments.vllm_load import report as load_report
@@ -138,7 +138,7 @@ def _from_rows(
 ) -> dict[Path, bytes]:
     """The files of a folder from its rows."""
     rows = {
-        path.stem: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        path.stem: [read_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for path in sorted(folder.glob("*.jsonl"))
     }
     order = list(dict.fromkeys(row["setup"] for row in rows.get("cells", []) if "setup" in row))

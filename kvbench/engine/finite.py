@@ -6,6 +6,7 @@ A sum in fp32 is finite only if all its terms are: NaN and infinities never canc
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -43,10 +44,16 @@ def check(parts: list[tuple[str, Tensor]]) -> None:
     Raises:
         NotFiniteError: names the first that holds NaN or an infinity.
     """
+    if (name := first_not_finite(parts)) is not None:
+        raise NotFiniteError(f"{name} are not finite")
+
+
+def first_not_finite(parts: list[tuple[str, Tensor]]) -> str | None:
+    """The name of the first of several tensors of one device that holds NaN or an infinity; None if none does."""
     sums = torch.stack([total(x).float() for _, x in parts]).tolist() if parts else []
-    for (name, _), value in zip(parts, sums, strict=True):
-        if not abs(value) < float("inf"):
-            raise NotFiniteError(f"{name} are not finite")
+    return next(
+        (name for (name, _), value in zip(parts, sums, strict=True) if not math.isfinite(value)), None
+    )
 
 
 def check_scores(scores: Any, eviction: Eviction, layer: int) -> None:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from kvbench.config.errors import UserError
-from kvbench.config.numbers import NotFiniteError
 from kvbench.config.typed import whole
-from kvbench.engine.finite import check, check_scores, check_snapshot
+from kvbench.engine.finite import check_scores, check_snapshot, first_not_finite
 from kvbench.kernels.attention_sum import attention_sum
 from kvbench.methods import Budget, Kept, LayerSnapshot, Method, Quota, Shape, build
 
@@ -150,10 +149,8 @@ def _check(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> None:
         raise UserError("q: must have the batch and the channels of k")
     if q_BQTD.shape[1] % k_BHTD.shape[1]:
         raise UserError(f"q: {q_BQTD.shape[1]} query heads are not a multiple of {k_BHTD.shape[1]} KV heads")
-    try:
-        check([("q:", q_BQTD), ("k:", k_BHTD), ("v:", v_BHTD)])
-    except NotFiniteError as error:
-        raise UserError(f"{error}: NaN or an infinity among the numbers") from None
+    if (name := first_not_finite([("q", q_BQTD), ("k", k_BHTD), ("v", v_BHTD)])) is not None:
+        raise UserError(f"{name}: holds NaN or an infinity")
 
 
 def _budget(tokens: int | None, ratio: float | str | None) -> Budget | None:

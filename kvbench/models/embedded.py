@@ -157,4 +157,4 @@ def seal(folder: Path, source_sha256: str) -> None:
         "versions": versions,
         "files": files,
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False))

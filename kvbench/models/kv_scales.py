@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvbench.config.errors import UserError
+from kvbench.config.numbers import finite
 from kvbench.models.embedded import MANIFEST
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ def calibrate(model: PreTrainedModel, prompts: Iterable[Sequence[int]]) -> dict[
 
     Returns:
         `model.layers.N.self_attn.k_scale` and `.v_scale` by name.
+
+    Raises:
+        UserError: there are no prompts.
+        NotFiniteError: the model computes keys or values that are not finite.
     """
     import torch
 
@@ -57,7 +62,9 @@ def calibrate(model: PreTrainedModel, prompts: Iterable[Sequence[int]]) -> dict[
             for number, layer in enumerate(cache.past_key_values.layers):
                 for name, tensor in (("k", layer.keys), ("v", layer.values)):
                     key = f"model.layers.{number}.self_attn.{name}_scale"
-                    largest[key] = max(largest.get(key, 0.0), float(tensor.abs().max()))
+                    # NaN would lose against any number
+                    highest = finite(float(tensor.abs().max()), key)
+                    largest[key] = max(largest.get(key, 0.0), highest)
     if not largest:
         raise UserError("calibration: no prompts")
     return {key: value / E4M3_MAX for key, value in largest.items()}
@@ -96,8 +103,10 @@ def write_scales(source: Path, target: Path, scales: dict[str, float]) -> None:
             index = {"metadata": {}, "weight_map": dict.fromkeys(weights.keys(), "model.safetensors")}
     index["weight_map"] |= dict.fromkeys(scales, FILE)
     save_file({key: torch.tensor(value) for key, value in scales.items()}, draft / FILE, {"format": "pt"})
-    (draft / INDEX).write_text(json.dumps(index, indent=1))
-    (draft / "config.json").write_text(json.dumps({**config, "quantization_config": QUANTIZATION}, indent=1))
+    (draft / INDEX).write_text(json.dumps(index, indent=1, allow_nan=False))
+    (draft / "config.json").write_text(
+        json.dumps({**config, "quantization_config": QUANTIZATION}, indent=1, allow_nan=False)
+    )
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from kvbench.config.errors import UserError
+from kvbench.config.numbers import read_json
 from kvbench.report import caveats, failures, plots, summary, tables
 from kvbench.report.style import Figure
 from kvbench.runs.store import Record, Store
@@ -66,7 +66,7 @@ class Run:
     def plan(self) -> dict[str, Any]:
         """Content of plan.json, {} without one."""
         try:
-            return json.loads((self.path / "plan.json").read_text(encoding="utf-8"))
+            return read_json((self.path / "plan.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:

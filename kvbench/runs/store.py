@@ -201,7 +201,7 @@ class Store:
 
 def digest(payload: Mapping[str, Any]) -> str:
     """Hash of a payload, 16 hex digits: the id of a cell."""
-    text = json.dumps(payload, sort_keys=True, default=str)
+    text = json.dumps(payload, sort_keys=True, default=str, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kvbench.config.numbers import read_json
 from kvbench.vllm.errors import BadAnswer, CutOff, Rejected
 
 Json = Mapping[str, Any]
@@ -117,7 +118,7 @@ class AnswerCollector:
             self.ended = True
             return True
         try:
-            content = json.loads(data)
+            content = read_json(data)
         except ValueError:
             raise BadAnswer(f"{self.url}: an event is not JSON: {data[:80]!r}") from None
         if "error" in content:
@@ -201,6 +202,9 @@ def token_logprobs(content: Json, url: str) -> TokenLogprobs:
         raise BadAnswer(f"{url}: the answer has no log probabilities of the prompt") from None
     if not len(tokens) == len(logprobs) == len(tops) == prompt_tokens or None in logprobs[1:]:
         raise BadAnswer(f"{url}: log probabilities for {len(tokens)} of {prompt_tokens} tokens")
+    numbers = [x for x in logprobs if x is not None] + [x for top in tops if top for x in top.values()]
+    if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
+        raise BadAnswer(f"{url}: a log probability is not a finite number")
     return TokenLogprobs(tokens, logprobs, tops)
 
 
@@ -211,7 +215,7 @@ def json_object(raw: bytes, url: str) -> dict[str, Any]:
         BadAnswer: it is none.
     """
     try:
-        content = json.loads(raw)
+        content = read_json(raw)
     except ValueError:
         raise BadAnswer(f"{url}: not JSON: {raw[:80]!r}") from None
     if not isinstance(content, dict):
@@ -234,7 +238,7 @@ def field(content: Json, name: str, kind: type, url: str) -> Any:
 def rejection(status: int, raw: bytes, url: str) -> Rejected:
     """The error for a response with an error status."""
     try:
-        reason = error_message(json.loads(raw))
+        reason = error_message(read_json(raw))
     except ValueError:
         reason = raw.decode(errors="replace")[:200]
     return Rejected(f"{url}: HTTP {status}: {reason or 'no reason given'}", status)

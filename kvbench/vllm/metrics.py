@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kvbench.config.numbers import all_finite
 from kvbench.vllm.errors import BadAnswer
 
 Labels = frozenset[tuple[str, str]]
@@ -208,7 +209,11 @@ def parse(text: str) -> Scrape:
 
 
 def _matching(series: Mapping[Labels, float], labels: Mapping[str, str]) -> dict[Labels, float]:
-    return {key: value for key, value in series.items() if labels.items() <= key}
+    found = {key: value for key, value in series.items() if labels.items() <= key}
+    if not all_finite(found):
+        # comparisons with NaN are false, so that a difference of counters would not show it
+        raise BadAnswer("/metrics: a number that is used is NaN or infinite")
+    return found
 
 
 def _sample(samples: Samples, name: str) -> str:

@@ -115,3 +115,10 @@ def test_a_claim_without_readings_needs_a_command():
     assert judged(1) == NEEDS_GPU
     with pytest.raises(AssertionError, match=r"p\.c"):
         verdict(claim(1, command=None, widest=None), Finding())
+
+
+def test_a_number_of_ours_that_is_not_finite_gives_no_verdict():
+    """It would be a contradiction: no comparison with NaN is true."""
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ArithmeticError, match=r"^our number is (nan|inf)$"):
+            Reading(value=value, basis="measured")

@@ -1,6 +1,7 @@
 """The cache for `model.generate` against the engine, for one prompt and for padded batches."""
 
 import copy
+import math
 import warnings
 
 import pytest
@@ -9,10 +10,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import kvbench
 from kvbench.config.errors import UserError
+from kvbench.config.numbers import NotFiniteError
 from kvbench.engine.attention import register_attention
 from kvbench.engine.decode import DecodeOptions, decode_cells
-from kvbench.engine.prefill import prefill
+from kvbench.engine.prefill import PrefillLayer, prefill
 from kvbench.methods import Budget, Shape, build
+from kvbench.methods.knorm import KNorm
 
 NEW, LAYERS = 10, 3
 NEEDS = frozenset({"attention_sum", "rope", "queries"})
@@ -228,3 +231,23 @@ def test_a_text_that_just_fits_the_sliding_window_is_accepted():
     ids = [[n % 90 for n in range(56)]]
     expected = generate(model, None, ids)
     assert generate(model, make(model, {"method": "dense"}, None), ids) == expected
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("method", ["knorm", "streaming_llm", "snapkv"])
+def test_a_prefill_that_is_not_finite_is_an_error(model, monkeypatch, method, value):
+    attend = PrefillLayer.attend
+
+    def attended(self, q_BQTD, scaling):
+        self.keys[0, 1, 90, 5] = value
+        return attend(self, q_BQTD, scaling)
+
+    monkeypatch.setattr(PrefillLayer, "attend", attended)
+    with pytest.raises(NotFiniteError, match=r"^keys of layer 0 are not finite$"):
+        generate(model, make(model, {"method": method}, 40), [prompt(200)])
+
+
+def test_scores_that_are_not_finite_are_an_error(model, monkeypatch):
+    monkeypatch.setattr(KNorm, "scores", lambda self, x: x.k_HTD.sum(-1) / torch.zeros(()))
+    with pytest.raises(NotFiniteError, match=r"^scores of knorm in layer 0 are not finite$"):
+        generate(model, make(model, {"method": "knorm"}, 40), [prompt(200)])

@@ -1,5 +1,6 @@
 """`kvbench.keep` and `kvbench.select`: results, and one line per mistake."""
 
+import math
 import subprocess
 import sys
 
@@ -8,6 +9,8 @@ import torch
 
 import kvbench
 from kvbench.config.errors import UserError
+from kvbench.config.numbers import NotFiniteError
+from kvbench.methods.knorm import KNorm
 
 DATA = [torch.randn(2, n, 40, 8, generator=torch.Generator().manual_seed(n)) for n in (6, 2, 2)]
 Q, K, V = DATA
@@ -91,3 +94,36 @@ def test_the_package_imports_torch_on_first_use_only():
         "import sys, kvbench as k; assert 'torch' not in sys.modules; k.keep; assert 'torch' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("n", "name"), list(enumerate("qkv")))
+@pytest.mark.parametrize("method", ["knorm", "streaming_llm", "snapkv", "quest"])
+def test_a_number_that_is_not_finite_is_one_line(value, n, name, method):
+    """Also where the method would not have looked at it; key norm kept such keys first."""
+    data = [x.clone() for x in DATA]
+    data[n][1, 0, 20, 3] = value
+    with pytest.raises(UserError, match=f"^{name}: holds NaN or an infinity$"):
+        kvbench.keep(method, *data, tokens=10)
+    data[0] = data[0][:, :, 20]
+    with pytest.raises(UserError, match=f"^{name}: holds NaN"):
+        kvbench.select(method, *data, tokens=10)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_ranks_nothing(monkeypatch, value):
+    def scores(self, snapshot):
+        found = torch.zeros(2, snapshot.length)
+        found[1, 7] = value
+        return found
+
+    monkeypatch.setattr(KNorm, "scores", scores)
+    with pytest.raises(NotFiniteError, match=r"^scores of knorm in layer 0 are not finite$"):
+        kvbench.keep("knorm", *DATA, tokens=10)
+    # an eviction may say that +inf marks what is kept in any case; the other two it may not use
+    monkeypatch.setattr(KNorm, "pins", True)
+    if value == math.inf:
+        assert 7 in kvbench.keep("knorm", *DATA, tokens=10)[0][1]
+    else:
+        with pytest.raises(NotFiniteError):
+            kvbench.keep("knorm", *DATA, tokens=10)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from kvbench.experiments.vllm_fp8 import logprob_kl
+from kvbench.experiments.vllm_fp8.distributions import distance_fields
+from kvbench.vllm.errors import BadAnswer
 
 
 def distribution(rng, size=200):
@@ -44,9 +46,25 @@ def test_means_over_positions():
     found = logprob_kl.compare_logprobs([same, same], [same, other])
     assert found.positions == 2 and found.top1 == 0.5 and found.covered == pytest.approx(1)
     assert found.kl == pytest.approx(0.5 * (0.9 * math.log(9) - 0.1 * math.log(9)), rel=1e-6)
-    assert math.isnan(logprob_kl.compare_logprobs([], []).kl)
+    assert logprob_kl.compare_logprobs([], []).kl is None
 
 
 def test_equal_distributions_have_zero_kl_despite_rounding():
     rounded = {1: -0.105, 2: -2.302}
     assert logprob_kl.kl_bound(rounded, rounded)[0] == 0.0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_logprob_that_is_not_finite_is_no_closeness(value, side):
+    pair = [{1: math.log(0.5), 2: math.log(0.3)}, {1: math.log(0.4), 2: math.log(0.4)}]
+    pair[side] = pair[side] | {2: value}
+    with pytest.raises((ArithmeticError, OverflowError)):
+        logprob_kl.compare_logprobs([pair[0]], [pair[1]])
+    with pytest.raises(BadAnswer, match=r"^logprobs of the answer: "):
+        distance_fields([pair[0]], [pair[1]], 1)
+
+
+def test_probabilities_that_add_up_to_more_than_1_are_refused():
+    with pytest.raises(ArithmeticError, match="a sum of probabilities is 1"):
+        logprob_kl.kl_bound({1: 0.0, 2: -2.0}, {1: -0.1, 2: -3.0})

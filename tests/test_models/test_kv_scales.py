@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 
 from kvbench.config.errors import UserError
+from kvbench.config.numbers import NotFiniteError
 from kvbench.models import kv_scales
 from kvbench.models.load import ModelConfig, load_model
 
@@ -74,3 +75,13 @@ def test_what_is_quantised_already_and_what_has_no_prompts_is_refused(calibrated
         kv_scales.write_scales(tmp_path / "scaled", tmp_path / "twice", scales)
     with pytest.raises(UserError, match="calibration: no prompts"):
         kv_scales.calibrate(model, [])
+
+
+def test_keys_that_are_not_finite_give_no_scale(calibrated, monkeypatch):
+    """The largest of 0 and NaN is 0."""
+    _, model, _ = calibrated
+    projection = model.model.layers[1].self_attn.k_proj
+    hook = projection.register_forward_hook(lambda *args: args[2] * float("nan"))
+    with pytest.raises(NotFiniteError, match=r"layers\.1\.self_attn.k_scale is nan"):
+        kv_scales.calibrate(model, PROMPTS)
+    hook.remove()

@@ -1,11 +1,13 @@
 """The declarations of fields: what is stored is declared, and what is not declared is refused."""
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from kvbench.config.numbers import NotFiniteError
 from kvbench.runs import fields
 from kvbench.runs.fields import COLUMNS, DECLARED, KINDS, checked, declare, declared
 from kvbench.runs.schema import Field, fits, kind_of, problems
@@ -67,6 +69,15 @@ def test_a_row_that_is_not_as_declared_is_refused(change, problem):
     assert checked(row) is row
     with pytest.raises(TypeError, match=problem):
         checked(row | change)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["score", "kl_to_dense", "prefill_s", "meta", "params"])
+def test_a_row_with_a_number_that_is_not_finite_is_refused(name, value):
+    row = rows(ACCURACY)[0]
+    planted = {"x": [value]} if name in ("meta", "params") else value
+    with pytest.raises(NotFiniteError, match=rf"^accuracy row: {name}: .* is not finite$"):
+        checked(row | {name: planted})
 
 
 def test_keys_of_a_nested_field_are_open_or_all_declared():

@@ -1,4 +1,5 @@
 import json
+import math
 import warnings
 
 import pytest
@@ -62,8 +63,14 @@ def test_kill_at_any_byte_of_a_line(tmp_path, cut):
 
 
 @pytest.mark.parametrize(
-    "line", ["not json", "[1]", '{"score": 1}', '{"cell": "x"', '{"cell": ["x"]}', "[" * 100_000]
-)
+    "line",
+    [
+        "not json", "[1]", '{"score": 1}', '{"cell": "x"', '{"cell": ["x"]}', '{"cell": "x", "score": NaN}',
+        '{"cell": "x", "kl_to_dense": Infinity}', '{"cell": "x", "meta": {"a": [-Infinity]}}',
+        '{"cell": "x", "score": 1e999}', '{"cell": "x", "a": ' + "[" * 100_000, "[" * 100_000,
+    ],
+    ids=lambda line: line[:40],
+)  # fmt: skip
 def test_corrupted_line_in_the_middle(tmp_path, line):
     (tmp_path / "cells-w.jsonl").write_text(f'{{"cell": "a"}}\n{line}\n{{"cell": "b"}}\n')
     with pytest.warns(UserWarning, match=r"cells-w\.jsonl: corrupted line 2 "):
@@ -99,6 +106,28 @@ def test_a_tensor_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(TypeError):
         store.extend([{"cell": "a"}, {"cell": "b", "score": object()}])
     assert not store.path.exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_refused_before_anything_is_written(tmp_path, value):
+    store = Store(tmp_path)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        store.extend([{"cell": "a"}, {"cell": "b", "meta": {"x": [value]}}])
+    assert not store.path.exists()
+
+
+def test_failures_are_kept_apart_and_the_last_one_of_an_unfinished_cell_counts(tmp_path):
+    first, second = Store(tmp_path, worker="a"), Store(tmp_path, worker="b")
+    assert first.failures() == ([], [])
+    second.extend_failures([{"cell": "x", "reason": "later", "time": "2"}, {"cell": "y", "time": "2"}])
+    first.extend_failures([{"cell": "x", "reason": "earlier", "time": "1"}, {"cell": "z", "time": "1"}])
+    first.append({"cell": "z"})
+    failed = {row["cell"]: row.get("reason") for row in first.failures()[0]}
+    assert failed == {"x": "later", "y": None}
+    assert first.done() == {"z"} and [row["cell"] for row in first.scan()[0]] == ["z"]
+    with open(second.failures_path, "a") as file:
+        file.write('{"cell": "w", "reas')
+    assert first.failures()[1] == ["failures-b.jsonl: torn last line 3 ignored, its cell will run again"]
 
 
 def test_config(tmp_path):

@@ -1,13 +1,14 @@
 """The driver against a fake server on loopback that answers like the real one and fails on demand."""
 
 import asyncio
+import math
 import socket
 import time
 
 import pytest
 from kvbench_testing.fake_vllm import FakeVllm, generated, tokenize
 
-from kvbench.vllm import metrics
+from kvbench.vllm import answers, metrics
 from kvbench.vllm.answers import Answer
 from kvbench.vllm.driver import Driver
 from kvbench.vllm.errors import BadAnswer, CutOff, NotReady, Rejected, ServingError, TooSlow
@@ -103,6 +104,25 @@ def test_scoring_returns_only_the_prompt(fake):
     # for the fake server the text's own token is the most probable one
     for char, logprob, top in zip("bcd", scored.logprobs[1:], scored.top[1:], strict=True):
         assert len(top) == 2 and top[f"token_id:{ord(char)}"] == logprob == max(top.values()) < 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "x"])
+@pytest.mark.parametrize("where", ["token", "top"])
+def test_log_probabilities_are_finite_numbers(value, where):
+    logprobs = {"tokens": ["a", "b"], "token_logprobs": [None, -1.0], "top_logprobs": [None, {"b": -1.0}]}
+    if where == "token":
+        logprobs["token_logprobs"][1] = value
+    else:
+        logprobs["top_logprobs"][1]["b"] = value
+    content = {"choices": [{"logprobs": logprobs}], "usage": {"prompt_tokens": 2}}
+    with pytest.raises(BadAnswer, match=r"^u: a log probability is not a finite number$"):
+        answers.token_logprobs(content, "u")
+
+
+@pytest.mark.parametrize("raw", [b'{"a": NaN}', b'{"a": [Infinity]}', b'{"a": 1e999}'])
+def test_numbers_that_json_does_not_have_are_no_json(raw):
+    with pytest.raises(BadAnswer, match=r"^u: not JSON: "):
+        answers.json_object(raw, "u")
 
 
 def test_a_server_without_development_mode_cannot_reset(fake):

@@ -141,3 +141,12 @@ def test_a_missing_capacity_is_an_error(text):
 def test_text_in_another_format_is_an_error(text):
     with pytest.raises(BadAnswer, match="text format of Prometheus"):
         parse(text)
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf"])
+def test_a_counter_that_is_not_finite_is_an_error(value):
+    """NaN is below nothing, so that no difference would show it."""
+    broken = parse(f'vllm:prefix_cache_hits_total{{engine="0",model_name="m"}} {value}\n')
+    for read in (lambda: broken.value(HITS), lambda: Delta(hits({"0": 64}), broken).count(HITS)):
+        with pytest.raises(BadAnswer, match=r"^/metrics: a number that is used is NaN or infinite$"):
+            read()

@@ -167,7 +167,7 @@ class Recorder:
             if self.contents:
                 line["content"] = request
             with self.path.open("a") as file:
-                file.write(json.dumps(line, separators=(",", ":")) + "\n")
+                file.write(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n")
 
     def _prompt(
         self, request: Mapping[str, Any], session: str, betas: list[str], *, ok: bool

@@ -38,7 +38,7 @@ def write_sessions(folder: Path, count: int, seed: int = 0) -> list[Path]:
     paths = []
     for number in range(count):
         path = folder / f"session_{number:04d}.json"
-        path.write_text(json.dumps(session(number, seed), separators=(",", ":")))
+        path.write_text(json.dumps(session(number, seed), separators=(",", ":"), allow_nan=False))
         paths.append(path)
     return paths
 

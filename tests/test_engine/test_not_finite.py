@@ -1,0 +1,259 @@
+"""NaN and infinities planted anywhere: the cells that they reach fail, and the others keep their numbers."""
+
+import dataclasses
+import math
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kvbench_testing.cases import EVERY, name_of
+from transformers import AutoModelForCausalLM
+
+from kvbench.engine.attention import register_attention
+from kvbench.engine.batch import BatchLayer
+from kvbench.engine.compress import assign_rows
+from kvbench.engine.decode import DecodeOptions, decode_cells
+from kvbench.engine.dense_answer import decode_dense_answer
+from kvbench.engine.failures import DenseError, Failure
+from kvbench.engine.prefill import PrefillLayer, prefill
+from kvbench.methods import Budget, Shape, build
+
+LAYERS, NEW, ROWS = 3, 4, 12
+PROMPT = [(7 * i * i + 3 * i) % 250 for i in range(140)]
+NEEDS = frozenset({"attention_sum", "queries", "rope"})
+OPTIONS = DecodeOptions(NEW, batch_rows=ROWS)
+FORMATS = [
+    "native", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2",
+    *({"name": name, "residual": 32} for name in ("int8", "int4", "int2")),
+]  # fmt: skip
+VALUES = [math.nan, math.inf, -math.inf]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir):
+    folder = tiny_model_dir("llama", group=3, layers=LAYERS)
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=register_attention()).eval()
+
+
+@pytest.fixture(scope="module")
+def clean(model):
+    """A snapshot with everything that any method needs."""
+    snapshot = prefill(model, PROMPT[:-1], 64, needs=NEEDS)
+    decode_dense_answer(model, snapshot, [], PROMPT[-1], OPTIONS)
+    position = torch.arange(snapshot.length)
+    for layer in snapshot.layers:
+        layer.boundaries_T = ((position % 4 == 3).int() + (position % 12 == 11).int()).to(torch.int8)
+    return snapshot
+
+
+def rolls(name, params):
+    return build({"method": name, **params}).parts()[0].steps
+
+
+def cell_of(case, stored):
+    """A method with a format, or None where they do not go together."""
+    name, params = case
+    if rolls(name, params) and isinstance(stored, dict):
+        return None
+    entry = {"method": name, **params} | ({} if stored == "native" else {"format": stored})
+    shape = Shape(len(PROMPT) - 1, NEW, LAYERS, 16)
+    resolved = build(entry).resolve(shape, Budget(tokens=40))
+    return None if resolved.dense else resolved
+
+
+def copied(snapshot):
+    layers = [
+        dataclasses.replace(layer, k_HTD=layer.k_HTD.clone(), v_HTD=layer.v_HTD.clone(), q_QWD=layer.q_QWD.clone())
+        for layer in snapshot.layers
+    ]  # fmt: skip
+    return dataclasses.replace(snapshot, layers=layers, logits=snapshot.logits.clone())
+
+
+def run(model, snapshot, cells):
+    with torch.inference_mode():
+        return decode_cells(model, copied(snapshot), [], PROMPT[-1], cells, OPTIONS)
+
+
+@contextmanager
+def planted_in_step(layer, batch, row, step, where, value):
+    """A key, a value or the queries of one row in one layer and step are not finite."""
+    update, attend, seen = BatchLayer.update, BatchLayer.attend, {}
+
+    def is_target(self):
+        # layers are updated in order, batch by batch
+        seen.setdefault(id(self), len(seen))
+        number = seen[id(self)]
+        return number == batch * LAYERS + layer
+
+    def updated(self, k, v, *args, **kwargs):
+        if is_target(self) and self.filled == step and where in ("k", "v"):
+            x = k if where == "k" else v
+            x[row, 1, 0, 5] = value
+        return update(self, k, v, *args, **kwargs)
+
+    def attended(self, q, scaling):
+        if is_target(self) and self.filled == step + 1 and where == "q":
+            q[row, :, 0, 5] = value
+        return attend(self, q, scaling)
+
+    BatchLayer.update, BatchLayer.attend = updated, attended
+    try:
+        yield
+    finally:
+        BatchLayer.update, BatchLayer.attend = update, attend
+
+
+class PlantedLogits:
+    """A model whose logits of one row and step are not finite."""
+
+    def __init__(self, model, batch, batches, row, step, value):
+        self.model, self.device, self.base_model = model, model.device, model.base_model
+        self.call, self.at, self.value = 0, step * batches + batch, value
+        self.row = row
+
+    def __call__(self, **kwargs):
+        result = self.model(**kwargs)
+        if self.call == self.at:
+            result.logits[self.row, -1, 17] = self.value
+        self.call += 1
+        return result
+
+
+def same(found, expected):
+    assert isinstance(found, type(expected))
+    if not isinstance(expected, Failure):
+        assert found.ids == expected.ids and found.kl == expected.kl and found.agree == expected.agree
+
+
+def check_step(model, clean, cells, target, forced, layer, step, where, value):
+    """Plant in a decode step of one row: its cell fails, with a row that is dense all do, and nothing else changes."""
+    expected = run(model, clean, cells)
+    spans, batches = assign_rows(len(cells), ROWS, 2)
+    if target is None:
+        batch, row, steps = 0, 0, len(expected.dense.ids)
+    else:
+        span = spans[target]
+        batch, row = span.batch, span.rows.stop - 1 if forced else span.rows.start
+        steps = len(expected.dense.ids if forced else expected.cells[target].ids)
+    try:
+        if where == "logits":
+            found = run(PlantedLogits(model, batch, batches, row, step, value), clean, cells)
+        else:
+            with planted_in_step(layer, batch, row, step, where, value):
+                found = run(model, clean, cells)
+    except DenseError as error:
+        failure = error.failure
+        found = None
+    if found is None:
+        assert target is None and failure.kind == "not_finite" and step < steps
+        return
+    assert target is not None or step >= steps, "dense took no notice"
+    for number, (now, before) in enumerate(zip(found.cells, expected.cells, strict=True)):
+        if number == target and step < steps:
+            assert isinstance(now, Failure) and now.kind == "not_finite", (now, where, value)
+        else:
+            same(now, before)
+    same(found.dense, expected.dense)
+
+
+CELLS = [(case, stored) for case in EVERY for stored in FORMATS if cell_of(case, stored) is not None]
+WHERE = ["k", "v", "q", "logits"]
+
+
+@settings(
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)  # fmt: skip
+@given(
+    chosen=st.lists(st.sampled_from(range(len(CELLS))), min_size=1, max_size=7), target=st.integers(-1, 6),
+    forced=st.booleans(), layer=st.integers(0, LAYERS - 1), step=st.integers(0, NEW - 1),
+    where=st.sampled_from(WHERE), value=st.sampled_from(VALUES),
+)  # fmt: skip
+def test_a_decode_step_that_is_not_finite_fails_its_cell_alone(
+    model, clean, chosen, target, forced, layer, step, where, value
+):
+    cells = [cell_of(*CELLS[n]) for n in chosen]
+    check_step(
+        model, clean, cells, None if target < 0 else target % len(cells), forced, layer, step, where, value
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stored", FORMATS, ids=str)
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("forced", [False, True])
+def test_every_method_and_format_fails_where_a_step_is_not_finite(model, clean, stored, where, forced):
+    cells = [cell for case in EVERY if (cell := cell_of(case, stored)) is not None]
+    for target in range(len(cells)):
+        for value in VALUES:
+            layer, step = (target + 1) % LAYERS, target % NEW
+            check_step(model, clean, cells, target, forced, layer, step, where, value)
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("where", ["k_HTD", "v_HTD", "q_QWD", "attention_sum_QT", "answer_sum_QT", "logits"])
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_a_snapshot_that_is_not_finite_fails_all_cells(model, clean, where, layer, value):
+    """Even where no method would have read it, as a token that is evicted."""
+    snapshot = copied(clean)
+    with torch.inference_mode():
+        if where == "logits":
+            snapshot.logits[9] = value
+        else:
+            x = getattr(snapshot.layers[layer], where).clone()
+            x[1, 20] = value
+            setattr(snapshot.layers[layer], where, x)
+    cells = [cell_of(("streaming_llm", {}), "fp8_e4m3"), cell_of(("knorm", {}), "native")]
+    with pytest.raises(DenseError) as failed:
+        decode_cells(model, snapshot, [], PROMPT[-1], cells, OPTIONS)
+    assert failed.value.failure.kind == "not_finite" and failed.value.failure.stage == "prefill"
+    name = "logits after the last token" if where == "logits" else f"of layer {layer}"
+    assert name in failed.value.failure.reason
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("where", ["k", "v", "q"])
+@pytest.mark.parametrize("token", [0, 70, len(PROMPT) - 2])
+@pytest.mark.parametrize("layer", range(LAYERS))
+@pytest.mark.parametrize("chunk", [64, 1024])
+def test_a_prefill_that_is_not_finite_is_seen_in_its_snapshot(
+    model, monkeypatch, where, layer, token, value, chunk
+):
+    update, attend = PrefillLayer.update, PrefillLayer.attend
+    seen = {}
+
+    def is_target(self):
+        return seen.setdefault(id(self), len(seen)) == layer
+
+    def updated(self, k, v, *args, **kwargs):
+        at = token - self.filled
+        if is_target(self) and where in ("k", "v") and 0 <= at < k.shape[2]:
+            (k if where == "k" else v)[0, 1, at, 5] = value
+        return update(self, k, v, *args, **kwargs)
+
+    def attended(self, q, scaling):
+        at = token - (self.filled - q.shape[2])
+        if is_target(self) and where == "q" and 0 <= at < q.shape[2]:
+            q[0, :, at, 5] = value
+        return attend(self, q, scaling)
+
+    monkeypatch.setattr(PrefillLayer, "update", updated)
+    monkeypatch.setattr(PrefillLayer, "attend", attended)
+    # a query of the last layer that no window holds reaches nothing
+    window = 64 if token > 0 and token != 70 else len(PROMPT) - 1
+    snapshot = prefill(model, PROMPT[:-1], window, chunk)
+    monkeypatch.undo()
+    with pytest.raises(DenseError, match="not finite"):
+        decode_cells(model, snapshot, [], PROMPT[-1], [], OPTIONS)
+
+
+@pytest.mark.parametrize("case", EVERY, ids=name_of)
+def test_no_method_sees_anything_but_finite_numbers_in_a_healthy_run(model, clean, case):
+    """The checks do not fire by themselves, whatever methods mark with infinities."""
+    for stored in ("native", "fp8_e4m3"):
+        cell = cell_of(case, stored)
+        if cell is not None:
+            (found,) = run(model, clean, [cell]).cells
+            assert not isinstance(found, Failure), found.reason
+            assert found.kl is not None and math.isfinite(found.kl)
