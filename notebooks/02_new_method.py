@@ -36,6 +36,7 @@ class ValueAware(Eviction):
 
     source = "notebooks/02_new_method"
     budget_meaning = "tokens kept per KV head, window included"
+    pins = True
 
     window: int = 32
     power: float = 1.0

@@ -151,9 +151,9 @@ class BatchLayer(CacheLayerMixin):
         yield slots * self.slot_bytes + self.score_bytes[row], 0
         yield from (lane.bytes_read(row) for lane in self.stored if lane.has(row))
 
-    def appended_sums(self) -> Tensor:
-        """Sum of the keys and values of each appended token, by row: `[R, T]` fp32."""
-        k, v = (total(x[:, :, : self.filled], (1, 3)) for x in (self.k_tail, self.v_tail))
+    def appended_sums(self, count: int) -> Tensor:
+        """Sum of the keys and values of each of the first appended tokens, by row: `[R, count]` fp32."""
+        k, v = (total(x[:, :, :count], (1, 3)) for x in (self.k_tail, self.v_tail))
         return k + v
 
     @property
@@ -317,8 +317,10 @@ class BatchCache(Cache):
 
     def finite_tokens(self) -> Tensor:
         """Whether the keys and values of each appended token are finite in all layers, by row: bool `[R, T]`."""
+        # counted on the device, because a CUDA graph appends without running this code
+        count = int(self.batch_layers[0].tail)
         # infinities of opposite sign add up to NaN
-        return torch.stack([layer.appended_sums() for layer in self.batch_layers]).sum(0).isfinite()
+        return torch.stack([layer.appended_sums(count) for layer in self.batch_layers]).sum(0).isfinite()
 
     def stop_counting(self) -> None:
         """Stop counting what is read: a timed step does nothing but decode."""

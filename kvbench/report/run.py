@@ -98,6 +98,10 @@ class Run:
         if self.records:
             return self.records
         files = self.files()
+        if self.failures and not files:
+            raise UserError(
+                f"run: {self.path} has no finished cell, {len(self.failures)} failed: kvbench status"
+            )
         if not files:
             raise UserError(f"run: {self.path} has no finished cell yet")
         names = [name.removesuffix(".csv") for name in files if name != "table.md"]
