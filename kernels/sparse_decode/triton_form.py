@@ -103,9 +103,8 @@ def sparse_decode_pieces(
                 mask=in_group[:, None] & (valid & early)[None, :], other=1,
             )  # fmt: skip
             seen = seen & (member != 0)
-        # minus infinity comes of numbers that are not finite, and would read as a slot that is not read
-        logits = tl.where(logits == float("-inf"), float("nan"), logits)
-        logits = tl.where(seen, logits, float("-inf"))
+        # infinities become NaN: minus infinity would read as a slot that is not read
+        logits = tl.where(seen, logits + logits * 0, float("-inf"))
         top = tl.maximum(peak, tl.max(logits, 1))
         # a head that has seen no slot yet would subtract infinities
         base = tl.where(top == float("-inf"), 0.0, top)

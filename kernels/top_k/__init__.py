@@ -21,7 +21,7 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     The shape of the result does not depend on the scores, as CUDA graphs need.
 
     Args:
-        scores: `[..., T]`; NaN ranks as infinity.
+        scores: `[..., T]`; NaN ranks as infinity (Triton: above it, if its sign is positive).
         k: number of positions.
     """
     module = forms.dispatch(__name__, form, scores.device, scores.dtype)

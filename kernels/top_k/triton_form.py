@@ -12,9 +12,8 @@ BLOCK = 1024
 def _order(Scores, at, mask):
     """uint32 keys in the order of the scores, which are fp32."""
     # + 0: minus zero ties with zero
-    x = tl.load(Scores + at, mask=mask, other=0.0).to(tl.float32) + 0.0
-    # NaN ranks first, so that what it came from is read and seen; its sign says nothing
-    bits = tl.where(x == x, x, float("inf")).to(tl.int32, bitcast=True)
+    # NaN ranks first, so that what it came from is read and seen: a GPU makes it with a positive sign
+    bits = (tl.load(Scores + at, mask=mask, other=0.0).to(tl.float32) + 0.0).to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.uint32, bitcast=True) ^ 0x80000000
 
 
