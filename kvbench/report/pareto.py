@@ -55,7 +55,7 @@ def _draw(
     figure, all_axes = style.panels(
         len(groups) * len(kinds), columns=len(kinds) if len(kinds) > 1 else style.COLUMNS
     )
-    looks = style.styles(rows["label"], families)
+    looks = style.styles(rows["label"])
     methods = [label for label in looks if label != "dense"]
     shift = min(_MAX_SHIFT, _SHIFT * len(methods))
     for axes, (((length, task), panel), kind) in zip(all_axes, itertools.product(groups, kinds), strict=True):

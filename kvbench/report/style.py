@@ -1,8 +1,10 @@
 """The look of every figure: colours, markers, fonts, panel grids."""
 
+import hashlib
 import io
+import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,27 +55,85 @@ class Figure(matplotlib.figure.Figure):
 
 @dataclass(frozen=True)
 class Style:
-    """Colour, marker and line of a method; the pair of colour and marker is unique."""
+    """Colour, marker and line of a method; the pair of colour and marker is unique in a figure."""
 
     colour: str
     marker: str
     line: Literal["-", "--", "-.", ":"]
 
 
-def styles(labels: Iterable[str], groups: Mapping[str, str] | None = None) -> dict[str, Style]:
-    """One style per method label, in sorted order; dense comes first and is black.
+# one look per method, in every figure and page; a family shares a hue
+_LOOKS: dict[str, tuple[str, str]] = {
+    # by attention: blue
+    "snapkv": ("#0072B2", "o"),
+    "pyramidkv": ("#56B4E9", "^"),
+    "adakv": ("#00456B", "s"),
+    "adakv_expected_attention": ("#3A7CA5", "P"),
+    "expected_attention": ("#2F9BD8", "D"),
+    "h2o": ("#6C8EBF", "v"),
+    "observed_attention": ("#88A9C3", "X"),
+    "tova": ("#1F5FA8", "<"),
+    # by chunks: yellow
+    "chunkkv": ("#E69F00", "s"),
+    "egchunkkv": ("#B37A00", "D"),
+    # by keys: olive
+    "knorm": ("#8C7A00", "^"),
+    "keydiff": ("#B5A642", "v"),
+    # by position or chance: grey
+    "streaming_llm": ("#777777", ">"),
+    "random": ("#A9A9A9", "X"),
+    # selections: green
+    "quest": ("#009E73", "o"),
+    "sparq": ("#5BC3A5", "^"),
+    "hsa": ("#00644A", "s"),
+    # oracles: brown
+    "topk_oracle": ("#7A4B2A", "P"),
+    "static_oracle": ("#A5714B", "D"),
+    # eviction and selection under one budget: red
+    "rocketkv": ("#D55E00", "D"),
+    "rocketkv_mt": ("#F08A4B", "o"),
+    "rocketkv_trtllm": ("#9C4400", "s"),
+    # formats: purple
+    "fp8_e4m3": ("#CC79A7", "o"),
+    "fp8_e5m2": ("#A3527F", "s"),
+    "int8": ("#8E6BB0", "^"),
+    "int4": ("#B79AD3", "v"),
+    "int2": ("#5F3F86", "D"),
+    "bf16": ("#E0A9C8", ">"),
+    "fp16": ("#D79BC0", "<"),
+}
 
-    Labels of a group are adjacent, so that few of them share a colour.
+
+def styles(labels: Iterable[str]) -> dict[str, Style]:
+    """One style per label, no two alike; dense comes first and is black, the others are sorted.
+
+    A method has the same colour and marker in every figure. Variants of a method (`chunkkv (chunk=20)`) share its
+    colour. Names that are no method of kvbench get a colour and a marker from a hash of the name; only where a figure
+    has that colour already do they get the next one.
     """
-    groups = groups or {}
-    others = sorted(set(labels) - {"dense"}, key=lambda label: (groups.get(label, ""), label))
-    chosen = {
-        label: Style(
-            COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i // len(COLOURS) % len(LINES)]
-        )
-        for i, label in enumerate(others)
-    }
-    return {"dense": Style(DENSE_COLOUR, "*", "-")} | chosen
+    found: dict[str, Style] = {"dense": Style(DENSE_COLOUR, "*", "-")}
+    names = sorted(set(labels) - {"dense"}, key=lambda label: (label not in _LOOKS, label))
+    for name in names:
+        known = _LOOKS.get(name) or _LOOKS.get(re.split(r"[ (\[]", name)[0])
+        colours = _rotated(COLOURS, name) if known is None else [known[0]]
+        used = {look.colour for look in found.values()}
+        colour = next((one for one in colours if one not in used), colours[0])
+        markers = _rotated(MARKERS, name) if known is None else _from(MARKERS, known[1])
+        same = [look for look in found.values() if look.colour == colour]
+        marker = next((one for one in markers if one not in {look.marker for look in same}), markers[0])
+        found[name] = Style(colour, marker, LINES[len(same) % len(LINES)])
+    return {"dense": found["dense"]} | {name: found[name] for name in sorted(set(names))}
+
+
+def _rotated(choices: Sequence[str], name: str) -> list[str]:
+    """The choices, beginning with one that depends on the name alone."""
+    start = int(hashlib.sha256(name.encode()).hexdigest(), 16) % len(choices)
+    return [*choices[start:], *choices[:start]]
+
+
+def _from(choices: Sequence[str], first: str) -> list[str]:
+    start = choices.index(first)
+    return [*choices[start:], *choices[:start]]
 
 
 def panels(count: int, height: float = PANEL_HEIGHT, columns: int = COLUMNS) -> tuple[Figure, list[Axes]]:

@@ -1,9 +1,8 @@
-import itertools
-
 import pandas as pd
 import pytest
 from matplotlib.text import Text
 
+from kvbench.config.groups import Groups
 from kvbench.report import plots, style
 from kvbench.report.summary import pooled, prepare, summarise
 
@@ -57,7 +56,7 @@ def test_score_figure_shows_dense_and_leaves_out_covered_budgets(data):
     axes = figure_of("score_vs_resident", data).popitem()[1].axes[0]
     assert axes.get_xscale() == "log" and axes.get_xlabel().endswith("(MB)")
     lines = {line.get_color(): line.get_xdata() for line in axes.lines if line.get_marker() == "o"}
-    assert len(lines[style.styles(["chunkkv"])["chunkkv"].colour]) == 1
+    assert len(lines[style.styles(["snapkv"])["snapkv"].colour]) == 1
     assert any(line.get_marker() == "*" for line in axes.lines)
     assert len(axes.collections) >= 3
 
@@ -107,13 +106,32 @@ def test_other_weights_under_the_same_name_get_their_own_file(accuracy):
     assert names[1] == names[0] + "-2"
 
 
-def test_styles_are_distinct_and_stable():
+def test_a_method_looks_the_same_in_every_figure():
+    shipped = Groups().options("method")
+    all_looks = style.styles([*shipped, "mine", "another (kernel=7)"])
+    pairs = [(look.colour, look.marker) for look in all_looks.values()]
+    assert len(set(pairs)) == len(pairs) == len(all_looks)
+    # shipped methods have a look of their own, whatever else is drawn
+    for name in shipped:
+        assert style.styles([name])[name] == style.styles([name, "mine"])[name] == all_looks[name], name
+    assert style.styles(["mine"])["mine"] == style.styles(["mine", "snapkv"])["mine"]
+
+
+def test_variants_share_the_colour_of_their_method_and_differ_in_marker():
+    labels = ["snapkv", *(f"snapkv (kernel={n})" for n in range(5))]
+    looks = style.styles(labels)
+    assert {looks[label].colour for label in labels} == {style.styles(["snapkv"])["snapkv"].colour}
+    assert len({looks[label].marker for label in labels}) == len(labels)
+
+
+def test_names_of_a_users_own_are_told_apart():
     labels = [f"method{i:02}" for i in range(40)]
-    looks = style.styles([*labels, "dense"])
+    looks = style.styles(labels)
     pairs = [(look.colour, look.marker) for look in looks.values()]
-    assert len(set(pairs)) == 41 and all(a != b for a, b in itertools.pairwise(pairs))
-    assert looks["dense"].colour == style.DENSE_COLOUR
-    assert style.styles(labels[:3]) == {name: looks[name] for name in ("dense", *labels[:3])}
+    assert len(set(pairs)) == len(pairs)
+    assert len({looks[label].colour for label in labels[:7]} & set(style.COLOURS)) >= 3
+    few = style.styles(labels[:7])
+    assert len({look.colour for look in few.values()}) == 8
 
 
 def test_many_methods_get_a_panel_per_family_with_the_others_faint(accuracy):
@@ -135,7 +153,7 @@ def test_many_methods_get_a_panel_per_family_with_the_others_faint(accuracy):
         for label, selection in zip(rows["label"], rows["selection"], strict=True)
         if label != "dense"
     }
-    looks = style.styles(rows["label"], families)
+    looks = style.styles(rows["label"])
     for title, axes in zip(titles, figure.axes, strict=True):
         lines = [(line.get_color(), line.get_marker()) for line in axes.lines]
         for label, family in families.items():
