@@ -42,8 +42,11 @@ def configuration(composed: Composed, cls: type[T]) -> T:
 
 
 def result(table: Path) -> str:
-    """The text of a table, and the folder that holds it and the other files."""
-    return f"{table.read_text(encoding='utf-8')}\nwritten to {table.parent}"
+    """Write the page of a run from its table and other files; returns the table's text and the path of the page."""
+    # pandas and matplotlib load only once the configuration is valid
+    from kvbench.report.folder import write_page
+
+    return f"{table.read_text(encoding='utf-8')}\nreport: {write_page(table.parent)}"
 
 
 def with_failures(text: str, failures: Sequence[Record], folder: str | Path) -> str:

@@ -123,6 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("folder", nargs="?", metavar="RUN", help=a_run)
     report = add("report", _report, "write table, figures and HTML of a run")
     report.add_argument("folder", metavar="RUN", help=a_run)
+    opened = add("open", _open, "show the page of a run in a browser; without a run, an index of all of them")
+    opened.add_argument("folder", nargs="?", metavar="RUN", help=a_run)
     explain = add("explain", _explain, "everything about one cell, and the command that repeats it", _CELL)
     explain.add_argument("folder", metavar="RUN", help=a_run)
     explain.add_argument(
@@ -170,6 +172,17 @@ def _report(args: argparse.Namespace) -> None:
     from kvbench import report
 
     print(report.write_report(args.folder)["report.html"])
+
+
+def _open(args: argparse.Namespace) -> None:
+    import webbrowser
+
+    from kvbench import report
+
+    page = report.page_of(args.folder) if args.folder else report.write_index()
+    # a path that can be copied where there is no browser
+    print(page)
+    webbrowser.open(page.resolve().as_uri())
 
 
 def _compare(args: argparse.Namespace) -> None:

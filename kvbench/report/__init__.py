@@ -7,10 +7,22 @@ if TYPE_CHECKING:
     from kvbench.report.clusters import Clusters
     from kvbench.report.comparison import compare, comparison_text
     from kvbench.report.console import explain, status
-    from kvbench.report.files import write_report
+    from kvbench.report.files import page_of, write_report
+    from kvbench.report.overview import write_index
     from kvbench.report.run import Run, load
 
-__all__ = ["Clusters", "Run", "compare", "comparison_text", "explain", "load", "status", "write_report"]
+__all__ = [
+    "Clusters",
+    "Run",
+    "compare",
+    "comparison_text",
+    "explain",
+    "load",
+    "page_of",
+    "status",
+    "write_index",
+    "write_report",
+]
 
 _MODULES = {
     "Clusters": "clusters",
@@ -19,7 +31,9 @@ _MODULES = {
     "comparison_text": "comparison",
     "explain": "console",
     "load": "run",
+    "page_of": "files",
     "status": "console",
+    "write_index": "overview",
     "write_report": "files",
 }
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kvbench.report import html, plots
+from kvbench.report import folder, html, plots
 from kvbench.report.page import Picture
 from kvbench.report.run import load
 
@@ -21,6 +21,8 @@ def write_report(run_dir: str | Path) -> dict[str, Path]:
         UserError: no such run, no finished cell, or the folder cannot be read.
     """
     run = load(run_dir)
+    if not run.records and "table.md" in run.files():
+        return {"report.html": folder.write_page(run.path)}
     paths = [run.path / "summary.csv", run.path / "table.md"]
     run.summary().to_csv(paths[0], index=False, float_format="%.10g")
     paths[1].write_text(run.table(), encoding="utf-8")
@@ -33,3 +35,20 @@ def write_report(run_dir: str | Path) -> dict[str, Path]:
     paths.append(run.path / "report.html")
     paths[-1].write_text(html.page(run, figures), encoding="utf-8")
     return {path.relative_to(run.path).as_posix(): path for path in paths}
+
+
+def page_of(run_dir: str | Path) -> Path:
+    """The page of a run, written where it is older than the run's other files.
+
+    Args:
+        run_dir: the run's folder, or its name under results/runs.
+
+    Raises:
+        UserError: no such run, or no finished cell.
+    """
+    run = load(run_dir)
+    path = run.path / "report.html"
+    sources = [file for file in run.path.glob("*") if file.suffix in (".jsonl", ".csv", ".md")]
+    if path.is_file() and all(file.stat().st_mtime <= path.stat().st_mtime for file in sources):
+        return path
+    return write_report(run_dir)["report.html"]

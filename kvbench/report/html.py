@@ -161,7 +161,7 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     worse, better = row["p_holm"] < significance.ALPHA, row["delta_vs_dense"] > 0
     return {
         **{name: row[name] for name in ("label", "model", "length", "protocol", "score", "n", "verdict")},
-        **{name: row[name] for name in ("batch", "speedup", "prefill_s", "timing")},
+        **{name: row[name] for name in ("batch", "speedup", "prefill_s", "timing", "run")},
         "reference": bool(row["is_dense"]),
         "family": family(row),
         "task": row["task_label"],

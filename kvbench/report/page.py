@@ -55,7 +55,7 @@ class Explorer:
         series: column whose values get a colour each.
         styles: their looks.
         table: columns of the table.
-        x: columns that can go across, the first one at the start.
+        x: columns that can go across, the first one at the start; of a table of `pivot`, none.
         y: columns that can go up; none: no chart.
         intervals: the columns with the bounds of a column.
         panel: columns of which each combination gets a panel.
@@ -67,6 +67,7 @@ class Explorer:
         marks: column that says whether a column's value is "worse" or "better".
         lines: whether points of a series are joined.
         title: a heading.
+        pivot: columns whose combinations become the columns of a table of `y`, with a row per series; no charts.
     """
 
     caption: str
@@ -87,6 +88,7 @@ class Explorer:
     marks: Mapping[str, str] = field(default_factory=dict)
     lines: bool = True
     title: str = ""
+    pivot: Sequence[str] = ()
 
     def json(self) -> str:
         """The rows and how they are shown, for a script element of HTML; what is not finite is null."""
@@ -129,6 +131,15 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A link to another page: a relative path, the text of the link, and a few words behind it."""
+
+    target: str
+    text: str
+    about: str = ""
+
+
+@dataclass(frozen=True)
 class Page:
     """The content of a page; parts without content are left out.
 
@@ -146,6 +157,7 @@ class Page:
         pictures: figures.
         facts: where the numbers come from.
         config: the configuration.
+        links: other pages.
     """
 
     title: str
@@ -161,6 +173,7 @@ class Page:
     pictures: Sequence[Picture] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     config: str = ""
+    links: Sequence[Link] = ()
 
     def html(self) -> str:
         """The page as one document; all text but `text` is escaped."""

@@ -27,7 +27,7 @@ length: [1024]
 samples: 1
 max_new_tokens: 4
 """
-COMMANDS = ("run", "ls", "new", "status", "report", "compare", "explain", "doctor")
+COMMANDS = ("run", "ls", "new", "status", "report", "open", "explain", "compare", "claims", "doctor")
 
 
 @pytest.fixture

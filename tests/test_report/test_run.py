@@ -48,9 +48,10 @@ def test_an_experiment_without_cells_has_its_table_and_files(tmp_path):
     message = (
         r"has no cells of methods; its results are in costs.csv, table.md \(in Python: .table\(\) and .frame"
     )
-    for ask in (run.cells, run.summary, lambda: run.plot("score_vs_read"), lambda: write_report(tmp_path)):
+    for ask in (run.cells, run.summary, lambda: run.plot("score_vs_read")):
         with pytest.raises(UserError, match=message):
             ask()
+    assert write_report(tmp_path) == {"report.html": tmp_path / "report.html"}
     assert status(tmp_path) == f"{tmp_path}: no cells of methods; results are in costs.csv, table.md"
     with pytest.raises(UserError, match="has no cells of methods"):
         explain(tmp_path, "abc")

@@ -195,6 +195,7 @@ function hide() {
 function explore(root) {
   const spec = JSON.parse(root.querySelector("script").textContent);
   const state = { x: spec.x[0], y: spec.y[0], filters: {}, hidden: new Set(), lines: spec.lines };
+  const charts = spec.y.length && !spec.pivot.length;
   spec.order = distinct(spec.rows, spec.series);
   const [tools, panels, legend, grid] = ["tools", "panels", "legend", "wide"].map((name) => element("div", { class: name }));
   const choose = (label, options, current, change) => {
@@ -207,8 +208,8 @@ function explore(root) {
     tools.append(box);
   };
   const axis = (key) => [key, spec.columns[key].label];
-  if (spec.y.length > 1) choose("up", spec.y.map(axis), state.y, (key) => { state.y = key; });
-  if (spec.x.length > 1) choose("across", spec.x.map(axis), state.x, (key) => { state.x = key; });
+  if (spec.y.length > 1) choose(charts ? "up" : "what", spec.y.map(axis), state.y, (key) => { state.y = key; });
+  if (charts && spec.x.length > 1) choose("across", spec.x.map(axis), state.x, (key) => { state.x = key; });
   for (const key of spec.filters) {
     const values = distinct(spec.rows, key).sort(byValue);
     if (values.length < 2) continue;
@@ -217,7 +218,7 @@ function explore(root) {
     state.filters[key] = String(first);
     choose(spec.columns[key].label, options, first, (chosen) => { state.filters[key] = chosen; });
   }
-  root.append(tools, panels, legend, grid);
+  root.append(tools, ...(charts ? [panels, legend] : []), grid);
   for (const name of spec.order) {
     const look = spec.styles[name] || { colour: "#888888", marker: "o" };
     const button = element("button", { type: "button", "aria-pressed": "true", title: "click: hide or show; double click: alone" });
@@ -244,15 +245,52 @@ function explore(root) {
       || (row.reference && spec.loose.includes(key))));
     const groups = new Map();
     for (const row of rows) {
-      const title = spec.panel.map((key) => `${spec.columns[key].prefix || ""}${shown(row[key])}${spec.columns[key].suffix || ""}`).join(", ");
-      groups.set(title, [...(groups.get(title) || []), row]);
+      const name = title(row, spec.panel);
+      groups.set(name, [...(groups.get(name) || []), row]);
     }
-    if (spec.y.length) panels.replaceChildren(...[...groups].map(([title, group]) => panel(spec, state, title, group)));
+    if (charts) panels.replaceChildren(...[...groups].map(([name, group]) => panel(spec, state, name, group)));
     [...legend.children].forEach((button, index) => {
       button.setAttribute("aria-pressed", String(!state.hidden.has(spec.order[index])));
       button.hidden = !rows.some((row) => row[spec.series] === spec.order[index]);
     });
-    tabulate(rows.filter((row) => !state.hidden.has(row[spec.series])));
+    (spec.pivot.length ? pivot : tabulate)(rows.filter((row) => !state.hidden.has(row[spec.series])));
+  }
+  const title = (row, keys) => keys.map((key) => `${spec.columns[key].prefix || ""}${shown(row[key])}${spec.columns[key].suffix || ""}`).join(", ");
+  function fill(heads, lines) {
+    const line = element("tr");
+    line.append(...heads.map(([text, kind]) => element("th", { scope: "col", class: kind }, text)));
+    table.createTHead().replaceChildren(line);
+    const body = element("tbody");
+    for (const cells of lines) {
+      const one = element("tr");
+      one.append(...cells.map(([text, kind]) => element("td", { class: kind }, text)));
+      body.append(one);
+    }
+    if (table.tBodies.length) table.tBodies[0].replaceWith(body);
+    else table.append(body);
+    sortable(table);
+  }
+  // a row per series and a column per combination; of several values of one place their mean, best rows first
+  function pivot(rows) {
+    const places = [...new Set(rows.map((row) => title(row, spec.pivot)))].sort();
+    const mean = (some) => some.reduce((sum, row) => sum + row[state.y], 0) / some.length;
+    const lines = spec.order.map((name) => {
+      const own = rows.filter((row) => row[spec.series] === name && known(row[state.y]));
+      const of = (place) => own.filter((row) => title(row, spec.pivot) === place);
+      const means = places.map((place) => of(place)).filter((some) => some.length).map(mean);
+      const cells = places.map((place) => {
+        const some = of(place);
+        if (some.length === 1) return [value(spec, some[0], state.y), `number ${some[0][spec.marks[state.y]] || ""}`.trim()];
+        return [some.length ? `${shown(mean(some))} (${some.length})` : "-", "number"];
+      });
+      const average = means.length === places.length ? means.reduce((a, b) => a + b, 0) / means.length : NaN;
+      return { name, average, cells, empty: !own.length };
+    });
+    const sign = spec.columns[state.y].log ? 1 : -1;
+    const order = (line) => (known(line.average) ? sign * line.average : Infinity);
+    lines.sort((a, b) => order(a) - order(b));
+    fill([["method", ""], ["mean of the columns", "number"], ...places.map((place) => [place, "number"])],
+      lines.filter((line) => !line.empty).map((line) => [[line.name, ""], [shown(known(line.average) ? line.average : null), "number"], ...line.cells]));
   }
   const folds = spec.folded.length > 0;
   const table = element("table", { class: folds ? "sortable folded" : "sortable", "data-filter": "no" });
@@ -265,22 +303,11 @@ function explore(root) {
   }
   grid.append(table);
   function tabulate(rows) {
-    const head = table.createTHead();
-    const line = element("tr");
     const number = (key) => spec.rows.every((row) => row[key] === null || row[key] === undefined || known(row[key]));
-    const kind = (key) => [number(key) ? "number" : spec.columns[key].text ? "text" : "", spec.folded.includes(key) ? "fold" : ""].join(" ").trim();
-    for (const key of spec.table) line.append(element("th", { scope: "col", class: kind(key) }, spec.columns[key].label));
-    head.replaceChildren(line);
-    const body = element("tbody");
-    for (const row of rows) {
-      const cells = spec.table.map((key) => element("td", { class: `${kind(key)} ${spec.marks[key] ? row[spec.marks[key]] || "" : ""}`.trim() }, value(spec, row, key)));
-      const one = element("tr");
-      one.append(...cells);
-      body.append(one);
-    }
-    if (table.tBodies.length) table.tBodies[0].replaceWith(body);
-    else table.append(body);
-    sortable(table);
+    const kinds = spec.table.map((key) => [number(key) ? "number" : spec.columns[key].text ? "text" : "", spec.folded.includes(key) ? "fold" : ""].join(" ").trim());
+    const marked = (row, key) => (spec.marks[key] && row[spec.marks[key]]) || "";
+    fill(spec.table.map((key, index) => [spec.columns[key].label, kinds[index]]),
+      rows.map((row) => spec.table.map((key, index) => [value(spec, row, key), `${kinds[index]} ${marked(row, key)}`.trim()])));
   }
   draw();
 }

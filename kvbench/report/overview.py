@@ -1,0 +1,119 @@
+"""An index of runs as a page: a leaderboard of methods over tasks, and a link to every run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from kvbench.report.html import explorers
+from kvbench.report.page import Column, Explorer, Link, Page
+from kvbench.report.run import RUNS, is_run
+from kvbench.report.summary import COLUMNS, budget_key
+
+RESULTS = Path("results")
+INDEX = "index.html"
+_FILTERS = ("run", "budget", "model", "protocol", "task", "length", "family")
+_PAGES = ("report.html", "table.md")
+
+
+def write_index() -> Path:
+    """Write the index of the runs in results/runs and of the committed ones in results; returns its path."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    path = RUNS / INDEX
+    path.write_text(index([*runs_in(RUNS), *runs_in(RESULTS)], RUNS).html(), encoding="utf-8")
+    return path
+
+
+def runs_in(root: Path) -> list[Path]:
+    """Folders of runs under a folder, sorted; those of results/runs only if that is the folder.
+
+    Args:
+        root: results/runs, or a folder of committed results.
+    """
+    folders = {path.parent for name in _PAGES for path in root.glob(f"**/{name}")}
+    return sorted(
+        folder for folder in folders if is_run(folder) and RUNS.name not in folder.relative_to(root).parts
+    )
+
+
+def index(folders: Sequence[Path], at: Path) -> Page:
+    """The page of some runs.
+
+    Args:
+        folders: theirs.
+        at: the folder of the page, for its links.
+    """
+    summaries = [frame for folder in folders if (frame := _summary(folder)) is not None]
+    return Page(
+        title="kvbench: all runs",
+        lead=f"{len(folders)} runs. Their pages say of each number whether it is measured, modelled or from a paper.",
+        explorers=[leaderboard(pd.concat(summaries, ignore_index=True))] if summaries else [],
+        links=[_link(folder, at) for folder in folders],
+    )
+
+
+def leaderboard(summary: pd.DataFrame) -> Explorer:
+    """Methods by tasks, of the rows of several runs.
+
+    Args:
+        summary: rows of their summary.csv, with the name of each run in `run`.
+    """
+    first = explorers(summary)[0]
+    used = {first.series, "reference", *_FILTERS, *first.y, *first.marks.values()}
+    used |= {bound for name in first.y for bound in first.intervals.get(name, ())}
+    largest = summary["run"].mode().iloc[0]
+    budgets = sorted(
+        {row["budget"] for row in first.rows if row["budget"] and row["run"] == largest}, key=budget_key
+    )
+    return Explorer(
+        title="Leaderboard",
+        caption="Each method on each task: mean over samples [95 % interval]. Compare methods within a column, and "
+        "within a run: others have other prompts. The mean is over columns, for methods that have all of them.",
+        rows=[{name: value for name, value in row.items() if name in used} for row in first.rows],
+        columns={**first.columns, "run": Column("run")},
+        series=first.series,
+        styles=first.styles,
+        table=(),
+        pivot=("task", "length"),
+        x=(),
+        y=first.y,
+        intervals={name: first.intervals[name] for name in first.y if name in first.intervals},
+        filters=_FILTERS,
+        chosen={"run": largest} | ({"budget": budgets[-1]} if budgets else {}),
+        loose=first.loose,
+        marks=first.marks,
+    )
+
+
+def _summary(folder: Path) -> pd.DataFrame | None:
+    """The rows of a run's summary.csv; None without one, or where it has other columns."""
+    path = folder / "summary.csv"
+    if not path.is_file():
+        return None
+    frame = pd.read_csv(path, dtype={"budget_requested": str})
+    if not set(COLUMNS) <= set(frame.columns):
+        return None
+    return frame.assign(budget_requested=frame["budget_requested"].fillna(""), run=folder.name)
+
+
+def _link(folder: Path, at: Path) -> Link:
+    page = next(folder / name for name in _PAGES if (folder / name).is_file())
+    return Link(os.path.relpath(page, at).replace(os.sep, "/"), _name(folder), _about(folder))
+
+
+def _name(folder: Path) -> str:
+    for root in (RUNS, RESULTS):
+        if folder.is_relative_to(root):
+            return folder.relative_to(root).as_posix()
+    return folder.name
+
+
+def _about(folder: Path) -> str:
+    """The heading of its table, where that says more than its name."""
+    table = folder / "table.md"
+    lines = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []
+    heading = next((line.removeprefix("# ") for line in lines if line.startswith("# ")), "")
+    return "" if heading.endswith(folder.name) else heading
