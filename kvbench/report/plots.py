@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pandas as pd
 
-from kvbench.report import compositions, heatmap, pareto, style, times, turns
+from kvbench.report import compositions, heatmap, pareto, ranking, style, times, turns
 from kvbench.report.summary import SETTING
 
 
@@ -45,6 +45,11 @@ def _isolated(rows: pd.DataFrame) -> pd.Series:
 
 
 KINDS = {
+    "methods": Kind(
+        ranking.methods,
+        "Methods by task at one budget, and the mean score against the bytes of every budget.",
+        ranking.many,
+    ),
     "score_vs_resident": Kind(
         partial(pareto.score, bytes_column="bytes_resident"),
         "Score against the measured size of the KV cache after compression.",

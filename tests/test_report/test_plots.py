@@ -194,3 +194,35 @@ def test_labels_are_not_parsed_as_math(accuracy):
     records = [r | {"task": "$x_{$"} for r in accuracy(tasks=("niah_single",), samples=2, methods=METHODS)]
     cells = prepare(pd.DataFrame(records))
     figure_of("score_vs_read", (summarise(cells, "r"), cells)).popitem()[1].draw_without_rendering()
+
+
+def test_many_methods_are_mapped_at_the_budget_that_tells_them_apart(accuracy):
+    records = accuracy(tasks=("niah_single", "niah_multivalue"), samples=4, budgets=(64, 256))
+    records += [{**r, "cell": f"{r['cell']}x", "method": "mine"} for r in records if r["method"] == "snapkv"]
+    records += [{**r, "cell": f"{r['cell']}y", "method": "more"} for r in records if r["method"] == "random"]
+    records = [
+        # at 64 all methods are alike, at 256 only quest finds anything
+        r
+        | {
+            "score": float(
+                r["method"] in ("dense", "quest")
+                if r["budget_requested"] == "256"
+                else r["method"] == "dense"
+            )
+        }
+        for r in records
+    ]
+    cells = prepare(pd.DataFrame(records))
+    figure = figure_of("methods", (pooled(summarise(cells, "r")), cells)).popitem()[1]
+    left = figure.axes[0]
+    assert left.get_title() == "score at budget 256"
+    labels = [text.get_text() for text in left.get_yticklabels()]
+    assert labels[:2] == ["dense", "quest"] and len(labels) == 10
+    values = left.images[0].get_array()
+    assert values is not None and values[1].tolist() == [1, 1] and values[2].tolist() == [0, 0]
+    front = {text.get_text() for axes in figure.axes[1:] for text in axes.texts}
+    assert {"dense", "quest"} <= front and "snapkv" not in front
+
+
+def test_few_methods_need_no_map(data):
+    assert not figure_of("methods", data)
