@@ -55,11 +55,8 @@ def run(
 def _override(key: str, value: Any) -> str:
     try:
         return f"{key}={text(value)}"
-    except TypeError:
-        kind = type(value).__name__
-        raise UserError(
-            f"{key}: a {kind} is not a setting; give numbers, strings, lists or mappings"
-        ) from None
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def load(run: str | Path) -> Run:

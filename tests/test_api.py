@@ -55,7 +55,7 @@ def test_settings_are_keywords_too(monkeypatch):
     ("arguments", "settings", "message"),
     [
         (["quickstart", "limit=2"], {}, "overrides: 'limit=2' is one string; give a list of them, or a mapping"),
-        (["quickstart"], {"method": {1, 2}}, "method: a set is not a setting; give numbers, strings"),
+        (["quickstart"], {"method": {1, 2}}, "method: {1, 2} is not a number, text, list or set of keys"),
         (["quickstart"], {"methods": ["snapkv"]}, "methods: there is no key 'methods' (did you mean method?)"),
         ([["limit=2"]], {}, "experiment: ['limit=2'] is not a name, as 'quickstart'"),
     ],

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from kvbench.report import style
 from kvbench.report.summary import budget_key
 
-_MANY = 8  # methods from which on curves cannot be told apart
+_MANY = 12  # methods from which on curves cannot be told apart
 _SIZES = {"bytes_resident_share": "KV resident", "bytes_read_share": "KV read per step"}
 
 
@@ -49,8 +49,8 @@ def methods(rows: pd.DataFrame) -> style.Figure:
         _front(axes, means, column, name)
     note = (
         f"{style.subject(rows)}, n = {rows['n'].max()} per score. Left: budget {budget}, where methods differ most, "
-        "sorted by mean. Right: mean over the columns, every budget; line: no other method, oracles apart, has a higher "
-        "mean with fewer bytes."
+        "sorted by mean. Right: mean over the columns, every budget; line: no other method, oracles apart, has a "
+        "higher mean with fewer bytes."
     )
     figure.supxlabel(style.wrapped(figure, note), fontsize=8)
     return figure

@@ -66,6 +66,7 @@ class Style:
 _LOOKS: dict[str, tuple[str, str]] = {
     # by attention: blue
     "snapkv": ("#0072B2", "o"),
+    "snapkv_rocketkv": ("#0072B2", "P"),
     "pyramidkv": ("#56B4E9", "^"),
     "adakv": ("#00456B", "s"),
     "adakv_expected_attention": ("#3A7CA5", "P"),
@@ -84,6 +85,7 @@ _LOOKS: dict[str, tuple[str, str]] = {
     "random": ("#A9A9A9", "X"),
     # selections: green
     "quest": ("#009E73", "o"),
+    "quest_rocketkv": ("#009E73", "D"),
     "sparq": ("#5BC3A5", "^"),
     "hsa": ("#00644A", "s"),
     # oracles: brown
@@ -121,7 +123,8 @@ def styles(labels: Iterable[str]) -> dict[str, Style]:
         markers = _rotated(MARKERS, name) if known is None else _from(MARKERS, known[1])
         same = [look for look in found.values() if look.colour == colour]
         marker = next((one for one in markers if one not in {look.marker for look in same}), markers[0])
-        found[name] = Style(colour, marker, LINES[len(same) % len(LINES)])
+        line = "-" if name in _LOOKS else LINES[len(same) % len(LINES)]
+        found[name] = Style(colour, marker, line)
     return {"dense": found["dense"]} | {name: found[name] for name in sorted(set(names))}
 
 

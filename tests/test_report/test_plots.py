@@ -38,7 +38,8 @@ def figure_of(kind, data):
 
 
 @pytest.mark.parametrize("kind", plots.KINDS)
-def test_every_kind_draws(kind, data):
+def test_every_kind_draws(kind, data, accuracy):
+    data = many_methods(accuracy) if kind == "methods" else data
     name, figure = next(iter(figure_of(kind, data).items()))
     assert name.startswith(f"{kind}.smollm2_135m.float32.query_aware")
     assert all(axes.get_xlabel() or axes.get_ylabel() or axes.get_title() for axes in figure.axes)
@@ -196,28 +197,27 @@ def test_labels_are_not_parsed_as_math(accuracy):
     figure_of("score_vs_read", (summarise(cells, "r"), cells)).popitem()[1].draw_without_rendering()
 
 
-def test_many_methods_are_mapped_at_the_budget_that_tells_them_apart(accuracy):
+def many_methods(accuracy):
+    """Summary rows and cells of 14 methods; at budget 64 all are alike, at 256 only quest finds anything."""
     records = accuracy(tasks=("niah_single", "niah_multivalue"), samples=4, budgets=(64, 256))
-    records += [{**r, "cell": f"{r['cell']}x", "method": "mine"} for r in records if r["method"] == "snapkv"]
-    records += [{**r, "cell": f"{r['cell']}y", "method": "more"} for r in records if r["method"] == "random"]
-    records = [
-        # at 64 all methods are alike, at 256 only quest finds anything
-        r
-        | {
-            "score": float(
-                r["method"] in ("dense", "quest")
-                if r["budget_requested"] == "256"
-                else r["method"] == "dense"
-            )
-        }
+    records += [
+        {**r, "cell": f"{r['cell']}{n}", "method": f"mine{n}"}
         for r in records
+        if r["method"] == "snapkv"
+        for n in range(6)
     ]
+    found = {"64": ("dense",), "": ("dense",), "256": ("dense", "quest")}
+    records = [r | {"score": float(r["method"] in found[r["budget_requested"]])} for r in records]
     cells = prepare(pd.DataFrame(records))
-    figure = figure_of("methods", (pooled(summarise(cells, "r")), cells)).popitem()[1]
+    return pooled(summarise(cells, "r")), cells
+
+
+def test_many_methods_are_mapped_at_the_budget_that_tells_them_apart(accuracy):
+    figure = figure_of("methods", many_methods(accuracy)).popitem()[1]
     left = figure.axes[0]
     assert left.get_title() == "score at budget 256"
     labels = [text.get_text() for text in left.get_yticklabels()]
-    assert labels[:2] == ["dense", "quest"] and len(labels) == 10
+    assert labels[:2] == ["dense", "quest"] and len(labels) == 14
     values = left.images[0].get_array()
     assert values is not None and values[1].tolist() == [1, 1] and values[2].tolist() == [0, 0]
     front = {text.get_text() for axes in figure.axes[1:] for text in axes.texts}
