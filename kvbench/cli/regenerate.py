@@ -23,7 +23,7 @@ from kvbench.experiments.vllm_load import report as load_report
 from kvbench.experiments.vllm_prefix_caching import report as prefix_report
 from kvbench.experiments.vllm_rag import report as rag_report
 from kvbench.experiments.vllm_vs_compression import report as versus_report
-from kvbench.report import plots, readme, style, tables
+from kvbench.report import overview, plots, readme, style, tables
 from kvbench.report.summary import COLUMNS, pooled
 from kvbench.runs.progress import Progress
 from kvbench.runs.store import Record
@@ -81,6 +81,8 @@ def regenerated(root: Path, modelled: Mapping[str, Sequence[str]] = QUICK | SLOW
     results = evaluate(evidence.load(root / RESULTS))
     found[root / RESULTS / "claims.csv"] = table.frame(results).to_csv(index=False).encode()
     found[root / RESULTS / "claims.md"] = table.full(results).encode()
+    index = overview.index(overview.runs_in(root / RESULTS), root / RESULTS)
+    found[root / RESULTS / overview.INDEX] = index.html().encode()
     guide = (root / GUIDE).read_text(encoding="utf-8")
     found[root / GUIDE] = readme.insert(guide, "modelled runs", reproduce.table(guide)).encode()
     page = (root / "README.md").read_text(encoding="utf-8")

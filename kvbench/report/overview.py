@@ -101,14 +101,8 @@ def _summary(folder: Path) -> pd.DataFrame | None:
 
 def _link(folder: Path, at: Path) -> Link:
     page = next(folder / name for name in _PAGES if (folder / name).is_file())
-    return Link(os.path.relpath(page, at).replace(os.sep, "/"), _name(folder), _about(folder))
-
-
-def _name(folder: Path) -> str:
-    for root in (RUNS, RESULTS):
-        if folder.is_relative_to(root):
-            return folder.relative_to(root).as_posix()
-    return folder.name
+    target = Path(os.path.relpath(page, at)).as_posix()
+    return Link(target, Path(target).parent.as_posix().replace("../", ""), _about(folder))
 
 
 def _about(folder: Path) -> str:
