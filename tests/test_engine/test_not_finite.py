@@ -127,9 +127,8 @@ def same(found, expected):
         assert found.ids == expected.ids and found.kl == expected.kl and found.agree == expected.agree
 
 
-def check_step(model, clean, cells, target, forced, layer, step, where, value):
+def check_step(model, clean, cells, expected, target, forced, layer, step, where, value):
     """Plant in a decode step of one row: its cell fails, with a row that is dense all do, and nothing else changes."""
-    expected = run(model, clean, cells)
     spans, batches = assign_rows(len(cells), ROWS, 2)
     if target is None:
         batch, row, steps = 0, 0, len(expected.dense.ids)
@@ -174,9 +173,9 @@ def test_a_decode_step_that_is_not_finite_fails_its_cell_alone(
     model, clean, chosen, target, forced, layer, step, where, value
 ):
     cells = [cell_of(*CELLS[n]) for n in chosen]
-    check_step(
-        model, clean, cells, None if target < 0 else target % len(cells), forced, layer, step, where, value
-    )
+    which = None if target < 0 else target % len(cells)
+    expected = run(model, clean, cells)
+    check_step(model, clean, cells, expected, which, forced, layer, step, where, value)
 
 
 @pytest.mark.slow
@@ -185,10 +184,10 @@ def test_a_decode_step_that_is_not_finite_fails_its_cell_alone(
 @pytest.mark.parametrize("forced", [False, True])
 def test_every_method_and_format_fails_where_a_step_is_not_finite(model, clean, stored, where, forced):
     cells = [cell for case in EVERY if (cell := cell_of(case, stored)) is not None]
+    expected = run(model, clean, cells)
     for target in range(len(cells)):
-        for value in VALUES:
-            layer, step = (target + 1) % LAYERS, target % NEW
-            check_step(model, clean, cells, target, forced, layer, step, where, value)
+        layer, step, value = target % LAYERS, target // LAYERS % NEW, VALUES[target % len(VALUES)]
+        check_step(model, clean, cells, expected, target, forced, layer, step, where, value)
 
 
 @pytest.mark.parametrize("value", VALUES)
