@@ -13,7 +13,7 @@ class BenchConfig:
 
     Attributes:
         run_dir: folder for table.md and bench.csv.
-        trace: folder of Claude Code sessions; None generates sessions.
+        trace: folder of kv-cache-tester's sessions; None generates sessions.
         sessions: number of generated sessions.
     """
 

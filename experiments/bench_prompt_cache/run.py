@@ -15,7 +15,7 @@ from kvbench.claude.placements import named
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.simulate import simulate
 from kvbench.claude.traces import sessions
-from kvbench.claude.traces.claude_code import Choices, ClaudeCodeTrace
+from kvbench.claude.traces.kv_cache_tester import Choices, KvCacheTesterTrace
 from kvbench.config.text import counted
 from kvbench.experiments.bench_prompt_cache.config import BenchConfig
 
@@ -68,7 +68,7 @@ def measure(
     placements: Sequence[str] = PLACEMENTS,
     repeat: int = 5,
 ) -> Speed:
-    """Replays a folder of Claude Code sessions under several placements.
+    """Replays a folder of kv-cache-tester's sessions under several placements.
 
     Args:
         folder: session files.
@@ -100,5 +100,5 @@ def measure(
     )
 
 
-def _open(folder: Path, prices: PriceBook, blocks: Literal["types", "turn", "hash"]) -> ClaudeCodeTrace:
-    return ClaudeCodeTrace(folder, prices, Choices(blocks=blocks))
+def _open(folder: Path, prices: PriceBook, blocks: Literal["types", "turn", "hash"]) -> KvCacheTesterTrace:
+    return KvCacheTesterTrace(folder, prices, Choices(blocks=blocks))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.prices import PriceBook
-from kvbench.claude.traces.claude_code import Choices
+from kvbench.claude.traces.kv_cache_tester import Choices
 from kvbench.claude.traces.open import Format
 from kvbench.claude.traces.synthetic import Synthetic, SyntheticTrace
 from kvbench.config.errors import UserError
@@ -30,7 +30,7 @@ class ReplayConfig:
         prices: price file or folder, null for the default.
         strict: stop at the first defect of the trace.
         switches: assumptions on the undocumented points.
-        choices: modelling choices of Claude Code sessions.
+        choices: modelling choices of kv-cache-tester's sessions.
         synthetic: shape of generated conversations, also for the curves.
         run_dir: output folder.
     """

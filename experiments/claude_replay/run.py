@@ -16,7 +16,7 @@ from kvbench.claude.placements import Placement, as_sent, named, none
 from kvbench.claude.planner import plan
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.simulate import Range, Trace, simulate, simulate_range
-from kvbench.claude.traces.claude_code import ClaudeCodeTrace
+from kvbench.claude.traces.kv_cache_tester import KvCacheTesterTrace
 from kvbench.claude.traces.open import FileTrace, open_trace
 from kvbench.claude.traces.recorded import RecordedTrace
 from kvbench.config.errors import UserError
@@ -116,8 +116,8 @@ def _choice_deltas(
     ranges: Mapping[str, Range],
     prices: PriceBook,
 ) -> pd.DataFrame:
-    """Effect of every alternative choice on a Claude Code trace; without plans, which hold for one choice only."""
-    if not isinstance(trace, ClaudeCodeTrace):
+    """Effect of every alternative choice on kv-cache-tester's sessions; plans hold for one choice only."""
+    if not isinstance(trace, KvCacheTesterTrace):
         return pd.DataFrame()
     fixed = {name: placement for name, placement in placements.items() if name not in PLANS}
     changed = {
@@ -137,7 +137,7 @@ def _notes(trace: Trace) -> list[str]:
         return [
             f"Rejected by the API: {counted(len(trace.rejected), 'request')}, the first is {name}: {message}"
         ]
-    if not isinstance(trace, ClaudeCodeTrace):
+    if not isinstance(trace, KvCacheTesterTrace):
         return []
     return [
         "The sessions have no content-block boundaries: `blocks` says what another cut moves.",

@@ -101,6 +101,38 @@ def gaps(seconds: Sequence[float], curves: Mapping[str, Sequence[int]], path: Pa
     _save(figure, path)
 
 
+@mpl.rc_context(style.SETTINGS)
+def bill_by_day(frame: pd.DataFrame, path: Path) -> None:
+    """What was paid on each day (UTC) by billing class, and what the same calls cost without caching.
+
+    Args:
+        frame: rows of `usage.tables.days`.
+        path: output file; its suffix selects the format.
+    """
+    figure, axes = style.panels(1)
+    bottom = pd.Series(0.0, index=frame.index)
+    days = frame["day"].astype(str)
+    for column, colour in (*BILLED, ("output", style.COLOURS[0])):
+        axes[0].bar(days, frame[column], bottom=bottom, label=column.replace("_", " "), color=colour)
+        bottom = bottom + frame[column]
+    axes[0].plot(
+        days,
+        frame["without_caching"],
+        linestyle="none",
+        marker="_",
+        markersize=9,
+        color=style.GREY,
+        label="without caching",
+    )
+    axes[0].xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes[0].set_xlabel("day, UTC")
+    axes[0].set_ylabel("USD")
+    axes[0].tick_params(axis="x", rotation=30)
+    handles, _ = axes[0].get_legend_handles_labels()
+    style.legend(figure, handles, "")
+    _save(figure, path)
+
+
 def _bars(frame: pd.DataFrame) -> tuple[style.Figure, Axes]:
     figure = style.Figure(figsize=(7.2, 0.27 * len(frame) + 1.1), layout="constrained")
     axes = figure.subplots()

@@ -9,16 +9,38 @@ from dataclasses import dataclass
 from decimal import Decimal
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
-from kvbench.claude.request import Request, Usage
+from kvbench.claude.request import Usage
 from kvbench.config.errors import UserError
 
 NANO = 1_000_000_000
 DAY = 86_400
 COLUMNS = ("base", "write_5m", "write_1h", "read", "output")
+
+
+class Terms(Protocol):
+    """What the price of a call depends on besides its tokens; a `Request` has it."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def t(self) -> float: ...
+
+    @property
+    def batch(self) -> bool: ...
+
+    @property
+    def geo(self) -> str: ...
+
+    @property
+    def speed(self) -> str: ...
+
+    @property
+    def server_tools(self) -> Mapping[str, int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +100,24 @@ class PriceBook:
     """Prices of all models, looked up by model id and time."""
 
     def __init__(
-        self, models: Mapping[str, ModelPrices], names: Mapping[str, str], multipliers: Mapping[str, Decimal]
+        self,
+        models: Mapping[str, ModelPrices],
+        names: Mapping[str, str],
+        multipliers: Mapping[str, Decimal],
+        server_tools: Mapping[str, int],
     ) -> None:
-        """Stores prices by canonical name, the canonical name of every id (dated ids too), and multipliers by name."""
+        """Stores prices.
+
+        Args:
+            models: by canonical name.
+            names: the canonical name of every id, dated ids too.
+            multipliers: by name.
+            server_tools: nano-dollars per request of Anthropic's own tools, by the field of the reported usage.
+        """
         self._models = models
         self._names = names
         self._multipliers = multipliers
+        self._server_tools = server_tools
         self._rates: dict[tuple[str, int], Row] = {}
         self._minimum: dict[tuple[str, int], int | None] = {}
 
@@ -104,6 +138,7 @@ class PriceBook:
         models: dict[str, ModelPrices] = {}
         names: dict[str, str] = {}
         multipliers: dict[str, Decimal] = {}
+        tools: dict[str, int] = {}
         for file in files:
             if not file.name.endswith(".yaml"):
                 continue
@@ -114,10 +149,13 @@ class PriceBook:
                     names.update(dict.fromkeys([name, *entry.get("ids", ())], name))
                 for name, entry in content.get("multipliers", {}).items():
                     multipliers[name] = Decimal(str(entry["times"]))
+                for name, entry in content.get("server_tools", {}).items():
+                    _check_source(entry, content["sources"])
+                    tools[name] = int(Decimal(str(entry["usd"])) * NANO)
             except (yaml.YAMLError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
                 detail = " ".join(str(error).split())
                 raise UserError(f"prices: {file.name}: {type(error).__name__}: {detail}") from error
-        return cls(models, names, multipliers)
+        return cls(models, names, multipliers, tools)
 
     def models(self) -> list[str]:
         """Canonical names of all models."""
@@ -196,11 +234,11 @@ class PriceBook:
             return row.long_rates
         return row.rates
 
-    def cost(self, request: Request, usage: Usage, *, unverified: bool = False) -> tuple[int, int]:
-        """Cost of the input and of the output of a request, nano-dollars.
+    def cost(self, request: Terms, usage: Usage, *, unverified: bool = False) -> tuple[int, int]:
+        """Cost of the input and of the output of a request, nano-dollars; its server tools belong to the output.
 
         Args:
-            request: gives model, date and multipliers.
+            request: gives model, date, multipliers and server tools.
             usage: tokens by billing class.
             unverified: apply long-prompt prices that have no primary source.
 
@@ -212,9 +250,11 @@ class PriceBook:
         if request.batch or request.geo or request.speed:
             factor, out_factor = self.multipliers(request, rates)
             paid, out = _rounded(paid * factor), _rounded(out * out_factor)
+        if request.server_tools:
+            out += sum(self._server_tools.get(name, 0) * n for name, n in request.server_tools.items())
         return paid, out
 
-    def multipliers(self, request: Request, rates: Rates) -> tuple[Decimal, Decimal]:
+    def multipliers(self, request: Terms, rates: Rates) -> tuple[Decimal, Decimal]:
         """Price factors of the input and the output of a request (R20: they stack).
 
         Raises:

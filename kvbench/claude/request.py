@@ -235,6 +235,7 @@ class Request:
         batch: sent through the Batch API.
         geo: `inference_geo`, "us" costs more.
         speed: "fast" or "".
+        server_tools: requests of Anthropic's own tools, by name, if recorded.
         blocks: the blocks, if the trace has them, for reports.
         params: the parameters that affect the prefix, as in `ParsedRequest`.
         api_reason: type of the API's own `diagnostics.cache_miss_reason`, "" if it gave none.
@@ -256,6 +257,7 @@ class Request:
     batch: bool = False
     geo: str = ""
     speed: str = ""
+    server_tools: Mapping[str, int] = field(default_factory=dict)
     tail: int = 0
     blocks: tuple[ContentBlock, ...] = ()
     params: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

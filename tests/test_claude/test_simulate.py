@@ -13,7 +13,7 @@ from kvbench.claude.placements import explicit_four, named, none, previous_turn,
 from kvbench.claude.request import ContentBlock, Hashing, append, root
 from kvbench.claude.simulate import ListTrace, Simulator, simulate, simulate_range
 from kvbench.claude.traces import sessions
-from kvbench.claude.traces.claude_code import ClaudeCodeTrace
+from kvbench.claude.traces.kv_cache_tester import KvCacheTesterTrace
 from kvbench.claude.traces.synthetic import Synthetic, SyntheticTrace
 from kvbench.config.errors import UserError
 from kvbench.experiments.bench_prompt_cache.run import measure
@@ -85,7 +85,7 @@ def test_memory_is_flat_in_the_length_of_the_trace(prices):
 def test_session_files_are_held_one_at_a_time(tmp_path, prices):
     sessions.write_sessions(tmp_path, 20)
     alive = weakref.WeakSet()
-    for request in ClaudeCodeTrace(tmp_path, prices).requests(Assumptions()):
+    for request in KvCacheTesterTrace(tmp_path, prices).requests(Assumptions()):
         alive.add(request.head)
         assert len(alive) <= 2 * max(sessions.REQUESTS)
 

@@ -1,6 +1,7 @@
 """Loaders: what they build, and what they do with bad input."""
 
 import datetime
+import gzip
 import json
 import tracemalloc
 
@@ -12,8 +13,8 @@ from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.placements import named
 from kvbench.claude.simulate import simulate
 from kvbench.claude.traces import sessions
-from kvbench.claude.traces.claude_code import Choices, ClaudeCodeTrace
 from kvbench.claude.traces.hashed import HashChain, common, cut
+from kvbench.claude.traces.kv_cache_tester import Choices, KvCacheTesterTrace
 from kvbench.claude.traces.mooncake import MooncakeTrace
 from kvbench.claude.traces.problems import Problems
 from kvbench.claude.traces.synthetic import Synthetic, SyntheticTrace
@@ -45,7 +46,7 @@ def load(tmp_path, prices):
         for number, content in enumerate(contents):
             text = content if isinstance(content, str) else json.dumps(content)
             (tmp_path / f"s{number}.json").write_text(text)
-        trace = ClaudeCodeTrace(tmp_path, prices, choices or Choices(), Problems(strict))
+        trace = KvCacheTesterTrace(tmp_path, prices, choices or Choices(), Problems(strict))
         return trace, list(trace.requests(BASE))
 
     return read
@@ -154,7 +155,7 @@ def test_a_defect_of_one_request_is_a_row(load, fields, message):
 def test_a_day_before_the_first_price_is_a_row(tmp_path, prices):
     rows = session(item(model=SONNET), item(5.0, model="claude-opus-4-5-20251101"))
     (tmp_path / "s.json").write_text(json.dumps(rows))
-    trace = ClaudeCodeTrace(tmp_path, prices, date=datetime.date(2026, 1, 1))
+    trace = KvCacheTesterTrace(tmp_path, prices, date=datetime.date(2026, 1, 1))
     assert [request.model for request in trace.requests(BASE)] == ["claude-opus-4-5"]
     assert (
         "s.json: request 0: model=claude-sonnet-4-6: its first price is of 2026-02-18"
@@ -162,15 +163,18 @@ def test_a_day_before_the_first_price_is_a_row(tmp_path, prices):
     )
 
 
-def test_a_folder_named_like_a_session_is_a_row(tmp_path, prices):
+def test_sessions_in_sub_folders_and_gzipped(tmp_path, prices):
     (tmp_path / "a.json").mkdir()
+    (tmp_path / "a.json" / "b.json.gz").write_bytes(gzip.compress(json.dumps(session(item())).encode()))
     (tmp_path / "b.json").write_text(json.dumps(session(item())))
-    trace = ClaudeCodeTrace(tmp_path, prices)
-    assert len(list(trace.requests(BASE))) == 1
-    assert "a.json: not a session (IsADirectoryError" in trace.problems.lines[0]
+    (tmp_path / "c.json.gz").write_bytes(gzip.compress(json.dumps(session(item())).encode())[:-9])
+    trace = KvCacheTesterTrace(tmp_path, prices)
+    assert [request.id for request in trace.requests(BASE)] == ["a.json/b.json.gz/0", "b.json/0"]
+    assert len({request.workspace for request in trace.requests(BASE)}) == 2
+    assert "c.json.gz: not a session (EOFError" in trace.problems.lines[0]
 
 
-def test_claude_code_session(load):
+def test_a_session(load):
     shorter = item(20.0, [*range(1, 31), 99, 98, 97], model="claude-opus-4-5-20251101")
     agent = {"type": "subagent", "t": 5.0, "tool_tokens": 128, "requests": [item(1.0)]}
     trace, requests = load(session(item(), agent, item(10.0, 50, ttft=1.5), shorter))
@@ -234,8 +238,8 @@ def test_strict_raises_at_the_first_defect(load):
 
 
 def test_an_empty_folder_is_an_error(tmp_path, prices):
-    with pytest.raises(UserError, match="no session files"):
-        ClaudeCodeTrace(tmp_path, prices)
+    with pytest.raises(UserError, match=r"no files \*\.json below it"):
+        KvCacheTesterTrace(tmp_path, prices)
 
 
 def test_mooncake(tmp_path, prices):
@@ -279,6 +283,6 @@ def test_synthetic_sessions(prices):
 def test_generated_sessions_are_reproducible_and_loadable(tmp_path, prices):
     one, two = sessions.write_sessions(tmp_path / "a", 3), sessions.write_sessions(tmp_path / "b", 3)
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
-    trace = ClaudeCodeTrace(tmp_path / "a", prices)
+    trace = KvCacheTesterTrace(tmp_path / "a", prices)
     assert len(list(trace.requests(BASE))) == 2 + 4 + 7
     assert trace.problems.lines == []

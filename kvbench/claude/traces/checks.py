@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from kvbench.claude.prices import PriceBook
+from kvbench.claude.prices import PriceBook, Terms
 from kvbench.claude.request import Request, Usage
 from kvbench.config.errors import UserError
 
@@ -28,11 +28,16 @@ def check(request: Request, prices: PriceBook) -> None:
     Raises:
         UserError: a time that is none, a day before the model's first price, or a speed that it does not offer.
     """
-    if not math.isfinite(request.t) or not 0 <= request.t < END_OF_TIME:
-        raise UserError(f"t={request.t}: must be seconds since 1970-01-01")
     if not math.isfinite(request.ttft) or request.ttft < 0:
         raise UserError(f"ttft={request.ttft}: must be seconds, not negative")
-    prices.cost(request, Usage())
+    check_terms(request, prices)
+
+
+def check_terms(call: Terms, prices: PriceBook) -> None:
+    """Checks that something billed has a time and a price; errors as in `check`."""
+    if not math.isfinite(call.t) or not 0 <= call.t < END_OF_TIME:
+        raise UserError(f"t={call.t}: must be seconds since 1970-01-01")
+    prices.cost(call, Usage())
 
 
 def whole(name: str, value: object) -> int:

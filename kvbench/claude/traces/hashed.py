@@ -1,4 +1,4 @@
-"""Prefix chains from lists of fixed-size block hashes (Claude Code and Mooncake traces)."""
+"""Prefix chains from lists of fixed-size block hashes (traces of kv-cache-tester and Mooncake)."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kvbench.claude.assumptions import Assumptions
+from kvbench.claude.files import lines_of
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import MESSAGES, TEXT, Node, Request, mix, root
 from kvbench.claude.simulate import Trace
@@ -27,7 +28,7 @@ class MooncakeTrace(Trace):
     """One file, read line by line.
 
     Attributes:
-        path: the JSONL file.
+        path: the JSONL file; .gz too.
         prices: defines the known models.
         model: model to price every request with.
         block_size: tokens per hash id.
@@ -53,7 +54,7 @@ class MooncakeTrace(Trace):
         """
         self.path = Path(self.path)
         if not self.path.is_file():
-            raise UserError(f"trace={self.path}: no such file")
+            raise UserError(f"trace={self.path}: no such file; a Mooncake trace is one file")
         self.model = self.prices.resolve(self.model)
         self._reported = False
 
@@ -62,26 +63,23 @@ class MooncakeTrace(Trace):
         problems = Problems() if self._reported else self.problems
         start = datetime.datetime.combine(self.date, datetime.time(), datetime.UTC).timestamp()
         latest = start
-        with self.path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                place = f"{self.path.name}, line {number}"
-                try:
-                    request = self._request(json.loads(line), start, f"{self.path.name}/{number}")
-                except UserError as error:
-                    problems.skip(place, str(error))
-                    continue
-                except MALFORMED as error:
-                    problems.skip(place, f"{type(error).__name__}: {error}")
-                    continue
-                if request.t < latest:
-                    problems.corrected(
-                        place, "its timestamp runs backwards; set to the time of the previous line"
-                    )
-                    request.t = latest
-                latest = request.t
-                yield request
+        for number, line in lines_of(self.path, self.path.name, problems):
+            place = f"{self.path.name}, line {number}"
+            try:
+                request = self._request(json.loads(line), start, f"{self.path.name}/{number}")
+            except UserError as error:
+                problems.skip(place, str(error))
+                continue
+            except MALFORMED as error:
+                problems.skip(place, f"{type(error).__name__}: {error}")
+                continue
+            if request.t < latest:
+                problems.corrected(
+                    place, "its timestamp runs backwards; set to the time of the previous line"
+                )
+                request.t = latest
+            latest = request.t
+            yield request
         self._reported = True
 
     def _request(self, row: dict[str, Any], start: float, name: str) -> Request:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import datetime
-import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+from kvbench.claude.files import files_of, objects_of
 from kvbench.claude.prices import PriceBook
-from kvbench.claude.traces.claude_code import Choices, ClaudeCodeTrace
+from kvbench.claude.traces.kv_cache_tester import Choices, KvCacheTesterTrace
 from kvbench.claude.traces.mooncake import MooncakeTrace
 from kvbench.claude.traces.problems import Problems
 from kvbench.claude.traces.recorded import RecordedTrace
+from kvbench.claude.usage import transcripts
 from kvbench.config.errors import UserError
 
-Format = Literal["auto", "claude_code", "mooncake", "recorded"]
-FileTrace = ClaudeCodeTrace | MooncakeTrace | RecordedTrace
+Format = Literal["auto", "kv_cache_tester", "claude_code", "mooncake", "recorded"]
+FORMATS: tuple[str, ...] = get_args(Format)[1:]
+FileTrace = KvCacheTesterTrace | MooncakeTrace | RecordedTrace
 
 
 def open_trace(
@@ -31,41 +33,62 @@ def open_trace(
     """Opens a trace.
 
     Args:
-        path: a folder of Claude Code sessions, one session file, or a JSONL file.
+        path: a file, or a folder with files of one format, also in sub-folders and gzipped; a Mooncake trace is a file.
         prices: the price book.
-        format: format of the file; "auto" detects it.
-        choices: modelling choices of Claude Code sessions.
+        format: format of the files; "auto" detects it.
+        choices: modelling choices of kv-cache-tester's sessions.
         model: model of a Mooncake trace, which contains none.
         date: first day of a trace without dates.
         strict: stop at the first defect.
 
     Raises:
-        UserError: no such file, or an undetectable format.
+        UserError: no such file, an undetectable format, or one without prompts.
     """
     path = Path(path)
     if format == "auto":
         format = _guess(path)
     problems = Problems(strict)
     if format == "claude_code":
-        return ClaudeCodeTrace(path, prices, choices or Choices(), problems, date)
+        _refuse_former_name(path)
+        raise UserError(
+            f"trace={path}: transcripts of Claude Code hold usage but not the prompts as sent, so no placement can be "
+            "replayed; experiment=claude_bill says what they cost"
+        )
+    if format == "kv_cache_tester":
+        return KvCacheTesterTrace(path, prices, choices or Choices(), problems, date)
     if format == "mooncake":
         return MooncakeTrace(path, prices, model, date=date, problems=problems)
     return RecordedTrace(path, prices, problems=problems)
 
 
 def _guess(path: Path) -> Format:
-    if not path.exists():
-        raise UserError(f"trace={path}: no such file or folder")
-    if path.is_dir() or path.suffix == ".json":
-        return "claude_code"
-    with path.open("rb") as lines:
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(row, dict) and "blocks" in row:
-                return "recorded"
-            if isinstance(row, dict) and "hash_ids" in row:
-                return "mooncake"
-    raise UserError(f"trace={path}: cannot tell its format; give format=claude_code, mooncake or recorded")
+    for file in files_of(path, (".json", ".jsonl")):
+        for row in objects_of(file):
+            if (found := _format(row)) is not None:
+                return found
+    raise UserError(
+        f"trace={path}: cannot tell its format; give format={', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+    )
+
+
+def _format(row: object) -> Format | None:
+    """Format of a file by its first object."""
+    if not isinstance(row, dict):
+        return None
+    if "block_size" in row and "requests" in row:
+        return "kv_cache_tester"
+    if "blocks" in row:
+        return "recorded"
+    if "hash_ids" in row:
+        return "mooncake"
+    return "claude_code" if transcripts.looks_so(row) else None
+
+
+def _refuse_former_name(path: Path) -> None:
+    """The format of kv-cache-tester had the name claude_code."""
+    for file in files_of(path, (".json", ".jsonl"))[:1]:
+        if "kv_cache_tester" in map(_format, objects_of(file)):
+            raise UserError(
+                f"trace={path}: {file.name} is a session of kv-cache-tester; give format=kv_cache_tester (claude_code "
+                "are Claude Code's own transcripts)"
+            )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvbench.claude.assumptions import Assumptions
+from kvbench.claude.files import files_of, lines_of, place_of
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import (
     KINDS,
@@ -40,10 +41,13 @@ WINDOW = 256  # maximum of concurrent requests
 
 @dataclass
 class RecordedTrace(Trace):
-    """One recorded file, read line by line.
+    """Recorded files, read line by line.
+
+    The files of a folder are recordings of their own: their conversations and workspaces are apart, because the names
+    that a recorder gives hold in one file only.
 
     Attributes:
-        path: the JSONL file.
+        path: the JSONL file, or a folder of them and of sub-folders; .gz too.
         prices: defines the known models.
         calibrate: scale the token counts of new blocks so that prompts add up to their recorded usage.
         problems: collects defects of the file on the first pass.
@@ -57,22 +61,27 @@ class RecordedTrace(Trace):
     rejected: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Validates the path.
+        """Lists the files.
 
         Raises:
             UserError: no such file.
         """
         self.path = Path(self.path)
-        if not self.path.is_file():
-            raise UserError(f"trace={self.path}: no such file")
+        self.files = files_of(self.path, (".jsonl",))
         self._reported = False
 
     def requests(self, assumptions: Assumptions) -> Iterator[Request]:
         """See Trace; lines are ordered by the end of the response, requests are yielded by start time."""
         problems = Problems() if self._reported else self.problems
+        files = [self._file(file, assumptions.hashing, problems) for file in self.files]
+        yield from heapq.merge(*files, key=lambda request: request.t)
+        self._reported = True
+
+    def _file(self, file: Path, hashing: Hashing, problems: Problems) -> Iterator[Request]:
+        """The requests of one file by start time."""
         waiting: list[tuple[float, int, Request]] = []
         latest = float("-inf")
-        for number, request in self._lines(assumptions.hashing, problems):
+        for number, request in self._lines(file, hashing, problems):
             heapq.heappush(waiting, (request.t, number, request))
             if len(waiting) > WINDOW:
                 latest = max(latest, waiting[0][0])
@@ -80,50 +89,50 @@ class RecordedTrace(Trace):
         while waiting:
             latest = max(latest, waiting[0][0])
             yield _not_before(latest, heapq.heappop(waiting)[2])
-        self._reported = True
 
-    def _lines(self, hashing: Hashing, problems: Problems) -> Iterator[tuple[int, Request]]:
+    def _lines(self, file: Path, hashing: Hashing, problems: Problems) -> Iterator[tuple[int, Request]]:
         sessions: dict[str, _Session] = {}
         names: set[str] = set()
         ended = float("-inf")
-        with self.path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                where = f"{self.path.name}, line {number}"
-                try:
-                    row = json.loads(line)
-                    request = self._row(row, sessions, hashing)
-                    end = float(row["t"]) + float(row.get("duration") or 0.0)
-                except UserError as error:
-                    problems.skip(where, str(error))
-                    continue
-                except MALFORMED as error:
-                    problems.skip(where, f"{type(error).__name__}: {error}")
-                    continue
-                if request is None:
-                    continue
-                # tolerate a millisecond of rounding
-                if end < ended - 1e-3:
-                    problems.corrected(where, "its time runs backwards; used in order of start time")
-                ended = max(ended, end) if math.isfinite(end) else ended
-                if request.id in names:
-                    problems.corrected(where, f"its id {request.id} is used before; the line is added to it")
-                    request.id = f"{request.id}, line {number}"
-                names.add(request.id)
-                yield number, request
+        place = place_of(file, self.path)
+        prefix = "" if file == self.path else f"{place}: "
+        for number, line in lines_of(file, place, problems):
+            where = f"{place}, line {number}"
+            try:
+                row = json.loads(line)
+                request = self._row(row, sessions, hashing, prefix)
+                end = float(row["t"]) + float(row.get("duration") or 0.0)
+            except UserError as error:
+                problems.skip(where, str(error))
+                continue
+            except MALFORMED as error:
+                problems.skip(where, f"{type(error).__name__}: {error}")
+                continue
+            if request is None:
+                continue
+            # tolerate a millisecond of rounding
+            if end < ended - 1e-3:
+                problems.corrected(where, "its time runs backwards; used in order of start time")
+            ended = max(ended, end) if math.isfinite(end) else ended
+            if request.id in names:
+                problems.corrected(where, f"its id {request.id} is used before; the line is added to it")
+                request.id = f"{request.id}, line {number}"
+            names.add(request.id)
+            yield number, request
 
-    def _row(self, row: Mapping[str, Any], sessions: dict[str, _Session], hashing: Hashing) -> Request | None:
+    def _row(
+        self, row: Mapping[str, Any], sessions: dict[str, _Session], hashing: Hashing, prefix: str
+    ) -> Request | None:
         if row.get("status", 200) >= 400:
             if not self._reported:
-                self.rejected.append((row["id"], (row.get("error") or {}).get("message", "")))
+                self.rejected.append((f"{prefix}{row['id']}", (row.get("error") or {}).get("message", "")))
             return None
         session = sessions.setdefault(row.get("session", ""), _Session())
         # first of all, because later lines extend this prompt even if nothing else of the line can be used
         prompt, same = session.read(row)
         model = self.prices.resolve(row["model"])
         hidden = split_hidden(self.prices.tool_prompt(model, row.get("tool_prompt", "")), hashing)
-        usage = _usage(row.get("usage"))
+        usage = usage_of(row.get("usage"))
         if usage is not None and self.calibrate:
             prompt.calibrate(row, same, usage, hidden)
         params = row.get("params") or {}
@@ -141,15 +150,15 @@ class RecordedTrace(Trace):
             raise UserError(wrong)
         tools_end, system_end = tier_ends(nodes)
         request = Request(
-            id=str(row["id"]),
+            id=f"{prefix}{row['id']}",
             t=float(row["t"]),
             model=model,
             head=nodes[-1],
             tools_end=tools_end,
             system_end=system_end,
             markers=markers,
-            session=row.get("session", ""),
-            workspace=row.get("workspace", "default"),
+            session=f"{prefix}{row.get('session', '')}",
+            workspace=f"{prefix}{row.get('workspace', 'default')}",
             ttft=float(row.get("ttft") or 0.0),
             output=usage.output if usage is not None else int(row.get("output") or 0),
             usage=usage,
@@ -157,6 +166,7 @@ class RecordedTrace(Trace):
             batch=bool(row.get("batch")),
             geo=row.get("geo", ""),
             speed=row.get("speed", ""),
+            server_tools=tools_of(row.get("server_tools")),
             tail=hidden[1],
             blocks=parsed.blocks,
             params=params,
@@ -304,7 +314,21 @@ def _block(entry: Mapping[str, Any]) -> ContentBlock:
     )
 
 
-def _usage(entry: Mapping[str, Any] | None) -> Usage | None:
+def tools_of(entry: Mapping[str, Any] | None) -> Mapping[str, int]:
+    """Requests of Anthropic's own tools on a trace line.
+
+    Raises:
+        UserError: a count that is none.
+    """
+    return {str(name): whole(f"server_tools.{name}", count) for name, count in (entry or {}).items()}
+
+
+def usage_of(entry: Mapping[str, Any] | None) -> Usage | None:
+    """The usage of a trace line, None without one.
+
+    Raises:
+        UserError: a count that is none.
+    """
     if entry is None:
         return None
     if any(not isinstance(value, int) or value < 0 for value in entry.values()):

@@ -1,4 +1,4 @@
-"""Generates sessions in the Claude Code trace format, similar in size and shape to real ones.
+"""Generates sessions in kv-cache-tester's format, similar in size and shape to real ones.
 
 They replace real sessions in tests and benchmarks; their costs are not representative of real traffic.
 """

@@ -1,4 +1,4 @@
-"""Claude Code sessions in the JSON format of the kv-cache-tester project: one file per session.
+"""Sessions of the kv-cache-tester project (callanjfox/kv-cache-tester), recorded from Claude Code: a JSON file each.
 
 The traces contain hash ids of 64-token blocks, but no content-block boundaries, no dates and mostly no time to first
 byte. `Choices` names what is assumed instead; `Choices.flips` yields the alternatives.
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kvbench.claude.assumptions import Assumptions
+from kvbench.claude.files import UNREADABLE, content_of, files_of, place_of
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import SYSTEM, TEXT, THINKING, TOOL_RESULT, TOOL_USE, TOOLS, Request, digest
 from kvbench.claude.simulate import Trace
@@ -51,11 +52,11 @@ class Choices:
 
 
 @dataclass
-class ClaudeCodeTrace(Trace):
+class KvCacheTesterTrace(Trace):
     """All sessions of a folder in sequence; only one file is held in memory at a time.
 
     Attributes:
-        path: a folder of JSON files, or one file.
+        path: a JSON file, or a folder of them and of sub-folders; .gz too.
         prices: defines the known models.
         choices: modelling choices.
         problems: collects defects of the files on the first pass.
@@ -75,9 +76,7 @@ class ClaudeCodeTrace(Trace):
             UserError: no such folder, or no JSON file in it.
         """
         self.path = Path(self.path)
-        self.files = sorted(self.path.glob("*.json")) if self.path.is_dir() else [self.path]
-        if not any(file.is_file() for file in self.files):
-            raise UserError(f"trace={self.path}: no session files (*.json) there")
+        self.files = files_of(self.path, (".json",))
         self._reported = False
 
     def requests(self, assumptions: Assumptions) -> Iterator[Request]:
@@ -88,19 +87,20 @@ class ClaudeCodeTrace(Trace):
 
     def _session(self, file: Path) -> Iterable[Request]:
         problems = Problems(strict=self.problems.strict) if not self._reported else Problems()
+        place = place_of(file, self.path)
         try:
-            session = json.loads(file.read_bytes())
+            session = json.loads(content_of(file))
             items, size = session["requests"], session["block_size"]
             tiers = (session["tool_tokens"], session["system_tokens"])
             _require(isinstance(items, list) and isinstance(size, int) and size > 0, "requests or block_size")
             _require(all(isinstance(n, int) and n >= 0 for n in tiers), "tool_tokens or system_tokens")
-        except (*MALFORMED, OSError) as error:
+        except (*MALFORMED, *UNREADABLE) as error:
             line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-            problems.skip(f"{file.name}{line}", f"not a session ({type(error).__name__}: {error})")
+            problems.skip(f"{place}{line}", f"not a session ({type(error).__name__}: {error})")
             self._report(problems)
             return []
         start = datetime.datetime.combine(self.date, datetime.time(), datetime.UTC).timestamp()
-        reader = _Session(file.name, size, self.prices, self.choices, problems)
+        reader = _Session(place, size, self.prices, self.choices, problems)
         requests = reader.read(items, start, tiers, "")
         if len(reader.agents) > 1:
             requests.sort(key=lambda request: request.t)

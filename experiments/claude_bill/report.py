@@ -1,0 +1,112 @@
+"""Tables and figure of a bill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from kvbench.claude.plots import bill_by_day
+from kvbench.claude.prices import PriceBook
+from kvbench.claude.usage import tables
+from kvbench.claude.usage.account import Account, Pings, account
+from kvbench.claude.usage.open import BilledCalls, read_calls
+from kvbench.config.text import counted
+from kvbench.config.typed import as_yaml
+from kvbench.experiments.claude_bill.config import BillConfig
+from kvbench.report.format import escaped
+
+GUIDE = (
+    "Paid: the usage that the API reported, at list prices of its day; your contract, taxes and credits are not in it. "
+    "Without caching: the same calls with every input token at the base price. Tokens are input tokens."
+)
+ASSUMPTIONS = (
+    "Each conversation is taken alone; a sub-agent is a conversation of its own. What another conversation kept alive "
+    "shows as read tokens and is no loss.",
+    "A gap runs from the start of one call to the start of the next: a lifetime begins with the request that writes or "
+    "reads the entry.",
+    "A loss is what the call before had in the cache and this one did not read; where the prompt itself became another "
+    "one, it is an upper bound.",
+    "An entry lives as long as its lifetime and no longer; in truth at least as long.",
+)
+MOST = 200  # defects that the page shows; problems.txt has all
+
+
+def write_report(cfg: BillConfig) -> Path:
+    """Writes tables, figure and config.yaml into the run's folder; returns the Markdown file."""
+    assert cfg.trace is not None  # the configuration refuses it
+    prices = PriceBook.load(cfg.prices)
+    path = Path(cfg.trace).expanduser()
+    found = read_calls(path, prices, format=cfg.format, input_tokens=cfg.input_tokens, strict=cfg.strict)
+    pings = Pings(cfg.ping_every, cfg.ping_for)
+    result = account(found.calls, prices, pings)
+    folder = Path(cfg.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    models = tables.sums(result.models, result.total)
+    instead = tables.instead(result, pings)
+    tables.losses(result).to_csv(folder / "losses.csv", index=False)
+    models.to_csv(folder / "models.csv", index=False)
+    instead.to_csv(folder / "instead.csv", index=False)
+    days = tables.days(found.calls, prices)
+    days.to_csv(folder / "days.csv", index=False)
+    bill_by_day(days, folder / "figures" / "days.svg")
+    table = folder / "table.md"
+    table.write_text(_text(path, found, result, models, instead), encoding="utf-8")
+    (folder / "problems.txt").write_text(
+        "".join(f"{line}\n" for line in found.problems.lines), encoding="utf-8"
+    )
+    (folder / "config.yaml").write_text(as_yaml(cfg), encoding="utf-8")
+    return table
+
+
+def _text(
+    path: Path, found: BilledCalls, result: Account, models: pd.DataFrame, instead: pd.DataFrame
+) -> str:
+    total = result.total
+    saved = total.plain - total.paid
+    parts = [
+        f"# What {escaped(path.name)} cost\n",
+        f"{counted(total.calls, 'call')}: **{tables.usd(total.paid):,.2f} USD** at list prices. Without caching "
+        f"{tables.usd(total.plain):,.2f} USD: caching saved {tables.usd(saved):,.2f} USD"
+        f"{f' ({saved / total.plain:.0%})' if total.plain else ''}.\n",
+        f"{GUIDE}\n",
+        "## By model\n",
+        tables.sums_text(models),
+    ]
+    if len(result.agents) > 1:
+        parts += [
+            "## Main conversations and sub-agents\n",
+            tables.sums_text(tables.sums(result.agents, total)),
+        ]
+    parts += [
+        "## What was paid again, and why\n",
+        tables.losses_text(result),
+        "## What other settings would have cost\n",
+        tables.instead_text(instead),
+    ]
+    if total.recorded_usd:
+        parts.append(
+            f"The files themselves say {total.recorded_usd:,.2f} USD, list prices {tables.usd(total.paid):,.2f} USD.\n"
+        )
+    parts += ["## What this rests on\n", *(f"- {line}" for line in _notes(found, result)), ""]
+    if found.problems.lines:
+        lines = found.problems.lines
+        parts += ["## Defects\n", *(f"- {escaped(line)}" for line in lines[:MOST])]
+        parts += [f"- and {len(lines) - MOST:,} more in problems.txt"] if len(lines) > MOST else []
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _notes(found: BilledCalls, result: Account) -> list[str]:
+    lines = [f"Read: {source}." for source in found.sources]
+    lines += [*found.notes, *ASSUMPTIONS]
+    if result.copies:
+        lines.append(
+            f"Copies of answers in other files (resumed conversations), not counted again: {result.copies:,}."
+        )
+    if result.sessionless:
+        lines.append(
+            f"Calls without a conversation, where gaps and switches cannot be seen: {result.sessionless:,}."
+        )
+    lines += [f"Left out, {escaped(what)}: {count:,}." for what, count in sorted(found.left.items())]
+    return lines

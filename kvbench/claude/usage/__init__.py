@@ -1,0 +1,1 @@
+"""What was billed, from files that hold usage and no prompts."""
