@@ -36,7 +36,7 @@ class BillConfig:
 
     def __post_init__(self) -> None:
         if self.trace is None:
-            raise UserError("trace: give a file or folder, as trace=~/.claude/projects")
+            raise UserError("trace: give a file or folder, as trace=$HOME/.claude/projects")
         if not 0 < self.ping_every < TTL_SECONDS["5m"]:
             raise UserError(
                 f"ping_every: {self.ping_every:g} is not allowed, give more than 0 and less than 300, the lifetime of "

@@ -64,25 +64,27 @@ def _text(
 ) -> str:
     total = result.total
     saved = total.plain - total.paid
+    digits = tables.digits_of(total.paid)
+    share = f" ({abs(saved) / total.plain:.0%})" if total.plain else ""
+    caching = f"caching {'saved' if saved >= 0 else 'cost'} {tables.usd(abs(saved)):,.{digits}f} USD{share}"
     parts = [
         f"# What {escaped(path.name)} cost\n",
-        f"{counted(total.calls, 'call')}: **{tables.usd(total.paid):,.2f} USD** at list prices. Without caching "
-        f"{tables.usd(total.plain):,.2f} USD: caching saved {tables.usd(saved):,.2f} USD"
-        f"{f' ({saved / total.plain:.0%})' if total.plain else ''}.\n",
+        f"{counted(total.calls, 'call')}: **{tables.usd(total.paid):,.{digits}f} USD** at list prices. Without caching "
+        f"{tables.usd(total.plain):,.{digits}f} USD: {caching}.\n",
         f"{GUIDE}\n",
         "## By model\n",
-        tables.sums_text(models),
+        tables.sums_text(models, digits),
     ]
     if len(result.agents) > 1:
         parts += [
             "## Main conversations and sub-agents\n",
-            tables.sums_text(tables.sums(result.agents, total)),
+            tables.sums_text(tables.sums(result.agents, total), digits),
         ]
     parts += [
         "## What was paid again, and why\n",
-        tables.losses_text(result),
+        tables.losses_text(result, digits),
         "## What other settings would have cost\n",
-        tables.instead_text(instead),
+        tables.instead_text(instead, digits),
     ]
     if total.recorded_usd:
         parts.append(

@@ -22,6 +22,11 @@ GAPS = (
 )
 
 
+def digits_of(total: int) -> int:
+    """Decimals of dollars for amounts up to a total in nano-dollars: four below ten dollars."""
+    return 4 if total < 10 * NANO else 2
+
+
 def usd(nano: int) -> float:
     """Nano-dollars in dollars, for tables only."""
     return nano / NANO
@@ -49,8 +54,8 @@ def sums(parts: Mapping[str, ModelSum], total: ModelSum) -> pd.DataFrame:
     )
 
 
-def sums_text(frame: pd.DataFrame) -> str:
-    """`sums` as Markdown."""
+def sums_text(frame: pd.DataFrame, digits: int) -> str:
+    """`sums` as Markdown, with so many decimals of dollars."""
     header = [
         "",
         "calls",
@@ -67,7 +72,10 @@ def sums_text(frame: pd.DataFrame) -> str:
         [
             str(row["of"]),
             f"{row['calls']:,}",
-            *(f"{row[name]:,.2f}" for name in ("paid_usd", "output_usd", "without_caching_usd", "saved_usd")),
+            *(
+                f"{row[name]:,.{digits}f}"
+                for name in ("paid_usd", "output_usd", "without_caching_usd", "saved_usd")
+            ),
             *(f"{row[name]:,}" for name in ("read", "write_5m", "write_1h", "uncached")),
         ]
         for row in frame.to_dict("records")
@@ -125,8 +133,8 @@ def losses(found: Account) -> pd.DataFrame:
     )
 
 
-def losses_text(found: Account) -> str:
-    """What was paid again, by cause; idle gaps by length."""
+def losses_text(found: Account, digits: int) -> str:
+    """What was paid again, by cause; idle gaps by length; with so many decimals of dollars."""
     groups: list[tuple[str, str, Sequence[Loss]]] = []
     for cause, text in CAUSES.items():
         of_cause = [loss for loss in found.losses if loss.cause == cause]
@@ -142,7 +150,7 @@ def losses_text(found: Account) -> str:
             name,
             f"{len(part):,}",
             f"{sum(x.tokens for x in part):,}",
-            f"{usd(sum(x.cost for x in part)):,.2f}",
+            f"{usd(sum(x.cost for x in part)):,.{digits}f}",
             text,
         ]
         for name, text, part in groups
@@ -159,7 +167,9 @@ def losses_text(found: Account) -> str:
 def instead(found: Account, pings: Pings) -> pd.DataFrame:
     """What other settings would have cost, in dollars."""
     paid, result = found.total.paid, found.pings
-    during = result.cost - result.cost_after_the_end
+    late = result.cost_after_the_end
+    during = result.cost - late
+    digits = digits_of(paid)
     rows = [
         ("as billed", paid, ""),
         ("no caching", found.total.plain, "every input token at the base price"),
@@ -176,13 +186,13 @@ def instead(found: Account, pings: Pings) -> pd.DataFrame:
         (
             f"pings every {pings.every:g} s, only in gaps that end",
             paid + during - result.saved,
-            f"{counted(result.sent - result.sent_after_the_end, 'ping')} of {usd(during):,.2f} USD keep "
+            f"{counted(result.sent - result.sent_after_the_end, 'ping')} of {usd(during):,.{digits}f} USD keep "
             f"{counted(result.kept, 'gap')} alive; one cannot know which gaps end",
         ),
         (
             f"the same, up to {pings.limit:g} s after every call",
             paid + result.cost - result.saved,
-            f"{counted(result.sent_after_the_end, 'ping')} more, of {usd(result.cost_after_the_end):,.2f} USD, after "
+            f"{counted(result.sent_after_the_end, 'ping')} more, of {usd(late):,.{digits}f} USD, after "
             "the last call of a conversation",
         ),
     ]
@@ -194,10 +204,10 @@ def instead(found: Account, pings: Pings) -> pd.DataFrame:
     )
 
 
-def instead_text(frame: pd.DataFrame) -> str:
-    """`instead` as Markdown."""
+def instead_text(frame: pd.DataFrame, digits: int) -> str:
+    """`instead` as Markdown, with so many decimals of dollars."""
     rows = [
-        [row["instead"], f"{row['usd']:,.2f}", f"{row['change_usd']:+,.2f}", row["how"]]
+        [row["instead"], f"{row['usd']:,.{digits}f}", f"{row['change_usd']:+,.{digits}f}", row["how"]]
         for row in frame.to_dict("records")
     ]
     return markdown_table(["", "USD", "change", ""], rows, right=[False, True, True, False]) + "\n"
