@@ -139,7 +139,7 @@ def _score_part(
     loaded = at.run.loaded
     provenance.reset_peak(loaded.device)
     display.stage("prefill")
-    snapshot = _prefill(at, part, cells)
+    snapshot = prefill_part(at, part, cells)
     display.stage("compress and decode")
     layer = snapshot.layers[0]
     shape = Shape(snapshot.length, at.group.sample.max_new_tokens, layer.num_layers, layer.k_HTD.shape[-1])
@@ -178,7 +178,7 @@ def _record(
         return Failure.of(error, "score")
 
 
-def _prefill(at: PromptContext, part: Part, cells: Sequence[Cell]) -> Snapshot:
+def prefill_part(at: PromptContext, part: Part, cells: Sequence[Cell]) -> Snapshot:
     """The snapshot with everything that the cells' methods need.
 
     Raises:

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from kvbench import __version__
@@ -130,6 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "cell", nargs="+", metavar="CELL", help="its id or the beginning of it, or FIELD=VALUE"
     )
+    text = "leave out the kept and evicted tokens, which need the model"
+    explain.add_argument("--no-tokens", action="store_true", help=text)
     compare = add("compare", _compare, "two runs, paired on the same samples")
     compare.add_argument("folders", nargs=2, metavar="RUN", help=a_run)
     claims = add(
@@ -195,6 +197,22 @@ def _explain(args: argparse.Namespace) -> None:
     from kvbench import report
 
     print(report.explain(args.folder, *args.cell))
+    if not args.no_tokens:
+        print(f"\n{_kept(report.find(args.folder, *args.cell))}")
+
+
+def _kept(record: Mapping[str, Any]) -> str:
+    """What a cell keeps of its prompt, or why that cannot be shown."""
+    if record.get("timing") == "isolated":
+        return "tokens kept after prefill: shown for cells with answers, this one measures times"
+    text = f"kvbench: loads the model {record.get('model')} to compress the cell again; --no-tokens leaves that out"
+    print(text, file=sys.stderr, flush=True)
+    from kvbench.experiments.accuracy import kept
+
+    try:
+        return kept.shown(kept.kept_prompt(record))
+    except UserError as error:
+        return f"tokens kept after prefill: cannot be shown: {error}"
 
 
 def _ls(args: argparse.Namespace) -> None:

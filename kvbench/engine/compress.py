@@ -124,6 +124,22 @@ def cell_lanes(
     return make_lanes(layer, cell, rule, kept, rows, room, share, carried)
 
 
+def kept_tokens(snapshot: Snapshot, cell: Resolved) -> list[Kept | None]:
+    """What a cell keeps of each layer after prefill; None for everything.
+
+    Raises:
+        AuditError: the eviction kept tokens that it may not keep.
+        NotFiniteError: its scores are not finite.
+    """
+    kept_so_far: dict[tuple[Any, ...], list[Kept]] = {}
+    found: list[Kept | None] = []
+    for layer in snapshot.layers:
+        tokens = cell.rules[layer.layer].keep
+        found.append(None if tokens is None else _keep(layer, cell, tokens, {}, kept_so_far))
+        layer.forget()
+    return found
+
+
 def _keep(
     layer: LayerSnapshot, cell: Resolved, tokens: int, scores: dict[Eviction, Any],
     kept_so_far: dict[tuple[Any, ...], list[Kept]],

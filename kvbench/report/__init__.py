@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kvbench.report.clusters import Clusters
     from kvbench.report.comparison import compare, comparison_text
-    from kvbench.report.console import explain, status
+    from kvbench.report.console import explain, find, status
     from kvbench.report.files import page_of, write_report
     from kvbench.report.overview import write_index
     from kvbench.report.run import Run, load
@@ -17,6 +17,7 @@ __all__ = [
     "compare",
     "comparison_text",
     "explain",
+    "find",
     "load",
     "page_of",
     "status",
@@ -30,6 +31,7 @@ _MODULES = {
     "compare": "comparison",
     "comparison_text": "comparison",
     "explain": "console",
+    "find": "console",
     "load": "run",
     "page_of": "files",
     "status": "console",

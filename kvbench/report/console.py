@@ -88,12 +88,8 @@ def explain(run: str | Path, *cell: str) -> str:
     Raises:
         UserError: no such run; no or several such cells.
     """
-    view = load(run)
+    view, record = load(run), find(run, *cell)
     records = view.cells_of_methods()
-    found = [record for record in records if all(_meets(record, word) for word in cell)]
-    if len(found) != 1:
-        raise UserError(_not_one(records, found, cell))
-    record = found[0]
     width = max(map(len, record))
     lines = [f"cell {record['cell']} of {view.path}"]
     lines += [
@@ -115,6 +111,19 @@ def explain(run: str | Path, *cell: str) -> str:
     if "command" in record:
         lines += ["", "repeat with", f"  {record['command']}"]
     return "\n".join(lines)
+
+
+def find(run: str | Path, *cell: str) -> Record:
+    """The row of the cell that `explain` is asked for.
+
+    Raises:
+        UserError: no such run; no or several such cells.
+    """
+    records = load(run).cells_of_methods()
+    found = [record for record in records if all(_meets(record, word) for word in cell)]
+    if len(found) != 1:
+        raise UserError(_not_one(records, found, cell))
+    return found[0]
 
 
 def _meets(record: Record, word: str) -> bool:

@@ -145,6 +145,10 @@ class Renderer:
         """Number of tokens of the sample's prompt."""
         return len(self._encode(self._text(sample)[0])["input_ids"])
 
+    def spans(self, prompt: Prompt) -> list[tuple[int, int]]:
+        """Character range [start, end) in `prompt.text` of every token of a prompt; empty for special tokens."""
+        return self._encode(prompt.text)["offset_mapping"]
+
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Character range [start, end) of every token of a text, without special tokens."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)

@@ -246,7 +246,9 @@ def test_a_run_from_command_to_report(here: Path, tiny_model_dir, capsys: pytest
         fails(capsys, "explain", "tiny", "method=dense", "budget=64")
         == "cell: no cell has method=dense budget=64"
     )
-    assert cli.main(["explain", "tiny", "method=snapkv[kernel=5]", "budget=64", "sample=0"]) == 0
+    assert (
+        cli.main(["explain", "tiny", "method=snapkv[kernel=5]", "budget=64", "sample=0", "--no-tokens"]) == 0
+    )
     assert f"cell {rows[1]['cell']} of" in capsys.readouterr().out
-    assert cli.main(["explain", "tiny", rows[1]["cell"][:8]]) == 0
+    assert cli.main(["explain", "tiny", rows[1]["cell"][:8], "--no-tokens"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].lstrip().startswith("kvbench run ")
