@@ -54,7 +54,7 @@ def test_a_whole_number_of_any_library_is_a_budget(tokens):
     assert text({"budget.tokens": [tokens]}) == text({"budget.tokens": [16]})
 
 
-@pytest.mark.parametrize("tokens", NOT_WHOLE, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize("tokens", NOT_WHOLE, ids=lambda value: repr(value).partition(" at 0x")[0][:30])
 def test_anything_else_is_refused_in_one_line(tokens, monkeypatch):
     with pytest.raises(UserError, match=r"^budget\.tokens: .* is not a whole number above 0$") as error:
         Budget(tokens=tokens)
@@ -82,7 +82,7 @@ def test_fractions(ratio):
     assert len(kvbench.keep("knorm", *DATA, ratio=ratio)[0][0]) == 60 * expected // 100
 
 
-@pytest.mark.parametrize("ratio", NOT_FRACTIONS, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize("ratio", NOT_FRACTIONS, ids=lambda value: repr(value).partition(" at 0x")[0][:30])
 def test_anything_else_is_not_a_fraction(ratio):
     with pytest.raises(UserError, match=r"^budget\.ratio: .*is not in \(0, 1\]$") as error:
         Budget(ratio=ratio)
