@@ -126,7 +126,7 @@ def test_tensors_that_are_not_finite_are_refused(place, bad):
     data = [x.clone() for x in DATA]
     data[place][0, 1, 17, 3] = bad
     for name in ("knorm", "snapkv", "egchunkkv", "h2o"):
-        with pytest.raises(UserError, match=rf"^{'qkv'[place]}: [^\n]*NaN or an infinity among the numbers$"):
+        with pytest.raises(UserError, match=rf"^{'qkv'[place]}: holds NaN or an infinity$"):
             kvbench.keep(name, *data, tokens=16)
     if place:
         with pytest.raises(UserError, match="NaN or an infinity"):
