@@ -16,6 +16,8 @@ from kvbench.report import style
 from kvbench.report.format import markdown_table, number
 from kvbench.report.plots import save
 
+DOLLARS = "Modelled dollars per generated token, of dense's, by length of the prompt."
+
 
 def write_report(frame: pd.DataFrame, folder: Path) -> Path:
     """Write everything to a folder.
@@ -32,10 +34,15 @@ def write_report(frame: pd.DataFrame, folder: Path) -> Path:
     table = folder / "table.md"
     table.write_text(markdown(frame), encoding="utf-8")
     for model, rows in frame.groupby("model"):
-        save(step_figure(rows), folder / "figures", f"step.{model}")
+        save(
+            step_figure(rows),
+            folder / "figures",
+            f"step.{model}",
+            "Modelled time of a decode step by length of the prompt.",
+        )
         if rows["usd_per_million_whole_max"].notna().any():
-            save(dollars_figure(rows, "whole"), folder / "figures", f"dollars.{model}")
-            save(dollars_figure(rows, "decode"), folder / "figures", f"dollars_decode.{model}")
+            save(dollars_figure(rows, "whole"), folder / "figures", f"dollars.{model}", DOLLARS)
+            save(dollars_figure(rows, "decode"), folder / "figures", f"dollars_decode.{model}", DOLLARS)
     return table
 
 

@@ -13,6 +13,8 @@ from kvbench.report import style
 from kvbench.report.format import markdown_table, number
 from kvbench.report.plots import save
 
+HEADING = "Measured and modelled time of attention in a decode step, by length of the prompt."
+
 
 def write_report(frame: pd.DataFrame, folder: Path) -> Path:
     """Write table and figures.
@@ -31,7 +33,7 @@ def write_report(frame: pd.DataFrame, folder: Path) -> Path:
         note = (
             f"{model}, one sequence, bf16, on {device}. Medians, bands from the 20th to the 80th percentile."
         )
-        save(figure(rows, note), folder / "figures", f"check.{model}")
+        save(figure(rows, note), folder / "figures", f"check.{model}", HEADING)
     return table
 
 

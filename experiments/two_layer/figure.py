@@ -18,6 +18,7 @@ from kvbench.report import style
 if TYPE_CHECKING:
     from kvbench.experiments.two_layer.hosted import ServingCost
 
+HEADING = "Dollars per day at the API and on rented devices, by sessions per day."
 POINTS = 600
 ALIKE = 0.1  # relative difference of capacities that share a line; a few draws do not tell less apart
 

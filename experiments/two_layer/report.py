@@ -59,7 +59,7 @@ def write_report(cfg: TwoLayerConfig, found: Comparison) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rows(cfg, found).to_csv(folder / "rows.csv", index=False, float_format="%.6g")
     if cfg.layer == "both":
-        save(figure.per_day(found, cfg), folder / "figures", "per_day")
+        save(figure.per_day(found, cfg), folder / "figures", "per_day", figure.HEADING)
     (folder / "config.yaml").write_text(as_yaml(cfg, run_dir=None), encoding="utf-8")
     path = folder / "table.md"
     path.write_text("\n".join(_parts(cfg, found)) + "\n", encoding="utf-8")

@@ -35,6 +35,7 @@ GUIDE = (
     "within the limit. server: vLLM's own histogram of the same requests, interpolated inside its buckets, which are "
     "seconds wide where times are long.",
 )
+HEADING = "Capacity, distance and latency of KV cache formats in vLLM."
 
 
 def write_report(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
@@ -55,7 +56,9 @@ def write_report(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> 
         on_device = [row for row in rows if row.get("device") == device]
         labels = [label for label in order if any(row["setup"] == label for row in on_device)]
         tables += [quality(on_device, labels, reference, device), latencies(on_device, labels, device)]
-        save(_figure(on_device, labels, device), folder / "figures", f"fp8.{device.replace(' ', '-')}")
+        save(
+            _figure(on_device, labels, device), folder / "figures", f"fp8.{device.replace(' ', '-')}", HEADING
+        )
     return page.write_page(folder, "vLLM: FP8 KV cache", rows, tables, GUIDE)
 
 

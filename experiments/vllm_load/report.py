@@ -27,6 +27,7 @@ GUIDE = (
     "counters. server: vLLM's own histograms of the same requests, interpolated inside their buckets, which are "
     "seconds wide where times are long; its clock starts when a request has arrived.",
 )
+HEADING = "Time to first token and share of turns within the limit, by load."
 
 
 def write_report(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
@@ -47,7 +48,7 @@ def write_report(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> 
         on_device.sort(key=lambda row: (order.index(row["setup"]), row["rate"] is None, row["rate"] or 0))
         tables.append(table(on_device, device))
         if any(row["rate"] is not None for row in on_device):
-            save(_figure(on_device, device), folder / "figures", f"load.{device.replace(' ', '-')}")
+            save(_figure(on_device, device), folder / "figures", f"load.{device.replace(' ', '-')}", HEADING)
     return page.write_page(folder, "vLLM under load", rows, tables, GUIDE)
 
 

@@ -47,9 +47,19 @@ def write_report(folder: Path, rows: Sequence[Record]) -> Path:
     note = f"{facts['model']}, vLLM {facts['vllm']}, device: {facts['device']}"
     with mpl.rc_context(style.SETTINGS):
         if settings:
-            save(times(settings, note), folder / "figures", "ttft")
+            save(
+                times(settings, note),
+                folder / "figures",
+                "ttft",
+                "Time to first token by length of the shared prefix.",
+            )
         if grain:
-            save(stairs(grain, note), folder / "figures", "hits")
+            save(
+                stairs(grain, note),
+                folder / "figures",
+                "hits",
+                "Tokens found in the prefix cache by length of the shared prefix.",
+            )
     return page.write_page(folder, "vLLM: automatic prefix caching", rows, tables, GUIDE, server_row="server")
 
 

@@ -31,6 +31,7 @@ GUIDE = (
     "template that knows no tools leaves their description out of the prompt.",
     "Sizes in characters and tokens of the corpus are those of the configuration; answers say nothing about quality.",
 )
+HEADING = "Prompt tokens computed and cached by layout of the prompt, and hit rate by step."
 
 
 def write_report(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> Path:
@@ -54,7 +55,7 @@ def write_report(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> 
         of_server.sort(key=lambda row: LAYOUTS.index(row["layout"]))
         if of_server:
             parts += [table(of_server, label), *_failures(of_server)]
-            save(_figure(of_server, label), folder / "figures", f"rag.{label}")
+            save(_figure(of_server, label), folder / "figures", f"rag.{label}", HEADING)
     return page.write_page(folder, "Agentic RAG on a self-hosted model", rows, parts, GUIDE)
 
 

@@ -39,6 +39,9 @@ GUIDE = (
 )
 
 
+HEADING = "Score, memory and times of compressed caches in kvbench and of vLLM, on the same prompts."
+
+
 @dataclass(frozen=True)
 class Line:
     """One row of the table, before formatting; None is unknown.
@@ -114,7 +117,7 @@ def write_report(
                 continue
             tables.append(table(lines, ours, theirs, device, length, pool))
             figure = _figure(lines, f"{(ours or theirs)[0]['model']}, {length} tokens, {device}", pool)
-            save(figure, folder / "figures", f"versus.{device.replace(' ', '-')}.{length}")
+            save(figure, folder / "figures", f"versus.{device.replace(' ', '-')}.{length}", HEADING)
     return page.write_page(folder, "vLLM and compression", served, tables, GUIDE)
 
 

@@ -48,8 +48,9 @@ def costs(frame: pd.DataFrame, path: Path) -> None:
         axes.annotate(f"{cost:.2f}", (high, place), xytext=(5, 0), textcoords="offset points", va="center")
     axes.margins(x=0.12)
     billed = " (as_billed: paid)" if AS_BILLED in set(frame["placement"]) else ""
-    axes.set_xlabel(f"modelled cost{billed}, USD; whiskers: undocumented points turned the other way")
-    _save(figure, path)
+    figure.note = f"modelled cost{billed}, USD; whiskers: undocumented points turned the other way"
+    axes.set_xlabel(figure.note)
+    _save(figure, path, "Modelled cost of the recorded requests by placement of the cache breakpoints.")
 
 
 @mpl.rc_context(style.SETTINGS)
@@ -62,9 +63,10 @@ def tokens(frame: pd.DataFrame, path: Path) -> None:
         axes.barh(frame["placement"], frame[column] / MILLION, left=left, label=label, color=colour)
         left = left + frame[column] / MILLION
     axes.margins(x=0.03)
-    axes.set_xlabel("input tokens, millions")
+    figure.note = "input tokens, millions; modelled from documented rules"
+    axes.set_xlabel(figure.note)
     figure.legend(loc="outside upper center", ncols=len(BILLED), frameon=False)
-    _save(figure, path)
+    _save(figure, path, "Input tokens by billing class, by placement.")
 
 
 @mpl.rc_context(style.SETTINGS)
@@ -80,7 +82,7 @@ def turns(curves: Mapping[str, Sequence[int]], path: Path) -> None:
     axes[0].set_xlabel("turns")
     axes[0].set_ylabel("modelled cost so far, USD")
     _legend(figure, axes[0], "Placements in one line cost the same at every turn.")
-    _save(figure, path)
+    _save(figure, path, "Modelled cost by number of turns, by placement.")
 
 
 @mpl.rc_context(style.SETTINGS)
@@ -98,7 +100,7 @@ def gaps(seconds: Sequence[float], curves: Mapping[str, Sequence[int]], path: Pa
     axes[0].set_xlabel("seconds between turns")
     axes[0].set_ylabel("modelled cost, USD")
     _legend(figure, axes[0], "Placements in one line cost the same at every gap.")
-    _save(figure, path)
+    _save(figure, path, "Modelled cost by the time between turns, by placement.")
 
 
 @mpl.rc_context(style.SETTINGS)
@@ -158,6 +160,7 @@ def _legend(figure: style.Figure, axes: Axes, note: str) -> None:
     style.legend(figure, handles, note)
 
 
-def _save(figure: style.Figure, path: Path) -> None:
+def _save(figure: style.Figure, path: Path, heading: str) -> None:
+    figure.heading = heading
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(style.render(figure, path.suffix[1:]))

@@ -1,8 +1,8 @@
 """Regenerates committed files from other committed files: `python -m kvbench.cli.regenerate` (make tables).
 
-Sources: results/RUN/summary.csv for the run's table.md and figures; the code and conf/ for modelled experiments and
-the table of docs/reproduce.md; conf/claims/ and the summaries for the tables of claims; all of them for the tables of
-the README.
+Sources: results/RUN/summary.csv for the run's table.md and figures; check.csv for those of roofline_check; the code
+and conf/ for modelled experiments and the table of docs/reproduce.md; conf/claims/ and the summaries for the tables of
+claims; all of them for the tables of the README.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from kvbench.cli import reproduce
 from kvbench.config.compose import compose
 from kvbench.config.numbers import read_json
 from kvbench.experiments import run
+from kvbench.experiments.roofline_check import report as check_report
 from kvbench.experiments.vllm_fp8 import report as fp8_report
 from kvbench.experiments.vllm_load import report as load_report
 from kvbench.experiments.vllm_prefix_caching import report as prefix_report
@@ -31,7 +32,7 @@ from kvbench.vllm.config import ServerConfig
 
 RESULTS = Path("results")
 GUIDE = Path("docs") / "reproduce.md"
-QUICKSTART, CLAIMS = "quickstart", "claims"
+QUICKSTART, CLAIMS, CHECK = "quickstart", "claims", "roofline_check"
 # overrides of deterministic experiments (they measure nothing) by folder of results: quick ones and slow ones
 QUICK = {"roofline": ["experiment=roofline"]}
 SLOW = {
@@ -76,6 +77,7 @@ def regenerated(root: Path, modelled: Mapping[str, Sequence[str]] = QUICK | SLOW
             found |= _figures(folder, summary)
     for name, overrides in modelled.items():
         found |= _modelled(root / RESULTS / name, overrides)
+    found |= _checked(root / RESULTS / CHECK)
     for name, write in VLLM_REPORTS.items():
         found |= _from_rows(root / RESULTS / name, write)
     results = evaluate(evidence.load(root / RESULTS))
@@ -133,6 +135,17 @@ def _modelled(folder: Path, overrides: Sequence[str]) -> dict[Path, bytes]:
     with TemporaryDirectory() as scratch:
         run(compose([*overrides, f"run_dir={scratch}"]), Progress)
         return {path: (Path(scratch) / path.relative_to(folder)).read_bytes() for path in existing}
+
+
+def _checked(folder: Path) -> dict[Path, bytes]:
+    """The table and the figures of `roofline_check` from its check.csv."""
+    with TemporaryDirectory() as scratch:
+        check_report.write_report(pd.read_csv(folder / "check.csv", keep_default_na=False), Path(scratch))
+        figures = sorted((folder / "figures").glob("*.svg"))
+        return {
+            path: (Path(scratch) / path.relative_to(folder)).read_bytes()
+            for path in [folder / "table.md", *figures]
+        }
 
 
 def _from_rows(

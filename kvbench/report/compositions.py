@@ -67,7 +67,7 @@ def pairs(rows: pd.DataFrame) -> style.Figure:
             f"{task}, {length} tokens\n{keep}budget {budget}{stored}, n = {panel['n'].max()}, "
             f"dense {panel['dense_score'].max():.2f}"
         )
-    figure.supxlabel(style.wrapped(figure, f"{style.subject(rows)}. Numbers: score."), fontsize=8)
+    style.caption(figure, f"{style.subject(rows)}. Numbers: score.")
     label = "KL from dense (nats per token)"
     figure.colorbar(colours, ax=figure.axes, label=label, shrink=0.6, aspect=30, format="%g")
     return figure

@@ -51,10 +51,8 @@ def needle(cells: pd.DataFrame) -> style.Figure:
         axes.set_xticks(range(len(lengths)), labels=lengths if bottom else [], rotation=45)
     squares = len(depths) * len(lengths) * sum(panel is not None for panel in found)
     figure.supylabel("needle depth (% of the context)", fontsize=9)
-    figure.supxlabel(
-        f"length (tokens)\n{style.subject(cells)}, {cells['task_label'].iloc[0]},\n"
-        f"{counted(len(cells) / squares, 'sample', '.3g')} per square",
-        fontsize=9,
-    )
+    count = counted(len(cells) / squares, "sample", ".3g")
+    figure.note = f"{style.subject(cells)}, {cells['task_label'].iloc[0]}, {count} per square"
+    figure.supxlabel(f"length (tokens)\n{style.wrapped(figure, figure.note)}", fontsize=9)
     figure.colorbar(colours, ax=figure.axes, label="score", shrink=0.6, aspect=30)
     return figure

@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pandas as pd
 
-from kvbench.report import compositions, heatmap, pareto, ranking, style, times, turns
+from kvbench.report import answer, compositions, heatmap, pareto, ranking, style, times, turns
 from kvbench.report.summary import SETTING
 
 
@@ -45,6 +45,11 @@ def _isolated(rows: pd.DataFrame) -> pd.Series:
 
 
 KINDS = {
+    "answer": Kind(
+        answer.scores,
+        "Score of each method at one budget, and the share of dense's KV memory that it takes.",
+        answer.few,
+    ),
     "methods": Kind(
         ranking.methods,
         "Methods by task at one budget, and the mean score against the bytes of every budget.",
@@ -114,11 +119,20 @@ def figures(kind: str, source: pd.DataFrame) -> Iterator[tuple[str, style.Figure
         seen.add(name)
         with mpl.rc_context(style.SETTINGS):
             figure = spec.draw(group)
+        figure.heading = spec.caption
         yield name, figure
 
 
-def save(figure: style.Figure, folder: Path, name: str) -> list[Path]:
-    """Writes NAME.svg and NAME.png."""
+def save(figure: style.Figure, folder: Path, name: str, heading: str = "") -> list[Path]:
+    """Writes NAME.svg and NAME.png.
+
+    Args:
+        figure: what to write.
+        folder: created if missing.
+        name: of the files, without suffix.
+        heading: title of the SVG; without it the figure's own.
+    """
+    figure.heading = heading or figure.heading
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{form}" for form in ("svg", "png")]
     for path in paths:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from kvbench.report import style
 from kvbench.report.summary import budget_key
 
-_MANY = 12  # methods from which on curves cannot be told apart
+MANY = 12  # methods from which on curves cannot be told apart
 _SIZES = {"bytes_resident_share": "KV resident", "bytes_read_share": "KV read per step"}
 
 
@@ -19,7 +19,7 @@ def many(rows: pd.DataFrame) -> pd.Series:
     """Mask of the scored rows; all False unless there are many methods on several tasks or lengths."""
     scored = rows["score"].notna()
     places = rows[["task_label", "length"]].drop_duplicates()
-    return scored & (rows["label"].nunique() > _MANY) & (len(places) > 1)
+    return scored & (rows["label"].nunique() > MANY) & (len(places) > 1)
 
 
 def methods(rows: pd.DataFrame) -> style.Figure:
@@ -34,7 +34,7 @@ def methods(rows: pd.DataFrame) -> style.Figure:
     rows = rows.assign(place=rows["task_label"] + "\n" + rows["length"].map("{:,}".format))
     places = list(dict.fromkeys(rows.sort_values(["length", "task_label"])["place"]))
     means = _means(rows, len(places))
-    budget = _telling(means)
+    budget = telling(means)
     shown = rows[rows["budget_requested"].isin(["", budget])]
     grid = shown.pivot_table(index="label", columns="place", values="score").reindex(columns=places)
     order = grid.mean(axis=1).sort_values(ascending=False, kind="stable").index
@@ -52,7 +52,7 @@ def methods(rows: pd.DataFrame) -> style.Figure:
         "sorted by mean. Right: mean over the columns, every budget; line: no other method, oracles apart, has a "
         "higher mean with fewer bytes."
     )
-    figure.supxlabel(style.wrapped(figure, note), fontsize=8)
+    style.caption(figure, note)
     return figure
 
 
@@ -64,7 +64,7 @@ def _means(rows: pd.DataFrame, places: int) -> pd.DataFrame:
     return means[means["places"] == places]
 
 
-def _telling(means: pd.DataFrame) -> str:
+def telling(means: pd.DataFrame) -> str:
     """The budget at which mean scores spread most; of equal ones the smallest."""
     spread = means[means["budget_requested"] != ""].groupby("budget_requested")["score"].std().fillna(0)
     budgets = sorted(spread.index, key=budget_key)

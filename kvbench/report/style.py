@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from xml.sax.saxutils import escape
 
 import matplotlib as mpl
 import matplotlib.figure
@@ -47,7 +48,15 @@ SETTINGS: dict[Any, Any] = {
 
 
 class Figure(matplotlib.figure.Figure):
-    """A figure outside pyplot's global state that still shows itself in a notebook."""
+    """A figure outside pyplot's global state that still shows itself in a notebook.
+
+    Attributes:
+        heading: what it shows, one sentence; the title of the SVG.
+        note: what it was measured on and how to read it; the description of the SVG.
+    """
+
+    heading: str = ""
+    note: str = ""
 
     def _repr_png_(self) -> bytes:
         return render(self, "png")
@@ -152,7 +161,7 @@ def panels(count: int, height: float = PANEL_HEIGHT, columns: int = COLUMNS) -> 
 
 def legend(figure: Figure, handles: Sequence[Artist], note: str) -> None:
     """A legend below the panels, titled with a note in small print."""
-    note = wrapped(figure, note)
+    figure.note, note = note, wrapped(figure, note)
     columns = max(
         1, min(4, _characters(figure) // (max(len(str(handle.get_label())) for handle in handles) + 8))
     )
@@ -168,9 +177,77 @@ def legend(figure: Figure, handles: Sequence[Artist], note: str) -> None:
     )
 
 
+def caption(figure: Figure, note: str) -> None:
+    """A note in small print below the panels."""
+    figure.note = note
+    lines = wrapped(figure, note)
+    figure.set_figheight(figure.get_figheight() + 0.15 * lines.count("\n"))
+    figure.supxlabel(lines, fontsize=8)
+
+
 def wrapped(figure: Figure, note: str) -> str:
     """Small print, wrapped to the width of the figure."""
     return textwrap.fill(note, _characters(figure))
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of a line, or a point, that bears its name.
+
+    Attributes:
+        text: the name.
+        x: place, in data coordinates.
+        y: place, in data coordinates.
+        colour: of the text.
+    """
+
+    text: str
+    x: float
+    y: float
+    colour: str
+
+
+def end_labels(axes: Axes, ends: Iterable[End], size: float = 7.5) -> None:
+    """Names right of the panel at the height of their lines, moved apart where they would overlap.
+
+    Call it once the limits of the axes and the size of the figure are final. A thin line leads from a name to its end.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    rows = axes.get_subplotspec()
+    share = 1 if rows is None else 1 / rows.get_gridspec().nrows
+    # about three quarters of the height of a row of panels belong to the panel
+    step = 1.25 * size / 72 / (0.75 * figure.get_figheight() * share)
+    to_axes = axes.transData + axes.transAxes.inverted()
+    placed = sorted(
+        ((float(to_axes.transform((end.x, end.y))[1]), end) for end in ends), key=lambda pair: pair[0]
+    )
+    heights = _apart([height for height, _ in placed], step)
+    for place, (_, end) in zip(heights, placed, strict=True):
+        axes.annotate(
+            end.text,
+            (end.x, end.y),
+            (1.03, place),
+            textcoords="axes fraction",
+            fontsize=size,
+            color=end.colour,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": end.colour, "linewidth": 0.5, "alpha": 0.5, "shrinkB": 3},
+        )
+
+
+def _apart(heights: Sequence[float], step: float) -> list[float]:
+    """Sorted heights, moved as little as needed to be `step` apart."""
+    groups: list[tuple[float, int]] = []  # sum of the heights that a group starts at, members
+    for index, height in enumerate(heights):
+        total, count = height - index * step, 1
+        while groups and groups[-1][0] / groups[-1][1] > total / count:
+            before, members = groups.pop()
+            total, count = total + before, count + members
+        groups.append((total, count))
+    starts = [total / count for total, count in groups for _ in range(count)]
+    return [start + index * step for index, start in enumerate(starts)]
 
 
 def _characters(figure: Figure) -> int:
@@ -210,10 +287,19 @@ def length_axis(axes: Axes, lengths: pd.Series) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def render(figure: matplotlib.figure.Figure, form: str) -> bytes:
-    """The figure as "svg" or "png", without a date."""
+def render(figure: Figure, form: str) -> bytes:
+    """The figure as "svg" or "png", without a date; an SVG's title and description are the heading and the note."""
     buffer = io.BytesIO()
     with mpl.rc_context(SETTINGS):
         figure.savefig(buffer, format=form, dpi=160, metadata={"Date": None} if form == "svg" else None)
     figure.set_layout_engine("none")  # keep the layout for the next format
-    return buffer.getvalue()
+    return described(buffer.getvalue(), figure) if form == "svg" else buffer.getvalue()
+
+
+def described(svg: bytes, figure: Figure) -> bytes:
+    """The SVG with a title and a description for readers that do not see it."""
+    assert figure.heading and figure.note, "a figure needs a heading and a note"
+    start, tag, rest = svg.partition(b"<svg ")
+    attributes, end, body = rest.partition(b">\n")
+    words = f"<title>{escape(figure.heading)}</title>\n <desc>{escape(figure.note)}</desc>\n"
+    return start + tag + b'role="img" ' + attributes + end + b" " + words.encode() + body

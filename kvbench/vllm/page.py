@@ -137,7 +137,7 @@ def bar_figure(panels: Mapping[str, Mapping[str, Sequence[float | None]]], capti
         axes.set_xlim(0, 1.35 * max(longest, 1e-9))
         axes.grid(visible=False, axis="y")
         axes.set_title(title)
-    figure.supxlabel(style.wrapped(figure, caption), fontsize=8)
+    style.caption(figure, caption)
     return figure
 
 

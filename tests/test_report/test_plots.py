@@ -1,3 +1,8 @@
+import itertools
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
 import pandas as pd
 import pytest
 from matplotlib.text import Text
@@ -46,11 +51,52 @@ def test_every_kind_draws(kind, data, accuracy):
     assert "smollm2_135m, float32 on cpu, query_aware" in " ".join(
         text.get_text() for text in figure.findobj(Text)
     )
+    assert figure.heading == plots.KINDS[kind].caption
+    assert "smollm2_135m, float32 on cpu, query_aware" in figure.note
 
 
 def test_figures_are_repeatable(data):
     first, second = (figure_of("kl_vs_read", data).popitem()[1] for _ in range(2))
     assert style.render(first, "svg") == style.render(second, "svg")
+
+
+def test_an_svg_says_what_it_shows(data):
+    figure = figure_of("answer", data).popitem()[1]
+    figure.note += " <b> & more"
+    root = ElementTree.fromstring(style.render(figure, "svg"))
+    space = "{http://www.w3.org/2000/svg}"
+    assert [child.tag for child in root[:2]] == [f"{space}title", f"{space}desc"]
+    assert root.get("role") == "img" and root[0].text == plots.KINDS["answer"].caption
+    assert root[1].text == figure.note
+
+
+@pytest.mark.parametrize("missing", ["heading", "note"])
+def test_a_figure_that_does_not_say_what_it_shows_is_refused(missing):
+    figure, _ = style.panels(1)
+    figure.heading, figure.note = "heading", "note"
+    style.render(figure, "svg")
+    setattr(figure, missing, "")
+    style.render(figure, "png")
+    with pytest.raises(AssertionError, match="a heading and a note"):
+        style.render(figure, "svg")
+
+
+def test_every_committed_figure_says_what_it_shows():
+    found = sorted((Path(__file__).parents[2] / "results").rglob("*.svg"))
+    assert len(found) > 20
+    for path in found:
+        assert re.search(r"<title>[^<]+</title>\s*<desc>[^<]+</desc>", path.read_text(encoding="utf-8")), path
+
+
+def test_names_at_the_ends_of_lines_stay_apart_and_in_order():
+    figure, (axes,) = style.panels(1)
+    axes.plot([0, 1], [0, 1])
+    ends = [style.End(str(index), 1, [0, 0, 0.01, 0.5, 1][index], "black") for index in range(5)]
+    style.end_labels(axes, ends)
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in sorted(axes.texts, key=lambda text: text.get_text())]
+    assert all(low.y1 <= high.y0 + 1 for low, high in itertools.pairwise(boxes))
+    assert boxes[3].y0 + boxes[3].height / 2 == pytest.approx(axes.transData.transform((1, 0.5))[1], abs=1)
 
 
 def test_score_figure_shows_dense_and_leaves_out_covered_budgets(data):
@@ -222,6 +268,30 @@ def test_many_methods_are_mapped_at_the_budget_that_tells_them_apart(accuracy):
     assert values is not None and values[1].tolist() == [1, 1] and values[2].tolist() == [0, 0]
     front = {text.get_text() for axes in figure.axes[1:] for text in axes.texts}
     assert {"dense", "quest"} <= front and "snapkv" not in front
+
+
+def test_the_answer_shows_every_method_at_the_budget_that_tells_them_apart(accuracy):
+    records = accuracy(tasks=("niah_single", "vt"), samples=4, budgets=(64, 256), methods=METHODS)
+    found = {"64": (), "": ("dense",), "256": ("quest",)}
+    records = [r | {"score": float(r["method"] in found[r["budget_requested"]])} for r in records]
+    rows = pooled(summarise(prepare(pd.DataFrame(records)), "r"))
+    figure = figure_of("answer", (rows, None)).popitem()[1]
+    assert [axes.get_title() for axes in figure.axes] == ["niah_single, 2,048 tokens", "vt, 2,048 tokens"]
+    left, right = figure.axes
+    assert [text.get_text() for text in left.get_yticklabels()] == ["dense", "quest", "chunkkv", "random"]
+    assert "Budget 256" in figure.note
+    scores = [text.get_text() for text in left.texts]
+    assert sorted(scores) == ["0.00", "0.00", "1.00", "1.00"]
+    row = rows[(rows["label"] == "random") & (rows["budget_requested"] == "256")].iloc[0]
+    bars = [path.vertices[:, 0].tolist() for bar in left.collections for path in bar.get_paths()]
+    assert [row["ci_low"], row["ci_high"]] in bars
+    sizes = [text.get_text() for text in right.texts if text.get_text().endswith("%")]
+    assert len(sizes) == 8 and sizes[0] == sizes[4] == "100%"
+    assert f"{row['bytes_resident_share']:.0%}" == sizes[3]
+
+
+def test_many_methods_are_not_an_answer(accuracy):
+    assert not figure_of("answer", many_methods(accuracy))
 
 
 def test_few_methods_need_no_map(data):
