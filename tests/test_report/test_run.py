@@ -88,7 +88,7 @@ def test_a_notebook_shows_the_table(run_dir):
 @pytest.mark.parametrize(
     ("kind", "where", "message"),
     [
-        ("pie", {}, "kind: 'pie' is not one of methods, "),
+        ("pie", {}, "kind: 'pie' is not one of answer, "),
         ("stages", {}, "kind: 2 figures of 'stages', choose"),
         ("needle", {"taks": "vt"}, "taks: not a column"),
         ("needle", {"task": "other"}, "nothing to draw"),
