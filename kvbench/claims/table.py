@@ -1,4 +1,4 @@
-"""Claims as a CSV file, a Markdown page and the README's short tables."""
+"""Claims as a CSV file, a Markdown page, the headlines of docs/findings.md and the README's lines."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def frame(results: Sequence[Result]) -> pd.DataFrame:
     return pd.DataFrame([_row(result) for result in results])
 
 
-def readme(results: Sequence[Result]) -> str:
+def headlines(results: Sequence[Result]) -> str:
     """What the verdicts rest on, the headline claims, and verdicts by paper, as Markdown."""
     papers = list(dict.fromkeys(result.source.paper for result in results))
     counts = []
@@ -41,16 +41,28 @@ def readme(results: Sequence[Result]) -> str:
         independent = sum(is_independent(result) for result in of_paper)
         kinds = (str(_count(of_paper, verdict)) for verdict in VERDICTS)
         counts.append([paper, str(len(of_paper)), *kinds, str(independent)])
-    headlines = [
+    rows = [
         [result.source.paper, _statement(result.claim), printed(result.claim), ours(result), _named(result)]
         for result in results
         if result.claim.headline
     ]
     tables = [
-        markdown_table(["", "claim", "printed", "ours", "verdict"], headlines),
+        markdown_table(["", "claim", "printed", "ours", "verdict"], rows),
         markdown_table(["", "claims", *VERDICTS, INDEPENDENT], counts),
     ]
-    return "\n\n".join([bases(results), *tables])
+    legend = "*At most* is a limit by bytes, *besides* is no way to read the claim."
+    return "\n\n".join([f"{bases(results)} {legend}", *tables])
+
+
+def brief(results: Sequence[Result]) -> str:
+    """The README's lines: how many claims have which verdict, and what the verdicts rest on."""
+    counts = ((_count(results, verdict), verdict.partition(":")[0]) for verdict in VERDICTS)
+    verdicts = ", ".join(f"{count} {verdict}" for count, verdict in counts if count)
+    return (
+        f"`kvbench claims` checks {len(results)} published numbers and statements: {verdicts}.\n{bases(results)}\n"
+        "[The headline claims](docs/findings.md#are-the-published-numbers-true); "
+        "[all claims, with their places in the sources](results/claims.md)."
+    )
 
 
 def is_independent(result: Result) -> bool:
@@ -65,13 +77,13 @@ def bases(results: Sequence[Result]) -> str:
     kinds = {"printed": 0, "formula": 0, "modelled": 0, "measured": 0}
     for result in reproduced:
         kinds[next(r.basis for r in result.finding.readings if not r.beside)] += 1
+    unmeasured = len(reproduced) - kinds["measured"]
     return (
-        f"Of the {len(reproduced)} claims reproduced, {kinds['printed']} only recompute the source's own printed "
-        f"numbers, {kinds['formula']} follow from formulas that the code runs or from dated prices and source code, "
-        f"{kinds['modelled']} from the cost model or the rule engine; {kinds['measured']} rest on a measurement. "
-        f"Counted apart, of all {len(results)}: {sum(map(is_independent, results))} {INDEPENDENT} against "
-        "measurements. *At most* is a limit by bytes, *besides* is no way to read the claim. All claims with their "
-        "places in the sources, and the commands for a GPU: [results/claims.md](results/claims.md)."
+        f"Of the {len(reproduced)} claims reproduced, {unmeasured} rest on arithmetic, price look-ups or models: "
+        f"{kinds['printed']} only recompute the source's own printed numbers, {kinds['formula']} follow from formulas "
+        f"that the code runs or from dated prices and source code, {kinds['modelled']} from the cost model or the rule "
+        f"engine. {kinds['measured']} rest on a measurement. Counted apart, of all {len(results)}: "
+        f"{sum(map(is_independent, results))} {INDEPENDENT} against measurements."
     )
 
 

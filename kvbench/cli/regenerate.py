@@ -1,8 +1,8 @@
 """Regenerates committed files from other committed files: `python -m kvbench.cli.regenerate` (make tables).
 
 Sources: results/RUN/summary.csv for the run's table.md and figures; check.csv for those of roofline_check; the code
-and conf/ for modelled experiments and the table of docs/reproduce.md; conf/claims/ and the summaries for the tables of
-claims; all of them for the tables of the README.
+and conf/ for modelled experiments and the table of docs/gpu.md; conf/claims/ and the summaries for the tables of
+claims, in docs/findings.md too; all of them for the README.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from kvbench.runs.store import Record
 from kvbench.vllm.config import ServerConfig
 
 RESULTS = Path("results")
-GUIDE = Path("docs") / "reproduce.md"
+GUIDE, FINDINGS = Path("docs") / "gpu.md", Path("docs") / "findings.md"
 QUICKSTART, CLAIMS, CHECK = "quickstart", "claims", "roofline_check"
 # overrides of deterministic experiments (they measure nothing) by folder of results: quick ones and slow ones
 QUICK = {"roofline": ["experiment=roofline"]}
@@ -87,9 +87,11 @@ def regenerated(root: Path, modelled: Mapping[str, Sequence[str]] = QUICK | SLOW
     found[root / RESULTS / overview.INDEX] = index.html().encode()
     guide = (root / GUIDE).read_text(encoding="utf-8")
     found[root / GUIDE] = readme.insert(guide, "modelled runs", reproduce.table(guide)).encode()
+    page = (root / FINDINGS).read_text(encoding="utf-8")
+    found[root / FINDINGS] = readme.insert(page, CLAIMS, table.headlines(results)).encode()
     page = (root / "README.md").read_text(encoding="utf-8")
     page = readme.insert(page, QUICKSTART, readme.table(summaries[root / RESULTS / QUICKSTART]))
-    found[root / "README.md"] = readme.insert(page, CLAIMS, table.readme(results)).encode()
+    found[root / "README.md"] = readme.insert(page, CLAIMS, table.brief(results)).encode()
     return found
 
 

@@ -1,5 +1,6 @@
 """What the claims table says: every verdict, and the numbers behind the findings that people will quote."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -230,17 +231,26 @@ def test_claims_that_need_a_gpu_have_no_readings(results):
 
 
 def test_what_the_verdicts_rest_on_stands_above_the_table(results):
-    text = table.readme(results)
-    above, _, below = text.partition("|  | claim |")
+    above, _, below = table.headlines(results).partition("|  | claim |")
+    assert table.bases(results) in above and table.bases(results) in table.brief(results)
     reproduced = [r for r in results if r.verdict in (REPRODUCED, BY_MODEL)]
     bases = [r.finding.readings[0].basis for r in reproduced]
-    assert f"Of the {len(reproduced)} claims reproduced, {bases.count('printed')} only recompute" in above
+    unmeasured = len(reproduced) - bases.count("measured")
+    assert f"Of the {len(reproduced)} claims reproduced, {unmeasured} rest on arithmetic" in above
+    assert f"{bases.count('printed')} only recompute" in above
     independent = [r for r in results if r.finding.readings and r.finding.readings[0].basis == "measured"]
     assert f"{len(independent)} independent checks against measurements" in above
     assert {r.claim.id for r in independent} == {
         "rocketkv.traffic_measured", "anthropic.minimum_launch", "anthropic.minimum_spring",
     }  # fmt: skip
     assert below.rstrip().splitlines()[-1].endswith(f"| {len(independent)} |")
+
+
+def test_the_lines_of_the_readme_count_every_claim_once(results):
+    first = table.brief(results).partition("\n")[0]
+    total, *counts = map(int, re.findall(r"\d+", first))
+    assert total == len(results) == sum(counts)
+    assert f"{len([r for r in results if r.verdict == REPRODUCED])} reproduced, " in first
 
 
 def test_slips_are_no_headlines(results):

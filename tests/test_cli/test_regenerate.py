@@ -54,7 +54,7 @@ def test_a_stale_file_is_found():
         _compare(ROOT / "README.md", "1.84x", "1.85x")
 
 
-@pytest.mark.parametrize("make", [table.full, table.readme, lambda results: table.frame(results).to_csv()])
+@pytest.mark.parametrize("make", [table.full, table.headlines, lambda results: table.frame(results).to_csv()])
 def test_a_changed_finding_changes_every_table(results, make):
     first = next(result for result in results if result.claim.headline)
     readings = first.finding.readings
