@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from kvbench.cli import main as cli
 from kvbench.config.compose import compose
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,9 +16,9 @@ TEXTS = [*PAGES, *sorted((ROOT / "notebooks").glob("*.py"))]
 
 # settings that make an experiment short, by its kind
 _MODEL = ["model.path={tiny}", "model.name=tiny"]
-_SCORES = ["limit=1", "task.length=[512]", "task.max_new_tokens=4", *_MODEL]
+_SCORES = ["limit=1", "task.length=[1500]", "task.max_new_tokens=4", *_MODEL]
 _TIMES = [
-    "task.length=[512]", "efficiency.batch=[1]", "efficiency.warmup=0", "efficiency.steps=1",
+    "task.length=[1500]", "efficiency.batch=[1]", "efficiency.warmup=0", "efficiency.steps=1",
     "task.max_new_tokens=4", *_MODEL,
 ]  # fmt: skip
 SHORT = {
@@ -35,7 +36,8 @@ def commands(text: str) -> list[list[str]]:
     blocks = "\n".join(re.findall(r"```bash[^\n]*\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
     lines = re.findall(r"`(kvbench [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     words = [shlex.split(line, comments=True) for line in [*blocks.splitlines(), *lines]]
-    return [line for line in words if line[:1] == ["kvbench"]]
+    # without where the output goes
+    return [line[: line.index(">")] if ">" in line else line for line in words if line[:1] == ["kvbench"]]
 
 
 def pages_commands() -> dict[str, list[str]]:
@@ -70,7 +72,8 @@ def shortened(words: list[str], values: Mapping[str, str], folder: Path) -> list
     words = [_filled(word, values) for word in words[1:]]
     if words[0] != "run" or "--help" in words:
         return words
-    composed = compose(words[1:])
+    args = cli._parse(words)
+    composed = compose(args.overrides, args.config_dir)
     short = [line.format(**values) for line in SHORT.get(composed.data["kind"], ())]
     tasks = composed.data.get("task") or {}
     if all(task.get("family") == "jsonl" for task in tasks.values()):
