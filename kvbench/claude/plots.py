@@ -131,7 +131,9 @@ def bill_by_day(frame: pd.DataFrame, path: Path) -> None:
     axes[0].set_ylabel("USD")
     axes[0].tick_params(axis="x", rotation=30)
     handles, _ = axes[0].get_legend_handles_labels()
-    style.legend(figure, handles, "Paid: from the usage in the files. Without caching: the same calls, modelled.")
+    style.legend(
+        figure, handles, "Paid: from the usage in the files. Without caching: the same calls, modelled."
+    )
     _save(figure, path, "Dollars paid on each day by billing class, and without caching.")
 
 
