@@ -1,12 +1,13 @@
 """Package list only; everything else is in pyproject.toml.
 
 `kernels/`, `experiments/` and `conf/` are top-level folders for people and subpackages of kvbench for Python.
-setuptools maps a folder to a package name but finds no packages under a mapped name: they are listed here.
+setuptools maps a folder to a package name but finds no packages under a mapped name: they are listed here. Of
+`results/` the summaries of the committed runs come along, which claims are checked against.
 """
 
 from setuptools import find_packages, setup
 
-MAPPED = ("kernels", "experiments", "conf")
+MAPPED = ("kernels", "experiments", "conf", "results")
 
 packages = find_packages(include=["kvbench", "kvbench.*"])
 for top in MAPPED:
@@ -19,5 +20,6 @@ setup(
         "": ["*.json", "*.cpp", "*.h", "*.md", "py.typed"],
         "kvbench.conf": ["**/*.yaml"],
         "kvbench.report": ["assets/*"],
+        "kvbench.results": ["*/summary.csv"],
     },
 )

@@ -25,6 +25,7 @@ FOLDERS = {
     "experiments": "kvbench/experiments",
     "conf": "kvbench/conf",
 }
+SUMMARIES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("results/*/summary.csv"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -41,8 +42,9 @@ def wheel(tmp_path_factory) -> Path:
     copy = tmp_path_factory.mktemp("wheel")
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", *SUMMARIES):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name)
     command = [
         sys.executable,
         "-m",
@@ -65,6 +67,7 @@ def test_wheel_holds_every_file(wheel):
         for file in (ROOT / folder).rglob("*"):
             if file.is_file() and "__pycache__" not in file.parts:
                 assert f"{place}/{file.relative_to(ROOT / folder).as_posix()}" in inside
+    assert SUMMARIES and {f"kvbench/{name}" for name in SUMMARIES} <= inside
     tops = {name.split("/")[0] for name in inside}
     assert tops == {"kvbench", f"kvbench-{kvbench.__version__}.dist-info"}
 
@@ -74,7 +77,8 @@ def test_wheel_works_where_there_is_no_checkout(wheel, tmp_path):
     code = (
         "import kvbench, kvbench.kernels.build, kvbench.experiments, kvbench.conf, importlib.resources as r;"
         "print(kvbench.__file__, kvbench.kernels.__file__, kvbench.experiments.__file__);"
-        "print(*sorted(f.name for f in (r.files('kvbench.conf') / 'model').iterdir()))"
+        "print(*sorted(f.name for f in (r.files('kvbench.conf') / 'model').iterdir()));"
+        "from kvbench.claims import evidence; print(*evidence.load().frames)"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
@@ -85,9 +89,10 @@ def test_wheel_works_where_there_is_no_checkout(wheel, tmp_path):
         text=True,
         check=True,
     )
-    modules, models = done.stdout.splitlines()
+    modules, models, runs = done.stdout.splitlines()
     assert all(path.startswith(str(tmp_path)) for path in modules.split())
     assert "smollm2_135m.yaml" in models.split()
+    assert sorted(runs.split()) == [Path(name).parent.name for name in SUMMARIES]
 
 
 def test_one_version():

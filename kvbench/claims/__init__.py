@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvbench.claims import table
-from kvbench.claims.claim import Result
-from kvbench.claims.evidence import RESULTS, Runs, load
+from kvbench.claims import page, table
+from kvbench.claims.claim import VERDICTS, Result
+from kvbench.claims.evidence import Runs, load
+from kvbench.config.errors import UserError
+from kvbench.config.typed import unknown
 
-__all__ = ["Result", "evaluate", "write_tables"]
+__all__ = ["Result", "chosen", "evaluate", "write_tables"]
+
+WRITTEN = Path("results")
 
 
 def evaluate(runs: Runs | None = None) -> list[Result]:
@@ -29,22 +33,55 @@ def evaluate(runs: Runs | None = None) -> list[Result]:
     return [Result(source, claim, find(claim, stored)) for source in sources() for claim in source.claims]
 
 
-def write_tables(runs: Sequence[str] = (), folder: Path = RESULTS) -> str:
-    """Check every claim and write `claims.csv` and `claims.md`.
+def chosen(results: Sequence[Result], sources: Sequence[str], verdicts: Sequence[str]) -> list[Result]:
+    """The results of some sources and verdicts; without any, all of them.
 
     Args:
-        runs: the user's runs, as folders or names in results/runs.
-        folder: folder of the committed results and of the tables.
+        results: of all claims.
+        sources: names of papers, without regard to case.
+        verdicts: verdicts; of both, a part that only one name has suffices.
+
+    Raises:
+        UserError: no such source or verdict.
+    """
+    papers = list(dict.fromkeys(result.source.paper for result in results))
+    wanted = {_named("--source", name, papers, "source") for name in sources} or set(papers)
+    kinds = {_named("--verdict", name, VERDICTS, "verdict") for name in verdicts} or set(VERDICTS)
+    return [result for result in results if result.source.paper in wanted and result.verdict in kinds]
+
+
+def _named(key: str, given: str, known: Sequence[str], what: str) -> str:
+    """The name that is given, or the only one that it is a part of."""
+    names = {name.lower(): name for name in known}
+    word = " ".join(given.lower().split())
+    found = [name for low, name in names.items() if word and word in low]
+    if word in names or len(found) == 1:
+        return names.get(word) or found[0]
+    raise unknown(key, given, known, what)
+
+
+def write_tables(results: Sequence[Result], folder: Path = WRITTEN) -> list[Path]:
+    """Write `claims.csv`, `claims.md` and the page `claims.html`.
+
+    Args:
+        results: of all claims.
+        folder: where to.
 
     Returns:
-        The number of verdicts of each kind, the commands that need a GPU, and the paths of the tables.
+        The files.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
-    results = evaluate(load(folder, runs))
-    folder.mkdir(parents=True, exist_ok=True)
-    csv, markdown = folder / "claims.csv", folder / "claims.md"
-    table.frame(results).to_csv(csv, index=False)
-    markdown.write_text(table.full(results), encoding="utf-8")
-    lines = [table.counts_text(results)]
-    if commands := table.commands_text(results):
-        lines += ["to be run, and then claims again with --run NAME:", commands]
-    return "\n\n".join([*lines, f"tables: {csv}, {markdown}"])
+    contents = {
+        "claims.csv": table.frame(results).to_csv(index=False),
+        "claims.md": table.full(results),
+        "claims.html": page.page(results).html(),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            (folder / name).write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--write: cannot write {error.filename}: {error.strerror}") from None
+    return [folder / name for name in contents]

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from kvbench import report
+from kvbench import conf, report
 
-RESULTS = Path("results")
+# beside conf/, in a checkout and in an installed package
+RESULTS = Path(conf.__file__).parents[1] / "results"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
 
@@ -24,6 +25,14 @@ from kvbench.report.format import markdown_table
 _RELATIONS = {"equal": "", "at most": "≤ ", "at least": "≥ "}
 _UNITS = {"x": "x"}
 INDEPENDENT = "independent checks"
+EXPLANATION = (
+    "A verdict follows from the first reading, else from whether another one agrees; a measurement on the device of "
+    "the claim comes first. *Depends on the reading* names what the readings differ in. *Undecided*: a measurement "
+    "agrees, but its interval is too wide to reproduce the number. *Not derivable*: the source does not say what "
+    "the number is, or nothing here can measure it. *At most*: a limit, which can refute a number but not reproduce "
+    "it. *Besides*: good to know, but not a way to read the claim. Second-hand: read in notes or quotations; where "
+    "such a number is contradicted, the notes may be wrong."
+)
 SIGNIFICANT = 12  # digits of a float that do not depend on the order of a sum
 
 
@@ -42,7 +51,7 @@ def headlines(results: Sequence[Result]) -> str:
         kinds = (str(_count(of_paper, verdict)) for verdict in VERDICTS)
         counts.append([paper, str(len(of_paper)), *kinds, str(independent)])
     rows = [
-        [result.source.paper, _statement(result.claim), printed(result.claim), ours(result), _named(result)]
+        [result.source.paper, statement(result.claim), printed(result.claim), ours(result), _named(result)]
         for result in results
         if result.claim.headline
     ]
@@ -91,20 +100,15 @@ def full(results: Sequence[Result]) -> str:
     """Every claim, by paper, as one Markdown page."""
     parts = [
         "# Published numbers, and what we find",
-        "Written by `kvbench claims` from `conf/claims/`; the same as data in [claims.csv](claims.csv). A verdict "
-        "follows from the first reading, else from whether another one agrees; a measurement on the device of the "
-        "claim comes first. *Depends on the reading* names what the readings differ in. *Undecided*: a measurement "
-        "agrees, but its interval is too wide to reproduce the number. *Not derivable*: the source does not say what "
-        "the number is, or nothing here can measure it. *At most*: a limit, which can refute a number but not "
-        "reproduce it. *Besides*: good to know, but not a way to read the claim. Second-hand: read in notes or "
-        "quotations; where such a number is contradicted, the notes may be wrong.",
+        "Written by `kvbench claims --write` from `conf/claims/`; the same as data in [claims.csv](claims.csv). "
+        + EXPLANATION,
         counts_text(results),
     ]
     for paper in dict.fromkeys(result.source.paper for result in results):
         of_paper = [result for result in results if result.source.paper == paper]
         rows = [
             [
-                _statement(r.claim),
+                statement(r.claim),
                 f"{r.claim.where}: “{r.claim.printed}”; {r.claim.setting}",
                 printed(r.claim),
                 ours(r) + (f" ({r.finding.note})" if r.finding.note else ""),
@@ -115,6 +119,26 @@ def full(results: Sequence[Result]) -> str:
         table = markdown_table(["claim", "where, setting", "printed", "ours", "verdict"], rows)
         parts += [f"## {paper}", of_paper[0].source.source + ".", table]
     return "\n\n".join(parts) + "\n"
+
+
+def plain(results: Sequence[Result], width: int) -> str:
+    """Every claim with its verdict, by paper, for a terminal: `printed` and `ours` below the statement.
+
+    Args:
+        results: of the claims.
+        width: columns of the terminal.
+    """
+    lines: list[str] = []
+    for paper in dict.fromkeys(result.source.paper for result in results):
+        of_paper = [result for result in results if result.source.paper == paper]
+        lines += ["", paper]
+        for result in of_paper:
+            found = f"printed {printed(result.claim)}; ours {ours(result)}"
+            for text, first in ((f"{_named(result)}: {statement(result.claim)}", "  "), (found, "      ")):
+                lines += textwrap.wrap(
+                    text, width, initial_indent=first, subsequent_indent="      ", break_on_hyphens=False
+                )
+    return "\n".join(lines).lstrip("\n")
 
 
 def counts_text(results: Sequence[Result]) -> str:
@@ -142,7 +166,8 @@ def ours(result: Result) -> str:
     return "; ".join(_reading(reading, result.claim) for reading in result.finding.readings) or "-"
 
 
-def _statement(claim: Claim) -> str:
+def statement(claim: Claim) -> str:
+    """The claim, with a remark where it was not read in the source itself."""
     return claim.claim + (" (second-hand)" if claim.known == "second-hand" else "")
 
 

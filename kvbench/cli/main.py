@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -134,9 +135,13 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--no-tokens", action="store_true", help=text)
     compare = add("compare", _compare, "two runs, paired on the same samples")
     compare.add_argument("folders", nargs=2, metavar="RUN", help=a_run)
-    claims = add(
-        "claims", _claims, "published numbers and what we find; writes results/claims.csv and claims.md"
-    )
+    claims = add("claims", _claims, "published numbers, what we find, and a verdict")
+    text = "only those of this paper or page, as RocketKV; several times for several"
+    claims.add_argument("--source", action="append", default=[], metavar="NAME", help=text)
+    text = "only those with this verdict, as contradicted"
+    claims.add_argument("--verdict", action="append", default=[], metavar="NAME", help=text)
+    text = "also write all of them as results/claims.csv, claims.md and claims.html"
+    claims.add_argument("--write", action="store_true", help=text)
     text = "also check against this run of yours: its folder, or its name in results/runs"
     claims.add_argument("--run", action="append", default=[], metavar="RUN", help=text)
     doctor = add("doctor", _doctor, "versions, device, and what is missing for what")
@@ -239,8 +244,16 @@ def _new(args: argparse.Namespace) -> None:
 
 def _claims(args: argparse.Namespace) -> None:
     from kvbench import claims
+    from kvbench.claims import evidence, table
 
-    print(claims.write_tables(args.run))
+    results = claims.evaluate(evidence.load(runs=args.run))
+    wanted = claims.chosen(results, args.source, args.verdict)
+    parts = [table.plain(wanted, shutil.get_terminal_size().columns), table.counts_text(wanted)]
+    if commands := table.commands_text(wanted):
+        parts.append(f"to be run, and then claims again with --run NAME:\n{commands}")
+    if args.write:
+        parts.append(f"written: {', '.join(map(str, claims.write_tables(results)))}")
+    print("\n\n".join(part for part in parts if part))
 
 
 def _doctor(args: argparse.Namespace) -> None:

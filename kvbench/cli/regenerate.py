@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from kvbench.claims import evaluate, evidence, table
+from kvbench.claims import page as claims_page
 from kvbench.cli import reproduce
 from kvbench.config.compose import compose
 from kvbench.config.numbers import read_json
@@ -83,6 +84,7 @@ def regenerated(root: Path, modelled: Mapping[str, Sequence[str]] = QUICK | SLOW
     results = evaluate(evidence.load(root / RESULTS))
     found[root / RESULTS / "claims.csv"] = table.frame(results).to_csv(index=False).encode()
     found[root / RESULTS / "claims.md"] = table.full(results).encode()
+    found[root / RESULTS / "claims.html"] = claims_page.page(results).html().encode()
     index = overview.index(overview.runs_in(root / RESULTS), root / RESULTS)
     found[root / RESULTS / overview.INDEX] = index.html().encode()
     guide = (root / GUIDE).read_text(encoding="utf-8")

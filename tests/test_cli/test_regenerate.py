@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from kvbench import claims
-from kvbench.claims import table
-from kvbench.claims.claim import Finding, Result
+from kvbench.claims import evidence, table
+from kvbench.claims.claim import NEEDS_GPU, Finding, Result
 from kvbench.cli import regenerate
 from kvbench.cli.main import main
 
@@ -24,7 +24,7 @@ def test_nothing_committed_is_stale(results, monkeypatch, modelled):
     monkeypatch.setattr(regenerate, "evaluate", lambda runs: results)
     files = regenerate.regenerated(ROOT, modelled)
     names = {path.name for path in files}
-    assert {"README.md", "claims.csv", "claims.md", "table.md", "kl_vs_read.svg"} <= names
+    assert {"README.md", "claims.csv", "claims.md", "claims.html", "table.md", "kl_vs_read.svg"} <= names
     for path, content in files.items():
         assert path.is_file(), f"{path} is missing: make tables"
         # the .svg of the same name is compared instead
@@ -63,14 +63,75 @@ def test_a_changed_finding_changes_every_table(results, make):
     assert make(changed) != make(results)
 
 
-def test_the_command_writes_both_tables_and_counts(results, monkeypatch, tmp_path, capsys):
+@pytest.fixture
+def elsewhere(results, monkeypatch, tmp_path):
     monkeypatch.setattr(claims, "evaluate", lambda runs: results)
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_claims_prints_and_writes_only_when_asked(results, elsewhere, capsys):
     assert main(["claims"]) == 0
     printed = capsys.readouterr().out
-    assert f"{len(results)} claims: " in printed and "results/claims.csv" in printed
-    for name in ("claims.csv", "claims.md"):
-        assert (tmp_path / "results" / name).read_text() == (ROOT / "results" / name).read_text()
+    assert f"{len(results)} claims: " in printed and "results/claims.csv" not in printed
+    words = " ".join(printed.split())
+    assert all(" ".join(table.statement(result.claim).split()) in words for result in results)
+    assert not (elsewhere / "results").exists()
+    # a filter shows less, but all are written
+    assert main(["claims", "--write", "--source", "quest"]) == 0
+    assert "RocketKV\n" not in (shorter := capsys.readouterr().out) and len(shorter) < len(printed) / 2
+    for name in ("claims.csv", "claims.md", "claims.html"):
+        assert f"results/{name}" in shorter
+        assert (elsewhere / "results" / name).read_text() == (ROOT / "results" / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "papers", "verdict"),
+    [
+        ("--source RocketKV", {"RocketKV"}, ""),
+        ("--source rocketkv --source article", {"RocketKV", "The article"}, ""),
+        ("--verdict reproduced", None, "reproduced"),
+        ("--verdict gpu --source chunkkv", {"ChunkKV"}, NEEDS_GPU),
+        ("--verdict contradicted --source vLLM", {"vLLM"}, "contradicted"),
+    ],
+)
+def test_claims_are_filtered_by_source_and_verdict(results, elsewhere, capsys, words, papers, verdict):
+    assert main(["claims", *words.split()]) == 0
+    of_papers = [result for result in results if papers is None or result.source.paper in papers]
+    wanted = [result for result in of_papers if verdict in ("", result.verdict)]
+    assert f"\n{table.counts_text(wanted)}" in "\n" + capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--source", "RoketKV"], "--source: there is no source 'RoketKV' (did you mean RocketKV?); known: "),
+        (["--source", "kv"], "--source: there is no source 'kv'; known: "),
+        (["--source", " "], "--source: there is no source ' '; known: "),
+        (["--verdict", "wrong"], "--verdict: there is no verdict 'wrong'; known: reproduced, "),
+    ],
+)  # fmt: skip
+def test_an_unknown_source_or_verdict_is_one_line_and_nothing_is_written(elsewhere, capsys, words, message):
+    assert main(["claims", "--write", *words]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith(f"kvbench: error: {message}") and err.count("\n") == 1
+    assert not (elsewhere / "results").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(elsewhere, capsys):
+    (elsewhere / "results").write_text("a file")
+    assert main(["claims", "--write"]) == 2
+    assert capsys.readouterr().err.startswith("kvbench: error: --write: cannot write results: ")
+
+
+def test_claims_are_checked_against_the_same_runs_in_every_folder(tmp_path, monkeypatch):
+    (tmp_path / "results" / "reference").mkdir(parents=True)
+    (tmp_path / "results" / "reference" / "summary.csv").write_text("method\nother\n")
+    here = evidence.load()
+    monkeypatch.chdir(tmp_path)
+    there = evidence.load()
+    assert "reference" in here.frames and here.frames.keys() == there.frames.keys()
+    assert all(frame.equals(there.frames[name]) for name, frame in here.frames.items())
 
 
 def test_a_run_that_does_not_exist_is_one_line(tmp_path, monkeypatch, capsys):
