@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.resources
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from kvbench import conf, report
+from kvbench import report
 
 # beside conf/, in a checkout and in an installed package
-RESULTS = Path(conf.__file__).parents[1] / "results"
+RESULTS = Path(str(importlib.resources.files("kvbench.conf"))).parent / "results"
 
 
 @dataclass(frozen=True)
