@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kvbench_testing.docs import SHORT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -95,6 +96,46 @@ def test_wheel_works_where_there_is_no_checkout(wheel, tmp_path):
     assert sorted(runs.split()) == [Path(name).parent.name for name in SUMMARIES]
 
 
+# of the README, and what makes them short
+FROM_THE_WHEEL = {
+    "kvbench run quickstart": ["method=[snapkv]", "budget.tokens=[64]", *SHORT["accuracy"]],
+    "kvbench run roofline": ["models=[llama31_8b]", "devices=[l4]", "lengths=[8192]"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", FROM_THE_WHEEL)
+def test_a_command_of_the_readme_runs_from_the_wheel(wheel, tiny_model_dir, tmp_path, command):
+    assert command in (ROOT / "README.md").read_text(encoding="utf-8")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    short = [word.format(tiny=tiny_model_dir()) for word in FROM_THE_WHEEL[command]]
+    # what the installed script does; the working folder must not shadow the wheel
+    script = "import sys, kvbench.cli.main as m; print(m.__file__); sys.exit(m.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command.split()[1:], *short],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path / "site"))
+    report = folder / "results" / "runs" / command.split()[-1] / "report.html"
+    assert f"report: {report.relative_to(folder)}" in done.stdout and report.is_file()
+
+
+def test_installation_names_the_packages_that_make_installs():
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    apart = re.findall(r"install (?:-q )?--no-deps -c constraints.txt (.+)", page)
+    assert apart == re.findall(r"install (?:-q )?--no-deps -c constraints.txt (.+)", makefile) != []
+    extras = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    assert extras == set(PROJECT["optional-dependencies"])
+    assert f"kvbench-{kvbench.__version__}-py3-none-any.whl" in page
+
+
 def test_one_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == kvbench.__version__
@@ -173,4 +214,6 @@ def test_bounds_allow_what_is_pinned():
 def test_no_folder_of_tests_shadows_a_package():
     """pytest puts tests/ on sys.path: a folder `vllm` there would pass for the installed package."""
     folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()} - {"__pycache__"}
-    assert folders and all(name.startswith("test_") or name == "kvbench_testing" for name in folders)
+    assert folders and all(
+        name.startswith("test_") or name in ("kvbench_testing", "parity") for name in folders
+    )
