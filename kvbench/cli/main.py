@@ -19,26 +19,30 @@ KINDS = ("methods", "tasks", "models", "experiments", "hardware", "shapes", "run
 
 _FIRST = """\
 first steps:
-  kvbench doctor                        is everything there?
-  kvbench ls experiments                what can be run
-  kvbench run quickstart                a table and figures in results/runs/quickstart
+  kvbench doctor              is everything there?
+  kvbench ls experiments      what can I run?
+  kvbench run quickstart      compare methods, into results/runs/quickstart
+  kvbench open quickstart     show the page of that run
 """
 _SETTINGS = """\
-settings that most experiments share (conf/config.yaml says all of them):
-  method=[snapkv,rocketkv]    which methods: kvbench ls methods
-  method.snapkv.window=64     a parameter of a method: docs/methods.md
-  task=[ruler_niah_single_2]  which tasks: kvbench ls tasks
-  task.length=[1024,2048]     a setting of every task that has it
-  budget.tokens=[128,256]     tokens per layer and KV head; budget.ratio=[0.1]: shares of the prompt
-  model=llama31_8b            which model: kvbench ls models; model.path=FOLDER: your own
-  limit=2                     so many samples per task and length
-  run_dir=FOLDER              instead of results/runs/NAME
-quote what your shell would read: 'method=[snapkv]'
+settings that most experiments share (all of them: conf/config.yaml):
+  method=[snapkv,rocketkv]    methods; kvbench ls methods lists them
+  method.snapkv.window=64     a parameter of a method; kvbench ls methods snapkv
+  task=[ruler_niah_single_2]  tasks; kvbench ls tasks
+  task.length=[1024,2048]     a setting, for every task that has it
+  budget.tokens=[128,256]     tokens that are kept or read, per layer and KV head
+  budget.ratio=[0.1]          the same as a fraction of the prompt
+  model=llama31_8b            a model; kvbench ls models
+  model.path=FOLDER           a model of your own
+  limit=2                     at most 2 samples per task and length
+  retry_failed=true           run cells again that failed before
+  run_dir=FOLDER              where results go, instead of results/runs/NAME
+quote brackets for your shell: 'method=[snapkv]'
 """
 
 
 _CELL = """\
-a cell by what it is, as in the table of a run:
+a cell is its id, the beginning of its id, or its fields:
   kvbench explain quickstart method=snapkv budget=128 task=ruler_niah_single_2 sample=0
 """
 
@@ -105,26 +109,26 @@ def _parser() -> argparse.ArgumentParser:
 
     run = add("run", _run, "run an experiment; the same command again resumes it", _SETTINGS)
     run.add_argument(
-        "overrides", nargs="*", metavar="NAME KEY=VALUE", help="an experiment, settings to change"
+        "overrides", nargs="*", metavar="NAME KEY=VALUE", help="an experiment, and settings to change"
     )
-    listing = add("ls", _ls, "list what there is")
+    listing = add("ls", _ls, "list methods, tasks, models, experiments, hardware, shapes or runs")
     listing.add_argument("what", nargs="?", metavar="KIND", help=f"one of {', '.join(KINDS)}")
     listing.add_argument("name", nargs="?", metavar="NAME", help="everything about one of them")
-    listing.add_argument("--json", action="store_true", help="everything about all of them, as JSON")
-    text = "the methods as a page of Markdown, with all that is known of them"
+    listing.add_argument("--json", action="store_true", help="print everything about all of them as JSON")
+    text = "print docs/methods.md"
     listing.add_argument("--markdown", action="store_true", help=text)
     for command in (run, listing):
-        text = "your own configuration, laid out as conf/"
+        text = "a folder with configuration of your own, laid out as conf/"
         command.add_argument("--config-dir", action="append", default=[], metavar="DIR", help=text)
-    new = add("new", _new, "write a method or a task of your own to start from")
+    new = add("new", _new, "write a file to start a method or a task of your own from")
     new.add_argument("what", choices=("method", "task"))
-    new.add_argument("name", metavar="NAME", help="small letters, digits and underscores")
-    a_run = "folder of a run, or its name in results/runs"
-    status = add("status", _status, "how far a run is; without a run, how far all of them are")
+    new.add_argument("name", metavar="NAME", help="lower-case letters, digits and underscores")
+    a_run = "a run: its folder, or its name in results/runs"
+    status = add("status", _status, "progress of a run, or of all runs")
     status.add_argument("folder", nargs="?", metavar="RUN", help=a_run)
-    report = add("report", _report, "write table, figures and HTML of a run")
+    report = add("report", _report, "write the table, figures and page of a run anew")
     report.add_argument("folder", metavar="RUN", help=a_run)
-    opened = add("open", _open, "show the page of a run in a browser; without a run, an index of all of them")
+    opened = add("open", _open, "open the page of a run, or an index of all runs, in a browser")
     opened.add_argument("folder", nargs="?", metavar="RUN", help=a_run)
     explain = add("explain", _explain, "everything about one cell, and the command that repeats it", _CELL)
     explain.add_argument("folder", metavar="RUN", help=a_run)
@@ -133,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     text = "leave out the kept and evicted tokens, which need the model"
     explain.add_argument("--no-tokens", action="store_true", help=text)
-    compare = add("compare", _compare, "two runs, paired on the same samples")
+    compare = add("compare", _compare, "compare two runs on the same samples")
     compare.add_argument("folders", nargs=2, metavar="RUN", help=a_run)
     claims = add("claims", _claims, "published numbers, what we find, and a verdict")
     text = "only those of this paper or page, as RocketKV; several times for several"
@@ -144,8 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     claims.add_argument("--write", action="store_true", help=text)
     text = "also check against this run of yours: its folder, or its name in results/runs"
     claims.add_argument("--run", action="append", default=[], metavar="RUN", help=text)
-    doctor = add("doctor", _doctor, "versions, device, and what is missing for what")
-    text = "measure memory bandwidth and arithmetic instead, and print them as a device for the cost model"
+    doctor = add("doctor", _doctor, "versions, device, and what is missing for which use")
+    text = "measure memory bandwidth and arithmetic, and print them as a device for the cost model"
     doctor.add_argument("--bandwidth", action="store_true", help=text)
     text = "vLLM instead, and whether the article's command line works with it; PYTHON is that of its environment"
     doctor.add_argument("--vllm", nargs="?", const=".venv-vllm/bin/python", metavar="PYTHON", help=text)
