@@ -239,7 +239,9 @@ def test_a_prefill_that_is_not_finite_is_an_error(model, monkeypatch, method, va
     attend = PrefillLayer.attend
 
     def attended(self, q_BQTD, scaling):
-        self.keys[0, 1, 90, 5] = value
+        # not in the short prompt on which a model is tried
+        if self.keys.shape[2] > 90:
+            self.keys[0, 1, 90, 5] = value
         return attend(self, q_BQTD, scaling)
 
     monkeypatch.setattr(PrefillLayer, "attend", attended)
