@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from kvbench.config.errors import UserError
 from kvbench.config.typed import whole
 from kvbench.engine.finite import check_scores, check_snapshot, first_not_finite
 from kvbench.kernels.attention_sum import attention_sum
-from kvbench.methods import Budget, Kept, LayerSnapshot, Method, Quota, Shape, build
+from kvbench.methods import Budget, Kept, LayerSnapshot, Method, Quota, Resolved, Shape, build
 
 
 @torch.no_grad()
@@ -57,10 +58,14 @@ def keep(
     num_layers, layer = whole("num_layers", num_layers, 1), whole("layer", layer, 0)
     if layer >= num_layers:
         raise UserError(f"layer: {layer} is not in [0, num_layers={num_layers})")
-    built = build({"method": method, **params})
+    built = _built(method, params)
+    if not built.parts()[0].evicts:
+        text = f"{method} evicts nothing, so that every token is kept"
+        more = "; kvbench.select says what it reads" if built.parts()[1].selects else ""
+        warnings.warn(text + more, stacklevel=3)
     batch, heads, length, dim = k_BHTD.shape
     shape = Shape(length, whole("max_new_tokens", max_new_tokens, 0), num_layers, dim)
-    resolved = built.resolve(shape, _budget(tokens, ratio))
+    resolved = _resolved(built, shape, tokens, ratio)
     eviction, count = resolved.eviction, resolved.rules[layer].keep
     if layer % getattr(eviction, "n_reuse", 1):
         raise UserError(
@@ -121,11 +126,15 @@ def select(
         UserError: a name, parameter, budget or shape that is not allowed; NaN or an infinity in a tensor.
     """
     _check(q_BQD[:, :, None], k_BHTD, v_BHTD)
-    built = build({"method": method, **params})
+    built = _built(method, params)
+    if not built.parts()[1].selects:
+        text = f"{method} selects nothing, so that everything in the cache is read"
+        more = "; kvbench.keep says what it keeps" if built.parts()[0].evicts else ""
+        warnings.warn(text + more, stacklevel=3)
     batch, heads, length, dim = k_BHTD.shape
     prompt = length if prompt_tokens is None else whole("prompt_tokens", prompt_tokens, 1)
     shape = Shape(prompt, whole("max_new_tokens", max_new_tokens, 0), _dense_layers(built) + 1, dim)
-    resolved = built.resolve(shape, _budget(tokens, ratio))
+    resolved = _resolved(built, shape, tokens, ratio)
     selection, count = resolved.selection, resolved.rules[-1].read
     if count is None:
         return [[torch.arange(length, device=k_BHTD.device)] * heads for _ in range(batch)]
@@ -153,10 +162,28 @@ def _check(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> None:
         raise UserError(f"{name}: holds NaN or an infinity")
 
 
-def _budget(tokens: int | None, ratio: float | str | None) -> Budget | None:
-    if tokens is None and ratio is None:
-        return None
-    return Budget(tokens, None if ratio is None else str(ratio))
+def _built(name: str, params: Mapping[str, Any]) -> Method:
+    """The method; errors name the arguments of the call."""
+    try:
+        return build({"method": name, **params})
+    except UserError as error:
+        raise UserError(str(error).removeprefix("method.")) from None
+
+
+def _resolved(
+    method: Method, shape: Shape, tokens: int | None, ratio: float | str | None
+) -> Resolved:  # fmt: skip
+    """The method at its budget; errors name the arguments of the call."""
+    if tokens is None and ratio is None and method.needs_budget:
+        raise UserError("tokens: missing; give tokens or ratio")
+    if tokens is not None and ratio is not None:
+        raise UserError("ratio: given beside tokens; give one of them")
+    try:
+        given = tokens is not None or ratio is not None
+        budget = Budget(tokens, None if ratio is None else str(ratio)) if given else None
+        return method.resolve(shape, budget)
+    except UserError as error:
+        raise UserError(str(error).removeprefix("budget.")) from None
 
 
 def _rotation(cos: Tensor, sin: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import pandas as pd
 
 from kvbench.config.errors import UserError
 from kvbench.config.numbers import read_json
-from kvbench.report import caveats, failures, plots, summary, tables
+from kvbench.report import caveats, failures, paired, plots, summary, tables
 from kvbench.report.style import Figure
 from kvbench.runs.store import Record, Store
 
 RUNS = Path("results/runs")
+PAIRED = "paired"
 
 
 def load(run: str | Path) -> Run:
@@ -156,18 +158,26 @@ class Run:
         source = self.prepared if from_cells else summary.pooled(self._summary)
         return plots.figures(kind, _where(source, where))
 
-    def plot(self, kind: str, **where: object) -> Figure:
+    def plot(self, kind: str, *methods: str, **where: object) -> Figure:
         """One figure.
 
         Args:
-            kind: a key of `kvbench.report.plots.KINDS`.
+            kind: a key of `kvbench.report.plots.KINDS`; or "paired", with two methods: the first minus the second,
+                prompt by prompt.
+            *methods: names of methods in the run, for "paired".
             **where: values to keep by column, as `protocol="query_aware"`; several values as a list.
 
         Raises:
             UserError: no such kind or column, nothing to draw, or more than one figure.
         """
+        if kind == PAIRED:
+            return self._paired(methods, where)
         if kind not in plots.KINDS:
-            raise UserError(f"kind: {kind!r} is not one of {', '.join(plots.KINDS)}")
+            raise UserError(f"kind: {kind!r} is not one of {', '.join([*plots.KINDS, PAIRED])}")
+        if methods:
+            raise UserError(
+                f"kind: {kind!r} takes no methods; choose rows by a column, as method={methods[0]!r}"
+            )
         found = dict(self.figures(kind, **where))
         if not found:
             raise UserError(f"kind: this run has nothing to draw as {kind!r} (with {where or 'no filter'})")
@@ -176,6 +186,35 @@ class Run:
                 f"kind: {len(found)} figures of {kind!r}, choose one by a column: {', '.join(found)}"
             )
         return found.popitem()[1]
+
+    def _paired(self, methods: Sequence[str], where: dict[str, object]) -> Figure:
+        if len(methods) != 2:
+            raise UserError("methods: 'paired' takes two of the run, as .plot('paired', 'snapkv', 'chunkkv')")
+        cells = _where(self.prepared, where)
+        several = [name for name in summary.SETTING if cells[name].nunique(dropna=False) > 1]
+        if several:
+            raise UserError(f"{several[0]}: the run has several; choose one, as {several[0]}=...")
+        return paired.figure(cells, *methods)
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write the rows of `cells` to a Parquet file, mappings as JSON text; needs the extra `export`.
+
+        Args:
+            path: the file.
+
+        Raises:
+            UserError: pyarrow is missing, there is no finished cell, or the file cannot be written.
+        """
+        cells = self.cells()
+        for name in cells.columns:
+            if cells[name].map(lambda value: isinstance(value, dict)).any():
+                cells[name] = cells[name].map(lambda value: json.dumps(value, sort_keys=True))
+        try:
+            cells.to_parquet(path, engine="pyarrow", index=False)
+        except ImportError:
+            raise UserError("to_parquet: needs pyarrow, as pip install 'kvbench[export]' brings it") from None
+        except OSError as error:
+            raise UserError(f"path: cannot write {path}: {error.strerror or error}") from None
 
     @cached_property
     def prepared(self) -> pd.DataFrame:

@@ -20,6 +20,8 @@ class Eviction(Component):
     bytes_formula = "2 * keep * D * element"
     #: queries of the observation window that the snapshot must hold
     window: int = 0
+    #: whether anything is ever evicted
+    evicts: ClassVar[bool] = True
     #: whether KV heads of a layer may keep different numbers of tokens, with the budget as their mean
     ragged: ClassVar[bool] = False
     #: whether a score of +inf marks a token that is kept in any case; all other scores must be finite
@@ -119,3 +121,4 @@ class KeepAll(Eviction):
     """No eviction."""
 
     name = "none"
+    evicts = False

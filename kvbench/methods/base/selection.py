@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -19,6 +19,8 @@ class Selection(Component):
     """
 
     family = "selection"
+    #: whether a step reads less than what is kept
+    selects: ClassVar[bool] = True
     #: whether `select` reads the keys that are passed to it, rather than only its own data
     reads_keys: bool = True
 
@@ -104,4 +106,5 @@ class ReadAll(Selection):
     """No selection: every kept token is read."""
 
     name = "all"
+    selects = False
     reads_keys = False
