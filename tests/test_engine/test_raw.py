@@ -66,11 +66,11 @@ def test_select_uses_a_layer_that_the_method_does_not_leave_dense():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: kvbench.keep("snapk", *DATA, tokens=5), "method.method: there is no method 'snapk'"),
-        (lambda: kvbench.keep("snapkv", *DATA, tokens=5, wndow=3), "method.wndow: there is no key 'wndow'"),
-        (lambda: kvbench.keep("snapkv", *DATA), "budget: snapkv x all needs"),
-        (lambda: kvbench.keep("snapkv", *DATA, tokens=5, ratio=0.5), "budget: give exactly one"),
-        (lambda: kvbench.keep("snapkv", *DATA, tokens=0), "budget.tokens: 0"),
+        (lambda: kvbench.keep("snapk", *DATA, tokens=5), "method: there is no method 'snapk'"),
+        (lambda: kvbench.keep("snapkv", *DATA, tokens=5, wndow=3), "wndow: there is no key 'wndow'"),
+        (lambda: kvbench.keep("snapkv", *DATA), "tokens: missing; give tokens or ratio"),
+        (lambda: kvbench.keep("snapkv", *DATA, tokens=5, ratio=0.5), "ratio: given beside tokens"),
+        (lambda: kvbench.keep("snapkv", *DATA, tokens=0), "tokens: 0"),
         (lambda: kvbench.keep("snapkv", Q[:, :, -1:], K, V, tokens=5), "q: needs the queries of all"),
         (lambda: kvbench.keep("snapkv", Q[:, :5], K, V, tokens=5), "q: 5 query heads"),
         (lambda: kvbench.keep("snapkv", Q[:1], K, V, tokens=5), "q: must have the batch"),
@@ -78,9 +78,9 @@ def test_select_uses_a_layer_that_the_method_does_not_leave_dense():
         (lambda: kvbench.keep("snapkv", *DATA, tokens=5, layer=1), "layer: 1 is not in"),
         (lambda: kvbench.keep("expected_attention", *DATA, tokens=5), "rope: expected_attention needs it"),
         (lambda: kvbench.keep("chunkkv", *DATA, tokens=5, chunks="sentence"), "boundaries_BT: chunkkv needs"),
-        (lambda: kvbench.keep("chunkkv", *DATA, tokens=5, scorer="knorm"), "method.scorer: knorm needs"),
-        (lambda: kvbench.keep("adakv", *DATA, tokens=5, alpha=2), "method.alpha: 2.0 is not in [0, 1]"),
-        (lambda: kvbench.keep("h2o", *DATA, tokens=5, recent=-1), "method.recent: -1.0 is not in [0, 1]"),
+        (lambda: kvbench.keep("chunkkv", *DATA, tokens=5, scorer="knorm"), "scorer: knorm needs"),
+        (lambda: kvbench.keep("adakv", *DATA, tokens=5, alpha=2), "alpha: 2.0 is not in [0, 1]"),
+        (lambda: kvbench.keep("h2o", *DATA, tokens=5, recent=-1), "recent: -1.0 is not in [0, 1]"),
     ],
 )
 def test_mistakes_are_one_line(call, message):

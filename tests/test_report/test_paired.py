@@ -1,7 +1,5 @@
 """Two methods, prompt by prompt."""
 
-import sys
-
 import pandas as pd
 import pytest
 
@@ -73,7 +71,10 @@ def test_another_kind_takes_no_methods(run):
 
 
 def test_parquet_without_pyarrow_is_one_line(run, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    def missing(*_, **__):
+        raise ImportError("Missing optional dependency 'pyarrow'.")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", missing)
     with pytest.raises(UserError, match=r"^to_parquet: needs pyarrow, as pip install 'kvbench\[export\]'"):
         run.to_parquet(tmp_path / "cells.parquet")
     assert not (tmp_path / "cells.parquet").exists()
