@@ -65,7 +65,8 @@ def headlines(results: Sequence[Result]) -> str:
 
 def brief(results: Sequence[Result]) -> str:
     """The README's lines: how many claims have which verdict, and what the verdicts rest on."""
-    counts = ((_count(results, verdict), verdict.partition(":")[0]) for verdict in VERDICTS)
+    plural = {DEPENDS: "depend on the reading", NEEDS_GPU: "need a GPU"}
+    counts = ((_count(results, verdict), plural.get(verdict, verdict)) for verdict in VERDICTS)
     verdicts = ", ".join(f"{count} {verdict}" for count, verdict in counts if count)
     return (
         f"`kvbench claims` checks {len(results)} published numbers and statements: {verdicts}.\n{bases(results)}\n"
