@@ -78,6 +78,26 @@ def test_linked_files_exist(file: Path):
         assert (file.parent / target).exists(), target
 
 
+def missing_sections(page: str, folder: Path) -> list[str]:
+    """Links to a heading of a page that has no such heading, by GitHub's rule for names of headings."""
+    missing = []
+    for target, name in re.findall(r"\]\(([^)#:]+)#([^)]+)\)", page):
+        headings = re.findall(r"^#+ (.*)$", (folder / target).read_text(encoding="utf-8"), re.MULTILINE)
+        if name not in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}:
+            missing.append(f"{target}#{name}")
+    return missing
+
+
+@EACH_PAGE
+def test_linked_sections_exist(file: Path):
+    assert missing_sections(file.read_text(encoding="utf-8"), file.parent) == []
+
+
+def test_a_missing_section_is_found():
+    page = "[a](docs/faq.md#which-models-work) [b](docs/faq.md#which-model-works)"
+    assert missing_sections(page, ROOT) == ["docs/faq.md#which-model-works"]
+
+
 def missing_modules(page: str) -> set[str]:
     """Modules that a page names and that do not exist, in the package of their section, the root or kvbench/."""
     missing = set()

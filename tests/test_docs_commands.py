@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import webbrowser
@@ -122,9 +123,26 @@ def test_a_command_runs(text, values, tmp_path, capsys):
     if "--help" in arguments:
         with pytest.raises(SystemExit, match="0"):
             cli.main(arguments)
+    elif hasattr(cli._parse(arguments), "port"):
+        assert "http://127.0.0.1:" in served([*arguments, "--port", "0"])
+        return
     else:
         assert cli.main(arguments) == 0
     assert capsys.readouterr().out
+
+
+def served(arguments: list[str]) -> str:
+    """What a command that serves until Ctrl-C prints, up to its address; it is stopped then."""
+    command = [sys.executable, "-m", "kvbench.cli.main", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        lines = []
+        assert process.stdout
+        for line in process.stdout:
+            lines.append(line)
+            if "http://127.0.0.1:" in line:
+                process.send_signal(signal.SIGINT)
+        assert process.wait(30) in (0, 130)
+    return "".join(lines)
 
 
 @pytest.mark.parametrize("text", sorted(set(COMMANDS) - set(RUN)))
