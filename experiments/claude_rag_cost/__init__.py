@@ -17,4 +17,4 @@ def main(composed: Composed, progress: ProgressFactory) -> str:
     from kvbench.experiments.claude_rag_cost.report import write_report
     from kvbench.experiments.claude_rag_cost.run import run
 
-    return result(write_report(cfg, run(cfg)))
+    return result(write_report(cfg, run(cfg, progress)))

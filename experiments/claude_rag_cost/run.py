@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.placements import Placement, as_sent, named, none
@@ -14,8 +15,14 @@ from kvbench.claude.request import Request, Usage
 from kvbench.claude.simulate import Simulator, Trace
 from kvbench.claude.traces.recorded import RecordedTrace
 from kvbench.experiments.claude_rag_cost.config import RagCostConfig
+from kvbench.runs.progress import ProgressDisplay, ProgressFactory
 
 # layouts to run unchanged, and layouts to run with each placement
+
+if TYPE_CHECKING:
+    # needs the extra
+    from kvbench.claude.rag.workload import Runner
+
 AS_SENT = ("article_graph", "article_explicit", "agent", "agent_5m", "agent_1h")
 PLACED = ("corrected", "append_only")
 
@@ -51,8 +58,12 @@ class RagRow:
         return self.layout.removesuffix("_5m").removesuffix("_1h")
 
 
-def run(cfg: RagCostConfig) -> list[RagRow]:
+def run(cfg: RagCostConfig, progress: ProgressFactory) -> list[RagRow]:
     """Runs every layout and placement.
+
+    Args:
+        cfg: the configuration.
+        progress: makes the progress display; a run of the workload counts as a prompt with one cell.
 
     Raises:
         UserError: an unknown name; see also `build_runner`.
@@ -60,12 +71,30 @@ def run(cfg: RagCostConfig) -> list[RagRow]:
     prices = PriceBook.load(cfg.prices)
     placements = {name: named(name) for name in cfg.placements}
     runner = build_runner(cfg, prices)
+    with progress(count := _runs(cfg), count) as display:
+        rows = _rows(cfg, prices, placements, runner, display)
+    save_counts(cfg, runner)
+    return rows
 
+
+def _runs(cfg: RagCostConfig) -> int:
+    """How often the workload runs: as sent, with every placement, and with the planner's."""
+    # what the planner starts from has a run of its own where there is no placement
+    each = 1 + (len(cfg.placements) or 1)
+    return len(AS_SENT) + 1 + len(PLACED) * each
+
+
+def _rows(
+    cfg: RagCostConfig, prices: PriceBook, placements: Mapping[str, Placement], runner: Runner,
+    display: ProgressDisplay,
+) -> list[RagRow]:  # fmt: skip
     def one(layout: str, name: str, placement: Placement | None, ids: Sequence[str] = ()) -> RagRow:
+        display.start_prompt(f"{layout}, {name}")
         label = f"{layout}-{name}".replace(" ", "_")
         ran = runner.run(layout, placement, label=label, plan_ids=(lambda n: ids[n - 1]) if ids else None)
         trace = RecordedTrace(runner.folder / f"{label}.jsonl", prices)
         agrees = agreement(trace, prices, cfg.switches)
+        display.cells_done(1)
         return RagRow(layout, name, ran.requests, ran.marked(), agrees, trace)
 
     rows = [one(layout, "as sent", None) for layout in AS_SENT]
@@ -78,7 +107,6 @@ def run(cfg: RagCostConfig) -> list[RagRow]:
             base = one(layout, "none", none)
         found = plan(base.requests, prices, cfg.switches)
         rows.append(one(layout, "planner", found.placement, [request.id for request in base.requests]))
-    save_counts(cfg, runner)
     return rows
 
 

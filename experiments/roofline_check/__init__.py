@@ -19,4 +19,4 @@ def main(composed: Composed, progress: ProgressFactory) -> str:
     from kvbench.experiments.roofline_check.report import write_report
     from kvbench.experiments.roofline_check.run import check
 
-    return result(write_report(check(cfg), Path(cfg.run_dir)))
+    return result(write_report(check(cfg, progress), Path(cfg.run_dir)))

@@ -23,6 +23,7 @@ from kvbench.engine.compress import cell_lanes
 from kvbench.experiments.roofline_check.config import FIXED_LENGTH, RooflineCheckConfig
 from kvbench.kernels.clock import ColdClock, clock_for
 from kvbench.methods import LayerSnapshot, Resolved, build
+from kvbench.runs.progress import ProgressFactory
 
 # copies of the cache, stepped through in turn so that none is in the processor's caches: total bytes, maximum number
 COLD, COPIES = 2 * 10**9, 64
@@ -31,29 +32,43 @@ FIXED_TOKENS = 64
 KEY = ["model", "method", "budget", "length"]
 
 
-def check(cfg: RooflineCheckConfig) -> pd.DataFrame:
+def check(cfg: RooflineCheckConfig, progress: ProgressFactory) -> pd.DataFrame:
     """Measure what check.csv in the run's folder lacks, and save it there after every length.
+
+    Args:
+        cfg: the configuration.
+        progress: makes the progress display; a length of a model counts as a prompt, each method at a budget as a cell.
 
     Returns:
         All rows of the folder, see `compare`.
     """
     path = Path(cfg.run_dir) / "check.csv"
     frame = pd.read_csv(path, keep_default_na=False) if path.exists() else pd.DataFrame(columns=KEY)
-    for shape in [model_shape(name, cfg.config_dirs) for name in cfg.models]:
-        short: dict[str, Point] = {}
-        for length in cfg.lengths:
-            done = set(frame[KEY].astype(str).itertuples(index=False, name=None))
-            pending = [
-                (label, tokens)
-                for label, tokens in _points(cfg)
-                if (shape.name, label, str(tokens or ""), str(length)) not in done
-            ]
-            if pending:
-                rows = pd.DataFrame(_measured(cfg, shape, length, pending, short))
-                frame = pd.concat([frame, rows], ignore_index=True) if len(frame) else rows
-            path.parent.mkdir(parents=True, exist_ok=True)
+    done = set(frame[KEY].astype(str).itertuples(index=False, name=None))
+    pending = [
+        (shape, length, points)
+        for shape in [model_shape(name, cfg.config_dirs) for name in cfg.models]
+        for length in cfg.lengths
+        if (points := [one for one in _points(cfg) if _key(shape, *one, length) not in done])
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    short: dict[tuple[str, str], Point] = {}
+    with progress(sum(len(points) for *_, points in pending), len(pending)) as display:
+        for shape, length, points in pending:
+            display.start_prompt(f"{shape.name} {length}")
+            rows = []
+            for row in _measured(cfg, shape, length, points, short):
+                rows.append(row)
+                display.cells_done(1)
+            added = pd.DataFrame(rows)
+            frame = pd.concat([frame, added], ignore_index=True) if len(frame) else added
             compare(frame).to_csv(path, index=False, float_format="%.6g")
     return compare(frame)
+
+
+def _key(shape: ModelShape, label: str, tokens: int | None, length: int) -> tuple[str, ...]:
+    """The columns `KEY` of a point, as text."""
+    return shape.name, label, str(tokens or ""), str(length)
 
 
 def compare(frame: pd.DataFrame) -> pd.DataFrame:
@@ -83,14 +98,15 @@ def _measured(
     shape: ModelShape,
     length: int,
     points: list[tuple[str, int | None]],
-    short: dict[str, Point],
+    short: dict[tuple[str, str], Point],
 ) -> Iterator[dict[str, Any]]:
     """A row per method and budget; `short`, filled here, holds each method's step over a short prompt."""
     device, clock, timing = measure_device(), ColdClock(place(), cfg.steps), (cfg.steps, cfg.warmup)
     for label, tokens in points:
         entry = cfg.method[label]
-        if label not in short:
-            short[label] = measure(entry, shape, FIXED_LENGTH, tokens and FIXED_TOKENS, *timing)
+        own = shape.name, label
+        if own not in short:
+            short[own] = measure(entry, shape, FIXED_LENGTH, tokens and FIXED_TOKENS, *timing)
         reading = clock.read_bandwidth()
         row = {
             "model": shape.name,
@@ -98,8 +114,8 @@ def _measured(
             "budget": "" if tokens is None else str(tokens),
             "length": length,
             **dataclasses.asdict(measure(entry, shape, length, tokens, *timing)),
-            "short_ms": short[label].median_ms,
-            "short_bytes": short[label].moved_bytes,
+            "short_ms": short[own].median_ms,
+            "short_bytes": short[own].moved_bytes,
             "read_gb_per_s": reading,
             "tflops": device.flops() / 1e12,
             "device": device.title,

@@ -17,4 +17,4 @@ def main(composed: Composed, progress: ProgressFactory) -> str:
     from kvbench.experiments.two_layer.compare import compare
     from kvbench.experiments.two_layer.report import write_report
 
-    return result(write_report(cfg, compare(cfg)))
+    return result(write_report(cfg, compare(cfg, progress)))

@@ -20,9 +20,13 @@ from kvbench.experiments.two_layer import claude_api
 from kvbench.experiments.two_layer.breakeven import BreakEven, Fleet, break_even
 from kvbench.experiments.two_layer.config import TwoLayerConfig
 from kvbench.experiments.two_layer.sessions import IsolatedSessions, Session, sessions
+from kvbench.runs.progress import ProgressDisplay, ProgressFactory
 
 if TYPE_CHECKING:
     from kvbench.experiments.two_layer.hosted import CopyCost, Host, ServingCost
+
+# for progress
+STAGES = ("the sessions", "prices at the API", "prices on the device", "other rents, lengths and models")
 
 
 @dataclass(frozen=True)
@@ -135,8 +139,12 @@ def cheapest_way(served: Sequence[ServingCost]) -> ServingCost:
     return min(served, key=lambda found: found.fleet.usd_per_session)
 
 
-def compare(cfg: TwoLayerConfig) -> Comparison:
+def compare(cfg: TwoLayerConfig, progress: ProgressFactory) -> Comparison:
     """Runs or reads the sessions and prices them.
+
+    Args:
+        cfg: the configuration.
+        progress: makes the progress display; each of `STAGES` counts as a prompt with one cell.
 
     Raises:
         UserError: anything wrong in the configuration or the trace.
@@ -144,19 +152,44 @@ def compare(cfg: TwoLayerConfig) -> Comparison:
     prices = PriceBook.load(cfg.prices)
     # mistakes surface before the workload runs
     models = [prices.resolve(name) for name in cfg.claude_models]
+    with progress(len(STAGES), len(STAGES)) as display:
+        return _compare(cfg, prices, models, _Stages(display))
+
+
+class _Stages:
+    """Says which of `STAGES` begins; the one before it is then done."""
+
+    def __init__(self, display: ProgressDisplay) -> None:
+        self._display, self._begun = display, 0
+
+    def next(self) -> None:
+        self.done()
+        self._display.start_prompt(STAGES[self._begun])
+        self._begun += 1
+
+    def done(self) -> None:
+        if self._begun:
+            self._display.cells_done(1)
+
+
+def _compare(cfg: TwoLayerConfig, prices: PriceBook, models: Sequence[str], stages: _Stages) -> Comparison:
     host = None
     if cfg.layer != "api":
         # loads torch
         from kvbench.experiments.two_layer.hosted import Host
 
         host = Host(cfg)
+    stages.next()
     source = _trace(cfg, prices)
     trace = IsolatedSessions(source)
     requests = list(trace.requests(cfg.switches))
     recorded = sessions(requests)
+    stages.next()
     priced = [] if cfg.layer == "model" else claude_api.price(trace, cfg, prices, len(recorded))
+    stages.next()
     served = host.serve(recorded) if host else []
     as_recorded = LengthCase(1, _generated(recorded), priced, served)
+    stages.next()
     rent_cases: list[RentCase] = []
     length_cases: list[LengthCase] = []
     model_cases: list[ModelCase] = []
@@ -167,6 +200,7 @@ def compare(cfg: TwoLayerConfig) -> Comparison:
         length_cases = [
             as_recorded if times == 1 else _longer(cfg, host, trace, prices, times) for times in cfg.outputs
         ]
+    stages.done()
     return Comparison(
         recorded=recorded,
         sources=sorted({request.source for request in requests}),

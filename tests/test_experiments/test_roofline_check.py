@@ -18,6 +18,7 @@ from kvbench.experiments.roofline_check import run as module
 from kvbench.experiments.roofline_check.config import RooflineCheckConfig
 from kvbench.experiments.roofline_check.report import markdown
 from kvbench.experiments.roofline_check.run import KEY, check, compare
+from kvbench.runs.progress import Progress
 
 COMMITTED = Path(__file__).parents[2] / "results" / "roofline_check"
 DEVICE = cost.Hardware(
@@ -43,12 +44,13 @@ def quick(monkeypatch):
     monkeypatch.setattr(module, "COLD", 10**6)
 
 
-def test_a_whole_run_and_its_resumption(quick, tiny_model_dir, tmp_path, monkeypatch):
+def test_a_whole_run_and_its_resumption(quick, tiny_model_dir, tmp_path, monkeypatch, capsys):
     overrides = [
         "experiment=roofline_check", f"models=[{tiny_model_dir('llama', group=4)}]", "lengths=[300]",
         "budget.tokens=[80]", "steps=2", "warmup=1", "method=[dense,snapkv,rocketkv]", f"run_dir={tmp_path}",
     ]  # fmt: skip
-    printed = run(compose(overrides), None)
+    printed = run(compose(overrides), Progress)
+    assert capsys.readouterr().out == "cells 0/3, prompt 1/1, 0:00: model 300\n"
     frame = pd.read_csv(tmp_path / "check.csv", keep_default_na=False)
     assert list(frame["method"]) == ["dense", "snapkv", "rocketkv"] and list(frame["budget"].astype(str)) == [
         "",
@@ -66,7 +68,8 @@ def test_a_whole_run_and_its_resumption(quick, tiny_model_dir, tmp_path, monkeyp
         raise AssertionError
 
     monkeypatch.setattr(module, "measure", measured_again)
-    assert run(compose(overrides), None) == printed
+    assert run(compose(overrides), Progress) == printed
+    assert not capsys.readouterr().out
 
 
 def rows(**changes):
@@ -156,5 +159,6 @@ def test_check_needs_lengths_beyond_the_short_one(quick):
         check(
             RooflineCheckConfig(
                 run_dir="x", models=("llama31_8b",), lengths=(256,), method={"dense": {"method": "dense"}}
-            )
+            ),
+            Progress,
         )
