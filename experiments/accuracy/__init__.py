@@ -21,13 +21,13 @@ def main(composed: Composed, progress: ProgressFactory) -> str:
 
 
 def reported(folder: str, failures: Sequence[Record]) -> str:
-    """Write the report of a run; returns its table and the path of the report.
+    """Write the report of a run; returns what it found and the path of the report.
 
     Raises:
         CellsFailed: with the same text, and the failures.
     """
-    if failures and not report.load(folder).records:
+    run = report.load(folder)
+    if failures and not run.records:
         return with_failures(f"{folder}: no cell is finished", failures, folder)
-    files = report.write_report(folder)
-    text = f"{files['table.md'].read_text(encoding='utf-8')}\nreport: {files['report.html']}"
-    return with_failures(text, failures, folder)
+    files = report.write_report(run)
+    return with_failures(f"{report.finding(run)}\nreport: {files['report.html']}", failures, folder)

@@ -19,7 +19,7 @@ from kvbench.runs.config import RunConfig, resolved_yaml
 from kvbench.runs.context import PromptContext, RunContext
 from kvbench.runs.fields import checked
 from kvbench.runs.plan import Cell, Group, with_stored_ids
-from kvbench.runs.progress import ProgressDisplay, ProgressFactory
+from kvbench.runs.progress import ProgressDisplay, ProgressFactory, nothing_to_do
 from kvbench.runs.record import group_fields, method_fields
 from kvbench.runs.rerun import Rerun
 from kvbench.runs.store import Record, Store
@@ -52,6 +52,8 @@ def run_accuracy(cfg: RunConfig, progress: ProgressFactory) -> list[Record]:
     store.write_plan((group.task.label, cell.label, cell.id) for group in groups for cell in group.cells)
     skipped = failures.to_skip(planned & failed, cfg.retry_failed)
     pending = list(_pending(groups, done | skipped))
+    if not pending:
+        nothing_to_do(len(planned), len(skipped))
     rerun = Rerun(cfg)
     untried = not planned & done
     with progress(sum(len(group.cells) for group in pending), len(pending)) as display:

@@ -25,7 +25,7 @@ from kvbench.runs.config import RunConfig, resolved_yaml
 from kvbench.runs.context import PromptContext, RunContext
 from kvbench.runs.fields import checked
 from kvbench.runs.plan import Cell, Group, digest, stored_id
-from kvbench.runs.progress import ProgressDisplay, ProgressFactory
+from kvbench.runs.progress import ProgressDisplay, ProgressFactory, nothing_to_do
 from kvbench.runs.record import group_fields, method_fields
 from kvbench.runs.store import Record, Store
 
@@ -92,6 +92,8 @@ def run_efficiency(cfg: RunConfig, progress: ProgressFactory) -> list[Record]:
     store.write_plan((group.task.label, p.cell.label, p.id) for group, points in work for p in points)
     pending = [(group, [p for p in points if p.id not in done | skipped]) for group, points in work]
     pending = [(group, points) for group, points in pending if points]
+    if not pending:
+        nothing_to_do(len(planned), len(skipped))
     untried = not planned & done
     with progress(sum(len(points) for _, points in pending), len(pending)) as display:
         for group, points in pending:

@@ -26,6 +26,9 @@ class RooflineConfig:
         usd_per_hour: overrides the devices' rental prices.
         usable: share of a device's memory available to weights and caches.
         peak: use the datasheet rates.
+        matched: a run of cells; each method gets the smallest budget that this run found within a margin of dense, and
+            is left out where it found none. `budget` is not used then.
+        within: that margin of the score.
         config_dirs: the user's configuration folders.
     """
 
@@ -40,6 +43,8 @@ class RooflineConfig:
     usd_per_hour: float | None = None
     usable: float = USABLE
     peak: bool = False
+    matched: str | None = None
+    within: float = 0.05
     config_dirs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -50,8 +50,8 @@ def markdown(frame: pd.DataFrame) -> str:
     """One table per model and device."""
     new, batch = frame["new"].iloc[0], frame["batch"].iloc[0]
     lines = [
-        "Every figure here is `modelled`: a lower bound on time and money, see docs/cost.md. Budgets are nominal:",
-        "methods at the same number neither take the same memory nor give the same answers.",
+        "Every figure here is `modelled`: a lower bound on time and money, see docs/cost.md. "
+        + _budgets(frame),
         "",
         f"Dollars are per million generated tokens, {counted(int(new), 'new token')} per request. *Decode only* leaves",
         "prefill out and is at the largest batch that fits, which needs that many requests at once; *whole* is",
@@ -71,6 +71,20 @@ def markdown(frame: pd.DataFrame) -> str:
         cells = [_cells(row) for row in rows.sort_values("length", kind="stable").to_dict("records")]
         lines.append(markdown_table(header, cells, right=[name != "method" for name in header]))
     return "\n".join(lines) + "\n"
+
+
+def _budgets(frame: pd.DataFrame) -> str:
+    """What the budgets are."""
+    if "matched" not in frame:
+        lines = ["Budgets are nominal:"]
+        lines += ["methods at the same number neither take the same memory nor give the same answers."]
+        return "\n".join(lines)
+    run, _, margin = str(frame["matched"].iloc[0]).rpartition(", within ")
+    return (
+        f"Each budget is\nthe smallest with which its method loses less than {margin} of dense's score in the run "
+        f"{run}; methods without one are left out.\nThat it would do for this model and these lengths too is an "
+        "assumption."
+    )
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -148,6 +162,9 @@ def _by_length(
             axes.set_title(str(device))
             axes.set_xlabel("prompt (tokens)")
             axes.set_ylabel(label)
-        note = f"{frame['model'].iloc[0]}, bf16. {note} Equal budgets do not mean equal answers."
+        budgets = "Equal budgets do not mean equal answers."
+        if "matched" in frame:
+            budgets = f"Smallest budgets that are good enough in {frame['matched'].iloc[0]}."
+        note = f"{frame['model'].iloc[0]}, bf16. {note} {budgets}"
         style.legend(figure, [*style.method_handles(looks), *handles], note)
     return figure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -12,6 +12,7 @@ from kvbench.cost import roofline
 from kvbench.cost.hardware import Hardware, hardware
 from kvbench.cost.shapes import ModelShape, model_shape
 from kvbench.experiments.roofline.config import RooflineConfig
+from kvbench.experiments.roofline.matched import matched_budgets
 
 if TYPE_CHECKING:
     from kvbench.cost.accounting import Account
@@ -28,6 +29,7 @@ def scan(cfg: RooflineConfig) -> pd.DataFrame:
         UserError: an unknown name, a length beyond the model's positions, or a missing budget.
     """
     devices = [hardware(name, cfg.config_dirs) for name in cfg.devices]
+    matched = matched_budgets(cfg) if cfg.matched else None
     rows = []
     for shape in [model_shape(name, cfg.config_dirs) for name in cfg.models]:
         for length in cfg.lengths:
@@ -35,32 +37,45 @@ def scan(cfg: RooflineConfig) -> pd.DataFrame:
                 raise UserError(
                     f"lengths: {length} + new={cfg.new} exceed the {shape.positions} positions of {shape.name}"
                 )
-            for label, budget, account in _accounts(cfg, shape, length):
+            for label, budget, account in _accounts(cfg, shape, length, matched):
                 rows += [_row(cfg, label, budget, account, device) for device in devices]
     frame = pd.DataFrame(rows)
     order = {name: index for index, name in enumerate(cfg.devices)}
     frame = frame.sort_values(
         ["model", "device"], key=lambda column: column.map(order).fillna(0), kind="stable"
     )
+    if cfg.matched:
+        frame["matched"] = f"{cfg.matched}, within {cfg.within:g}"
     return frame.reset_index(drop=True)
 
 
-def _accounts(cfg: RooflineConfig, shape: ModelShape, length: int) -> Iterator[tuple[str, str, Account]]:
+def _accounts(
+    cfg: RooflineConfig,
+    shape: ModelShape,
+    length: int,
+    matched: Mapping[str, list[dict[str, Any]]] | None,
+) -> Iterator[tuple[str, str, Account]]:
     # imports torch, so only after validation
     from kvbench.cost import accounting
     from kvbench.methods import build
 
     for label, entry in cfg.method.items():
         method = build(entry, f"method.{label}")
-        budgets: list[dict[str, Any]] = [{}]
-        if method.needs_budget:
-            budgets = [{"tokens": n} for n in cfg.budget.tokens] + [{"ratio": r} for r in cfg.budget.ratio]
-            if not budgets:
-                raise UserError(f"budget: {label} needs one, give budget.tokens=[...] or budget.ratio=[...]")
+        budgets = _budgets(cfg, label, method.needs_budget) if matched is None else matched.get(label, [])
         for budget in budgets:
             account = accounting.account(method, shape, prompt=length, new=cfg.new, **budget)
             if not (method.needs_budget and account.resolved.dense):
                 yield label, "".join(f"{value}" for value in budget.values()), account
+
+
+def _budgets(cfg: RooflineConfig, label: str, needed: bool) -> list[dict[str, Any]]:
+    """The configured budgets of a method, as keywords of `accounting.account`."""
+    if not needed:
+        return [{}]
+    budgets = [{"tokens": n} for n in cfg.budget.tokens] + [{"ratio": r} for r in cfg.budget.ratio]
+    if not budgets:
+        raise UserError(f"budget: {label} needs one, give budget.tokens=[...] or budget.ratio=[...]")
+    return budgets
 
 
 def _row(cfg: RooflineConfig, label: str, budget: str, account: Account, device: Hardware) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from kvbench.experiments.vllm_prefix_caching.random_prompts import TEXT, RandomP
 from kvbench.models.fingerprint import fingerprint
 from kvbench.models.load import locate
 from kvbench.runs.fields import checked
-from kvbench.runs.progress import ProgressDisplay, ProgressFactory
+from kvbench.runs.progress import ProgressDisplay, ProgressFactory, nothing_to_do
 from kvbench.runs.store import Record, Store, digest
 from kvbench.vllm import load, metrics
 from kvbench.vllm.answers import Answer
@@ -52,7 +52,9 @@ def run(cfg: PrefixConfig, progress: ProgressFactory) -> list[Record]:
     store = Store(cfg.run_dir)
     done = store.done()
     pending = {cell: case for cell, case in by_cell.items() if cell not in done}
-    if pending:
+    if not pending:
+        nothing_to_do(len(by_cell))
+    else:
         with (
             serve(serving, Path(cfg.run_dir) / "logs" / f"server-{os.getpid()}.log") as server,
             progress(len(pending), len(pending)) as display,

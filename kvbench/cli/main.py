@@ -8,6 +8,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from kvbench import __version__
@@ -111,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "overrides", nargs="*", metavar="NAME KEY=VALUE", help="an experiment, and settings to change"
     )
+    run.add_argument("--table", action="store_true", help="also print all tables, as in table.md")
     listing = add("ls", _ls, "list methods, tasks, models, experiments, hardware, shapes or runs")
     listing.add_argument("what", nargs="?", metavar="KIND", help=f"one of {', '.join(KINDS)}")
     listing.add_argument("name", nargs="?", metavar="NAME", help="everything about one of them")
@@ -126,6 +128,14 @@ def _parser() -> argparse.ArgumentParser:
     a_run = "a run: its folder, or its name in results/runs"
     status = add("status", _status, "progress of a run, or of all runs")
     status.add_argument("folder", nargs="?", metavar="RUN", help=a_run)
+    text = "say which methods and budgets lose less than a margin against dense"
+    best = add("best", _best, text)
+    best.add_argument("folder", metavar="RUN", help=a_run)
+    text = "allowed loss of score (default: 0.05)"
+    best.add_argument("--within", type=float, default=0.05, metavar="LOSS", help=text)
+    text = "allowed KL from dense (default: 0.1)"
+    best.add_argument("--kl", type=float, default=0.1, metavar="NATS", help=text)
+    best.add_argument("--json", action="store_true", help="print every method, task and budget as JSON")
     report = add("report", _report, "write the table, figures and page of a run anew")
     report.add_argument("folder", metavar="RUN", help=a_run)
     opened = add("open", _open, "open the page of a run, or an index of all runs, in a browser")
@@ -163,10 +173,32 @@ def _run(args: argparse.Namespace) -> None:
 
     composed = compose(args.overrides, args.config_dir)
     try:
-        print(experiments.run(composed, Progress))
+        text = experiments.run(composed, Progress)
+        if args.table:
+            _print_table(run_dir(composed), text)
+        print(text)
+    except CellsFailed as failed:
+        if args.table:
+            _print_table(run_dir(composed), failed.text)
+        raise
     except KeyboardInterrupt:
         done = f"what is done is kept in {run_dir(composed)}, the same command resumes"
         raise KeyboardInterrupt(done) from None
+
+
+def _print_table(folder: Path, text: str) -> None:
+    """All tables of a run, unless the text that follows has them."""
+    path = folder / "table.md"
+    table = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if table and table not in text:
+        print(table)
+
+
+def _best(args: argparse.Namespace) -> None:
+    from kvbench import report
+
+    best = report.load(args.folder).best(args.within, args.kl)
+    print(best.json() if args.json else best.text())
 
 
 def _status(args: argparse.Namespace) -> None:

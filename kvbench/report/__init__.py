@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kvbench.report.clusters import Clusters
     from kvbench.report.comparison import compare, comparison_text
-    from kvbench.report.console import explain, find, status
+    from kvbench.report.console import explain, find, finding, status
     from kvbench.report.files import page_of, write_report
     from kvbench.report.overview import write_index
     from kvbench.report.run import Run, load
@@ -18,6 +18,7 @@ __all__ = [
     "comparison_text",
     "explain",
     "find",
+    "finding",
     "load",
     "page_of",
     "status",
@@ -32,6 +33,7 @@ _MODULES = {
     "comparison_text": "comparison",
     "explain": "console",
     "find": "console",
+    "finding": "console",
     "load": "run",
     "page_of": "files",
     "status": "console",

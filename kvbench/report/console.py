@@ -1,5 +1,6 @@
 """Text about a run for the command line."""
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from kvbench.config.errors import UserError
 from kvbench.config.text import counted
+from kvbench.report import tables
 from kvbench.report.format import number
 from kvbench.report.run import RUNS, Run, is_run, load
 from kvbench.runs.store import Record
@@ -75,6 +77,28 @@ def status(run: str | Path) -> str:
     if failures:
         lines.append("retry_failed=true runs the failed cells again")
     return "\n".join([*lines, *view.problems])
+
+
+def finding(run: Run) -> str:
+    """What a run found, for the end of a command: caveats, the methods that are good enough, where more is.
+
+    A run without scores beside dense's gets its tables.
+    """
+    lines = [f"note: {line}" for line in run.notes()]
+    try:
+        text = run.best().text(brief=True)
+        more = (
+            f"kvbench best {shlex.quote(_argument(run))} judges every task and budget, by other margins too"
+        )
+    except UserError:
+        text = "\n\n".join(table.text() for table in tables.all_tables(run.summary(), run.failures))
+        more = ""
+    return "\n\n".join(part for part in ("\n".join(lines), text, more) if part)
+
+
+def _argument(run: Run) -> str:
+    """The shortest name by which commands find a run."""
+    return run.path.name if run.path.parent == RUNS else str(run.path)
 
 
 def explain(run: str | Path, *cell: str) -> str:

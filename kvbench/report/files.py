@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from kvbench.report import folder, html, plots
+from kvbench.report import folder, html, plots, style
 from kvbench.report.page import Picture
-from kvbench.report.run import load
+from kvbench.report.run import Run, load
 
 
-def write_report(run_dir: str | Path) -> dict[str, Path]:
-    """Writes the report into the run's folder.
+def write_report(run_dir: str | Path | Run) -> dict[str, Path]:
+    """Writes the report into the run's folder; of a committed run only the page, as its other files are `make tables`'.
 
     Args:
-        run_dir: the run's folder, or its name under results/runs.
+        run_dir: the run, its folder, or its name under results/runs.
 
     Returns:
         The path of every file by its name in the folder: "summary.csv", "table.md", "report.html",
@@ -20,18 +20,24 @@ def write_report(run_dir: str | Path) -> dict[str, Path]:
     Raises:
         UserError: no such run, no finished cell, or the folder cannot be read.
     """
-    run = load(run_dir)
+    run = run_dir if isinstance(run_dir, Run) else load(run_dir)
     if not run.records and "table.md" in run.files():
         return {"report.html": folder.write_page(run.path)}
-    paths = [run.path / "summary.csv", run.path / "table.md"]
-    run.summary().to_csv(paths[0], index=False, float_format="%.10g")
-    paths[1].write_text(run.table(), encoding="utf-8")
+    paths = []
+    if not run.packed:
+        paths = [run.path / "summary.csv", run.path / "table.md"]
+        run.summary().to_csv(paths[0], index=False, float_format="%.10g")
+        paths[1].write_text(run.table(), encoding="utf-8")
     figures = []
     for kind, spec in plots.KINDS.items():
         for name, figure in run.figures(kind):
-            saved = plots.save(figure, run.path / "figures", name)
-            figures.append(Picture(spec.caption, name, saved[0].read_bytes()))
-            paths += saved
+            if run.packed:
+                svg = style.render(figure, "svg")
+            else:
+                saved = plots.save(figure, run.path / "figures", name)
+                svg = saved[0].read_bytes()
+                paths += saved
+            figures.append(Picture(spec.caption, name, svg))
     paths.append(run.path / "report.html")
     paths[-1].write_text(html.page(run, figures), encoding="utf-8")
     return {path.relative_to(run.path).as_posix(): path for path in paths}

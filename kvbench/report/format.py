@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -92,3 +93,10 @@ class Table:
         """GitHub-flavoured Markdown, title and caption included; all text is escaped."""
         table = markdown_table(self.header, self.rows, padded=True)
         return "\n".join([f"### {escaped(self.title)}", "", escaped(self.caption), "", table, ""])
+
+    def text(self) -> str:
+        """The table for a terminal: title, columns under each other, caption."""
+        cells = [[" ".join(text.split()) for text in row] for row in (self.header, *self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        rows = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+        return "\n".join([self.title, *(f"  {row}" for row in rows), *textwrap.wrap(self.caption, 100)])

@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 import kvbench
+from kvbench.config.errors import UserError
 from kvbench.report import caveats, significance, style
-from kvbench.report.format import MB, number
+from kvbench.report.format import MB, Table, number
 from kvbench.report.page import Column, Example, Explorer, Page, Picture
 from kvbench.report.run import Run
 from kvbench.report.summary import ROW, SETTING, budget_key, pooled
@@ -78,19 +79,32 @@ def page(run: Run, figures: list[Picture]) -> str:
         f"{facts['model']}, {facts['dtype']} on {facts['device']}, {facts['cells']} cells, kvbench "
         f"{kvbench.__version__}. Every number on this page was measured by this run."
     )
+    answer, judged = _answer(run)
     return Page(
         title=run.name,
         lead=lead,
+        answer=answer,
         notes=run.notes(),
         failures=listed(run.failures, run.path),
         explorers=explorers(run.summary(), run.prepared),
         examples=examples(run.prepared),
-        tables=all_tables(run.summary(), run.failures),
+        tables=[*judged, *all_tables(run.summary(), run.failures)],
         guide=GUIDE,
         pictures=figures,
         facts=facts,
         config=config.read_text(encoding="utf-8") if config.exists() else "",
     ).html()
+
+
+def _answer(run: Run) -> tuple[list[str | Table], list[Table]]:
+    """The box at the top, and the tables behind it; none for a run without scores beside dense's."""
+    try:
+        best = run.best()
+    except UserError:
+        return [], []
+    overview = best.overview()
+    # of several settings or lengths the sentences are enough for a box
+    return [*best.answer(), *(overview if len(overview) <= 2 else [])], best.tables()
 
 
 def explorers(summary: pd.DataFrame, cells: pd.DataFrame | None = None) -> list[Explorer]:

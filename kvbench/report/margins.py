@@ -12,7 +12,7 @@ OVER_TASKS = "all tasks"
 KL_MARGIN = 0.1  # nats
 
 _TABLE = [*SETTING, "length"]
-_KEPT = ["label", "method", "budget_requested"]
+_KEPT = ["label", "method", "eviction", "selection", "budget_requested"]
 
 
 def losses(cells: pd.DataFrame, margin: float, kl_margin: float = KL_MARGIN) -> pd.DataFrame:
@@ -28,11 +28,11 @@ def losses(cells: pd.DataFrame, margin: float, kl_margin: float = KL_MARGIN) -> 
         kl_margin: allowed KL in nats.
 
     Returns:
-        Columns of setting and length; `label`, `method`, `budget_requested`, `task_label` (`OVER_TASKS` over them),
-        `tasks` (their number), `n`, `delta`, `ci_low`, `ci_high`, `p_value` (of no difference), `within`, `n_needed`
-        (samples that would be enough if differences stay as they are; NaN where no number is), `kl`, `kl_ci_low`,
-        `kl_ci_high`, `kl_p_value` (of a mean KL of `kl_margin` or more), `bytes_resident`, `bytes_read_per_step`
-        (means), `floor`.
+        Columns of setting and length; `label`, `method`, `eviction`, `selection`, `budget_requested`, `task_label`
+        (`OVER_TASKS` over them), `tasks` (their number), `n`, `delta`, `ci_low`, `ci_high`, `p_value` (of no
+        difference), `within`, `n_needed` (samples that would be enough if differences stay as they are; NaN where no
+        number is), `kl`, `kl_ci_low`, `kl_ci_high`, `kl_p_value` (of a mean KL of `kl_margin` or more),
+        `bytes_resident`, `bytes_read_per_step` (means), `floor`.
 
     Raises:
         ValueError: a margin that is not above 0.

@@ -13,23 +13,32 @@ import pandas as pd
 from kvbench.config.errors import UserError
 from kvbench.config.numbers import read_json
 from kvbench.report import caveats, failures, paired, plots, summary, tables
+from kvbench.report.best import MARGIN, Best, best
+from kvbench.report.margins import KL_MARGIN
 from kvbench.report.style import Figure
 from kvbench.runs.store import Record, Store
 
 RUNS = Path("results/runs")
 PAIRED = "paired"
+_CHECKOUT = Path(__file__).parents[2]
 
 
 def load(run: str | Path) -> Run:
     """Opens a run.
 
     Args:
-        run: its folder, or its name under results/runs.
+        run: its folder, or its name under results/runs; a committed run also by its path in the checkout, from any
+            folder. A name alone is that of a run in results/runs first.
 
     Raises:
         UserError: there is no such run, or it cannot be read.
     """
-    for folder in (Path(run), RUNS / run):
+    places = [Path(run), RUNS / run]
+    if len(Path(run).parts) == 1 and not Path(run).is_absolute():
+        places.reverse()
+    else:
+        places.append(_CHECKOUT / run)
+    for folder in places:
         if is_run(folder):
             return Run(folder)
     names = sorted(path.name for path in RUNS.glob("*") if path.is_dir())
@@ -39,7 +48,7 @@ def load(run: str | Path) -> Run:
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run: cells, a configuration, or at least a table."""
     named = any((folder / name).is_file() for name in ("config.yaml", "table.md"))
-    return named or any(folder.glob("cells-*.jsonl"))
+    return named or any(folder.glob("cells-*.jsonl*"))
 
 
 class Run:
@@ -55,9 +64,15 @@ class Run:
         rows, self.problems = Store(path).scan()
         self._failures, unread = Store(path).failures()
         self.problems += unread
+        self._judged: dict[tuple[float, float], Best] = {}
         self.records = [row for row in rows if "method" in row]
         # rows of the vLLM experiments, which have no summary
         self._others = [row for row in rows if "method" not in row]
+
+    @property
+    def packed(self) -> bool:
+        """Whether it is a committed run, with its cells in one file of `Store.pack`."""
+        return any(self.path.glob("cells-*.jsonl.gz"))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -147,6 +162,20 @@ class Run:
     def _repr_markdown_(self) -> str:
         # how notebooks display a run
         return self.table()
+
+    def best(self, within: float = MARGIN, kl: float = KL_MARGIN) -> Best:
+        """Which method and budget to take: judged by a margin of the score and one of KL.
+
+        Args:
+            within: allowed loss of score.
+            kl: allowed KL from dense in nats.
+
+        Raises:
+            UserError: a margin that is not above 0, or no scores beside dense's.
+        """
+        if (within, kl) not in self._judged:
+            self._judged[within, kl] = best(self.prepared, self.name, self.failures, within, kl)
+        return self._judged[within, kl]
 
     def notes(self) -> list[str]:
         """Everything that weakens the numbers: missing cells, mixed devices, unreadable lines."""

@@ -11,6 +11,7 @@ Both have a width above 0 for equal values, and move smoothly with every value. 
 that `kl_interval` is the bootstrap-t (Hall 1988, Ann. Stat. 16:927).
 """
 
+import functools
 import math
 from statistics import NormalDist
 
@@ -185,6 +186,13 @@ def _standard_error(x_N: NDArray[np.float64]) -> float:
 
 def _studentised(x_N: NDArray[np.float64]) -> NDArray[np.float64]:
     """(mean* - mean) / standard error* of the resamples; infinite for equal values, the same for the same values."""
+    return _resampled(tuple(x_N.tolist()))
+
+
+# an interval and its p-value ask for the same resamples
+@functools.lru_cache(maxsize=2)
+def _resampled(values: tuple[float, ...]) -> NDArray[np.float64]:
+    x_N = np.array(values)
     n, rng = len(x_N), np.random.default_rng(_SEED)
     parts = []
     for rows in _blocks(DRAWS, n):

@@ -183,7 +183,9 @@ def _score(row: pd.Series) -> list[str]:
     # summaries of earlier versions have no such column
     if row.get("n_failed", 0) > 0:
         text += f" ({failures.note(row['n_failed'], row['n_cells'])})"
-    return [text, number(row["kl_to_dense"], ".2g")]
+    low, high = number(row["kl_ci_low"], ".2g"), number(row["kl_ci_high"], ".2g")
+    kl = number(row["kl_to_dense"], ".2g")
+    return [text, kl if row["is_dense"] or MISSING in (low, high) else f"{kl} [{low}, {high}]"]
 
 
 def _difference(row: pd.Series) -> list[str]:

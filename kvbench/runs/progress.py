@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Live
 
+from kvbench.config.text import counted
+
 
 class ProgressDisplay(Protocol):
     """Shows the progress of one run, inside a `with` block."""
@@ -34,6 +36,20 @@ class ProgressFactory(Protocol):
     """Makes the display of a run: `Progress`, or any callable with its first two arguments."""
 
     def __call__(self, total_cells: int, total_prompts: int, /) -> ProgressDisplay: ...
+
+
+def nothing_to_do(planned: int, failed: int = 0) -> None:
+    """Say that a command found everything done.
+
+    Args:
+        planned: cells of the plan.
+        failed: those of them that failed before and are left as they are.
+    """
+    if failed:
+        told = f"nothing to do: {planned - failed} of {counted(planned, 'cell')} are done, {failed} failed before"
+    else:
+        told = f"nothing to do: all {counted(planned, 'cell')} are done already"
+    print(told, flush=True)
 
 
 class Progress:

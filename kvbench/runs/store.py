@@ -1,16 +1,19 @@
-"""The store: one folder per run, one append-only file of cells per worker.
+"""The store: one folder per run, one append-only file of cells per worker; a committed run has them in one packed file.
 
 A line of `cells-<worker>.jsonl` is one finished cell, a line of `failures-<worker>.jsonl` one attempt that failed.
 Workers never touch each other's files, so any number of them can share a folder, and a killed worker loses at most
 the line that it was writing.
 """
 
+import gzip
 import hashlib
+import io
 import json
 import os
 import secrets
 import socket
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -135,7 +138,9 @@ class Store:
     def _lines(self, kind: str, problems: list[str]) -> Iterator[Record]:
         """Records of all workers' files of a kind, in the order of the files' names."""
         try:
-            for path in sorted(self.run_dir.glob(f"{kind}-*.jsonl")):
+            for path in sorted(
+                path for end in ("", ".gz") for path in self.run_dir.glob(f"{kind}-*.jsonl{end}")
+            ):
                 for record in _read_lines(path, problems):
                     if record["schema"] > SCHEMA:
                         raise UserError(
@@ -143,8 +148,26 @@ class Store:
                             f"this one reads up to {SCHEMA}, update it"
                         )
                     yield record
-        except OSError as error:
-            raise UserError(f"run: cannot read {self.run_dir}: {error.strerror}") from None
+        except (OSError, EOFError, zlib.error) as error:
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"run: cannot read {self.run_dir}: {why}") from None
+
+    def pack(self, folder: Path) -> Path:
+        """Write all finished cells as one compressed file into another folder, from where they can be read.
+
+        The same cells give the same file: it holds no time and no name.
+
+        Args:
+            folder: for the file, `cells-packed.jsonl.gz`.
+        """
+        lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in self.scan()[0]]
+        path = folder / "cells-packed.jsonl.gz"
+        packed = io.BytesIO()
+        with gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0) as file:
+            file.write("".join(f"{line}\n" for line in sorted(lines)).encode())
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(packed.getvalue())
+        return path
 
     def write_config(self, text: str) -> None:
         """Writes the resolved configuration (YAML) atomically."""
@@ -206,7 +229,7 @@ def digest(payload: Mapping[str, Any]) -> str:
 
 
 def _read_lines(path: Path, problems: list[str]) -> Iterator[Record]:
-    with open(path, "rb") as file:
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             record = _parse(line)
             if record is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kvbench.runs.fields import checked
-from kvbench.runs.progress import ProgressDisplay, ProgressFactory
+from kvbench.runs.progress import ProgressDisplay, ProgressFactory, nothing_to_do
 from kvbench.runs.store import Record, Store, digest
 from kvbench.vllm.driver import Driver
 from kvbench.vllm.errors import ServingError
@@ -121,6 +121,8 @@ class Campaign:
         pending = [spec for spec in specs if missing[spec.label]]
         refused: list[Record] = []
         total = sum(map(len, missing.values()))
+        if not total:
+            nothing_to_do(sum(map(len, wanted.values())))
         with self.progress(total, total + len(pending)) as display:
             for spec in pending:
                 items = missing[spec.label]

@@ -228,7 +228,16 @@ def test_a_run_from_command_to_report(here: Path, tiny_model_dir, capsys: pytest
     assert cli.main(["report", "results/runs/tiny"]) == 0
     assert capsys.readouterr().out == "results/runs/tiny/report.html\n"
     assert cli.main(["compare", "tiny", "tiny"]) == 0
-    assert "snapkv" in capsys.readouterr().out
+    assert capsys.readouterr().out == "A = tiny, B = tiny: scores equal 5 of 5, KL within 0.0001\n"
+    # nothing is left to do; the end of a run is its finding, and all tables only where they are asked for
+    assert cli.main([*command, "budget.tokens=[64,128]"]) == 0
+    short = capsys.readouterr().out
+    assert short.startswith("nothing to do: all 5 cells are done already\n")
+    assert "kvbench best tiny judges every task and budget" in short and "###" not in short
+    assert cli.main([*command, "budget.tokens=[64,128]", "--table"]) == 0
+    assert Path("results/runs/tiny/table.md").read_text() in capsys.readouterr().out
+    assert cli.main(["best", "tiny"]) == 0
+    assert "snapkv[kernel=5]" in capsys.readouterr().out
 
     assert cli.main(["status"]) == 0
     listed = capsys.readouterr().out

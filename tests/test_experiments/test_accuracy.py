@@ -89,14 +89,16 @@ def test_every_cell_has_one_record_with_its_measurements(undisturbed):
     assert set(undisturbed["timing"]) == {"amortised"}
 
 
-def test_a_finished_run_repeats_no_cell_and_no_prefill(config, tmp_path, monkeypatch):
+def test_a_finished_run_repeats_no_cell_and_no_prefill_and_says_so(config, tmp_path, monkeypatch, capsys):
     run_accuracy(config(tmp_path, "limit=1"), Progress)
     before = sorted((p.name, p.stat().st_size) for p in tmp_path.glob("cells-*"))
     monkeypatch.setattr(
         "kvbench.experiments.accuracy.run.prefill_for", lambda *_: pytest.fail("nothing was left to do")
     )
+    assert "nothing to do" not in capsys.readouterr().out
     run_accuracy(config(tmp_path, "limit=1"), Progress)
     assert sorted((p.name, p.stat().st_size) for p in tmp_path.glob("cells-*")) == before
+    assert capsys.readouterr().out == "nothing to do: all 9 cells are done already\n"
 
 
 def test_a_run_is_extended_by_samples_methods_and_budgets(config, undisturbed, tmp_path):

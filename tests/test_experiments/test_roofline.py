@@ -1,6 +1,7 @@
 """The experiment `roofline`."""
 
 import io
+import itertools
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,8 @@ from kvbench.experiments import run
 from kvbench.experiments.roofline.config import RooflineConfig
 from kvbench.experiments.roofline.report import markdown
 from kvbench.experiments.roofline.run import scan
+from kvbench.runs.config import BudgetConfig
+from kvbench.runs.store import Store
 
 COMMITTED = Path(__file__).parents[2] / "results" / "roofline"
 SMALL = {
@@ -23,8 +26,6 @@ SMALL = {
 
 
 def config(**changes):
-    from kvbench.runs.config import BudgetConfig
-
     return RooflineConfig(**{**SMALL, "budget": BudgetConfig(tokens=(1024,)), **changes})
 
 
@@ -61,8 +62,6 @@ def test_what_does_not_fit_has_no_price(small):
 
 
 def test_a_budget_that_covers_everything_is_dense_and_left_out():
-    from kvbench.runs.config import BudgetConfig
-
     frame = scan(config(lengths=(512,), budget=BudgetConfig(tokens=(64, 1024))))
     assert set(frame["budget"]) == {"", "64"}
 
@@ -145,6 +144,65 @@ def test_the_whole_experiment(tmp_path):
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {
         "step.llama31_8b.png", "step.llama31_8b.svg",
     }  # fmt: skip
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """A run of 60 samples in which SnapKV loses nothing from 512 tokens on, and ChunkKV loses all."""
+    from kvbench.methods import build
+
+    cells = []
+    for name, budgets in {"dense": [""], "snapkv": ["256", "512", "1024"], "chunkkv": ["512"]}.items():
+        described = build({"method": name}).describe()
+        for budget, sample in itertools.product(budgets, range(60)):
+            good = name == "dense" or (name == "snapkv" and int(budget) > 256)
+            cells.append(
+                {
+                    "cell": f"{name} {budget} {sample}", "model": "m", "model_fingerprint": "f", "dtype": "float32",
+                    "attention": "sdpa", "protocol": "query_aware", "length": 2048, "task": "needle", "task_version": 1,
+                    "wording": "own", "metric": "exact", "max_new_tokens": 8, "method": name, **described,
+                    "budget_requested": budget, "budget_covers_prompt": False, "timing": "amortised", "seed": 0,
+                    "sample": sample, "sample_hash": str(sample), "score": float(good), "kl_to_dense": 0.01 * sample,
+                    "bytes_resident": int(budget or 2000), "bytes_read_per_step": float(budget or 2000),
+                    "device": "cpu",
+                    "kept_tokens": float(budget or 2000), "output_ids": [1], "output": "1", "gold": ["1"], "meta": {},
+                    "prefill_s": 1.0, "compress_s": 0.0, "decode_ms_per_token": 1.0, "stop": "eos",
+                }
+            )  # fmt: skip
+    Store(tmp_path / "judged").extend(cells)
+    return str(tmp_path / "judged")
+
+
+def test_dollars_at_matched_accuracy_take_the_smallest_budget_that_is_good_enough(judged):
+    methods = {name: {"method": name} for name in ("dense", "snapkv", "chunkkv", "quest")}
+    frame = scan(config(method=methods, matched=judged))
+    # ChunkKV has no such budget, and Quest was not run
+    assert set(zip(frame["method"], frame["budget"], strict=True)) == {("dense", ""), ("snapkv", "512")}
+    plain = scan(config(method={"snapkv": {"method": "snapkv"}}, budget=BudgetConfig(tokens=(512,))))
+    column = "usd_per_request_max"
+    assert frame.loc[frame["method"] == "snapkv", column].dropna().tolist() == plain[column].dropna().tolist()
+    text = markdown(frame)
+    assert f"loses less than 0.05 of dense's score in the run {judged}; methods without one" in text
+    assert "is an assumption" in text and "Budgets are nominal" not in text
+    # another variant of SnapKV was not run
+    other = methods | {"snapkv": {"method": "snapkv", "window": 16}}
+    for changes in ({"method": other}, {"within": 0.001}):
+        with pytest.raises(
+            UserError, match=r"^matched: no method here has a budget within 0.\d+ of dense in "
+        ):
+            scan(config(**{"method": methods, "matched": judged} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"matched": "nowhere"}, "^run: nowhere is not a run folder"),
+        ({"within": 0}, "^within: 0 is not allowed"),
+    ],
+)
+def test_a_matched_run_that_cannot_be_used(judged, changes, message):
+    with pytest.raises(UserError, match=message):
+        scan(config(**{"matched": judged} | changes))
 
 
 def test_the_committed_table_is_the_models():

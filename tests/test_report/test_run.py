@@ -1,9 +1,11 @@
 import json
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from kvbench.cli.main import main
 from kvbench.config.errors import UserError
 from kvbench.report import compare, comparison_text, explain, load, status, write_report
 from kvbench.runs.store import Store
@@ -189,11 +191,77 @@ def test_compare_pairs_rows_and_samples(accuracy, tmp_path):
     assert row["score_b"] == 1 and row["delta"] == 1 - row["score_a"] and row["same_output"] == 0
     assert row["ci_low"] <= row["delta"] <= row["ci_high"]
     text = comparison_text(frame, "a", "b")
-    assert "A = a, B = b" in text and text.count("\n| niah_single") == 19
+    # only rows that differ
+    changed = int((frame["n_different"] > 0).sum())
+    assert set(frame[frame["n_different"] > 0]["method"]) == {"random"}
+    assert "A = a, B = b" in text and text.count("\n| niah_single") == changed > 0
+    equal = 19 * 7 - int(frame["n_different"].sum())
+    assert text.startswith(
+        f"A = a, B = b: scores equal {equal} of {19 * 7} (A has {22 * 8}, B {19 * 7}), KL within 0.0001\n"
+    )
 
     Store(tmp_path / "c").extend(r | {"sample_hash": "other"} for r in records)
     with pytest.raises(UserError, match="share no row"):
         compare(tmp_path / "a", tmp_path / "c")
+
+
+def test_compare_says_in_one_line_that_two_runs_agree(accuracy, tmp_path, capsys):
+    records = accuracy(tasks=("niah_single",), samples=8)
+    for name, shift in (("a", 0.0), ("b", 9e-5), ("c", 2e-4)):
+        moved = [r | {"kl_to_dense": r["kl_to_dense"] and r["kl_to_dense"] + shift} for r in records]
+        Store(tmp_path / name).extend(moved)
+    pair = [str(tmp_path / name) for name in "ab"]
+    assert main(["compare", *pair]) == 0
+    assert capsys.readouterr().out == (
+        f"A = {pair[0]}, B = {pair[1]}: scores equal 176 of 176, KL within 0.0001\n"
+    )
+    assert main(["compare", pair[0], str(tmp_path / "c")]) == 0
+    text = capsys.readouterr().out
+    assert "KL differs by more than 0.0001 in 21 of 22 rows, at most 0.0002" in text.splitlines()[0]
+    # the interval and p of the paired difference of KL
+    row = next(line for line in text.splitlines() if line.startswith("| niah_single | 2048   | snapkv"))
+    assert "+0.0002 [" in row
+    frame = compare(pair[0], tmp_path / "c")
+    assert frame.loc[frame["method"] == "snapkv", "kl_delta"].tolist() == pytest.approx([2e-4] * 3)
+
+
+def test_compare_of_bad_input_is_one_line(accuracy, tmp_path, capsys):
+    Store(tmp_path / "a").extend(accuracy(tasks=("vt",), samples=2))
+    Store(tmp_path / "b").extend(accuracy(tasks=("niah_single",), samples=2))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "cells-packed.jsonl.gz").write_bytes(b"no gzip")
+    for other in ("b", "nowhere", "broken"):
+        assert main(["compare", str(tmp_path / "a"), str(tmp_path / other)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_committed_run_is_found_from_any_folder_and_does_not_hide_the_users(run_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("kvbench.report.run._CHECKOUT", tmp_path / "checkout")
+    committed = tmp_path / "checkout" / "results" / "quickstart"
+    Store(run_dir).pack(committed)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert load("results/quickstart").path == committed
+    with pytest.raises(UserError, match="quickstart is not a run folder"):
+        load("quickstart")
+    # in the folder that holds the committed run its name is the user's own run
+    monkeypatch.chdir(tmp_path / "checkout" / "results")
+    assert load("quickstart").path.resolve() == committed
+    mine = Path("results/runs/quickstart")
+    Store(mine).write_config("name: mine\n")
+    assert load("quickstart").path == mine
+
+
+def test_the_report_of_a_committed_run_is_its_page_alone(run_dir, tmp_path):
+    Store(run_dir).pack(tmp_path / "r")
+    (tmp_path / "r" / "table.md").write_text("Made with care\n")
+    assert list(write_report(tmp_path / "r")) == ["report.html"]
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == [
+        "cells-packed.jsonl.gz",
+        "report.html",
+        "table.md",
+    ]
+    assert (tmp_path / "r" / "table.md").read_text() == "Made with care\n"
 
 
 def conversations(accuracy, count, turns):

@@ -160,3 +160,15 @@ def test_lines_of_a_newer_form_are_named_and_not_used(tmp_path):
     for read in (Store(tmp_path).scan, Store(tmp_path).done, Store(tmp_path).read):
         with pytest.raises(UserError, match=message):
             read()
+
+
+def test_packed_cells_are_the_same_and_the_same_file_each_time(tmp_path):
+    store = Store(tmp_path / "run", worker="w")
+    store.extend([{"cell": "b", "output": "é\n"}, {"cell": "a", "score": 0.5}])
+    first, second = (store.pack(tmp_path / name).read_bytes() for name in ("x", "y"))
+    assert first == second
+    rows, problems = Store(tmp_path / "x").scan()
+    assert rows == sorted(store.scan()[0], key=lambda row: row["cell"]) and not problems
+    (tmp_path / "x" / "cells-packed.jsonl.gz").write_bytes(first[:-9])
+    with pytest.raises(UserError, match=r"^run: cannot read [^\n]+$"):
+        Store(tmp_path / "x").scan()

@@ -1,0 +1,60 @@
+"""Makes a committed run of a run: `python -m kvbench.cli.publish RUN results/NAME`, then `make tables`.
+
+Writes the summary, all cells in one packed file that `kvbench compare`, `best` and `explain` read, and the line of
+table.md that says how and when it was made; `make tables` makes the rest of table.md and draws the figures.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from kvbench.config.errors import UserError
+from kvbench.report import load
+from kvbench.runs.store import Store
+
+FIGURES = ("answer", "kl_vs_read", "score_vs_resident")
+
+
+def publish(run: str | Path, folder: Path) -> list[Path]:
+    """Write a committed run; figures are empty files that `make tables` draws.
+
+    Args:
+        run: its folder, or its name under results/runs.
+        folder: under results.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: no such run, or not all of its cells are done.
+    """
+    view = load(run)
+    missing = set(view.plan.get("cells", ())) - {record["cell"] for record in view.records}
+    if missing or view.failures:
+        raise UserError(
+            f"run: {run} has {len(missing)} cells that are not done, and {len(view.failures)} failed"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    summary, table = folder / "summary.csv", folder / "table.md"
+    view.summary().assign(run=folder.name).to_csv(summary, index=False, float_format="%.10g")
+    made = max(record["time"] for record in view.records)[:10]
+    experiment = view.config.get("name", view.name)
+    table.write_text(
+        f"# Run {folder.name}\n\nMade with `kvbench run {experiment}`, {made}.\n", encoding="utf-8"
+    )
+    drawn = [folder / "figures" / f"{kind}.svg" for kind in FIGURES]
+    for path in drawn:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    return [summary, Store(view.path).pack(folder), table, *drawn]
+
+
+def main() -> None:
+    """Publish the run of the command line and print the files."""
+    run, folder = sys.argv[1:]
+    print(*publish(run, Path(folder)), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
