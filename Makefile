@@ -26,8 +26,8 @@ help:
 	@echo "make clean      remove .venv, $(VLLM) and caches; results stay"
 
 demo: $(READY)
-	$(BIN)/kvbench run experiment=quickstart
-	@echo "report: $$(ls -t results/runs/*/report.html | head -n 1)"
+	$(BIN)/kvbench run quickstart
+	@$(BIN)/kvbench compare quickstart results/quickstart
 
 test: $(READY) check
 	$(BIN)/pytest -n auto

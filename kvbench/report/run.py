@@ -157,7 +157,7 @@ class Run:
 
     def __repr__(self) -> str:
         what = f"{len(self.records)} cells" if self.records else ", ".join(self.files()) or "no results yet"
-        return f"Run({str(self.path)!r}: {what}; .summary(), .cells(), .table(), .plot(kind))"
+        return f"Run({str(self.path)!r}: {what}; .summary(), .cells(), .table(), .best(), .plot(kind))"
 
     def _repr_markdown_(self) -> str:
         # how notebooks display a run
