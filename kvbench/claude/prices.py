@@ -85,15 +85,36 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Fast:
+    """Prices of the fast mode, nano-dollars per token, and the day (since the epoch) from which there is none."""
+
+    base: int
+    output: int
+    until: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelPrices:
     """Prices and properties of one model; rows are oldest first."""
 
     rows: tuple[Row, ...]
     minimums: tuple[tuple[int | None, int | None], ...]
-    fast: tuple[int, int] | None
+    fast: Fast | None
     us_inference: bool
     tool_prompt: Mapping[str, int]
     reads_limited: bool
+
+    def fast_at(self, t: float) -> Fast | None:
+        """The fast mode at a time, None if there is none."""
+        if self.fast is None or (self.fast.until is not None and t // DAY >= self.fast.until):
+            return None
+        return self.fast
+
+    def fast_days(self) -> str:
+        """For messages: until when there was a fast mode."""
+        if self.fast is None or self.fast.until is None:
+            return ""
+        return f" from {datetime.date(1970, 1, 1) + datetime.timedelta(days=self.fast.until)} on"
 
 
 class PriceBook:
@@ -202,6 +223,22 @@ class PriceBook:
         """
         return self._models[self.resolve(model)].tool_prompt.get(choice, 0)
 
+    def takes_geo(self, model: str) -> bool:
+        """Whether a model takes `inference_geo`.
+
+        Raises:
+            UserError: unknown model.
+        """
+        return self._models[self.resolve(model)].us_inference
+
+    def has_fast(self, model: str, t: float) -> bool:
+        """Whether a model has a fast mode at a time.
+
+        Raises:
+            UserError: unknown model.
+        """
+        return self._models[self.resolve(model)].fast_at(t) is not None
+
     def reads_limited(self, model: str) -> bool:
         """Whether cache reads count towards the limit of input tokens per minute (R23).
 
@@ -268,11 +305,12 @@ class PriceBook:
             factor *= self._multipliers["us_inference"]
         out_factor = factor
         if request.speed == "fast":
-            if model.fast is None:
-                raise UserError(f"speed=fast: {request.model} has no fast mode")
+            fast = model.fast_at(request.t)
+            if fast is None:
+                raise UserError(f"speed=fast: {request.model} has no fast mode{model.fast_days()}")
             # cache multipliers apply to the fast base price as well
-            factor *= Decimal(model.fast[0]) / rates.base
-            out_factor *= Decimal(model.fast[1]) / rates.output
+            factor *= Decimal(fast.base) / rates.base
+            out_factor *= Decimal(fast.output) / rates.output
         elif request.speed not in ("", "standard"):
             raise UserError(f"speed={request.speed}: allowed are standard, fast")
         return factor, out_factor
@@ -295,8 +333,11 @@ def _rates(entry: Mapping[str, Any]) -> Rates:
 
 
 def _day(entry: Mapping[str, Any]) -> int | None:
-    first = entry.get("from")
-    return None if first is None else (first - datetime.date(1970, 1, 1)).days
+    return _days(entry.get("from"))
+
+
+def _days(date: datetime.date | None) -> int | None:
+    return None if date is None else (date - datetime.date(1970, 1, 1)).days
 
 
 def _model(entry: Mapping[str, Any], sources: Mapping[str, Any]) -> ModelPrices:
@@ -319,13 +360,15 @@ def _model(entry: Mapping[str, Any], sources: Mapping[str, Any]) -> ModelPrices:
     for minimum in entry["minimum"]:
         _check_source(minimum, sources)
     fast = entry.get("fast")
+    if fast:
+        _check_source(fast, sources)
     tool_prompt = entry.get("tool_prompt")
     if tool_prompt:
         _check_source(tool_prompt, sources)
     return ModelPrices(
         tuple(sorted(rows, key=lambda row: row.first_day or 0)),
         _ordered([(_day(minimum), minimum["tokens"]) for minimum in entry["minimum"]]),
-        (_nano(fast["base"]), _nano(fast["output"])) if fast else None,
+        Fast(_nano(fast["base"]), _nano(fast["output"]), _days(fast.get("until"))) if fast else None,
         bool(entry.get("us_inference")),
         {name: int(tool_prompt[name]) for name in ("auto", "any")} if tool_prompt else {},
         bool(entry.get("reads_limited")),

@@ -11,25 +11,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any
 
 from kvbench.claude import request_json, validate
 from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.changes import first_change
+from kvbench.claude.http import CONNECTIONS, Handler, Loopback, RequestError
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import Request, Usage, digest
 from kvbench.claude.responder import Responder, fixed
 from kvbench.claude.rules import Cache
+from kvbench.claude.shape import offer_errors, shape_errors
 from kvbench.claude.tokens import CharCounter, Counter
+from kvbench.claude.traces.checks import MALFORMED
 from kvbench.config.errors import UserError
+from kvbench.config.text import one_line
 
 Json = Mapping[str, Any]
 
 # sampling parameters are rejected from this API version onwards, even at their defaults
 NO_SAMPLING = "2026-10-21"
 SAMPLING = ("temperature", "top_p", "top_k")
+ANSWERED_BY, ANSWERER = "x-answered-by", "kvbench loopback server, not Claude"
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,6 @@ class LoggedRequest:
     id: str
     body: Json
     usage: Usage | None
-
-
-class ApiError(Exception):
-    """A request to answer with an error body."""
-
-    def __init__(self, status: int, kind: str, message: str) -> None:
-        """Stores the HTTP status, the error's type name and its message."""
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
-        self.request_id = "req_loopback"
 
 
 class Engine:
@@ -98,14 +90,14 @@ class Engine:
         """Answers a request; returns its id and the message.
 
         Raises:
-            ApiError: the request is not valid.
+            RequestError: the request is not valid.
         """
         with self._lock:
             number = len(self.log) + 1
             name, message = f"req_loopback_{number}", f"msg_loopback_{number}"
             try:
                 usage, diagnostics = self._serve(body, headers, name, message)
-            except ApiError as error:
+            except RequestError as error:
                 error.request_id = name
                 self.log.append(LoggedRequest(name, body, None))
                 raise
@@ -124,7 +116,7 @@ class Engine:
             "content": content,
             "stop_reason": "tool_use" if calls else "end_turn" if content else "max_tokens",
             "stop_sequence": None,
-            "usage": usage_json(usage),
+            "usage": {**usage_json(usage), **_terms(body)},
             "diagnostics": diagnostics,
         }
 
@@ -132,7 +124,7 @@ class Engine:
         """Input tokens of a request, regardless of the cache.
 
         Raises:
-            ApiError: the request is not valid.
+            RequestError: the request is not valid.
         """
         self._check(body, {}, needs_max=False)
         parsed = request_json.parse(body, self.counter, masks=False)
@@ -146,7 +138,7 @@ class Engine:
         betas = [beta.strip() for beta in headers.get("anthropic-beta", "").split(",") if beta.strip()]
         parsed = request_json.parse(body, self.counter, betas, masks=False)
         if not parsed.blocks:
-            raise ApiError(400, "invalid_request_error", "messages: at least one block is required")
+            raise RequestError(400, "invalid_request_error", "messages: at least one block is required")
         request = request_json.build_request(
             parsed,
             id=name,
@@ -182,23 +174,27 @@ class Engine:
             reason["cache_missed_input_tokens"] = max(0, min(written, usage.total) - usage.read)
         return {"cache_miss_reason": reason}
 
-    def _check(self, body: Json, headers: Mapping[str, str], *, needs_max: bool) -> None:
-        if (
-            not isinstance(body, Mapping)
-            or not isinstance(body.get("messages"), list)
-            or not body["messages"]
-        ):
-            raise ApiError(400, "invalid_request_error", "messages: Field required")
-        if needs_max and not isinstance(body.get("max_tokens"), int):
-            raise ApiError(400, "invalid_request_error", "max_tokens: Field required")
+    def _check(self, body: Any, headers: Mapping[str, str], *, needs_max: bool) -> None:
+        """Refuses what the API refuses.
+
+        Raises:
+            RequestError: the first error that is found.
+        """
+        if found := next(shape_errors(body, needs_max=needs_max), None):
+            raise RequestError(400, "invalid_request_error", found)
         try:
-            self.prices.resolve(str(body.get("model")))
+            model = self.prices.resolve(body["model"])
         except UserError as error:
-            raise ApiError(404, "not_found_error", str(error)) from error
+            raise RequestError(404, "not_found_error", str(error)) from error
+        offered = offer_errors(
+            body, geo=self.prices.takes_geo(model), fast=self.prices.has_fast(model, self.clock())
+        )
+        if found := next(offered, None):
+            raise RequestError(400, "invalid_request_error", found)
         if headers.get("anthropic-version", "") >= NO_SAMPLING:
             for name in SAMPLING:
                 if name in body:
-                    raise ApiError(
+                    raise RequestError(
                         400,
                         "invalid_request_error",
                         f"{name}: not accepted from API version {NO_SAMPLING} on",
@@ -208,15 +204,21 @@ class Engine:
         if not (asked is None or isinstance(asked, Mapping)) or not (name is None or isinstance(name, str)):
             place = "diagnostics.previous_message_id" if isinstance(asked, Mapping) else "diagnostics"
             kind = "string" if isinstance(asked, Mapping) else "object"
-            raise ApiError(400, "invalid_request_error", f"{place}: Input should be a valid {kind}")
+            raise RequestError(400, "invalid_request_error", f"{place}: Input should be a valid {kind}")
         if found := validate.errors(body):
-            raise ApiError(400, "invalid_request_error", found[0])
+            raise RequestError(400, "invalid_request_error", found[0])
 
 
 def workspace_of(headers: Mapping[str, str]) -> str:
     """Name of the workspace of a request: a hash of its key (one key, one workspace), never the key itself."""
     key = headers.get("x-api-key") or headers.get("authorization") or ""
     return f"{digest(key.removeprefix('Bearer ')):016x}"
+
+
+def _terms(body: Json) -> dict[str, Any]:
+    """Terms of a request as its usage reports them."""
+    terms = {"speed": body.get("speed") or "standard"}
+    return {**terms, "inference_geo": body["inference_geo"]} if body.get("inference_geo") else terms
 
 
 def usage_json(usage: Usage) -> dict[str, Any]:
@@ -258,18 +260,15 @@ def events(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"type": "message_stop"}
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server_version = "kvbench-loopback"
+class _Handler(Handler):
     engine: Engine
 
     def do_POST(self) -> None:
         """Serves the two endpoints."""
-        raw = self.rfile.read(int(self.headers.get("content-length", 0)))
         headers = {name.lower(): value for name, value in self.headers.items()}
         name = "req_loopback"
         try:
-            body = _json(raw)
+            body = _json(self.read_body())
             path = self.path.split("?")[0]
             if path == "/v1/messages":
                 name, message = self.engine.message(body, headers)
@@ -280,69 +279,53 @@ class _Handler(BaseHTTPRequestHandler):
             elif path == "/v1/messages/count_tokens":
                 self._send(200, name, {"input_tokens": self.engine.count(body)})
             else:
-                raise ApiError(404, "not_found_error", f"{path} is not served here")
-        except ApiError as error:
-            details = {"type": error.kind, "message": str(error)}
-            content = {"type": "error", "error": details, "request_id": error.request_id}
-            self._send(error.status, error.request_id, content)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            details = {"type": "invalid_request_error", "message": f"{type(error).__name__}: {error}"}
-            self._send(400, name, {"type": "error", "error": details, "request_id": name})
+                raise RequestError(404, "not_found_error", f"{path} is not served here")
+        except RequestError as error:
+            self._send(error.status, error.request_id, error.body())
+        except MALFORMED as error:
+            # a field of a kind that no check knows
+            refused = RequestError(400, "invalid_request_error", one_line(error))
+            self._send(400, name, refused.body())
+
+    def do_GET(self) -> None:
+        """Refuses; there is nothing to get."""
+        self._send(
+            405, "req_loopback", RequestError(405, "invalid_request_error", "only POST is served here").body()
+        )
 
     def _send(self, status: int, name: str, content: Json) -> None:
-        data = json.dumps(content).encode()
-        self._head(status, name, "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        self.send_json(status, content, {"request-id": name, ANSWERED_BY: ANSWERER})
 
     def _stream(self, name: str, message: Mapping[str, Any]) -> None:
-        self._head(200, name, "text/event-stream")
+        self.close_connection = True
+        self.send_response(200)
+        for header, value in (
+            ("content-type", "text/event-stream"),
+            ("request-id", name),
+            (ANSWERED_BY, ANSWERER),
+        ):
+            self.send_header(header, value)
         self.send_header("connection", "close")
         self.end_headers()
         for event in events(message):
             self.wfile.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
             self.wfile.flush()
-        self.close_connection = True
-
-    def _head(self, status: int, name: str, kind: str) -> None:
-        self.send_response(status)
-        self.send_header("content-type", kind)
-        self.send_header("request-id", name)
-        self.send_header("x-answered-by", "kvbench loopback server, not Claude")
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Logs nothing: headers hold keys."""
 
 
 def _json(raw: bytes) -> Any:
     try:
         return json.loads(raw)
-    except ValueError as error:
-        raise ApiError(400, "invalid_request_error", f"the body is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        detail = one_line(error)
+        raise RequestError(
+            400, "invalid_request_error", f"The request body is not valid JSON: {detail}"
+        ) from error
 
 
-class LoopbackServer:
+class LoopbackServer(Loopback):
     """Runs an engine behind HTTP on 127.0.0.1, as a context manager; `url` is the SDK's base_url."""
 
-    def __init__(self, engine: Engine, port: int = 0) -> None:
-        """Binds a port (0: any free one); `__enter__` starts serving."""
-        handler = type("Handler", (_Handler,), {"engine": engine})
+    def __init__(self, engine: Engine, port: int = 0, connections: int = CONNECTIONS) -> None:
+        """Binds a port; arguments and errors as for `Loopback`."""
+        super().__init__(type("EngineHandler", (_Handler,), {"engine": engine}), port, connections)
         self.engine = engine
-        self._http = ThreadingHTTPServer(("127.0.0.1", port), handler)
-        self._http.daemon_threads = True
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-
-    def __enter__(self) -> LoopbackServer:
-        """Starts serving."""
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stops serving and frees the port."""
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()

@@ -48,6 +48,12 @@ a cell is its id, the beginning of its id, or its fields:
 """
 
 
+_CLAUDE = """\
+in another shell, with the address that the command prints:
+  ANTHROPIC_BASE_URL=http://127.0.0.1:8787 claude
+"""
+
+
 class _AsWritten(argparse.RawDescriptionHelpFormatter):
     """Keeps line breaks of examples."""
 
@@ -163,7 +169,29 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--bandwidth", action="store_true", help=text)
     text = "vLLM instead, and whether the article's command line works with it; PYTHON is that of its environment"
     doctor.add_argument("--vllm", nargs="?", const=".venv-vllm/bin/python", metavar="PYTHON", help=text)
+    _add_claude(add)
     return parser
+
+
+def _add_claude(add: Any) -> None:
+    """Adds the commands on Claude's API."""
+    claude = add(
+        "claude", _claude, "record what a tool sends to Claude; a Messages API on this machine", _CLAUDE
+    )
+    parts = claude.add_subparsers(metavar="COMMAND", required=True, dest="what")
+    text = "a proxy on this machine that passes everything on and writes a trace; keys are not stored"
+    record = parts.add_parser("record", help=text, description=text)
+    record.add_argument("file", metavar="FILE", help="the trace; lines are appended")
+    record.add_argument("--port", type=int, default=8787, help="0 for any free one; %(default)s")
+    record.add_argument(
+        "--upstream", metavar="URL", help="where requests go, instead of the official address"
+    )
+    record.add_argument("--contents", action="store_true", help="also store the prompts")
+    text = "a Messages API that answers with one text and counts as the cache's rules say; nothing is sent anywhere"
+    serve = parts.add_parser("serve", help=text, description=text)
+    serve.add_argument("--port", type=int, default=8788, help="0 for any free one; %(default)s")
+    serve.add_argument("--answer", default="This is a scripted answer.", help="the text")
+    serve.add_argument("--prices", metavar="PATH", help="your own price file or folder")
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -290,6 +318,15 @@ def _claims(args: argparse.Namespace) -> None:
     if args.write:
         parts.append(f"written: {', '.join(map(str, claims.write_tables(results)))}")
     print("\n\n".join(part for part in parts if part))
+
+
+def _claude(args: argparse.Namespace) -> None:
+    from kvbench.cli import claude
+
+    if args.what == "record":
+        claude.record(args.file, args.port, args.upstream, args.contents)
+    else:
+        claude.serve(args.port, args.answer, args.prices)
 
 
 def _doctor(args: argparse.Namespace) -> None:

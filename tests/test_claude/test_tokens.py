@@ -6,7 +6,7 @@ import json
 import pytest
 
 from kvbench.claude.assumptions import Assumptions
-from kvbench.claude.recording.sse import Reply, decoder
+from kvbench.claude.recording.sse import Reply, decoded
 from kvbench.claude.request import Usage, digest
 from kvbench.claude.tokens import (
     CharCounter,
@@ -70,18 +70,18 @@ def usage(**fields):
 def test_usage_of_a_plain_response():
     split = {"ephemeral_5m_input_tokens": 148, "ephemeral_1h_input_tokens": 100}
     reply = Reply.parse(usage(cache_creation_input_tokens=248, cache_creation=split), 200)
-    assert (reply.usage, reply.notes) == (Usage(100, 148, 100, 5, 9), [])
+    assert (reply.billed.usage, reply.notes) == (Usage(100, 148, 100, 5, 9), [])
     reply = Reply.parse(usage(cache_creation_input_tokens=None, cache_creation=None), 200)
-    assert (reply.usage, reply.notes) == (Usage(100, 0, 0, 5, 9), [])
+    assert (reply.billed.usage, reply.notes) == (Usage(100, 0, 0, 5, 9), [])
 
 
 def test_inconsistent_usage_is_noted_and_the_total_kept():
     split = {"ephemeral_5m_input_tokens": 1500, "ephemeral_1h_input_tokens": 500}
     reply = Reply.parse(usage(cache_creation_input_tokens=9000, cache_creation=split), 200)
     assert "do not add up: 1500 + 500 is not 9000" in reply.notes[0]
-    assert reply.usage.write_5m + reply.usage.write_1h == 9000
+    assert reply.billed.usage.write_5m + reply.billed.usage.write_1h == 9000
     reply = Reply.parse(usage(cache_creation_input_tokens=40), 200)
-    assert reply.usage.write_5m == 40
+    assert reply.billed.usage.write_5m == 40
     assert "no 5m/1h split" in reply.notes[0]
 
 
@@ -97,13 +97,13 @@ def test_a_stream_keeps_both_usage_events():
     reply = Reply.parse(body, 200)
     assert reply.events == [start, delta]
     assert "do not add up" in reply.notes[0]
-    assert reply.usage.output == 30
+    assert reply.billed.usage.output == 30
 
 
 def test_compressed_and_unreadable_bodies():
-    assert decoder("gzip")(gzip.compress(b"text")) == b"text"
-    assert decoder("")(b"text") == b"text"
-    assert Reply.parse(decoder("unknown")(b"text"), 200).notes == ["the response body could not be read"]
+    assert decoded(gzip.compress(b"text"), "gzip") == b"text"
+    assert decoded(b"text", "") == b"text"
+    assert Reply.parse(decoded(b"text", "unknown"), 200).notes == ["the response body could not be read"]
 
 
 def test_errors_are_kept():

@@ -4,36 +4,40 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvbench.claude.request import Usage
+from kvbench.claude.usage_json import Billed, read_usage
+from kvbench.config.errors import UserError
 
 
-def decoder(encoding: str) -> Callable[[bytes], bytes]:
-    """Decompressor of a whole body; unknown encodings give an empty body."""
+def decoded(body: bytes, encoding: str) -> bytes:
+    """A body without its content encoding; empty if the encoding is unknown or the body damaged."""
     name = encoding.strip().lower()
     if name in ("", "identity"):
-        return lambda data: data
-    if name in ("gzip", "deflate"):
-        return lambda data: zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress(data)
-    return lambda data: b""
+        return body
+    if name not in ("gzip", "deflate"):
+        return b""
+    try:
+        return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress(body)
+    except zlib.error:
+        return b""
 
 
 @dataclass
 class Reply:
-    """Usage and errors of a response.
+    """Usage and errors of a response; one that is not as documented has notes instead.
 
     Attributes:
-        usage: tokens by billing class, None if not reported.
+        billed: what was billed and on which terms, None if not reported.
         events: the usage objects of message_start and message_delta as sent (streams only).
         error: type and message of an error body.
         notes: inconsistencies.
         diagnostics: the API's own account of a cache miss, as sent.
     """
 
-    usage: Usage | None = None
+    billed: Billed | None = None
     events: list[Mapping[str, Any]] = field(default_factory=list)
     error: dict[str, str] | None = None
     notes: list[str] = field(default_factory=list)
@@ -51,23 +55,24 @@ class Reply:
             if status >= 400 or content.get("type") == "error":
                 reply._set_error(content)
             else:
-                reply._set_usage(content.get("usage") or {})
-                reply.diagnostics = content.get("diagnostics")
+                reply._set_usage(content.get("usage"))
+                reply._set_diagnostics(content)
             return reply
         merged: dict[str, Any] = {}
         for event in events(body):
-            if event.get("type") == "message_start":
-                found = event["message"].get("usage")
-                reply.diagnostics = event["message"].get("diagnostics")
-            elif event.get("type") == "message_delta":
-                found = event.get("usage")
-                reply.diagnostics = event.get("diagnostics") or reply.diagnostics
-            elif event.get("type") == "error":
+            if event.get("type") == "error":
                 reply._set_error(event)
                 continue
-            else:
+            if event.get("type") not in ("message_start", "message_delta"):
                 continue
-            if found:
+            # the usage of a delta stands beside it
+            holder = event.get("message") if event["type"] == "message_start" else event
+            if not isinstance(holder, Mapping):
+                reply.notes.append(f"an event {event['type']} without its message")
+                continue
+            reply._set_diagnostics(holder)
+            found = holder.get("usage")
+            if isinstance(found, Mapping):
                 reply.events.append(found)
                 # the delta is cumulative; the 5m/1h split is only in message_start
                 merged.update({key: value for key, value in found.items() if value is not None})
@@ -78,11 +83,17 @@ class Reply:
     def fields(self) -> dict[str, Any]:
         """The fields of a trace line."""
         found: dict[str, Any] = {}
-        if self.usage is not None:
+        if self.billed is not None:
+            usage, billed = self.billed.usage, self.billed
             found["usage"] = {
-                name: getattr(self.usage, name)
-                for name in ("read", "write_5m", "write_1h", "uncached", "output")
+                name: getattr(usage, name) for name in ("read", "write_5m", "write_1h", "uncached", "output")
             }
+            terms = {"geo": billed.geo, "speed": billed.speed, "service_tier": billed.tier}
+            found |= {name: value for name, value in terms.items() if value}
+            if billed.tier == "batch":
+                found["batch"] = True
+            if billed.server_tools:
+                found["server_tools"] = dict(billed.server_tools)
         if self.events:
             found["usage_events"] = self.events
         if self.diagnostics:
@@ -93,31 +104,27 @@ class Reply:
             found["notes"] = self.notes
         return found
 
-    def _set_usage(self, usage: Mapping[str, Any]) -> None:
-        created = usage.get("cache_creation_input_tokens") or 0
-        split = usage.get("cache_creation") or {}
-        five, hour = split.get("ephemeral_5m_input_tokens"), split.get("ephemeral_1h_input_tokens")
-        if five is None and hour is None:
-            five, hour = created, 0
-            if created:
-                self.notes.append("no 5m/1h split reported; all writes count as 5m")
-        five, hour = five or 0, hour or 0
-        if five + hour != created:
-            self.notes.append(
-                f"cache writes do not add up: {five} + {hour} is not {created}; the total is kept"
-            )
-            five = max(0, created - hour)
-            hour = created - five
-        self.usage = Usage(
-            usage.get("cache_read_input_tokens") or 0,
-            five,
-            hour,
-            usage.get("input_tokens") or 0,
-            usage.get("output_tokens") or 0,
-        )
+    def _set_usage(self, usage: object) -> None:
+        if not isinstance(usage, Mapping) or not usage:
+            self.notes.append("no usage reported")
+            return
+        try:
+            self.billed = read_usage(usage)
+        except UserError as error:
+            self.notes.append(f"usage not as documented: {error}")
+            return
+        self.notes += self.billed.notes
+
+    def _set_diagnostics(self, content: Mapping[str, Any]) -> None:
+        found = content.get("diagnostics")
+        if isinstance(found, Mapping):
+            self.diagnostics = found
 
     def _set_error(self, content: Mapping[str, Any]) -> None:
-        error = content.get("error") or {}
+        error = content.get("error")
+        if not isinstance(error, Mapping):
+            self.notes.append("an error without its object")
+            error = {}
         self.error = {"type": str(error.get("type", "")), "message": str(error.get("message", ""))}
 
 
@@ -133,6 +140,6 @@ def events(body: bytes) -> Iterator[dict[str, Any]]:
 def _load(data: bytes) -> dict[str, Any]:
     try:
         content = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

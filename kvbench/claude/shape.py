@@ -1,0 +1,205 @@
+"""Types of the fields of a Messages API request, and what a model does not offer, with errors as the API words them.
+
+The wording is that of pydantic, which the API's errors in public issue reports follow; it is not documented and may
+change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+Json = Mapping[str, Any]
+Check = Callable[[Any], str]
+"""The error of a value, "" for none."""
+
+ROLES = ("user", "assistant", "system")
+MESSAGE_FIELDS = ("role", "content")
+GEOS = ("us", "global")
+SPEEDS = ("standard", "fast")
+
+
+def shape_errors(body: object, *, needs_max: bool = True) -> Iterator[str]:
+    """Errors of types, in the order of the request.
+
+    Args:
+        body: the request's JSON.
+        needs_max: `max_tokens` is required.
+    """
+    if not isinstance(body, Mapping):
+        yield "Input should be a valid dictionary"
+        return
+    yield from _field(body, "model", _text, required=True)
+    yield from _field(body, "max_tokens", _tokens, required=needs_max)
+    for name, check in _FIELDS.items():
+        yield from _field(body, name, check)
+    system = body.get("system")
+    if isinstance(system, list):
+        yield from _blocks("system", system)
+    elif system is not None and not isinstance(system, str):
+        yield "system: Input should be a valid list"
+    yield from _tools(body.get("tools"))
+    messages = body.get("messages")
+    if messages is None:
+        yield "messages: Field required"
+    elif not isinstance(messages, list):
+        yield "messages: Input should be a valid list"
+    elif not messages:
+        yield "messages: at least one message is required"
+    else:
+        for number, message in enumerate(messages):
+            yield from _message(f"messages.{number}", message)
+
+
+def offer_errors(body: Json, *, geo: bool, fast: bool) -> Iterator[str]:
+    """Errors of what the model does not offer; the wording of these is not known from any source.
+
+    Args:
+        body: a request of the right shape.
+        geo: the model takes `inference_geo`.
+        fast: the model has a fast mode.
+    """
+    wanted = body.get("inference_geo")
+    if wanted is not None:
+        if wanted not in GEOS:
+            yield "inference_geo: Input should be 'us' or 'global'"
+        elif not geo:
+            yield f"inference_geo: {body['model']} does not support inference_geo"
+    speed = body.get("speed")
+    if speed is not None:
+        if speed not in SPEEDS:
+            yield "speed: Input should be 'standard' or 'fast'"
+        elif speed == "fast" and not fast:
+            yield f"speed: {body['model']} does not support fast mode"
+
+
+def _field(body: Json, name: str, check: Check, *, required: bool = False) -> Iterator[str]:
+    value = body.get(name)
+    if value is None:
+        if required:
+            yield f"{name}: Field required"
+    elif error := check(value):
+        yield f"{name}: {error}"
+
+
+def _tools(tools: Any) -> Iterator[str]:
+    if tools is None:
+        return
+    if not isinstance(tools, list):
+        yield "tools: Input should be a valid list"
+        return
+    for number, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            yield f"tools.{number}: Input should be a valid dictionary"
+            continue
+        # toolsets have no name
+        if "name" in tool or "input_schema" in tool:
+            yield from (f"tools.{number}.{error}" for error in _field(tool, "name", _text, required=True))
+        yield from (f"tools.{number}.{error}" for error in _field(tool, "description", _text))
+        yield from (f"tools.{number}.{error}" for error in _field(tool, "input_schema", _object))
+        yield from (f"tools.{number}.{error}" for error in _field(tool, "configs", _objects))
+
+
+def _message(path: str, message: Any) -> Iterator[str]:
+    if not isinstance(message, Mapping):
+        yield f"{path}: Input should be a valid dictionary"
+        return
+    for name in message:
+        if name not in MESSAGE_FIELDS:
+            yield f"{path}.{name}: Extra inputs are not permitted"
+    role, content = message.get("role"), message.get("content")
+    if role is None:
+        yield f"{path}.role: Field required"
+    elif role not in ROLES:
+        yield f"{path}.role: Input should be 'user' or 'assistant'"
+    if content is None:
+        yield f"{path}.content: Field required"
+    elif isinstance(content, list):
+        yield from _blocks(f"{path}.content", content)
+    elif not isinstance(content, str):
+        yield f"{path}.content: Input should be a valid list"
+
+
+def _blocks(path: str, blocks: list[Any], *, inner: bool = False) -> Iterator[str]:
+    for number, block in enumerate(blocks):
+        place = f"{path}.{number}"
+        if not isinstance(block, Mapping):
+            yield f"{place}: Input should be a valid dictionary"
+            continue
+        kind = block.get("type")
+        if kind is None:
+            yield f"{place}.type: Field required"
+        elif not isinstance(kind, str):
+            yield f"{place}.type: Input should be a valid string"
+        for name, check in _BLOCK_FIELDS.get(kind, {}).items() if isinstance(kind, str) else ():
+            yield from (f"{place}.{kind}.{error}" for error in _field(block, name, check, required=True))
+        if kind == "tool_result":
+            content = block.get("content")
+            if isinstance(content, list) and not inner:
+                yield from _blocks(f"{place}.content", content, inner=True)
+            elif content is not None and not isinstance(content, str):
+                yield f"{place}.tool_result.content: Input should be a valid list"
+
+
+def _text(value: Any) -> str:
+    return "" if isinstance(value, str) else "Input should be a valid string"
+
+
+def _bool(value: Any) -> str:
+    return "" if isinstance(value, bool) else "Input should be a valid boolean"
+
+
+def _object(value: Any) -> str:
+    return "" if isinstance(value, Mapping) else "Input should be a valid dictionary"
+
+
+def _objects(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return "Input should be a valid dictionary"
+    return (
+        ""
+        if all(isinstance(item, Mapping) for item in value.values())
+        else "Input should be a valid dictionary"
+    )
+
+
+def _list(value: Any) -> str:
+    return "" if isinstance(value, list) else "Input should be a valid list"
+
+
+def _number(value: Any) -> str:
+    fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return "" if fine else "Input should be a valid number"
+
+
+def _tokens(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int):
+        return "Input should be a valid integer"
+    # 0 only writes the cache (R26)
+    return "" if value >= 0 else "Input should be greater than or equal to 1"
+
+
+_FIELDS: Mapping[str, Check] = {
+    "stream": _bool,
+    "temperature": _number,
+    "top_p": _number,
+    "top_k": _number,
+    "stop_sequences": _list,
+    "metadata": _object,
+    "thinking": _object,
+    "output_config": _object,
+    "tool_choice": _object,
+    "cache_control": _object,
+    "context_management": _object,
+    "inference_geo": _text,
+    "speed": _text,
+    "service_tier": _text,
+}
+_BLOCK_FIELDS: Mapping[str, Mapping[str, Check]] = {
+    "text": {"text": _text},
+    "image": {"source": _object},
+    "tool_use": {"id": _text, "name": _text, "input": _object},
+    "tool_result": {"tool_use_id": _text},
+    "thinking": {"thinking": _text, "signature": _text},
+}
