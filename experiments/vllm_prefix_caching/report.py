@@ -97,7 +97,17 @@ def grid(settings: Mapping[Key, Mapping[Way, Record]]) -> Table:
             ]
         )
     caption = "Tokens found in the cache per request, and time to the first token in ms."
+    caption = " ".join([caption, *_shorter(row for ways in settings.values() for row in ways.values())])
     return Table("Hits and time to first token", caption, header, lines)
+
+
+def _shorter(rows: Iterable[Record]) -> list[str]:
+    """One line if a shared prefix is shorter than a block."""
+    short = {(row["prefix"], row["block"]) for row in rows if 0 < row["prefix"] < row["block"]}
+    return [
+        f"A shared prefix of {prefix} tokens is shorter than a block of {block}: nothing of it can be found."
+        for prefix, block in sorted(short)[-1:]
+    ]
 
 
 def grains(rows: Sequence[Record]) -> Table:
@@ -105,6 +115,7 @@ def grains(rows: Sequence[Record]) -> Table:
     header = ["shared", "prompt", "predicted", "hits"]
     lines = [[str(r["prefix"]), str(r["prompt_tokens"]), str(r["predicted"]), _hits(r)] for r in rows]
     caption = f"Blocks of {rows[0]['block']} tokens: what of a shared prefix is found."
+    caption = " ".join([caption, *_shorter(rows)])
     return Table("Grain of the hits", caption, header, lines)
 
 

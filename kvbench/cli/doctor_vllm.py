@@ -1,11 +1,13 @@
-"""`kvbench doctor --vllm`: the installed vLLM, and whether the article's command line works with it."""
+"""`kvbench doctor --vllm`: the installed vLLM, and whether the article's or your own command line works with it."""
 
 from __future__ import annotations
 
+import difflib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from kvbench.config.cpuinfo import features
+from kvbench.config.errors import UserError
 from kvbench.vllm import environment
 from kvbench.vllm.config import KV_DTYPES, ServerConfig
 from kvbench.vllm.environment import FP8_CPU, Environment
@@ -35,12 +37,17 @@ REMOVED = (
 )
 
 
-def report(python: str = ServerConfig.python) -> str:
+def report(python: str = ServerConfig.python, command: str | None = None) -> str:
     """The text of `kvbench doctor --vllm`.
 
     Args:
         python: the Python of vLLM's environment.
+        command: a command line that starts a server; the article's if none.
+
+    Raises:
+        UserError: the command starts no vLLM server.
     """
+    words = None if command is None else server_words(command)
     try:
         env = environment.find(python)
         flags = env.engine_flags
@@ -50,7 +57,29 @@ def report(python: str = ServerConfig.python) -> str:
     else:
         facts = [("vllm", _installed(env)), ("device", _device(env)), ("entry", _entry(env))]
     lines = [f"{name:<9} {text}" for name, text in facts]
-    return "\n".join([*lines, "", *_article(env, flags)])
+    checked = _article(env, flags) if words is None else _own(words, env if flags is not None else None)
+    return "\n".join([*lines, "", *checked])
+
+
+def server_words(command: str) -> list[str]:
+    """The words of a command line behind what starts the server.
+
+    Raises:
+        UserError: open quotes, or nothing that starts a vLLM server.
+    """
+    try:
+        words = shlex.split(command.replace("\\\n", " "))
+    except ValueError as error:
+        raise UserError(f"--command: {error}") from None
+    for place, word in enumerate(words):
+        before = words[place - 1].rsplit("/", 1)[-1] if place else ""
+        if word == "serve" and before == "vllm":
+            # the model stands first
+            rest = words[place + 1 :]
+            return ["--model", *rest] if rest and not rest[0].startswith("-") else rest
+        if word.endswith("api_server") or word.endswith("api_server.py") or "vllm-openai" in word:
+            return words[place + 1 :]
+    raise UserError("--command: give what starts a server, as 'vllm serve MODEL --max-model-len 8192'")
 
 
 def flags_in(command: str) -> dict[str, str | None]:
@@ -72,6 +101,65 @@ def corrected(flags: frozenset[str] | None) -> str:
     """
     words = [word for word in shlex.split(ARTICLE) if word != SCALES or (flags and SCALES in flags)]
     return shlex.join(words)
+
+
+def _own(words: Sequence[str], env: Environment | None) -> Iterator[str]:
+    """Every flag of a command line with what there is to say about it, and the command without unknown ones."""
+    flags = flags_in(shlex.join(words))
+    known = None if env is None else env.server_flags
+    if not flags:
+        yield "command   it has no flags"
+    unknown: set[str] = set()
+    for name, value in flags.items():
+        flag = f"{name} {value}" if value else name
+        said = list(_about(name, value, env))
+        if env is None or known is None:
+            state = "not checked, there is no vLLM here"
+        elif known_name(name, known):
+            state = f"known to {env.package} {env.version}"
+        else:
+            unknown.add(name)
+            state = f"ERROR: not known to {env.package} {env.version}"
+            near = difflib.get_close_matches(name, known, n=1)
+            said += [f"did you mean {near[0]}?"] if near and name != SCALES else []
+        yield f"  {flag}: {'; '.join([state, *said])}"
+    if unknown:
+        yield f"instead   {shlex.join(_without(words, unknown))}"
+
+
+def known_name(name: str, known: frozenset[str]) -> bool:
+    """Whether vLLM takes a flag, also with underscores, as `--no-FLAG`, or as `--FLAG.KEY` of a setting with keys."""
+    plain = name.replace("_", "-").split(".")[0]
+    return plain in known or (plain.startswith("--no-") and f"--{plain[5:]}" in known)
+
+
+def _about(name: str, value: str | None, env: Environment | None) -> Iterator[str]:
+    if name == SCALES and (env is None or SCALES not in env.server_flags):
+        yield REMOVED
+    if name == "--max-model-len":
+        return
+    if note := NOTES.get(name):
+        yield note
+    if env is None or value is None:
+        return
+    if name == "--kv-cache-dtype" and value not in KV_DTYPES[env.device]:
+        yield f"ERROR: {value} is not for {env.device}, give {', '.join(KV_DTYPES[env.device])}"
+    if name == "--block-size" and env.device == "cpu" and value.isdigit() and int(value) % 32:
+        yield "ERROR: on a CPU it is a multiple of 32"
+
+
+def _without(words: Sequence[str], names: set[str]) -> list[str]:
+    """A command line without some flags and their values."""
+    kept: list[str] = []
+    dropped = False
+    for word in words:
+        if word.startswith("--"):
+            dropped = word.split("=")[0] in names
+            if not dropped:
+                kept.append(word)
+        elif not dropped:
+            kept.append(word)
+    return ["vllm", "serve", *(kept[1:] if kept[:1] == ["--model"] else kept)]
 
 
 def _installed(env: Environment) -> str:

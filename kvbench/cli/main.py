@@ -169,6 +169,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--bandwidth", action="store_true", help=text)
     text = "vLLM instead, and whether the article's command line works with it; PYTHON is that of its environment"
     doctor.add_argument("--vllm", nargs="?", const=".venv-vllm/bin/python", metavar="PYTHON", help=text)
+    text = (
+        "with --vllm: check this command line instead of the article's, as 'vllm serve MODEL --block-size 16'"
+    )
+    doctor.add_argument("--command", metavar="COMMAND", help=text)
     _add_claude(add)
     return parser
 
@@ -338,8 +342,10 @@ def _doctor(args: argparse.Namespace) -> None:
     if args.vllm:
         from kvbench.cli import doctor_vllm as vllm
 
-        print(vllm.report(args.vllm))
+        print(vllm.report(args.vllm, args.command))
         return
+    if args.command is not None:
+        raise UserError("--command: a command line of vLLM, give --vllm too")
     from kvbench.cli import doctor
 
     print(doctor.report())

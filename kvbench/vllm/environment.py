@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,13 @@ from kvbench.config.cpuinfo import features
 from kvbench.vllm.config import KV_DTYPES, ServerConfig
 from kvbench.vllm.errors import ServingError
 
+# where the flags of the server itself are, by version
+_SERVER_FILES = (
+    "entrypoints/openai/cli_args.py",
+    "entrypoints/serve/cli_args.py",
+    "entrypoints/cli/serve.py",
+)
+_FLAG = re.compile(r"--?[a-zA-Z][a-zA-Z0-9-]*")
 FP8_CPU = "avx512f", "amx_tile"
 # run by vLLM's Python; prints one line of JSON
 _QUERY = """
@@ -82,6 +90,29 @@ class Environment:
                 "serving.python: this version of vLLM has no EngineArgs in engine/arg_utils.py"
             )
         return frozenset(f"--{name.replace('_', '-')}" for name in fields)
+
+    @cached_property
+    def server_flags(self) -> frozenset[str]:
+        """Flags that `vllm serve` takes in this version: the engine's, and the server's own where its file is found."""
+        found: set[str] = set(self.engine_flags)
+        for path in (
+            self.source / "engine" / "arg_utils.py",
+            *(self.source / part for part in _SERVER_FILES),
+        ):
+            try:
+                tree = ast.parse(path.read_text(encoding="utf-8"))
+            except (OSError, SyntaxError):
+                continue
+            for node in ast.walk(tree):
+                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                    found.add(f"--{node.target.id.replace('_', '-')}")
+                elif (
+                    isinstance(node, ast.Constant)
+                    and isinstance(node.value, str)
+                    and _FLAG.fullmatch(node.value)
+                ):
+                    found.add(node.value)
+        return frozenset(found)
 
 
 def find(python: str | Path) -> Environment:

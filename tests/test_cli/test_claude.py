@@ -1,7 +1,6 @@
 """`kvbench claude record` and `serve`, as commands."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,8 +16,13 @@ pytest.importorskip("anthropic")
 def started(*words):
     """A command that serves, and the address that it prints."""
     command = [sys.executable, "-m", "kvbench.cli.main", "claude", *words]
+    # a background job inherits an ignored SIGINT
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for line in process.stdout:

