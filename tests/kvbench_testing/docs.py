@@ -16,9 +16,9 @@ TEXTS = [*PAGES, *sorted((ROOT / "notebooks").glob("*.py"))]
 
 # settings that make an experiment short, by its kind
 _MODEL = ["model.path={tiny}", "model.name=tiny"]
-_SCORES = ["limit=1", "task.length=[1500]", "task.max_new_tokens=4", *_MODEL]
+_SCORES = ["limit=1", "task.length=[2000]", "task.max_new_tokens=4", *_MODEL]
 _TIMES = [
-    "task.length=[1500]", "efficiency.batch=[1]", "efficiency.warmup=0", "efficiency.steps=1",
+    "task.length=[2000]", "efficiency.batch=[1]", "efficiency.warmup=0", "efficiency.steps=1",
     "task.max_new_tokens=4", *_MODEL,
 ]  # fmt: skip
 SHORT = {
