@@ -77,7 +77,8 @@ def figure(cells: pd.DataFrame, a: str, b: str) -> style.Figure:
             axes.axvline(0, color="#222222", linewidth=1)
             axes.set_yticks(range(len(budgets)), [one or _ALL for one in budgets])
             axes.set_ylim(-0.5, len(budgets) - 0.3)
-            axes.set_xlabel(f"{_VALUES[name][0]}: {a} minus {b}")
+            axes.locator_params(axis="x", nbins=5)
+            axes.set_xlabel(f"{_VALUES[name][0]}:\n{a} minus {b}")
         made.axes[0].set_ylabel("budget")
         made.axes[0].legend(frameon=False, fontsize=7, loc="best")
     made.heading = f"{a} minus {b}, prompt by prompt, and the mean with its 95 % interval."

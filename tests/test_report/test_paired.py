@@ -47,7 +47,7 @@ def test_the_figure_has_a_dot_per_prompt_and_the_interval_of_the_tables(run):
     of_first = Clusters(first["kl_to_dense"], first["sample"])
     assert tuple(bar.get_xdata()) == pytest.approx(stats.kl_difference_interval(of_first))
     assert mean.get_xdata()[0] == pytest.approx(first["kl_to_dense"].mean())
-    assert score.get_xlabel() == "score: snapkv minus quest"
+    assert score.get_xlabel() == "score:\nsnapkv minus quest"
 
 
 @pytest.mark.parametrize(
