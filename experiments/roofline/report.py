@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from kvbench.config.text import counted
 from kvbench.report import style
@@ -108,48 +107,64 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def step_figure(frame: pd.DataFrame) -> style.Figure:
     """Milliseconds per decode step at the configured batch, one panel per device; rows of one model."""
 
-    def finish(axes: Axes, rows: pd.DataFrame) -> None:
+    def finish(axes: Axes, rows: pd.DataFrame) -> list[style.End]:
+        floor = rows["weights_ms"].iloc[0]
         axes.set_ylim(bottom=0)
-        axes.axhline(rows["weights_ms"].iloc[0], color=style.GREY, linestyle=":", linewidth=1.2)
+        axes.axhline(floor, color=style.GREY, linestyle=":", linewidth=1.2)
+        return [style.End("weights alone", rows["length"].max(), floor, style.GREY)]
 
-    floor = Line2D([], [], color=style.GREY, linestyle=":", label="weights alone")
     label = f"decode step, batch {frame['batch'].iloc[0]} (ms)"
-    return _by_length(frame, "step_ms", label, "Modelled lower bound, weights included.", finish, [floor])
+    return _by_length(frame, "step_ms", label, "Lower bound, weights included.", finish)
 
 
 def dollars_figure(frame: pd.DataFrame, part: Literal["decode", "whole"]) -> style.Figure:
-    """Dollars per million new tokens at the largest batch that fits, one panel per device; rows of one model.
+    """Dollars per new token as a share of dense's, at the largest batch that fits, one panel per device.
+
+    Dense's own dollars stand at its line.
 
     Args:
         frame: rows of one model.
         part: decoding alone, or whole requests.
     """
+    column = f"usd_per_million_{part}_max"
+    dense = frame[frame["method"] == "dense"].set_index(["device", "length"])[column]
+    of_dense = frame.join(dense.rename("of"), on=["device", "length"])
+    frame = frame.assign(dollars=frame[column], **{column: of_dense[column] / of_dense["of"]})
 
-    def finish(axes: Axes, rows: pd.DataFrame) -> None:
-        style.log_axis(axes, "y")
+    def finish(axes: Axes, rows: pd.DataFrame) -> list[style.End]:
+        axes.set_ylim(0, 1.3)
+        for _, row in rows[rows["method"] == "dense"].dropna(subset=["dollars"]).iterrows():
+            axes.annotate(
+                f"${row['dollars']:.3g}", (row["length"], 1), (0, 6), textcoords="offset points", ha="center",
+                fontsize=7.5,
+            )  # fmt: skip
+        return []
 
     new = frame["new"].iloc[0]
     what = {
         "decode": "Decoding alone, without prefill",
         "whole": f"Prefill, compression and decoding of {counted(int(new), 'new token')}",
     }[part]
-    note = f"Modelled lower bound. {what}, at the largest batch that fits; one provider's rent per device."
-    label = f"$ per million new tokens ({part})"
-    return _by_length(frame, f"usd_per_million_{part}_max", label, note, finish)
+    note = (
+        f"Lower bound. {what}, at the largest batch that fits; one provider's rent per device. Above: dense's dollars "
+        "per million new tokens."
+    )
+    return _by_length(frame, column, f"$ per new token ({part}), x of dense", note, finish)
 
 
 def _by_length(
-    frame: pd.DataFrame, column: str, label: str, note: str, finish: Callable[[Axes, pd.DataFrame], None],
-    handles: Sequence[Line2D] = (),
+    frame: pd.DataFrame, column: str, label: str, note: str, finish: Callable[[Axes, pd.DataFrame], list[style.End]]
 ) -> style.Figure:  # fmt: skip
+    """One panel per device; `finish` sets the y axis and returns further names for it."""
     frame = frame.assign(name=(frame["method"] + " " + frame["budget"]).str.strip())
     devices = [
         (device, rows) for device, rows in frame.groupby("device", sort=False) if rows[column].notna().any()
     ]
     with mpl.rc_context(style.SETTINGS):
         looks = style.styles(frame["name"])
-        figure, panels = style.panels(len(devices))
+        figure, panels = style.panels(len(devices), width=4.4)
         for axes, (device, rows) in zip(panels, devices, strict=True):
+            ends = []
             # lines often coincide: later ones are drawn smaller
             for place, (name, look) in enumerate(looks.items()):
                 points = rows[rows["name"] == name].dropna(subset=[column]).sort_values("length")
@@ -157,14 +172,21 @@ def _by_length(
                     points["length"], points[column], color=look.colour, marker=look.marker, linestyle=look.line,
                     linewidth=max(1.0, 2.6 - 0.4 * place), markersize=max(3.0, 8 - 0.9 * place),
                 )  # fmt: skip
+                if len(points):
+                    ends.append(
+                        style.End(name, points["length"].iloc[-1], points[column].iloc[-1], look.colour)
+                    )
             style.length_axis(axes, rows["length"])
-            finish(axes, rows)
+            ends += finish(axes, rows)
+            style.end_labels(axes, ends)
             axes.set_title(str(device))
             axes.set_xlabel("prompt (tokens)")
             axes.set_ylabel(label)
-        budgets = "Equal budgets do not mean equal answers."
+        budgets = (
+            "Budgets are nominal and nothing here was answered by this model: equal budgets do not mean equal answers. "
+            "See what a budget costs in accuracy before you compare prices."
+        )
         if "matched" in frame:
             budgets = f"Smallest budgets that are good enough in {frame['matched'].iloc[0]}."
-        note = f"{frame['model'].iloc[0]}, bf16. {note} {budgets}"
-        style.legend(figure, [*style.method_handles(looks), *handles], note)
+        style.caption(figure, f"Modelled. {frame['model'].iloc[0]}, bf16. {note} {budgets}")
     return figure

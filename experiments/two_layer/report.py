@@ -59,7 +59,7 @@ def write_report(cfg: TwoLayerConfig, found: Comparison) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rows(cfg, found).to_csv(folder / "rows.csv", index=False, float_format="%.6g")
     if cfg.layer == "both":
-        save(figure.per_day(found, cfg), folder / "figures", "per_day", figure.HEADING)
+        save(figure.per_session(found, cfg), folder / "figures", "per_session", figure.HEADING)
     (folder / "config.yaml").write_text(as_yaml(cfg, run_dir=None), encoding="utf-8")
     path = folder / "table.md"
     path.write_text("\n".join(_parts(cfg, found)) + "\n", encoding="utf-8")
@@ -116,7 +116,7 @@ def _parts(cfg: TwoLayerConfig, found: Comparison) -> list[str]:
     if found.copies:
         parts += [COPIES, _copies(found.copies)]
     if both:
-        parts += [_verdict(found), "![dollars per day](figures/per_day.png)\n"]
+        parts += [_verdict(found), "![dollars per session](figures/per_session.png)\n"]
         parts += ["## What it leaves out\n", *(f"- {line}" for line in LEFT_OUT), ""]
         parts += [_rent_title(found), _rents(found.rent_cases)]
         parts += ["## If the answers were longer\n", _lengths(found.length_cases)]

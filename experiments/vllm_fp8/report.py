@@ -19,7 +19,7 @@ from kvbench.report.summary import SAMPLE
 from kvbench.runs.store import Record
 from kvbench.vllm import page
 from kvbench.vllm.campaign import capacity, of_kind
-from kvbench.vllm.page import bar_figure, cut, milliseconds, scaled
+from kvbench.vllm.page import Dot, cut, dot_figure, milliseconds, scaled, spread
 
 GUIDE = (
     "Everything here is measured. Capacity: tokens of context that the server says its cache holds; bits: memory of "
@@ -133,18 +133,35 @@ def _figure(rows: Sequence[Record], labels: Sequence[str], device: str) -> style
     answers = {label: [r for r in of_kind(rows, "answer") if r["setup"] == label] for label in labels}
     loads = {row["setup"]: row for row in of_kind(rows, "load")}
     tokens = {row["setup"]: capacity(row) for row in of_kind(rows, "setup")}
-    panels = {
-        "capacity (1,000 tokens)": {n: [scaled(tokens.get(n), 0.001)] for n in labels},
-        "KL over the prompt (nats, lower bound)": {n: [_mean(answers[n], "prompt", "kl")] for n in labels},
-        "first token under load (s): p50, p90": {
-            n: [loads[n][f"ttft_{p}_s"] for p in ("p50", "p90")] if n in loads else [None] for n in labels
+    whole = {name: tokens.get(name) for name in labels}
+    columns = {
+        "capacity (1,000 tokens)": {name: _plain(scaled(whole[name], 0.001)) for name in labels},
+        "KL over the prompt (nats)": {name: _plain(_mean(answers[name], "prompt", "kl")) for name in labels},
+        "first token under load (s)": {name: _loaded(loads.get(name)) for name in labels},
+        "per token, alone (ms)": {
+            name: spread([scaled(row["per_token_s"], 1000) for row in answers[name]]) for name in labels
         },
-        "per token, alone (ms)": {n: [scaled(_middle(answers[n], "per_token_s"), 1000)] for n in labels},
     }
     notes = sorted({row["note"] for row in rows if row["note"]})
-    text = f"{rows[0]['model']}, vLLM {rows[0]['vllm']} on {device}. {'FP8: ' + notes[0] if notes else ''}"
+    text = f"{rows[0]['model']}, vLLM {rows[0]['vllm']} on {device}. {f'FP8: {notes[0]}. ' if notes else ''}"
+    text += (
+        "KL: a lower bound, mean over positions. First token: p50, bar to p90. Per token: median, bar from the 20th to "
+        "the 80th percentile over prompts. Dotted: the reference."
+    )
     with mpl.rc_context(style.SETTINGS):
-        return bar_figure(panels, text)
+        return dot_figure({title: {"": dots} for title, dots in columns.items()}, text)
+
+
+def _plain(value: float | None) -> Dot | None:
+    return None if value is None else Dot(value, value, value, f"{value:.3g}")
+
+
+def _loaded(load: Record | None) -> Dot | None:
+    """The first token under load: median, with a bar to the 90th percentile where it is known."""
+    if load is None or load["ttft_p50_s"] is None:
+        return None
+    middle, high = load["ttft_p50_s"], load["ttft_p90_s"]
+    return Dot(middle, middle, middle if high is None else high, f"{middle:.3g}")
 
 
 def _scales(row: Record) -> str:

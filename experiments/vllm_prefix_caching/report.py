@@ -123,7 +123,7 @@ def times(settings: Mapping[Key, Mapping[Way, Record]], note: str) -> style.Figu
     """Time to first token against the prefix, one panel per concurrency and gap, one line per way and suffix."""
     panels = list(dict.fromkeys(key[:2] for key in settings))
     suffixes = sorted({key[2] for key in settings})
-    figure, all_axes = style.panels(len(panels))
+    figure, all_axes = style.panels(len(panels), shared=True)
     for axes, panel in zip(all_axes, panels, strict=True):
         for way in WAYS:
             for line, suffix in zip(style.LINES, suffixes, strict=False):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import matplotlib as mpl
 import pandas as pd
@@ -19,7 +20,7 @@ from kvbench.report.plots import save
 from kvbench.runs.store import Record
 from kvbench.vllm import page
 from kvbench.vllm.campaign import capacity, of_kind
-from kvbench.vllm.page import bar_figure, cut, milliseconds, scaled
+from kvbench.vllm.page import Dot, cut, dot_figure, milliseconds, spread
 from kvbench.vllm.servers import CPU_FP8
 
 GUIDE = (
@@ -39,6 +40,7 @@ GUIDE = (
 )
 
 
+TIMES: tuple[Literal["ttft", "step"], ...] = ("ttft", "step")
 HEADING = "Score, memory and times of compressed caches in kvbench and of vLLM, on the same prompts."
 
 
@@ -55,8 +57,8 @@ class Line:
         fits: tokens that fit into the pool.
         fits_measured: whether the engine itself reports `fits`; it is modelled otherwise.
         read: bytes read per decode step.
-        ttft: seconds.
-        step: seconds per token.
+        ttft: seconds to the first token, one value per prompt.
+        step: seconds per token, one value per prompt.
         kl: nats, mean over samples.
         note: a remark in the last column.
     """
@@ -69,10 +71,15 @@ class Line:
     fits: int | None
     fits_measured: bool
     read: float | None
-    ttft: float | None
-    step: float | None
+    ttft: Sequence[float | None]
+    step: Sequence[float | None]
     kl: float | None = None
     note: str = ""
+
+    def median(self, name: Literal["ttft", "step"]) -> float | None:
+        """Median of a time in seconds; None without a value."""
+        known = [value for value in getattr(self, name) if value is not None]
+        return statistics.median(known) if known else None
 
 
 def write_report(
@@ -131,8 +138,6 @@ def compressed(rows: Sequence[Record], isolated: Sequence[Record], pool: int) ->
         times = [row for row in isolated if (row["method"], row["budget_requested"]) == (label, budget)]
         per_token = statistics.mean(row["bytes_resident"] / whole[row["sample_hash"]] for row in accuracy)
         kls = [row["kl_to_dense"] for row in accuracy if row["kl_to_dense"] is not None]
-        step = _median(row["decode_ms_per_token"] / 1000 for row in times)
-        first = _median(row["prefill_s"] + row["compress_s"] for row in times)
         found.append(
             Line(
                 label=f"{label} {budget}".strip(),
@@ -143,8 +148,10 @@ def compressed(rows: Sequence[Record], isolated: Sequence[Record], pool: int) ->
                 fits=int(pool / per_token),
                 fits_measured=False,
                 read=statistics.mean(row["bytes_read_per_step"] for row in accuracy),
-                ttft=None if first is None or step is None else first + step,
-                step=step,
+                ttft=[
+                    row["prefill_s"] + row["compress_s"] + row["decode_ms_per_token"] / 1000 for row in times
+                ],
+                step=[row["decode_ms_per_token"] / 1000 for row in times],
                 kl=statistics.mean(kls) if kls else None,
             )
         )
@@ -189,8 +196,8 @@ def vllm(rows: Sequence[Record], order: Sequence[str], ours: Sequence[Record]) -
                     fits=capacity(facts),
                     fits_measured=True,
                     read=read,
-                    ttft=_median(row[f"{part}ttft_s"] for row in answers),
-                    step=_median(row[f"{part}per_token_s"] for row in answers),
+                    ttft=[row[f"{part}ttft_s"] for row in answers],
+                    step=[row[f"{part}per_token_s"] for row in answers],
                     note=note,
                 )
             )
@@ -224,9 +231,9 @@ def table(
         cells += [number(line.per_token, ",.0f"), number(line.fits, ",d")]
         cells.append("measured" if line.fits_measured else "modelled")
         cells.append("-" if line.read is None else f"{line.read / 1e6:.2f}")
-        for name in ("ttft", "step"):
-            value = getattr(line, name)
-            cells += [milliseconds(value), _share(value, getattr(dense, name))]
+        for name in TIMES:
+            value = line.median(name)
+            cells += [milliseconds(value), _share(value, dense.median(name))]
         body.append([*cells, line.note])
     versions = ", ".join(dict.fromkeys(f"vLLM {row['vllm']}" for row in theirs))
     ours_on = ", ".join(dict.fromkeys(row["device"] for row in ours))
@@ -241,23 +248,50 @@ def table(
 
 
 def _figure(lines: Sequence[Line], subject: str, pool: int) -> style.Figure:
-    panels = {
-        "score, mean over tasks and samples": {
-            line.label: [
-                math.fsum(scores.mean * len(scores) for scores in line.scores.values()) / _samples(line)
-            ]
-            for line in lines
-        },
-        f"thousands of tokens in {pool >> 20} MiB": {
-            line.label: [scaled(line.fits, 0.001)] for line in lines
-        },
-        "time to first token (ms)": {line.label: [scaled(line.ttft, 1000)] for line in lines},
-        "time per token (ms)": {line.label: [scaled(line.step, 1000)] for line in lines},
+    """The engines in blocks of their own; times as shares of those of the engine's own dense."""
+    engines: dict[str, list[Line]] = {}
+    for line in lines:
+        engines.setdefault(line.engine, []).append(line)
+    tasks = dict.fromkeys(task for line in lines for task in line.scores)
+    draw: dict[str, Callable[[Line, Line], Dot | None]] = {
+        f"score: {task}": partial(_score_dot, task=task) for task in tasks
     }
-    text = f"{subject}. Tokens that fit: vLLM's measured, others modelled. Times of the two engines are not comparable."
-    text += f" vLLM FP8: {CPU_FP8}." if any(line.note == CPU_FP8 for line in lines) else ""
+    draw[f"thousands of tokens in {pool >> 20} MiB"] = _fits_dot
+    draw["first token, x of own dense"] = partial(_time_dot, name="ttft")
+    draw["per token, x of own dense"] = partial(_time_dot, name="step")
+    columns = {
+        title: {
+            engine: {line.label.removeprefix("vLLM "): dot(line, rows[0]) for line in rows}
+            for engine, rows in engines.items()
+        }
+        for title, dot in draw.items()
+    }
+    text = (
+        f"{subject}, n = {_samples(lines[0])} samples. Filled: measured; open: modelled, bytes per token into the "
+        "memory. Scores: 95 % intervals; times: medians, bars from the 20th to the 80th percentile over prompts; the "
+        "engines' times are not comparable. Dotted: dense of the same engine."
+    )
+    text += f" FP8 of vLLM: {CPU_FP8}." if any(line.note == CPU_FP8 for line in lines) else ""
     with mpl.rc_context(style.SETTINGS):
-        return bar_figure(panels, text)
+        return dot_figure(columns, text, {f"score: {task}": 1.0 for task in tasks})
+
+
+def _score_dot(line: Line, _: Line, task: str) -> Dot | None:
+    if task not in line.scores:
+        return None
+    low, high = stats.score_interval(line.scores[task])
+    return Dot(line.scores[task].mean, low, high, f"{line.scores[task].mean:.2f}")
+
+
+def _fits_dot(line: Line, _: Line) -> Dot | None:
+    if line.fits is None:
+        return None
+    value = line.fits / 1000
+    return Dot(value, value, value, f"{value:.1f}", modelled=not line.fits_measured)
+
+
+def _time_dot(line: Line, dense: Line, name: Literal["ttft", "step"]) -> Dot | None:
+    return spread(getattr(line, name), of=dense.median(name) or 0.0, form="{:,.0f} ms", unit=1000)
 
 
 def _check_prompts(ours: Sequence[Record], theirs: Sequence[Record]) -> None:
@@ -309,8 +343,3 @@ def _score(line: Line, task: str) -> str:
 
 def _share(value: float | None, of: float | None) -> str:
     return f"{value / of:.2f}x" if value is not None and of else "-"
-
-
-def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None

@@ -44,6 +44,13 @@ SLOW = {
     ],
 }  # fmt: skip
 
+# runs of the same setting that a kind of figure shows beside those of the folder
+BESIDE = {
+    ("reference_oracle", "oracle"): ["reference"],
+    ("reference_oracle_more", "oracle"): ["reference_more"],
+    ("reference_oracle_4k", "oracle"): ["reference", "reference_more_4k"],
+    ("compositions", "compositions"): ["reference", "reference_oracle"],
+}
 POOL_BYTES = ServerConfig.kv_cache_mib << 20
 # reports of runs on vLLM servers by folder of results, from the rows of its *.jsonl files
 VLLM_REPORTS = {
@@ -75,7 +82,7 @@ def regenerated(root: Path, modelled: Mapping[str, Sequence[str]] = QUICK | SLOW
     for folder, summary in summaries.items():
         if list(summary.columns) == COLUMNS:
             found[folder / "table.md"] = _table(folder, summary).encode()
-            found |= _figures(folder, summary)
+            found |= _figures(folder, summaries)
     for name, overrides in modelled.items():
         found |= _modelled(root / RESULTS / name, overrides)
     found |= _checked(root / RESULTS / CHECK)
@@ -121,11 +128,16 @@ def _table(folder: Path, summary: pd.DataFrame) -> str:
     return "\n\n".join([title, *(line for line in lines if line.startswith("Made with ")), rest])
 
 
-def _figures(folder: Path, summary: pd.DataFrame) -> dict[Path, bytes]:
+def _figures(folder: Path, summaries: Mapping[Path, pd.DataFrame]) -> dict[Path, bytes]:
     """The existing figures, drawn again: KIND.svg where a kind has one figure, else the figure's name."""
     found = {}
     for path in sorted((folder / "figures").glob("*.svg")):
-        drawn = dict(plots.figures(path.stem.partition(".")[0], pooled(summary)))
+        kind = path.stem.partition(".")[0]
+        others = [folder.parent / name for name in BESIDE.get((folder.name, kind), [])]
+        rows = pd.concat(
+            [pooled(summaries[one]).assign(run=one.name) for one in (folder, *others)], ignore_index=True
+        )
+        drawn = dict(plots.figures(kind, rows))
         found[path] = style.render(drawn.get(path.stem) or next(iter(drawn.values())), "svg")
     return found
 

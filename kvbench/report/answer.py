@@ -93,8 +93,8 @@ def _sizes(axes: Axes, shown: pd.DataFrame, order: list[str]) -> None:
     shares = shown.groupby("label")[list(_SHARES)].mean().reindex(order)
     for column, (name, share) in enumerate(zip(_SHARES.values(), shares.to_numpy().T, strict=True)):
         x = 1.2 + 0.22 * column
-        common = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "center", "fontsize": 8}
-        axes.annotate(name, (x, -0.75), **common, annotation_clip=False, color=style.GREY)
+        common = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 8}
+        axes.text(x, -0.75, name, color=style.GREY, **common)
         for place, value in enumerate(share):
             text = "-" if not np.isfinite(value) else f"{value:.1%}" if value < 0.0995 else f"{value:.0%}"
-            axes.annotate(text, (x, place), **common, annotation_clip=False)
+            axes.text(x, place, text, **common)

@@ -9,7 +9,18 @@ from pathlib import Path
 import matplotlib as mpl
 import pandas as pd
 
-from kvbench.report import answer, compositions, heatmap, pareto, ranking, style, times, turns
+from kvbench.report import (
+    answer,
+    budgets,
+    compositions,
+    heatmap,
+    oracle,
+    pareto,
+    ranking,
+    style,
+    times,
+    turns,
+)
 from kvbench.report.summary import SETTING
 
 
@@ -75,9 +86,15 @@ KINDS = {
         "KL of the next-token distribution from dense's against the KV bytes that a decode step reads.",
         _with_kl,
     ),
+    "by_budget": Kind(budgets.by_budget, "Score and KL against the nominal budget.", budgets.several),
+    "oracle": Kind(
+        oracle.distance,
+        "The best methods against an eviction that knows what will be asked.",
+        oracle.with_oracle,
+    ),
     "compositions": Kind(
         compositions.pairs,
-        "Evictions with selections behind them: KL from dense, and score.",
+        "Evictions with selections behind them, and each alone: score, and KL from dense.",
         compositions.several,
     ),
     "needle": Kind(

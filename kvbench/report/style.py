@@ -148,12 +148,18 @@ def _from(choices: Sequence[str], first: str) -> list[str]:
     return [*choices[start:], *choices[:start]]
 
 
-def panels(count: int, height: float = PANEL_HEIGHT, columns: int = COLUMNS) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, `columns` per row."""
+def panels(
+    count: int,
+    height: float = PANEL_HEIGHT,
+    columns: int = COLUMNS,
+    width: float = PANEL_WIDTH,
+    shared: bool = False,
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, `columns` per row; `shared` axes have the same limits in every panel."""
     columns = min(count, columns)
     rows = -(-count // columns)
-    figure = Figure(figsize=(PANEL_WIDTH * max(columns, 1.6), height * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    figure = Figure(figsize=(width * max(columns, 1.6), height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey=shared).flatten().tolist()
     for unused in axes[count:]:
         unused.remove()
     return figure, axes[:count]
@@ -238,7 +244,7 @@ def end_labels(axes: Axes, ends: Iterable[End], size: float = 7.5) -> None:
 
 
 def _apart(heights: Sequence[float], step: float) -> list[float]:
-    """Sorted heights, moved as little as needed to be `step` apart."""
+    """Sorted heights, moved as little as needed to be `step` apart, and within 0 and 1 where they have room."""
     groups: list[tuple[float, int]] = []  # sum of the heights that a group starts at, members
     for index, height in enumerate(heights):
         total, count = height - index * step, 1
@@ -247,6 +253,9 @@ def _apart(heights: Sequence[float], step: float) -> list[float]:
             total, count = total + before, count + members
         groups.append((total, count))
     starts = [total / count for total, count in groups for _ in range(count)]
+    room = 1 - (len(heights) - 1) * step
+    if room > 0:
+        starts = [min(max(start, 0.0), room) for start in starts]
     return [start + index * step for index, start in enumerate(starts)]
 
 
@@ -263,9 +272,10 @@ def method_handles(looks: dict[str, Style]) -> list[Line2D]:
 
 
 def subject(rows: pd.DataFrame) -> str:
-    """What the rows of one setting were measured on."""
+    """What the rows of one setting were measured on, and in which runs if there are several."""
+    runs = f", runs {joined(rows['run'])}" if "run" in rows and rows["run"].nunique() > 1 else ""
     model, dtype, device, protocol = (joined(rows[name]) for name in ("model", "dtype", "device", "protocol"))
-    return f"{model}, {dtype} on {device}, {protocol}"
+    return f"{model}, {dtype} on {device}, {protocol}{runs}"
 
 
 def log_axis(axes: Axes | SecondaryAxis, which: str, form: str = "%g") -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
 
 from kvbench.config.text import counted
 from kvbench.report import style
@@ -111,35 +115,98 @@ def scaled(value: float | None, factor: float) -> float | None:
     return None if value is None else factor * value
 
 
-def bar_figure(panels: Mapping[str, Mapping[str, Sequence[float | None]]], caption: str) -> style.Figure:
-    """Horizontal bars, one panel per quantity and one row per label; the further values of a row are lighter bars.
+@dataclass(frozen=True)
+class Dot:
+    """One value of a `dot_figure`.
+
+    Attributes:
+        value: its place.
+        low: lower end of its interval or spread.
+        high: upper end.
+        text: printed beside it.
+        modelled: whether it is computed and not measured.
+    """
+
+    value: float
+    low: float
+    high: float
+    text: str
+    modelled: bool = False
+
+
+def spread(
+    values: Sequence[float | None], of: float = 1.0, form: str = "{:.3g}", unit: float = 1.0
+) -> Dot | None:
+    """Median with the 20th and 80th percentile; None without a value.
 
     Args:
-        panels: by title the values of each label; None is unknown and not drawn.
-        caption: small print below.
+        values: measured; None is unknown.
+        of: what they are divided by.
+        form: format of the printed median.
+        unit: factor of the printed median.
     """
-    count = max(len(bars) for bars in panels.values())
-    figure, all_axes = style.panels(len(panels), height=0.9 + 0.24 * count)
-    for axes, (title, bars) in zip(all_axes, panels.items(), strict=True):
-        for row, values in enumerate(bars.values()):
-            known = [(order, value) for order, value in enumerate(values) if value is not None]
-            # the longest first, so that the shorter ones stay visible on top of it
-            for order, value in sorted(known, key=lambda item: -item[1]):
-                axes.barh(row, value, color=style.COLOURS[0], alpha=1.0 if order == 0 else 0.35)
-            text = ", ".join("-" if value is None else _short(value) for value in values)
-            end = max((value for _, value in known), default=0.0)
-            axes.text(end, row, f"  {text}", va="center", fontsize=8)
-        axes.set_yticks(range(len(bars)), list(bars))
-        axes.set_ylim(len(bars) - 0.4, -0.6)
-        longest = max(
-            (value for values in bars.values() for value in values if value is not None), default=0.0
-        )
-        axes.set_xlim(0, 1.35 * max(longest, 1e-9))
-        axes.grid(visible=False, axis="y")
-        axes.set_title(title)
+    known = [value for value in values if value is not None]
+    if not known or not of:
+        return None
+    low, middle, high = np.quantile(known, (0.2, 0.5, 0.8))
+    return Dot(float(middle) / of, float(low) / of, float(high) / of, form.format(unit * middle))
+
+
+def dot_figure(
+    columns: Mapping[str, Mapping[str, Mapping[str, Dot | None]]],
+    caption: str,
+    limits: Mapping[str, float] | None = None,
+) -> style.Figure:
+    """Dots with intervals: one column per quantity, one block of rows per group; the first row of a block is marked.
+
+    Args:
+        columns: by title and group the value of each label; None is unknown and not drawn.
+        caption: small print below.
+        limits: upper end of the axis of a title; otherwise as far as the values reach.
+    """
+    groups = {group: list(rows) for group, rows in next(iter(columns.values())).items() if rows}
+    count = sum(map(len, groups.values())) + len(groups)
+    figure = style.Figure(figsize=(1.3 + 2.05 * len(columns), 0.9 + 0.27 * count), layout="constrained")
+    ratios = [len(labels) + 0.5 for labels in groups.values()]
+    grid = figure.subplots(len(groups), len(columns), squeeze=False, height_ratios=ratios)
+    for (title, values), axes_of_column in zip(columns.items(), grid.T, strict=True):
+        known = [dot for rows in values.values() for dot in rows.values() if dot is not None]
+        top = (limits or {}).get(title) or 1.05 * max((dot.high for dot in known), default=1.0)
+        for (group, labels), axes in zip(groups.items(), axes_of_column, strict=True):
+            first = axes is grid[list(groups).index(group)][0]
+            _dots(axes, values[group], labels, top)
+            axes.set_yticks(range(len(labels)), labels=labels if first else [""] * len(labels))
+            axes.set_xlim(-0.05 * top, 1.35 * top)
+            if group and first:
+                axes.set_ylabel(group, fontweight="bold")
+            if axes is axes_of_column[0]:
+                axes.set_title(title)
+            if axes is not axes_of_column[-1]:
+                axes.tick_params(axis="x", labelbottom=False)
     style.caption(figure, caption)
     return figure
 
 
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def _dots(axes: Axes, rows: Mapping[str, Dot | None], labels: Sequence[str], top: float) -> None:
+    looks = style.styles(labels)
+    for place, label in enumerate(labels):
+        dot, look = rows[label], looks["dense" if place == 0 else label]
+        if dot is None:
+            axes.text(0.02 * top, place, "-", va="center", fontsize=8, color=style.GREY)
+            continue
+        axes.hlines(place, dot.low, dot.high, color=look.colour, linewidth=2, alpha=0.45)
+        fill = "none" if dot.modelled else "full"
+        axes.plot(dot.value, place, look.marker, color=look.colour, markersize=6.5, fillstyle=fill)
+        axes.annotate(
+            dot.text,
+            (max(dot.value, dot.high), place),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    baseline = rows[labels[0]]
+    if baseline is not None:
+        axes.axvline(baseline.value, color=style.DENSE_COLOUR, linewidth=0.8, linestyle=":")
+    axes.set_ylim(len(labels) - 0.5, -0.6)
+    axes.grid(visible=False, axis="y")

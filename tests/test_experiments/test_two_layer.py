@@ -237,7 +237,7 @@ def test_the_report_states_limitations_and_sources(both):
     assert "Quality of the answers, above all" in text
     assert "Tokens counted by: usage" in text
     assert str(out) not in (out / "config.yaml").read_text()
-    for name in ("per_day.svg", "per_day.png"):
+    for name in ("per_session.svg", "per_session.png"):
         assert (out / "figures" / name).stat().st_size > 1000
 
 

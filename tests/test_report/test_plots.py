@@ -44,7 +44,10 @@ def figure_of(kind, data):
 
 @pytest.mark.parametrize("kind", plots.KINDS)
 def test_every_kind_draws(kind, data, accuracy):
-    data = many_methods(accuracy) if kind == "methods" else data
+    if kind == "methods":
+        data = many_methods(accuracy)
+    elif kind == "oracle":
+        data = with_oracle(accuracy)
     name, figure = next(iter(figure_of(kind, data).items()))
     assert name.startswith(f"{kind}.smollm2_135m.float32.query_aware")
     assert all(axes.get_xlabel() or axes.get_ylabel() or axes.get_title() for axes in figure.axes)
@@ -215,13 +218,54 @@ def test_compositions_of_several_evictions_and_selections_are_a_map(accuracy):
     assert not figure_of("compositions", (summarise(prepare(pd.DataFrame(records)), "r"), None))
     records += composed(accuracy, samples=2)
     rows = summarise(prepare(pd.DataFrame(records)), "r")
-    axes = figure_of("compositions", (rows, None)).popitem()[1].axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["snapkv", "tova"]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["hsa", "quest"]
-    assert {text.get_position(): text.get_text() for text in axes.texts} == {
-        (0, 0): "1.00", (1, 0): "0.00", (0, 1): "1.00",
+    score, kl = figure_of("compositions", (rows, None)).popitem()[1].axes
+    assert [label.get_text() for label in score.get_yticklabels()] == ["tova", "snapkv"]
+    assert [label.get_text() for label in score.get_xticklabels()] == ["hsa", "quest"]
+    assert {text.get_position(): text.get_text() for text in score.texts} == {
+        (0, 0): "1.00", (0, 1): "1.00", (1, 1): "0.00",
     }  # fmt: skip
-    assert "keeps 512, budget 64" in axes.get_title()
+    assert "keeps 512, budget 64" in score.get_title()
+    image = score.images[0]
+    assert image.get_array()[0, 0] == 1.0 and image.get_array()[1, 1] == 0.0
+    row = rows[(rows["eviction"] == "tova") & (rows["selection"] == "hsa")].iloc[0]
+    assert {text.get_position(): text.get_text() for text in kl.texts}[(0, 0)] == f"{row['kl_to_dense']:.2g}"
+
+
+def test_each_alone_stands_at_the_margin_of_its_compositions(accuracy):
+    records = composed(accuracy, samples=2)
+    records += accuracy(tasks=("niah_single",), samples=2, budgets=(64,), methods=("rocketkv",))
+    params = {"snapkv": {"window": 8}, "quest": {"page": 4}, "tova": {"window": 9}}
+    for name, budget in (
+        ("snapkv", "512"),
+        ("snapkv", "64"),
+        ("tova", "512"),
+        ("quest", "64"),
+        ("quest", "128"),
+    ):
+        eviction, selection = ("none", name) if name == "quest" else (name, "all")
+        one = {"method": name, "eviction": eviction, "selection": selection, "params": params[name]}
+        records += [
+            {
+                **r,
+                **one,
+                "cell": f"{r['cell']}{name}{budget}",
+                "budget_requested": budget,
+                "score": float(budget == "64"),
+            }
+            for r in accuracy(tasks=("niah_single",), samples=2, budgets=(64,), methods=("snapkv",))
+            if r["method"] == "snapkv"
+        ]
+    rows = summarise(prepare(pd.DataFrame(records)), "r")
+    axes = figure_of("compositions", (rows, None)).popitem()[1].axes[0]
+    columns = [label.get_text() for label in axes.get_xticklabels()]
+    lines = [label.get_text() for label in axes.get_yticklabels()]
+    assert columns[-1] == lines[-1] == "alone"
+    texts = {text.get_position(): text.get_text() for text in axes.texts}
+    alone = {
+        (lines[y], columns[x]): text for (x, y), text in texts.items() if "alone" in (lines[y], columns[x])
+    }
+    # tova alone has another window; hsa alone was not run
+    assert alone == {("snapkv", "alone"): "0.00", ("alone", "quest"): "1.00"}
 
 
 @pytest.mark.parametrize("keep", ["dense only", "no dense", "one sample"])
@@ -292,6 +336,71 @@ def test_the_answer_shows_every_method_at_the_budget_that_tells_them_apart(accur
 
 def test_many_methods_are_not_an_answer(accuracy):
     assert not figure_of("answer", many_methods(accuracy))
+
+
+def with_oracle(accuracy):
+    """Rows where the oracle's KL is a tenth of that of snapkv, the best eviction."""
+    kls = {"snapkv": 1.0, "random": 3.0, "quest": 0.5, "rocketkv": 0.3}
+    records = accuracy(
+        tasks=("niah_single", "vt"), samples=3, budgets=(64, 256), methods=(*kls, "streaming_llm")
+    )
+    records += [
+        {**r, "cell": f"{r['cell']}o", "method": "static_oracle", "eviction": "static_oracle"}
+        for r in records
+        if r["method"] == "snapkv"
+    ]
+    kls |= {"static_oracle": 0.1, "streaming_llm": 2.0, "dense": 0.0}
+    records = [r | {"kl_to_dense": kls[r["method"]]} for r in records]
+    return pooled(summarise(prepare(pd.DataFrame(records)), "r")), None
+
+
+def test_the_oracle_is_drawn_with_the_best_of_each_family_on_shared_axes(accuracy):
+    figure = figure_of("oracle", with_oracle(accuracy)).popitem()[1]
+    names = [sorted(text.get_text() for text in axes.texts) for axes in figure.axes]
+    assert names == [["quest", "rocketkv", "snapkv", "static_oracle"]] * 2
+    assert "snapkv is the best eviction, quest is the best selection" in figure.note
+    first, second = figure.axes
+    assert first.get_ylim() == second.get_ylim() and first.get_xlim() == second.get_xlim()
+    look = style.styles(["static_oracle"])["static_oracle"]
+    (line,) = (line for line in first.lines if line.get_color() == look.colour)
+    assert line.get_ydata().tolist() == pytest.approx([0.1, 0.1])
+
+
+def test_without_the_oracle_there_is_no_such_figure(data):
+    assert not figure_of("oracle", data)
+
+
+def test_score_and_kl_by_budget_have_dense_at_the_edge(accuracy):
+    records = accuracy(tasks=("niah_single",), samples=3, budgets=(64, 256), methods=METHODS)
+    rows = summarise(prepare(pd.DataFrame(records)), "r")
+    score, kl = figure_of("by_budget", (rows, None)).popitem()[1].axes
+    assert [text.get_text() for text in score.get_xticklabels()] == ["64", "256"]
+    assert sorted(text.get_text() for text in score.texts) == sorted(["dense", *METHODS])
+    assert sorted(text.get_text() for text in kl.texts) == sorted(METHODS)
+    look = style.styles(METHODS)["quest"]
+    (line,) = (line for line in kl.lines if line.get_color() == look.colour)
+    quest = rows[rows["label"] == "quest"].set_index("budget_requested")["kl_to_dense"]
+    assert list(line.get_ydata()) == pytest.approx([quest["64"], quest["256"]])
+    bars = [path.vertices[:, 1].tolist() for bar in kl.collections for path in bar.get_paths()]
+    expected = rows.loc[rows["label"] == "quest", ["kl_ci_low", "kl_ci_high"]].to_numpy().tolist()
+    assert any(bar == pytest.approx(pair, nan_ok=True) for bar in bars for pair in expected)
+
+
+def test_dense_far_away_is_a_note_and_does_not_press_the_methods_together(accuracy):
+    records = accuracy(tasks=("niah_single",), samples=3, budgets=(64,), methods=METHODS)
+    rows = summarise(prepare(pd.DataFrame(records)), "r")
+    for factor, notes, lines in ((100, 1, 0), (1, 0, 1)):
+        largest = rows.loc[~rows["is_dense"], "bytes_read_per_step"].max()
+        moved = rows.assign(
+            bytes_read_per_step=rows["bytes_read_per_step"].mask(rows["is_dense"], factor * largest)
+        )
+        axes = figure_of("kl_vs_read", (moved, None)).popitem()[1].axes[0]
+        assert sum(text.get_text().startswith("dense: ") for text in axes.texts) == notes
+        assert (
+            sum(len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2 for line in axes.lines)
+            == lines
+        )
+        assert axes.get_xlim()[1] < 3 * largest / 1e6
 
 
 def test_few_methods_need_no_map(data):
