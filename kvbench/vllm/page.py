@@ -171,7 +171,7 @@ def dot_figure(
     grid = figure.subplots(len(groups), len(columns), squeeze=False, height_ratios=ratios)
     for (title, values), axes_of_column in zip(columns.items(), grid.T, strict=True):
         known = [dot for rows in values.values() for dot in rows.values() if dot is not None]
-        top = (limits or {}).get(title) or 1.05 * max((dot.high for dot in known), default=1.0)
+        top = (limits or {}).get(title) or 1.05 * max((dot.high for dot in known), default=0.0) or 1.0
         for (group, labels), axes in zip(groups.items(), axes_of_column, strict=True):
             first = axes is grid[list(groups).index(group)][0]
             _dots(axes, values[group], labels, top)
