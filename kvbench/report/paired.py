@@ -81,6 +81,7 @@ def figure(cells: pd.DataFrame, a: str, b: str) -> style.Figure:
             axes.set_xlabel(f"{_VALUES[name][0]}:\n{a} minus {b}")
         made.axes[0].set_ylabel("budget")
         made.axes[0].legend(frameon=False, fontsize=7, loc="best")
+    made.note = style.subject(cells)
     made.heading = f"{a} minus {b}, prompt by prompt, and the mean with its 95 % interval."
     return made
 
