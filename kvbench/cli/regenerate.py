@@ -33,7 +33,7 @@ from kvbench.vllm.config import ServerConfig
 
 RESULTS = Path("results")
 GUIDE, FINDINGS = Path("docs") / "gpu.md", Path("docs") / "findings.md"
-QUICKSTART, CLAIMS, CHECK = "quickstart", "claims", "roofline_check"
+VERDICT, CLAIMS, CHECK = "verdict", "claims", "roofline_check"
 # overrides of deterministic experiments (they measure nothing) by folder of results: quick ones and slow ones
 QUICK = {"roofline": ["experiment=roofline"]}
 SLOW = {
@@ -99,7 +99,7 @@ def regenerated(root: Path, modelled: Mapping[str, Sequence[str]] = QUICK | SLOW
     page = (root / FINDINGS).read_text(encoding="utf-8")
     found[root / FINDINGS] = readme.insert(page, CLAIMS, table.headlines(results)).encode()
     page = (root / "README.md").read_text(encoding="utf-8")
-    page = readme.insert(page, QUICKSTART, readme.table(summaries[root / RESULTS / QUICKSTART]))
+    page = readme.insert(page, VERDICT, readme.table(summaries[root / RESULTS / VERDICT]))
     found[root / "README.md"] = readme.insert(page, CLAIMS, table.brief(results)).encode()
     return found
 
