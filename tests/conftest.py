@@ -1,12 +1,16 @@
 """Fixtures for every test: tiny random models of each supported family, with tokenizer and chat template."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a background job ignores Ctrl-C, and so would the commands that tests stop with it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # before torch is imported: one thread for each worker, and for the commands it starts
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import webbrowser
 from pathlib import Path
 
@@ -137,11 +138,15 @@ def served(arguments: list[str]) -> str:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         lines = []
         assert process.stdout
+        # whatever becomes of it, the test ends
+        ended = threading.Timer(60, process.kill)
+        ended.start()
         for line in process.stdout:
             lines.append(line)
             if "http://127.0.0.1:" in line:
                 process.send_signal(signal.SIGINT)
         assert process.wait(30) in (0, 130)
+        ended.cancel()
     return "".join(lines)
 
 
