@@ -320,7 +320,7 @@ def test_a_mean_over_fewer_samples_is_marked(config, tmp_path, monkeypatch):
     assert "(1 of 2 failed)" in run.table()
     with pytest.raises(CellsFailed) as failed:
         accuracy.reported(str(tmp_path), run.failures)
-    assert "(1 of 2 failed)" in failed.value.text
+    assert "note: 1 cell failed (snapkv 1)" in failed.value.text
 
 
 def test_a_failed_point_of_an_efficiency_run(config, tmp_path, monkeypatch):
