@@ -146,7 +146,9 @@ class Reading:
 
     def __post_init__(self) -> None:
         # comparisons with NaN are false, and would read as a contradiction
-        finite(self.value, f"our number {self.name}".strip())
+        for number in (self.value, self.low, self.high):
+            if number is not None:
+                finite(number, f"our number {self.name}".strip())
 
 
 @dataclass(frozen=True)

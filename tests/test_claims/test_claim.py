@@ -122,3 +122,6 @@ def test_a_number_of_ours_that_is_not_finite_gives_no_verdict():
     for value in (float("nan"), float("inf")):
         with pytest.raises(ArithmeticError, match=r"^our number is (nan|inf)$"):
             Reading(value=value, basis="measured")
+        for end in ("low", "high"):
+            with pytest.raises(ArithmeticError, match=r"^our number is (nan|inf)$"):
+                Reading(value=1.0, basis="measured", **{"low": 0.0, "high": 2.0} | {end: value})
