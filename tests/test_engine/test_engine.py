@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from kvbench.engine.attention import register_attention
@@ -221,6 +223,33 @@ def test_end_tokens_stop_a_row_and_are_counted_in_kl(llama):
     result = run(llama, [resolve(llama, *ENTRIES[2])], kl=True, eos=frozenset([stop]))
     assert result.dense.ids == free.dense.ids[: first + 1] and result.dense.stop == "eos"
     assert result.cells[0].kl_tokens == first + 1
+
+
+@pytest.fixture(scope="module", params=["compressed", "dense"])
+def free_answers(request, llama):
+    """Answers of dense and three methods that nothing ends, and how to repeat them with end tokens."""
+    snapshot = prefill(llama, PROMPT[:-1] if request.param == "compressed" else PROMPT, 64)
+    compressed = snapshot.length
+    cells = [resolve(llama, *ENTRIES[n], compressed=compressed) for n in (0, 2, 10)]
+
+    def answers(eos=frozenset()):
+        found = run(llama, cells, snapshot, eos=eos, first_token=request.param)
+        return [found.dense, *found.cells]
+
+    return answers, answers()
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_an_answer_ends_with_the_first_end_token_of_any_set(free_answers, data):
+    answers, free = free_answers
+    said = sorted({token for answer in free for token in answer.ids})
+    eos = data.draw(st.frozensets(st.sampled_from([*said, 257, 258]), max_size=4))
+    for found, whole in zip(answers(eos), free, strict=True):
+        ends = [n for n, token in enumerate(whole.ids) if token in eos]
+        assert len(whole.ids) == NEW
+        assert found.ids == (whole.ids[: ends[0] + 1] if ends else whole.ids)
+        assert found.stop == ("eos" if ends else "length")
 
 
 def test_question_after_the_compressed_context_reads_all_that_was_kept(llama):

@@ -4,15 +4,18 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 
 import pandas as pd
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from kvbench import report
 from kvbench.config.errors import UserError
@@ -283,6 +286,38 @@ def test_all_lines_are_scored_and_a_limit_takes_the_first(own_config, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(questions(own_config, tmp_path, lines)) == 2 * 23
+
+
+@pytest.mark.parametrize("silent", [(), ("config",), ("config", "generation")])
+def test_an_answer_ends_with_the_first_token_that_any_file_names(
+    silent, own_config, tiny_model_dir, tmp_path
+):
+    """Config, generation config and tokenizer each name another token, or none."""
+    lines, new = [{**QUESTION, "question": f"What is at {i}?"} for i in range(4)], "task.max_new_tokens=24"
+    (tmp_path / "free").mkdir()
+    free = questions(own_config, tmp_path / "free", lines, new, "decode.ignore_eos=true")
+    assert (free["stop"] == "length").all()
+    answers = free.set_index(["method", "sample"])["output_ids"]
+    said = [token for token, _ in Counter(token for ids in answers for token in ids).most_common()]
+    names = {"config": said[3], "generation": said[5], "tokenizer": said[7]}
+    names = {file: token for file, token in names.items() if file not in silent}
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_dir("llama", group=3, layers=3), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for file, key, value in (
+        ("config.json", "eos_token_id", names.get("config")),
+        ("generation_config.json", "eos_token_id", [names["generation"]] if "generation" in names else None),
+        ("tokenizer_config.json", "eos_token", tokenizer.convert_ids_to_tokens(names.get("tokenizer", 256))),
+    ):
+        content = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps(content | {key: value}))
+    found = questions(own_config, tmp_path, lines, new, f"model.path={folder}")
+    for row in found.itertuples():
+        whole = answers[row.method, row.sample]
+        ends = [n for n, token in enumerate(whole) if token in names.values()]
+        assert row.output_ids == (whole[: ends[0] + 1] if ends else whole)
+        assert row.stop == ("eos" if ends else "length")
+    assert {"eos"} <= set(found["stop"])
 
 
 def test_prompts_that_would_share_a_row_are_refused(tiny_model_dir, config, tmp_path):
