@@ -206,7 +206,7 @@ def prefill_part(at: PromptContext, part: Part, cells: Sequence[Cell]) -> Snapsh
 
 
 def _decode_options(at: PromptContext, split: Split) -> DecodeOptions:
-    cfg = at.run.cfg
+    cfg, stop = at.run.cfg, at.group.sample.stop
     # only a query-aware prefill ends with the prompt
     whole_prompt = at.group.protocol == "query_aware" and not split.question
     return DecodeOptions(
@@ -215,6 +215,7 @@ def _decode_options(at: PromptContext, split: Split) -> DecodeOptions:
         batch_rows=cfg.decode.block_rows,
         kl=cfg.kl,
         first_token=cfg.decode.first_token if whole_prompt else "compressed",
+        ends=stop.ends(at.run.loaded.tokenizer) if stop and not cfg.decode.ignore_eos else None,
     )
 
 
@@ -251,10 +252,13 @@ def _cell_fields(at: PromptContext, cell: Cell, resolved: Resolved, out: Decoded
 
 
 def _score_fields(at: PromptContext, out: Decoded) -> Record:
-    text = str(at.run.loaded.tokenizer.decode(out.ids, skip_special_tokens=True))
+    sample, tokenizer = at.group.sample, at.run.loaded.tokenizer
+    text = sample.stop.cut(out.ids, tokenizer)
+    raw = {"output_raw": str(tokenizer.decode(out.ids, skip_special_tokens=True))} if sample.stop else {}
     return {
-        "score": at.group.task.score(text, at.group.sample),
+        "score": at.group.task.score(text, sample),
         "output": text,
+        **raw,
         "output_ids": out.ids,
         "stop": out.stop,
     }

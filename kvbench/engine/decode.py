@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -38,6 +38,7 @@ class DecodeOptions:
         kl: add a teacher-forced row per cell and measure the divergence from dense.
         first_token: "compressed" (the last prompt token is a decode step) or "dense" (prefill gives the first
             token).
+        ends: whether an answer ends with the last of these tokens, by its text; None for end tokens only.
     """
 
     max_new_tokens: int
@@ -45,6 +46,7 @@ class DecodeOptions:
     batch_rows: int = 48
     kl: bool = True
     first_token: str = "compressed"
+    ends: Callable[[Sequence[int]], bool] | None = None
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Decoded:
 
     Attributes:
         ids: generated tokens, the end token included.
-        stop: "eos" or "length".
+        stop: "eos", "string" (the text ended it) or "length".
         kl: mean KL(dense || cell) in nats over dense's own continuation, or None.
         kl_tokens: tokens that the mean is over.
         agree: fraction of those where the cell's most likely token is dense's, or None.
@@ -91,7 +93,7 @@ class _Row:
     """A cell: the row that generates freely, and the teacher-forced one, if any."""
 
     def __init__(self, span: RowSpan, caches: list[BatchCache], options: DecodeOptions, name: str) -> None:
-        self.batch, self.row, self.eos = span.batch, span.rows.start, options.eos
+        self.batch, self.row, self.options = span.batch, span.rows.start, options
         # dense is its own reference
         self.forced = span.rows.stop - 1 if span.rows.stop - span.rows.start > 1 else None
         self.cache, self.name = caches[span.batch], name
@@ -108,8 +110,10 @@ class _Row:
 
     def append(self, token: int) -> None:
         self.out.ids.append(token)
-        if token in self.eos:
+        if token in self.options.eos:
             self.out.stop, self.done = "eos", True
+        elif self.options.ends is not None and self.options.ends(self.out.ids):
+            self.out.stop, self.done = "string", True
 
     def measure(self, steps: int) -> None:
         """Record the bytes read in all steps so far and the bytes held now."""

@@ -76,11 +76,14 @@ def decode_dense_answer(
         feed(question)
         cache.set_selecting(True)
     token, steps = last, options.max_new_tokens
+    answer: list[int] = []
     if options.first_token == "dense":
         token, steps = int(snapshot.logits.argmax()), steps - 1
-    for step in range(steps):
-        if token in options.eos and (step or options.first_token == "dense"):
+        answer.append(token)
+    for _ in range(steps):
+        if answer and (token in options.eos or (options.ends is not None and options.ends(answer))):
             break
         token = feed([token])
+        answer.append(token)
     for layer, recorded in zip(snapshot.layers, layers, strict=True):
         layer.answer_sum_QT = recorded.sums(layer)

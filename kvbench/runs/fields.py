@@ -129,8 +129,9 @@ DECLARED = (
         Field("bytes_resident_end", int, "bytes", "KV cache after decoding"),
         Field("kl_tokens", int, "tokens", "tokens that `kl_to_dense` is the mean over"),
         Field("agree_top1", float | None, "", "share of them where the likeliest token is dense's"),
-        Field("output", str, "", "text of the answer"),
-        Field("stop", str, "", "why the answer ended: eos or length"),
+        Field("output", str, "", "text of the answer, up to the text that ends it"),
+        Field("output_raw", str, "", "all that was generated, where a text can end the answer"),
+        Field("stop", str, "", "why the answer ended: eos, string (a text of the task's) or length"),
     ),
     *_of(
         ["efficiency"],

@@ -227,6 +227,7 @@ def _groups(
             "max_new_tokens": sample.max_new_tokens,
             "protocol": protocol,
             "seed": seed,
+            **({"stop": sample.stop.identity} if sample.stop else {}),
         }
         cells = tuple(entry.cell(setting, turn_start) for entry in entries)
         yield Group(task, length, seed, index, sample, prompt_hash, protocol, cells)

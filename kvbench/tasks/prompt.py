@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvbench.config.errors import UserError
 from kvbench.tasks.chat import TEMPLATE_ARGUMENTS, ChatTemplate
+from kvbench.tasks.stop import Stop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +44,7 @@ class Sample:
         meta: facts for tables and plots (depth, haystack ...).
         earlier: the turns before this question.
         repeat: number of equal samples before it in its task, each of which counts.
+        stop: texts that end the answer.
     """
 
     context: str
@@ -53,6 +55,7 @@ class Sample:
     meta: Mapping[str, Any] = field(default_factory=dict)
     earlier: tuple[Turn, ...] = ()
     repeat: int = 0
+    stop: Stop = field(default_factory=Stop)
 
 
 @dataclass(frozen=True)

@@ -252,6 +252,14 @@ def test_an_answer_ends_with_the_first_end_token_of_any_set(free_answers, data):
         assert found.stop == ("eos" if ends else "length")
 
 
+def test_a_text_stops_a_row_and_dense_continuation_with_it(llama):
+    free = run(llama, [resolve(llama, *ENTRIES[2])], kl=True)
+    short = run(llama, [resolve(llama, *ENTRIES[2])], kl=True, ends=lambda ids: len(ids) == 3)
+    for out, whole in ((short.dense, free.dense), (short.cells[0], free.cells[0])):
+        assert out.ids == whole.ids[:3] and out.stop == "string"
+    assert short.cells[0].kl_tokens == 3 and free.cells[0].kl_tokens == NEW
+
+
 def test_question_after_the_compressed_context_reads_all_that_was_kept(llama):
     question = PROMPT[-21:-1]
     dense = run(llama, [], question=question).dense.ids

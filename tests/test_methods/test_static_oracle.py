@@ -94,6 +94,10 @@ def test_the_answers_attention_is_that_of_an_eager_model(folder, model, fed):
     count = tokens.index(tokens[1]) + 1
     _, expected = eager_answer(folder, ids, question, PROMPT[-1], count)
     assert torch.allclose(short.layers[0].answer_sum_QT, expected[0], atol=1e-4)
+    options = DecodeOptions(NEW, ends=lambda answer: len(answer) == count)
+    by_text = prefill(model, ids, 8)
+    decode_dense_answer(model, by_text, question, PROMPT[-1], options)
+    assert torch.equal(by_text.layers[0].answer_sum_QT, short.layers[0].answer_sum_QT)
 
 
 def test_a_first_token_from_prefill_is_not_a_step(folder, model):
