@@ -19,7 +19,7 @@ from torch import Tensor
 from kvbench.config.errors import UserError
 from kvbench.config.typed import whole
 from kvbench.cost.shapes import ModelShape
-from kvbench.methods import Budget, Eviction, LayerRule, Method, Resolved, Shape, build
+from kvbench.methods import Budget, Eviction, Format, LayerRule, Method, Resolved, Shape, build
 from kvbench.methods.per_query_head import SLOT
 from kvbench.methods.storage import Rolling
 
@@ -149,7 +149,10 @@ class Account:
         """The distinct layers, with their counts."""
         common = (self.shape, self.resolved, self.prompt, self.new, self.element)
         reuse = getattr(self.resolved.eviction, "n_reuse", 1)
-        kinds = Counter((rule, number % reuse == 0) for number, rule in enumerate(self.resolved.rules))
+        kinds = Counter(
+            (rule, number % reuse == 0, self.resolved.format_of(number))
+            for number, rule in enumerate(self.resolved.rules)
+        )
         return [(_Layer(*common, *kind), count) for kind, count in kinds.items()]
 
 
@@ -192,6 +195,7 @@ class _Layer:
     Attributes:
         rule: its budget.
         scores_tokens: False if the layer reuses the tokens of an earlier one.
+        format: how it stores keys and values.
         bound_reasons: why sizes depend on the data, so that they are upper bounds; empty if they are exact.
         kept: prompt tokens per KV head, or their upper bound.
     """
@@ -203,6 +207,7 @@ class _Layer:
     element: int
     rule: LayerRule
     scores_tokens: bool
+    format: Format
 
     def __post_init__(self) -> None:
         selection, eviction, keep = self.cell.selection, self.cell.eviction, self.rule.keep
@@ -225,11 +230,11 @@ class _Layer:
         if self.rule.read is not None and _per_query_head(selection):
             self.bound_reasons.append("each query head reads its own tokens")
         kv = _empty(self.shape.kv_heads, self.kept, self.shape, self.element)
-        self.storage = _Storage(self.cell, self.rule, kv, self.new)
+        self.storage = _Storage(self.cell, self.rule, kv, self.new, self.format)
         self.retained = 0
         if self.cell.retains and keep is not None:
             whole = _empty(self.shape.kv_heads, self.prompt, self.shape, self.element)
-            self.retained = self.cell.format.store(whole, whole, 1, 0).bytes()[0]
+            self.retained = self.format.store(whole, whole, 1, 0).bytes()[0]
         self.state = None
         if self.rule.read is not None:
             keys = _empty(self.select_heads, self.select_tokens, self.shape, self.element)
@@ -288,14 +293,14 @@ class _Layer:
 class _Storage:
     """Keys and values of one layer in their format, as tokens are appended."""
 
-    def __init__(self, cell: Resolved, rule: LayerRule, kv: Tensor, new: int) -> None:
+    def __init__(self, cell: Resolved, rule: LayerRule, kv: Tensor, new: int, form: Format) -> None:
         self.kept, self.hold = kv.shape[2], rule.hold
         if rule.hold is not None:
             carries = type(cell.eviction).carry is not Eviction.carry
             carried = kv[0, :, :, 0].float() if carries else None
-            store = cell.format.roll(kv, kv, 1, rule.hold, carried)
+            store = form.roll(kv, kv, 1, rule.hold, carried)
         else:
-            store = cell.format.store(kv, kv, 1, new)
+            store = form.store(kv, kv, 1, new)
         # storage that grows by the same bytes per token is measured with one token
         self.even = isinstance(store, Rolling) or store.static
         self.store, self.token = store, kv[:, :, :1]

@@ -236,7 +236,7 @@ def make_lanes(
     parts = [slice(0, snapshot.heads)]
     if kept is not None and len({len(p) for p in kept.positions}) > 1:
         parts = [slice(head, head + 1) for head in range(snapshot.heads)]
-    count = rows.stop - rows.start
+    count, form = rows.stop - rows.start, cell.format_of(snapshot.layer)
     lanes: list[Lane | StoredLane] = []
     for part in parts:
         k_HKD, v_HKD, mask = _gather(snapshot, kept, part)
@@ -260,11 +260,11 @@ def make_lanes(
             numbers = torch.stack(carried[part]) if carried is not None else None
             # where heads keep different numbers of tokens, each holds as many as it kept
             hold = rule.hold if len(parts) == 1 else k.shape[2]
-            store = cell.format.roll(k, v, count, hold, numbers)
+            store = form.roll(k, v, count, hold, numbers)
             rope = snapshot.rope if cell.eviction.reindexes else None
             lanes.append(StoredLane(**common, **stored, store=store, eviction=cell.eviction, rope=rope))
-        elif not isinstance(cell.format, Native):
-            store = cell.format.store(k, v, count, room)
+        elif not isinstance(form, Native):
+            store = form.store(k, v, count, room)
             lanes.append(StoredLane(**common, **stored, store=store))
         else:
             lanes.append(Lane(**common, k_BHKD=k, v_BHKD=v))
@@ -276,7 +276,7 @@ def _whole(snapshot: LayerSnapshot, cell: Resolved, part: slice, copies: int) ->
     k, v = snapshot.k_HTD[None, part], snapshot.v_HTD[None, part]
     if copies > 1:
         k, v = (x.repeat(copies, 1, 1, 1) for x in (k, v))
-    return cell.format.store(k, v, copies, 0)
+    return cell.format_of(snapshot.layer).store(k, v, copies, 0)
 
 
 def _gather(snapshot: LayerSnapshot, kept: Kept | None, part: slice) -> tuple[Tensor, Tensor, Tensor | None]:

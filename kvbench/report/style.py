@@ -110,6 +110,10 @@ _LOOKS: dict[str, tuple[str, str]] = {
     "int8": ("#8E6BB0", "^"),
     "int4": ("#B79AD3", "v"),
     "int2": ("#5F3F86", "D"),
+    "fp8_token": ("#CC79A7", "P"),
+    "int8_token": ("#8E6BB0", "P"),
+    "int4_token": ("#B79AD3", "P"),
+    "turboquant": ("#7B4FA3", "X"),
     "bf16": ("#E0A9C8", ">"),
     "fp16": ("#D79BC0", "<"),
 }

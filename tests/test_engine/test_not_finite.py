@@ -25,7 +25,7 @@ PROMPT = [(7 * i * i + 3 * i) % 250 for i in range(140)]
 NEEDS = frozenset({"attention_sum", "queries", "rope"})
 OPTIONS = DecodeOptions(NEW, batch_rows=ROWS)
 FORMATS = [
-    "native", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2",
+    "native", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int4_token", {"name": "turboquant", "plain_layers": 1},
     *({"name": name, "residual": 32} for name in ("int8", "int4", "int2")),
 ]  # fmt: skip
 VALUES = [math.nan, math.inf, -math.inf]
@@ -55,7 +55,7 @@ def rolls(name, params):
 def cell_of(case, stored):
     """A method with a format, or None where they do not go together."""
     name, params = case
-    if rolls(name, params) and isinstance(stored, dict):
+    if rolls(name, params) and not build({"format": stored}).format.rolls:
         return None
     entry = {"method": name, **params} | ({} if stored == "native" else {"format": stored})
     shape = Shape(len(PROMPT) - 1, NEW, LAYERS, 16)

@@ -20,12 +20,14 @@ NEW, LAYERS, HEADS, GROUP, DIM = 12, 3, 2, 3, 16
 PROMPT = [(7 * i * i + 3 * i) % 250 for i in range(300)]
 COMPRESSED = len(PROMPT) - 1
 SLOT = 2 * HEADS * DIM * 4 * LAYERS  # K and V of one token in fp32
+#: bytes of a key and of a value
+PER_TOKEN = {"fp8_token": (20, 20), "int8_token": (20, 20), "int4_token": (12, 12), "turboquant": (10, 12)}
 STEPPING = [
     {"method": "h2o"},
     {"method": "tova"},
     {"method": "streaming_llm", "positions": "reindexed"},
 ]
-FORMATS = ["bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8", "int4", "int2"]
+FORMATS = ["bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8", "int4", "int2", *PER_TOKEN]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,11 @@ def eager(folder):
 @pytest.fixture(scope="module")
 def snapshot(model):
     return prefill(model, PROMPT[:-1], 64, needs=frozenset({"attention_sum", "rope"}))
+
+
+def settings(name):
+    """The format in all layers."""
+    return {"name": name, "plain_layers": 0} if name == "turboquant" else name
 
 
 def resolve(entry, tokens, compressed=COMPRESSED, new=NEW):
@@ -292,12 +299,17 @@ def test_decode_time_eviction_composes_with_selections(model, snapshot):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_format_alone_reads_what_it_stores(model, snapshot, name):
-    method = build({"format": name})
+    method = build({"format": settings(name)})
     cell = method.resolve(Shape(COMPRESSED, NEW, LAYERS, DIM), None)
     assert not method.needs_budget and not cell.dense
     result = run(model, snapshot, [cell], kl=True).cells[0]
     per_element = {"b": 2, "f": 1 if "8" in name else 2}.get(name[0])
-    if per_element:
+    if name in PER_TOKEN:
+        slot = HEADS * sum(PER_TOKEN[name]) * LAYERS
+        assert result.resident == result.resident_bf16 == slot * COMPRESSED
+        assert result.resident_end == slot * (COMPRESSED + NEW)
+        assert result.read == result.read_bf16 == slot * (COMPRESSED + (NEW + 1) / 2)
+    elif per_element:
         scales = 2 * 4 * LAYERS if per_element == 1 else 0
         slot = SLOT // 4 * per_element
         assert result.resident == result.resident_bf16 == slot * COMPRESSED + scales
@@ -312,10 +324,11 @@ def test_a_format_alone_reads_what_it_stores(model, snapshot, name):
 def test_wider_formats_are_closer_to_dense(model, snapshot):
     kl = {}
     for name in FORMATS:
-        cell = build({"format": name}).resolve(Shape(COMPRESSED, NEW, LAYERS, DIM), None)
+        cell = build({"format": settings(name)}).resolve(Shape(COMPRESSED, NEW, LAYERS, DIM), None)
         kl[name] = run(model, snapshot, [cell], kl=True).cells[0].kl
     assert kl["fp16"] < kl["bf16"] < kl["fp8_e4m3"] < kl["fp8_e5m2"]
     assert kl["int8"] < kl["int4"] < kl["int2"]
+    assert kl["int8_token"] < kl["int4_token"] and kl["fp8_token"] < kl["int4_token"]
 
 
 @pytest.mark.parametrize("name", ["native", *FORMATS])
@@ -336,7 +349,7 @@ def test_wider_formats_are_closer_to_dense(model, snapshot):
 )
 def test_formats_compose_with_evictions_and_selections(model, snapshot, entry, name):
     exact = run(model, snapshot, [resolve(entry, 160)], kl=True)
-    stored = run(model, snapshot, [resolve({**entry, "format": name}, 160)], kl=True).cells[0]
+    stored = run(model, snapshot, [resolve({**entry, "format": settings(name)}, 160)], kl=True).cells[0]
     native = exact.cells[0]
     assert stored.kept == native.kept
     if name == "native":

@@ -8,6 +8,7 @@ from kvbench.methods import build
 
 ROWS, HEADS, KEPT, DIM, ROOM = 2, 3, 300, 64, 9
 LOSSY = ["bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8", "int4", "int2"]
+PER_TOKEN = ["fp8_token", "int8_token", "int4_token", "turboquant"]
 
 
 def draw(tokens, seed=0, rows=1, scale=3.0):
@@ -57,14 +58,16 @@ def test_what_is_read_is_close_to_what_was_stored(name, appended):
             assert bool((error <= relative * exact.abs().clamp(min=smallest)).all())
 
 
-@pytest.mark.parametrize("name", ["native", *LOSSY])
+@pytest.mark.parametrize("name", ["native", *LOSSY, *PER_TOKEN])
 def test_all_rows_hold_the_same_prompt_and_their_own_tokens(name):
     store = make(name)
     new = draw(1, 2, ROWS), draw(1, 3, ROWS)
     store.append(*new)
     for found, exact in zip(contents(store), new, strict=True):
         assert torch.equal(found[0, :, :KEPT], found[1, :, :KEPT])
-        assert torch.allclose(found[:, :, KEPT:], exact, rtol=0.13, atol=0.3)
+        assert torch.allclose(
+            found[:, :, KEPT:], exact, rtol=0.13, atol=1.0 if "4" in name or "turbo" in name else 0.3
+        )
 
 
 def test_bytes_of_token_formats_are_those_of_the_tensors():
@@ -159,7 +162,7 @@ def test_a_constant_group_has_no_error():
 
 
 def test_rolling_storage_keeps_its_size():
-    for name in ("native", "fp8_e4m3", "fp16"):
+    for name in ("native", "fp8_e4m3", "fp16", "fp8_token", "int8_token"):
         form = build({"format": name}).format
         store = form.roll(draw(10), draw(10, 1), ROWS, 10, torch.arange(30.0).view(HEADS, 10))
         exact = [draw(10).expand(ROWS, -1, -1, -1), draw(10, 1).expand(ROWS, -1, -1, -1)]

@@ -13,11 +13,13 @@ HEADS, TOKENS, DIM, ROOM = 2, 64, 32, 40
 #: largest relative error of numbers in the middle of a format's range, and what larger numbers become
 RELATIVE = {"native": 0, "bf16": 2**-8, "fp16": 2**-10, "fp8_e4m3": 2**-4, "fp8_e5m2": 2**-3}
 LIMIT = {"fp16": 65504.0}
+#: how far codes of rotated tokens may read a number beyond the largest one: a step of a token of one large number
+BEYOND = {"int4_token": 1.15, "turboquant": 1.3}
 
 
 def read(name, k, v, appended=()):
     """Everything held after some tokens are appended one by one `[1, H, T, D]`, keys and values."""
-    params = {"group": 16, "residual": 16} if name.startswith("int") else {}
+    params = {"group": 16, "residual": 16} if name in ("int8", "int4", "int2") else {}
     store = build({"format": {"name": name, **params}}).format.store(k, v, 1, ROOM)
     for pair in appended:
         store.append(*pair)
@@ -36,7 +38,7 @@ def outliers(dtype):
     return [0.0, 1e-30, 1e-7, 1e3, 3e4, 65504.0, 65519.0, 65520.0, 1e5, 1e20, limit / 2, limit]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=80)
 @given(
     name=st.sampled_from(FORMATS), dtype=st.sampled_from(DTYPES), data=st.data(), seed=st.integers(0, 9),
     zeros=st.sampled_from([None, "channel", "token", "everything"]),
@@ -60,7 +62,9 @@ def test_finite_numbers_are_read_as_finite_ones(name, dtype, data, seed, zeros):
         assert found.dtype == dtype and bool(found.isfinite().all())
         bound = LIMIT.get(name, torch.finfo(dtype).max)
         # steps and scales are rounded; recent tokens of integers are as the model computed them
-        assert float(found.abs().max()) <= max(1.01 * min(bound, float(exact.abs().max())), 1e-6)
+        assert float(found.abs().max()) <= max(
+            BEYOND.get(name, 1.01) * min(bound, float(exact.abs().max())), 1e-5
+        )
         if name in ("native", "bf16", "fp16"):
             # beyond 65504 they saturate
             nearest = exact.double().clamp(-bound, bound)
@@ -88,7 +92,7 @@ def test_a_number_that_is_not_finite_is_not_read_as_a_finite_one(name, dtype, wh
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", [name for name in FORMATS if name.startswith("fp8")])
+@pytest.mark.parametrize("name", ["fp8_e4m3", "fp8_e5m2"])
 @pytest.mark.parametrize("scales", ["tensor", "head"])
 def test_fp8_saturates_appended_numbers_beyond_its_scale(name, scales, dtype):
     k = draw(dtype).clamp(-2, 2)

@@ -51,7 +51,8 @@ class Format(Component):
     """How keys and values are stored.
 
     The engine reads them through a copy in the model's dtype, made at every step and then discarded. A format that
-    treats tokens one by one provides a `codec`; any other provides `store`, and cannot `roll`.
+    treats tokens one by one provides a `codec`, or `codecs` where keys and values differ; any other provides `store`,
+    and cannot `roll`.
     """
 
     family = "format"
@@ -62,6 +63,14 @@ class Format(Component):
         """Codec for keys or for values; x are the kept ones, from which scales may be computed."""
         return Codec()
 
+    def codecs(self, k_BHKD: Tensor, v_BHKD: Tensor) -> tuple[Codec, Codec]:
+        """Codecs for keys and for values."""
+        return self.codec(k_BHKD), self.codec(v_BHKD)
+
+    def in_layer(self, layer: int, num_layers: int) -> Format:
+        """The format of one layer, counted from 0: by default the same in all."""
+        return self
+
     def store(self, k_BHKD: Tensor, v_BHKD: Tensor, rows: int, room: int) -> Stored:
         """Stores the kept keys and values, with room for appended tokens.
 
@@ -71,14 +80,14 @@ class Format(Component):
             rows: rows R.
             room: maximum number of tokens appended to each row.
         """
-        return Split((self.codec(k_BHKD), self.codec(v_BHKD)), k_BHKD, v_BHKD, rows, room)
+        return Split(self.codecs(k_BHKD, v_BHKD), k_BHKD, v_BHKD, rows, room)
 
     def roll(
         self, k_BHKD: Tensor, v_BHKD: Tensor, rows: int, hold: int, carried_HK: Tensor | None = None
     ) -> Rolling:
         """Stores them for rows that drop all tokens beyond `hold` after every step; see `Rolling`."""
         assert self.rolls
-        return Rolling((self.codec(k_BHKD), self.codec(v_BHKD)), k_BHKD, v_BHKD, rows, hold, carried_HK)
+        return Rolling(self.codecs(k_BHKD, v_BHKD), k_BHKD, v_BHKD, rows, hold, carried_HK)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,10 @@ class Resolved:
     notes: tuple[str, ...] = ()
     retains: bool = False
 
+    def format_of(self, layer: int) -> Format:
+        """The format of one layer, counted from 0."""
+        return self.format.in_layer(layer, len(self.rules))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method(Component):
