@@ -96,6 +96,7 @@ _LOOKS: dict[str, tuple[str, str]] = {
     "quest": ("#009E73", "o"),
     "quest_rocketkv": ("#009E73", "D"),
     "sparq": ("#5BC3A5", "^"),
+    "block_topk": ("#2E8B6F", "v"),
     "hsa": ("#00644A", "s"),
     # oracles: brown
     "topk_oracle": ("#7A4B2A", "P"),

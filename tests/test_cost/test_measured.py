@@ -34,6 +34,9 @@ COMPOSED = [
     ({"method": "knorm", "dense_layers": 2}, 50),
     ({"method": "chunkkv", "n_reuse": 2}, 70),
     ({"method": "quest", "page": 16}, 8),
+    ({"method": "block_topk", "page": 4, "dense_layers": 0}, 40),
+    ({"method": "block_topk", "page": 16, "heads": "layer"}, 8),
+    ({"method": "snapkv", "window": 8, "selection": {"name": "block_topk", "page": 4}, "keep": 100}, 40),
 ]
 CASES = [
     *(({"method": name, **params}, 70) for name, params in methods("eviction", "selection", "method")),

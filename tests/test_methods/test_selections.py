@@ -6,6 +6,7 @@ import torch
 from kvbench.kernels.hsa_scores import naive as hsa_naive
 from kvbench.kernels.page_bounds import page_bounds
 from kvbench.kernels.quest_scores import quest_scores
+from kvbench.methods.block_topk import BlockTopK
 from kvbench.methods.hsa import HSA
 from kvbench.methods.quest import Quest
 from kvbench.methods.sparq import SparQ
@@ -242,3 +243,70 @@ def test_quest_ranks_16_bit_pages_by_exact_bounds():
     scores[..., -1] = torch.inf
     best = scores.topk(100).indices.sort().values
     assert torch.equal((found // 4).unique(dim=-1).sort().values.long(), best)
+
+
+def mean_keys(step, row, head, page):
+    return torch.stack([keys.double().mean(0) for keys in step.keys(row, head).split(page)])
+
+
+@pytest.mark.parametrize("appended", [1, 2, 3, 6])
+@pytest.mark.parametrize("page", [1, 2, 4, 5, 16])
+def test_mean_keys_kept_up_to_date_equal_those_from_scratch(page, appended):
+    step = Step(BlockTopK(page=page), appended=appended)
+    for row in range(2):
+        for head in range(2):
+            exact = mean_keys(step, row, head, page)
+            assert torch.allclose(step.state[0][row, head, : len(exact)].double(), exact, atol=1e-6)
+
+
+@pytest.mark.parametrize("heads", ["kv_head", "layer"])
+@pytest.mark.parametrize(("sinks", "recent"), [(1, 1), (0, 1), (2, 3)])
+@pytest.mark.parametrize("page", [3, 4, 16])
+def test_block_topk_reads_sinks_recent_pages_and_the_best_by_mean_key(page, sinks, recent, heads):
+    selection = BlockTopK(page=page, sinks=sinks, recent=recent, heads=heads)
+    step = Step(selection)
+    pages = -(-step.length // page)
+    count = min(pages, max(sinks + recent, 7 if page < 16 else 3))
+    fits = torch.stack(
+        [
+            torch.stack([mean_keys(step, r, h, page) @ step.q[r, h].double().mean(0) for h in range(2)])
+            for r in range(2)
+        ]
+    )
+    if heads == "layer":
+        fits = fits.sum(1, keepdim=True).expand(-1, 2, -1)
+    always = {*range(sinks), *range(pages - recent, pages)}
+    for row, of_heads in enumerate(step.chosen(count * page)):
+        for head, slots in enumerate(of_heads):
+            ranked = sorted(set(range(pages)) - always, key=lambda p: -float(fits[row, head, p]))
+            read = always | set(ranked[: count - len(always)])
+            assert slots == [s for s in range(step.length) if s // page in read]
+    assert step.select(count * page).shape[-1] == count * page
+
+
+def test_block_topk_of_pages_of_one_ranks_like_attention():
+    step = Step(BlockTopK(page=1, sinks=0), group=1)
+    for row, heads in enumerate(step.chosen(10)):
+        for head, slots in enumerate(heads):
+            logits = step.keys(row, head) @ step.q[row, head, 0]
+            # the newest is always read
+            assert slots == sorted({*logits[:-1].topk(9).indices.tolist(), step.length - 1})
+
+
+def test_block_topk_depends_on_the_mean_query_alone():
+    step = Step(BlockTopK(page=4))
+    before = step.select(16)
+    noise = torch.randn(step.q.shape, generator=torch.Generator().manual_seed(9))
+    step.q = step.q + noise - noise.mean(2, keepdim=True)
+    assert torch.equal(step.select(16), before)
+    step.q = step.q + 3 * noise[:, :, :1]
+    assert not torch.equal(step.select(16), before)
+
+
+def test_block_topk_holds_a_mean_per_page_and_a_sum():
+    selection = BlockTopK(page=4)
+    k = torch.randn(1, 2, 50, 16, dtype=torch.bfloat16)
+    state = selection.prepare(k, k, 3, 6)
+    assert selection.resident_bytes(state) == 2 * 14 * 16 * 2 + selection.fixed_bytes(state)
+    assert selection.fixed_bytes(state) == 2 * 16 * 4
+    assert selection.score_bytes(state, 53, 2) == 2 * 14 * 16 * 2
