@@ -101,7 +101,7 @@ class BatchLayer(CacheLayerMixin):
             out, lse = self._together(q_RHGD, chosen, self.table.copy(), scaling)
         for lane, index in zip(self.lanes, chosen, strict=True):
             at = lane.rows, lane.heads
-            if self.table is None or _per_query_head(index):
+            if self.table is None or per_query_head(index):
                 out[at], part = self._alone(lane, q_RHGD, index, scaling)
                 if lse is not None:
                     lse[at] = part
@@ -138,7 +138,7 @@ class BatchLayer(CacheLayerMixin):
         """Bytes that a row holds now, and those of them that no dtype of the model changes."""
         sizes = [lane.resident_bytes() for lane in self._lanes_of(row)]
         tail_heads = sum(lane.width for lane in self.lanes if lane.has(row))
-        tail = tail_heads * self.filled * self.slot_bytes
+        tail = tail_heads * self.appended(row) * self.slot_bytes
         return tail + sum(total for total, _ in sizes), sum(fixed for _, fixed in sizes)
 
     def bytes_read(self, row: int, steps: int) -> Iterator[tuple[float, float]]:
@@ -147,9 +147,21 @@ class BatchLayer(CacheLayerMixin):
         Yields:
             One pair for the plain lanes together, then one for each lane that stores its tokens.
         """
-        slots = self.slots_read(row, self.filled - steps, steps)
-        yield slots * self.slot_bytes + self.score_bytes[row], 0
+        first = self.appended(row) - steps
+        _, scored = self.selected(row, first, steps)
+        yield self.slots_read(row, first, steps) * self.slot_bytes + scored, 0
         yield from (lane.bytes_read(row) for lane in self.stored if lane.has(row))
+
+    def appended(self, row: int) -> int:
+        """Tokens appended to a row."""
+        return self.filled
+
+    def selected(self, row: int, first: int, steps: int) -> tuple[int, int]:
+        """Slots that a row's selections read in `steps` steps after `first` appended tokens, and bytes that scores took.
+
+        Rows in step count all their steps together.
+        """
+        return int(self.slots_selected[row]), self.score_bytes[row]
 
     def appended_sums(self, count: int) -> Tensor:
         """Sum of the keys and values of each of the first appended tokens, by row: `[R, count]` fp32."""
@@ -186,7 +198,7 @@ class BatchLayer(CacheLayerMixin):
         heads = sum(lane.width for lane in whole)
         kept = sum(lane.kept * lane.width for lane in whole)
         appended = sum(range(first + 1, first + steps + 1))
-        return int(self.slots_selected[row]) + steps * kept + heads * appended
+        return self.selected(row, first, steps)[0] + steps * kept + heads * appended
 
     def _together(
         self, q_RHGD: Tensor, chosen: list[Tensor | None], table: np.ndarray, scaling: float
@@ -199,7 +211,7 @@ class BatchLayer(CacheLayerMixin):
         indices = []  # keeps the tensors alive during the call
         for lane, index in zip(self.lanes, chosen, strict=True):
             at = lane.rows, lane.heads
-            if _per_query_head(index):
+            if per_query_head(index):
                 fields["prefix"][at] = fields["tail"][at] = 0
             elif index is not None:
                 indices.append(index.contiguous())
@@ -296,11 +308,7 @@ class BatchCache(Cache):
 
     def resident(self, row: int) -> Resident:
         """What a row holds now, appended tokens included, measured from its tensors."""
-        kept = [layer.kept_tokens(row) for layer in self.batch_layers]
-        sizes = [layer.resident_bytes(row) for layer in self.batch_layers]
-        total, fixed = sum(size for size, _ in sizes), sum(size for _, size in sizes)
-        bf16 = fixed + (total - fixed) * 2 // self.batch_layers[0].element
-        return Resident(sum(tokens for tokens, _ in kept) / sum(heads for _, heads in kept), total, bf16)
+        return resident_of(self.batch_layers, row)
 
     def bytes_read(self, row: int, steps: int) -> tuple[float, float]:
         """Bytes of K, V and auxiliary data that a row read per step, averaged over all `steps` so far.
@@ -308,12 +316,7 @@ class BatchCache(Cache):
         Returns:
             As measured, and with a bf16 model.
         """
-        total = fixed = 0.0
-        for layer in self.batch_layers:
-            # added one by one: the order of the sum decides the last digits
-            for size, unchanged in layer.bytes_read(row, steps):
-                total, fixed = total + size, fixed + unchanged
-        return total / steps, (fixed + (total - fixed) * 2 / self.batch_layers[0].element) / steps
+        return mean_bytes(self.batch_layers, row, steps)
 
     def finite_tokens(self) -> Tensor:
         """Whether the keys and values of each appended token are finite in all layers, by row: bool `[R, T]`."""
@@ -333,7 +336,26 @@ class BatchCache(Cache):
             layer.selecting = selecting
 
 
-def _per_query_head(index: Tensor | None) -> bool:
+def resident_of(layers: Sequence[BatchLayer], row: int) -> Resident:
+    """What a row holds in all layers."""
+    kept = [layer.kept_tokens(row) for layer in layers]
+    sizes = [layer.resident_bytes(row) for layer in layers]
+    total, fixed = sum(size for size, _ in sizes), sum(size for _, size in sizes)
+    bf16 = fixed + (total - fixed) * 2 // layers[0].element
+    return Resident(sum(tokens for tokens, _ in kept) / sum(heads for _, heads in kept), total, bf16)
+
+
+def mean_bytes(layers: Sequence[BatchLayer], row: int, steps: int) -> tuple[float, float]:
+    """Bytes that a row read in all layers, per step, and with a bf16 model; see `BatchCache.bytes_read`."""
+    total = fixed = 0.0
+    for layer in layers:
+        # added one by one: the order of the sum decides the last digits
+        for size, unchanged in layer.bytes_read(row, steps):
+            total, fixed = total + size, fixed + unchanged
+    return total / steps, (fixed + (total - fixed) * 2 / layers[0].element) / steps
+
+
+def per_query_head(index: Tensor | None) -> bool:
     """Whether there is a list of slots per query head."""
     return index is not None and index.dim() == 4
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -115,13 +117,28 @@ def cell_lanes(
     Raises:
         AuditError: the eviction kept tokens that it may not keep.
     """
+    return lane_maker(layer, cell, rows, room, scores, kept_so_far, share)()
+
+
+def lane_maker(
+    layer: LayerSnapshot, cell: Resolved, rows: slice, room: int, scores: dict[Eviction, Any],
+    kept_so_far: dict[tuple[Any, ...], list[Kept]], share: bool = True,
+    prepared: dict[tuple[Any, ...], Any] | None = None,
+) -> Callable[[], list[Lane | StoredLane]]:  # fmt: skip
+    """Choose what one cell keeps of one layer; the result makes its lanes, each time anew.
+
+    Arguments and errors as for `cell_lanes`.
+
+    Args:
+        prepared: states of this layer's selections so far, which lanes that start alike share; None to make one each.
+    """
     rule = cell.rules[layer.layer]
     kept = carried = None
     if rule.keep is not None:
         kept = _keep(layer, cell, rule.keep, scores, kept_so_far)
     if rule.hold is not None:
         carried = _carried(layer, cell.eviction, kept, scores)
-    return make_lanes(layer, cell, rule, kept, rows, room, share, carried)
+    return partial(make_lanes, layer, cell, rule, kept, rows, room, share, carried, prepared)
 
 
 def kept_tokens(snapshot: Snapshot, cell: Resolved) -> list[Kept | None]:
@@ -220,6 +237,7 @@ def _padding(layer: LayerSnapshot, lanes: list[Lane | StoredLane], batch_rows: i
 def make_lanes(
     snapshot: LayerSnapshot, cell: Resolved, rule: LayerRule, kept: Kept | None, rows: slice, room: int,
     share: bool = True, carried: list[Tensor] | None = None,
+    prepared: dict[tuple[Any, ...], Any] | None = None,
 ) -> list[Lane | StoredLane]:  # fmt: skip
     """The lanes of one cell in one layer: one, or one per KV head where these differ in length.
 
@@ -232,7 +250,9 @@ def make_lanes(
         room: tokens that may be appended.
         share: one prefix for all rows; False gives every row its own, as separate requests would have.
         carried: what the eviction carries along, see `Eviction.carry`.
+        prepared: states of this layer's selections so far, to be shared and added to; None to share none.
     """
+    stores = rule.hold is not None or not isinstance(cell.format, Native)
     parts = [slice(0, snapshot.heads)]
     if kept is not None and len({len(p) for p in kept.positions}) > 1:
         parts = [slice(head, head + 1) for head in range(snapshot.heads)]
@@ -246,7 +266,14 @@ def make_lanes(
         selection, state = cell.selection, None
         if rule.read is not None:
             selection = selection if mask is None else PerQueryHead(selection, mask)
-            state = selection.prepare(k, v, count, room)
+            # the tokens of one `Kept` are those of no other, and lanes that store their tokens change the state
+            key = (selection, id(kept), part.start, count, room)
+            if prepared is None or stores:
+                state = selection.prepare(k, v, count, room)
+            elif key not in prepared:
+                state = prepared[key] = selection.prepare(k, v, count, room)
+            else:
+                state = prepared[key]
         retained = (
             _whole(snapshot, cell, part, 1 if share else count) if cell.retains and kept is not None else None
         )
