@@ -1,7 +1,11 @@
-// Sixteen numbers at a time, in GCC's and clang's portable vectors: AVX-512 where the processor has it.
+// Sixteen numbers at a time, as one vector where the processor has AVX-512 and else as pairs of shorter ones: GCC turns
+// comparisons and conversions of vectors that are longer than the processor's into code for single numbers.
 #pragma once
 #include <cstdint>
 #include <cstring>
+#if defined(__F16C__) && !defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -9,31 +13,79 @@ struct BF16 { uint16_t bits; };
 struct FP16 { _Float16 value; };
 
 constexpr int LANES = 16;
-typedef float Vec __attribute__((vector_size(64)));
-typedef int32_t IntVec __attribute__((vector_size(64)));
-typedef uint32_t BitVec __attribute__((vector_size(64)));
-typedef uint16_t HalfBits __attribute__((vector_size(32)));
-typedef _Float16 HalfVec __attribute__((vector_size(32)));
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16;  // numbers in a register
+#elif defined(__AVX__)
+constexpr int WIDTH = 8;
+#else
+constexpr int WIDTH = 4;
+#endif
+typedef float Part __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t IntPart __attribute__((vector_size(4 * WIDTH)));
+typedef uint32_t BitPart __attribute__((vector_size(4 * WIDTH)));
+typedef uint16_t HalfBits __attribute__((vector_size(2 * WIDTH)));
+typedef _Float16 HalfPart __attribute__((vector_size(2 * WIDTH)));
 
-inline Vec load(const float* p) { Vec v; std::memcpy(&v, p, sizeof v); return v; }
-inline Vec load(const BF16* p) {
+template <typename V>
+struct Two {
+  V lo, hi;
+  float operator[](int i) const {
+    float lanes[sizeof(Two) / sizeof(float)];
+    std::memcpy(lanes, this, sizeof lanes);
+    return lanes[i];
+  }
+};
+template <int N>
+struct Wide { typedef Two<typename Wide<N / 2>::type> type; };
+template <>
+struct Wide<WIDTH> { typedef Part type; };
+typedef Wide<LANES>::type Vec;
+
+template <typename V> inline Two<V> operator+(Two<V> a, Two<V> b) { return {a.lo + b.lo, a.hi + b.hi}; }
+template <typename V> inline Two<V> operator-(Two<V> a, Two<V> b) { return {a.lo - b.lo, a.hi - b.hi}; }
+template <typename V> inline Two<V> operator*(Two<V> a, Two<V> b) { return {a.lo * b.lo, a.hi * b.hi}; }
+template <typename V> inline Two<V> operator+(Two<V> a, float b) { return {a.lo + b, a.hi + b}; }
+template <typename V> inline Two<V> operator-(Two<V> a, float b) { return {a.lo - b, a.hi - b}; }
+template <typename V> inline Two<V> operator*(Two<V> a, float b) { return {a.lo * b, a.hi * b}; }
+template <typename V> inline Two<V> operator*(float a, Two<V> b) { return {a * b.lo, a * b.hi}; }
+template <typename V> inline Two<V> operator/(Two<V> a, float b) { return {a.lo / b, a.hi / b}; }
+template <typename V, typename X> inline Two<V>& operator+=(Two<V>& a, X b) { return a = a + b; }
+template <typename V, typename X> inline Two<V>& operator/=(Two<V>& a, X b) { return a = a / b; }
+
+inline void load_to(Part& v, const float* p) { std::memcpy(&v, p, sizeof v); }
+inline void load_to(Part& v, const BF16* p) {
   HalfBits bits;
   std::memcpy(&bits, p, sizeof bits);
-  BitVec wide = __builtin_convertvector(bits, BitVec) << 16;
-  return (Vec)wide;
+  v = (Part)(__builtin_convertvector(bits, BitPart) << 16);
 }
-inline Vec load(const FP16* p) {
-  HalfVec half;
+inline void load_to(Part& v, const FP16* p) {
+#if defined(__F16C__) && !defined(__AVX512F__)
+  v = (Part)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  HalfPart half;
   std::memcpy(&half, p, sizeof half);
-  return __builtin_convertvector(half, Vec);
+  v = __builtin_convertvector(half, Part);
+#endif
 }
+template <typename V, typename T>
+inline void load_to(Two<V>& v, const T* p) {
+  load_to(v.lo, p);
+  load_to(v.hi, p + sizeof(V) / sizeof(float));
+}
+template <typename T>
+inline Vec load(const T* p) { Vec v; load_to(v, p); return v; }
 
 // 32 channels as the even ones and the odd ones
-inline void load_pair(const BF16* p, Vec& even, Vec& odd) {
-  BitVec bits;
+inline void pair_to(Part& even, Part& odd, const BF16* p) {
+  BitPart bits;
   std::memcpy(&bits, p, sizeof bits);
-  even = (Vec)(bits << 16);
-  odd = (Vec)(bits & 0xffff0000u);
+  even = (Part)(bits << 16);
+  odd = (Part)(bits & 0xffff0000u);
+}
+template <typename V>
+inline void pair_to(Two<V>& even, Two<V>& odd, const BF16* p) {
+  pair_to(even.lo, odd.lo, p);
+  pair_to(even.hi, odd.hi, p + 2 * sizeof(V) / sizeof(float));
 }
 
 inline float number(float x) { return x; }
@@ -54,19 +106,43 @@ inline void put(float x, BF16* to) {
   to->bits = x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+// `yes` where x is below, at most, or equal to a limit, else `no`; x > y ? x : y
+inline Part if_below(Part x, float limit, Part yes, Part no) { return x < limit ? yes : no; }
+inline Part if_at_most(Part x, float limit, Part yes, Part no) { return x <= limit ? yes : no; }
+inline Part if_equal(Part x, float limit, Part yes, Part no) { return x == limit ? yes : no; }
+inline Part larger(Part x, Part y) { return x > y ? x : y; }
+template <typename V>
+inline Two<V> if_below(Two<V> x, float limit, Two<V> yes, Two<V> no) {
+  return {if_below(x.lo, limit, yes.lo, no.lo), if_below(x.hi, limit, yes.hi, no.hi)};
+}
+template <typename V>
+inline Two<V> if_at_most(Two<V> x, float limit, Two<V> yes, Two<V> no) {
+  return {if_at_most(x.lo, limit, yes.lo, no.lo), if_at_most(x.hi, limit, yes.hi, no.hi)};
+}
+template <typename V>
+inline Two<V> if_equal(Two<V> x, float limit, Two<V> yes, Two<V> no) {
+  return {if_equal(x.lo, limit, yes.lo, no.lo), if_equal(x.hi, limit, yes.hi, no.hi)};
+}
+template <typename V>
+inline Two<V> larger(Two<V> x, Two<V> y) { return {larger(x.lo, y.lo), larger(x.hi, y.hi)}; }
+
 // 2^x for x <= 0, relative error about 1e-7; Taylor series around the nearest integer
-inline Vec exp2_nonpositive(Vec x) {
-  x = x < -126.f ? Vec{} - 126.f : x;
-  IntVec whole = __builtin_convertvector(x - 0.5f, IntVec);
-  Vec f = x - __builtin_convertvector(whole, Vec);
-  Vec p = Vec{} + 1.5403530e-4f;
+inline Part exp2_nonpositive(Part x) {
+  x = x < -126.f ? Part{} - 126.f : x;
+  IntPart whole = __builtin_convertvector(x - 0.5f, IntPart);
+  Part f = x - __builtin_convertvector(whole, Part);
+  Part p = Part{} + 1.5403530e-4f;
   p = p * f + 1.3333558e-3f;
   p = p * f + 9.6181291e-3f;
   p = p * f + 5.5504109e-2f;
   p = p * f + 2.4022651e-1f;
   p = p * f + 6.9314718e-1f;
   p = p * f + 1.0f;
-  return p * (Vec)((whole + 127) << 23);
+  return p * (Part)((whole + 127) << 23);
 }
+template <typename V>
+inline Two<V> exp2_nonpositive(Two<V> x) { return {exp2_nonpositive(x.lo), exp2_nonpositive(x.hi)}; }
+
+inline void store(float* to, Vec x) { std::memcpy(to, &x, sizeof x); }
 
 }  // namespace

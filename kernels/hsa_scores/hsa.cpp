@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr int STEP = 4;  // vectors of pages whose logits stay in registers
+constexpr int STEP = WIDTH == LANES ? 4 : 1;  // vectors of pages whose logits stay in registers
 
 struct Call {
   const float* q;      // [jobs, G, D]

@@ -24,7 +24,7 @@ void piece(const float* row, float* out, int64_t length, int64_t kernel, int64_t
       for (int v = 0; v < AT_ONCE; v++) {
         const Vec other = load(&near[t + k + v * LANES]);
         if (AVERAGE) value[v] += other;
-        else value[v] = other > value[v] ? other : value[v];
+        else value[v] = larger(other, value[v]);
       }
     float done[AT_ONCE * LANES];
     for (int v = 0; v < AT_ONCE; v++) {

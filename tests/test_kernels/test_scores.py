@@ -49,6 +49,18 @@ def test_window_scores(form, group, dim, length, window):
     assert torch.allclose(out.sum(-1), torch.tensor(float(window)), rtol=1e-5)
 
 
+@pytest.mark.skipif(not window_scores.cpu.available(), reason="no C++ compiler with OpenMP")
+@pytest.mark.parametrize("scratch", [0, 3 * 32 * 4 * 320, 5 * 32 * 4 * 320])
+def test_window_scores_hold_few_logits_at_a_time(monkeypatch, scratch):
+    # 3 heads of 6 blocks of rows, whose ends lie inside query heads
+    q, k = draw(9, 50, 64), draw(3, 300, 64)
+    whole = window_scores.cpu.window_scores(q, k, 0.125)
+    monkeypatch.setattr(window_scores.cpu, "SCRATCH", scratch)
+    parts = window_scores.cpu.window_scores(q, k, 0.125)
+    close(parts, naive_window.window_scores(q, k, 0.125))
+    assert torch.allclose(parts, whole, rtol=1e-6, atol=0) and not torch.equal(parts, whole)
+
+
 @pytest.mark.parametrize("form", forms_of(window_scores, "window_scores", "naive"))
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 def test_window_scores_take_16_bit_numbers_exactly(form, dtype):
