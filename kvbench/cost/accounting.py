@@ -230,7 +230,7 @@ class _Layer:
         if self.rule.read is not None and _per_query_head(selection):
             self.bound_reasons.append("each query head reads its own tokens")
         kv = _empty(self.shape.kv_heads, self.kept, self.shape, self.element)
-        self.storage = _Storage(self.cell, self.rule, kv, self.new, self.format)
+        self.storage = _Storage(self.cell, self.rule, kv, self.prompt, self.new, self.format)
         self.retained = 0
         if self.cell.retains and keep is not None:
             whole = _empty(self.shape.kv_heads, self.prompt, self.shape, self.element)
@@ -254,7 +254,13 @@ class _Layer:
         return self.cell.selection.resident_bytes(self.state) + lists
 
     def resident(self, appended: int) -> float:
-        return self.storage.bytes(appended, dropped=True) + self.members + self.retained + self.auxiliary
+        stored = self.storage.bytes(appended, dropped=True)
+        return stored + self.members + self.retained + self.auxiliary + self._queries(appended)
+
+    def _queries(self, appended: int) -> int:
+        """Bytes of the last queries, which an eviction may hold while decoding."""
+        observed = 0 if self.rule.hold is None else self.cell.eviction.observes
+        return min(observed, self.prompt + appended) * self.shape.heads * self.shape.head_dim * self.element
 
     def step(self, token: int) -> Work:
         count, stored = self.storage.count(token), self.storage.bytes(token)
@@ -293,12 +299,17 @@ class _Layer:
 class _Storage:
     """Keys and values of one layer in their format, as tokens are appended."""
 
-    def __init__(self, cell: Resolved, rule: LayerRule, kv: Tensor, new: int, form: Format) -> None:
-        self.kept, self.hold = kv.shape[2], rule.hold
+    def __init__(
+        self, cell: Resolved, rule: LayerRule, kv: Tensor, prompt: int, new: int, form: Format
+    ) -> None:
+        self.kept, self.hold, self.eviction = kv.shape[2], rule.hold, cell.eviction
+        # by appended tokens: slots before and after the drop that may be due then
+        self.counts, self.length = [(self.kept, self.kept)], prompt
         if rule.hold is not None:
-            carries = type(cell.eviction).carry is not Eviction.carry
-            carried = kv[0, :, :, 0].float() if carries else None
-            store = form.roll(kv, kv, 1, rule.hold, carried)
+            eviction = cell.eviction
+            dtypes = {**eviction.carries, **({"position": torch.int32} if eviction.locates else {})}
+            carried = {name: kv[0, :, :, 0].to(dtype) for name, dtype in dtypes.items()}
+            store = form.roll(kv, kv, 1, rule.hold, eviction.interval, carried)
         else:
             store = form.store(kv, kv, 1, new)
         # storage that grows by the same bytes per token is measured with one token
@@ -313,8 +324,14 @@ class _Storage:
 
     def count(self, appended: int, dropped: bool = False) -> int:
         """Slots per KV head, before or after the step drops those beyond its limit."""
-        limit = self.kept + appended if self.hold is None else self.hold + (not dropped)
-        return min(self.kept + appended, limit)
+        if self.hold is None:
+            return self.kept + appended
+        while len(self.counts) <= appended:
+            before = self.length + len(self.counts) - 1
+            count = self.counts[-1][1] + 1
+            held = self.eviction.held_after(self.hold, self.length, before, before + 1)
+            self.counts.append((count, count if held is None else min(count, held)))
+        return self.counts[appended][dropped]
 
     def bytes(self, appended: int, dropped: bool = False) -> int:
         if not self.even:

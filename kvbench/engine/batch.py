@@ -157,7 +157,7 @@ class BatchLayer(CacheLayerMixin):
         return self.filled
 
     def selected(self, row: int, first: int, steps: int) -> tuple[int, int]:
-        """Slots that a row's selections read in `steps` steps after `first` appended tokens, and bytes that scores took.
+        """Slots that selections of a row read in `steps` steps after `first` appended tokens, and their scores' bytes.
 
         Rows in step count all their steps together.
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kvbench.engine.batch import BatchCache, BatchLayer
+from kvbench.engine.dropping import POSITION, Dropping
 from kvbench.engine.failures import AuditError, Failure, out_of_memory
 from kvbench.engine.finite import check_scores
 from kvbench.engine.lanes import Lane, plain_lane
@@ -183,10 +184,16 @@ def _scores(layer: LayerSnapshot, eviction: Eviction, scores: dict[Eviction, Any
 
 def _carried(
     layer: LayerSnapshot, eviction: Eviction, kept: Kept | None, scores: dict[Eviction, Any]
-) -> list[Tensor] | None:
+) -> dict[str, list[Tensor]]:
     """What the eviction carries along for each kept token while decoding."""
     everything = torch.arange(layer.length, device=layer.k_HTD.device)
-    return eviction.carry(layer, _scores(layer, eviction, scores), kept or Kept([everything] * layer.heads))
+    kept = kept or Kept([everything] * layer.heads)
+    carried = dict(
+        eviction.carry(layer, _scores(layer, eviction, scores) if eviction.carries else None, kept)
+    )
+    if eviction.locates:
+        carried[POSITION] = [positions.int() for positions in kept.positions]
+    return carried
 
 
 def audit(kept: Kept, layer: LayerSnapshot, tokens: int, eviction: Eviction) -> None:
@@ -236,7 +243,7 @@ def _padding(layer: LayerSnapshot, lanes: list[Lane | StoredLane], batch_rows: i
 
 def make_lanes(
     snapshot: LayerSnapshot, cell: Resolved, rule: LayerRule, kept: Kept | None, rows: slice, room: int,
-    share: bool = True, carried: list[Tensor] | None = None,
+    share: bool = True, carried: Mapping[str, list[Tensor]] | None = None,
     prepared: dict[tuple[Any, ...], Any] | None = None,
 ) -> list[Lane | StoredLane]:  # fmt: skip
     """The lanes of one cell in one layer: one, or one per KV head where these differ in length.
@@ -284,12 +291,13 @@ def make_lanes(
         stored = {"kept": k.shape[2], "template": k.new_empty(0)}
         if rule.hold is not None:
             assert mask is None, "an eviction while decoding chooses per KV head"
-            numbers = torch.stack(carried[part]) if carried is not None else None
+            numbers = {name: torch.stack(values[part]) for name, values in (carried or {}).items()}
             # where heads keep different numbers of tokens, each holds as many as it kept
             hold = rule.hold if len(parts) == 1 else k.shape[2]
-            store = form.roll(k, v, count, hold, numbers)
+            store = form.roll(k, v, count, hold, cell.eviction.interval, numbers)
+            dropping = Dropping.begin(cell.eviction, store, snapshot, part, count)
             rope = snapshot.rope if cell.eviction.reindexes else None
-            lanes.append(StoredLane(**common, **stored, store=store, eviction=cell.eviction, rope=rope))
+            lanes.append(StoredLane(**common, **stored, store=store, dropping=dropping, rope=rope))
         elif not isinstance(form, Native):
             store = form.store(k, v, count, room)
             lanes.append(StoredLane(**common, **stored, store=store))

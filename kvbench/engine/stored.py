@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvbench.engine.dropping import Dropping
 from kvbench.engine.lanes import BaseLane, attend_many, distinct
 from kvbench.kernels.rope import rotate
 from kvbench.kernels.sparse_decode import FP8, sparse_decode
-from kvbench.methods.base import Eviction, Stored
-from kvbench.methods.storage import Rolling
+from kvbench.methods.base import Stored
 
 
 @dataclass(kw_only=True)
@@ -26,14 +26,14 @@ class StoredLane(BaseLane):
         store: keys and values, appended tokens included.
         kept: prompt tokens kept per KV head.
         template: an empty tensor of the model's dtype on its device.
-        eviction: drops tokens from a rolling store after each step, or None.
+        dropping: drops tokens from a rolling store while decoding, or None.
         rope: angles by which leading keys are rotated to close a gap, or None when they keep their positions.
     """
 
     store: Stored
     kept: int
     template: Tensor
-    eviction: Eviction | None = None
+    dropping: Dropping | None = None
     rope: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
     def __post_init__(self) -> None:
@@ -47,7 +47,8 @@ class StoredLane(BaseLane):
     def resident_bytes(self) -> tuple[int, int]:
         """Bytes of one row now, and those of them that no dtype of the model changes."""
         stored, extra = self.store.bytes(), self.extra_bytes()
-        return stored[0] + extra[0], stored[1] + extra[1]
+        queries = 0 if self.dropping is None else self.dropping.row_bytes
+        return stored[0] + extra[0] + queries, stored[1] + extra[1]
 
     def bytes_read(self, row: int) -> tuple[float, float]:
         """Bytes that a row of the batch has read, and those of them that no dtype of the model changes."""
@@ -58,7 +59,7 @@ class StoredLane(BaseLane):
         """Store N new tokens."""
         k, v = self.store.append(k_RHND, v_RHND)
         # where tokens are dropped, auxiliary data is rebuilt at each step
-        if self.read is not None and self.eviction is None:
+        if self.read is not None and self.dropping is None:
             for n in range(k.shape[2]):
                 self.selection.append(self.state, k[:, :, n], v[:, :, n], self.filled)
                 self.filled += 1
@@ -73,7 +74,7 @@ class StoredLane(BaseLane):
             k_tail, v_tail, appended = k_tail[:, :, :1], v_tail[:, :, :1], appended * 0
         index = None
         if selecting and self.read is not None:
-            if self.eviction is not None:
+            if self.dropping is not None:
                 self.state = self.selection.prepare(k, v, rows, 0)
             length = appended + k.shape[2]
             index = self.selection.select(q_RHGD, k, k_tail, length, self.state, self.read, scaling)
@@ -82,13 +83,12 @@ class StoredLane(BaseLane):
             out = self.selection.combine(out, lse, self.state)
         if selecting and self.counting:  # the question of a query-agnostic prompt is not a decode step
             self._count(index, k.shape[1])
-        if self.eviction is not None:
-            self._step(self._probabilities(q_RHGD.unsqueeze(3), k, scaling, index))
+        self._step(q_RHGD.unsqueeze(3), k, v, scaling, index, question=not selecting)
         return out
 
     def _stored(self) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], FP8 | None]:
         """What `Stored.read` returns, or fp8 codes and their scales where nothing but the attention reads keys."""
-        if self.eviction is None and not self.selection.reads_keys:
+        if self.dropping is None and not self.selection.reads_keys:
             codes = self.store.codes()
             if codes is not None:
                 return codes
@@ -97,8 +97,8 @@ class StoredLane(BaseLane):
     def _read(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         k, v, k_tail, v_tail, appended = self.store.read()
         if self.rope is not None:
-            assert self.eviction is not None and isinstance(self.store, Rolling)
-            leading = min(self.eviction.leading, self.store.hold)
+            assert self.dropping is not None
+            leading = min(self.dropping.eviction.leading, self.dropping.store.hold)
             k = torch.cat([rotate(k[:, :, :leading], *self.rope(self.gap)), k[:, :, leading:]], dim=2)
         return k, v, k_tail, v_tail, appended
 
@@ -106,8 +106,7 @@ class StoredLane(BaseLane):
         """Output `[R, H, G, N, D]` of the N newest tokens at once, which read everything stored."""
         k, v, mask = self._joined(len(q_RHGND), *self._read()[:4])
         out = attend_many(q_RHGND, k, v, mask, scaling)
-        if self.eviction is not None:
-            self._step(self._probabilities(q_RHGND, k, scaling, None))
+        self._step(q_RHGND, k, v, scaling, None, question=True)
         return out
 
     def _joined(
@@ -151,11 +150,12 @@ class StoredLane(BaseLane):
             seen = seen & read.unsqueeze(3)
         return logits.masked_fill(~seen, -torch.inf).softmax(-1)
 
-    def _step(self, probs_RHGNC: Tensor) -> None:
-        assert self.eviction is not None and isinstance(self.store, Rolling)
-        drop = max(0, self.store.count - self.store.hold)
-        gone_RHE = self.eviction.step(probs_RHGNC, self.store.carried_RHC, drop)
-        if drop:
-            assert gone_RHE is not None
-            self.store.drop(gone_RHE)
-            self.gap += drop
+    def _step(
+        self, q_RHGND: Tensor, k: Tensor, v: Tensor, scaling: float, index: Tensor | None, question: bool
+    ) -> None:
+        """Let the eviction, if any, record the newest tokens and drop others."""
+        if self.dropping is not None:
+            self.dropping.appended(q_RHGND.shape[3], question)
+            self.gap += self.dropping.step(
+                q_RHGND, k, v, lambda: self._probabilities(q_RHGND, k, scaling, index)
+            )

@@ -51,7 +51,7 @@ class Composite(Method):
 
     @property
     def needs_budget(self) -> bool:
-        return self.evicts or self.selects
+        return (self.evicts and self.eviction.needs_budget) or self.selects
 
     def parts(self) -> tuple[Eviction, Selection]:
         return self.eviction, self.selection
@@ -84,12 +84,13 @@ class Composite(Method):
         selection, per_layer_read = self.selection, None
         if self.selects:
             # the newest token is appended before another one is dropped
-            held = max(per_layer) + (1 if self.eviction.steps else shape.max_new_tokens)
+            first = max(per_layer) if self.eviction.at_prefill else max(*per_layer, shape.compressed)
+            held = first + (self.eviction.interval if self.eviction.steps else shape.max_new_tokens)
             left = dataclasses.replace(shape, compressed=min(held, total) - shape.max_new_tokens)
             selection, per_layer_read = self.selection.resolve(read, left)
         rules = tuple(
             LayerRule(
-                keep=n if n < shape.compressed else None,
+                keep=n if n < shape.compressed and self.eviction.at_prefill else None,
                 read=per_layer_read[layer] if per_layer_read is not None else None,
                 hold=n if self.eviction.steps and n < total else None,
             )

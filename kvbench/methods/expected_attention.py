@@ -50,15 +50,18 @@ class ExpectedAttention(Eviction):
 
     def _scores(self, snapshot: LayerSnapshot) -> Tensor:
         """Scores of the tokens after the sinks `[H, T - sinks]`."""
-        assert snapshot.rope is not None and snapshot.q_QWD.shape[1] == snapshot.length
-        length, dim = snapshot.length, snapshot.k_HTD.shape[-1]
-        position = torch.arange(length + self.future, device=snapshot.k_HTD.device)
-        q_QTD = snapshot.q_QWD[:, self.sinks :].float()
-        q_QTD = rotate(q_QTD, *snapshot.rope(-position[self.sinks : length]))
+        assert snapshot.rope is not None
+        # while decoding, the last queries stand for all
+        end, dim = snapshot.end or snapshot.length, snapshot.k_HTD.shape[-1]
+        first = end - snapshot.q_QWD.shape[1]
+        begin = max(self.sinks, first)
+        position = torch.arange(end + self.future, device=snapshot.k_HTD.device)
+        q_QTD = snapshot.q_QWD[:, begin - first :].float()
+        q_QTD = rotate(q_QTD, *snapshot.rope(-position[begin:end]))
         mean_Q1D = q_QTD.mean(1, keepdim=True)
         centred = q_QTD - mean_Q1D
         covariance_QDD = centred.transpose(1, 2) @ centred / q_QTD.shape[1]
-        cos_FR, sin_FR = snapshot.rope(position[length:])
+        cos_FR, sin_FR = snapshot.rope(position[end:])
         rotation_DD = rotate(torch.eye(dim, device=position.device), cos_FR.mean(0), sin_FR.mean(0))
         mean_QD = mean_Q1D[:, 0] @ rotation_DD
         covariance_QDD = rotation_DD.T @ covariance_QDD @ rotation_DD

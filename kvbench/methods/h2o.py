@@ -1,14 +1,16 @@
 """H2O: heavy hitters and recent tokens."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from kvbench.config.errors import UserError
 from kvbench.kernels.top_k import lowest, top_k
-from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Quota
+from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Quota, StepView
 from kvbench.methods.registry import register
 
 
@@ -31,6 +33,8 @@ class H2O(Eviction):
     source = "Zhang et al. 2023, arXiv 2306.14048, Algorithm 1; the official examples give both equally many"
     budget_meaning = "tokens held per KV head, recent ones included, also while decoding"
     bytes_formula = "2 * keep * D * element + 4 * keep; the sums are stored too"
+
+    carries: ClassVar[Mapping[str, torch.dtype]] = MappingProxyType({"sums": torch.float32})
 
     recent: float = 0.5
 
@@ -55,12 +59,12 @@ class H2O(Eviction):
         newest = torch.arange(old, snapshot.length, device=heavy.device)
         return Kept.uniform(torch.cat([heavy, newest.expand(snapshot.heads, -1)], dim=-1))
 
-    def carry(self, snapshot: LayerSnapshot, scores: Any, kept: Kept) -> list[Tensor]:
-        return [row[positions] for row, positions in zip(scores, kept.positions, strict=True)]
+    def carry(self, snapshot: LayerSnapshot, scores: Any, kept: Kept) -> dict[str, list[Tensor]]:
+        return {"sums": [row[positions] for row, positions in zip(scores, kept.positions, strict=True)]}
 
-    def step(self, probs_RHGNC: Tensor, carried_RHC: Tensor | None, drop: int) -> Tensor:
-        assert carried_RHC is not None
-        carried_RHC += probs_RHGNC.sum((2, 3))
-        slots = carried_RHC.shape[-1]
+    def step(self, view: StepView, drop: int) -> Tensor:
+        sums_RHC = view.carried["sums"]
+        sums_RHC += view.probs_RHGNC.sum((2, 3))
+        slots = sums_RHC.shape[-1]
         recent = int((slots - drop) * self.recent)
-        return lowest(carried_RHC[..., : slots - recent], drop)
+        return lowest(sums_RHC[..., : slots - recent], drop)

@@ -33,6 +33,7 @@ class LayerSnapshot:
             "boundaries".
         turn: last tokens of the prompt whose queries may observe, those of the present turn of a conversation; None for
             all.
+        end: tokens of the text so far, where some of them are not held any more; None where all are.
     """
 
     k_HTD: Tensor
@@ -46,6 +47,7 @@ class LayerSnapshot:
     answer_sum_QT: Tensor | None = None
     boundaries_T: Tensor | None = None
     turn: int | None = None
+    end: int | None = None
     _windows: dict[int, Tensor] = dataclasses.field(default_factory=dict)
 
     @property

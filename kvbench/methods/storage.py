@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -88,44 +89,46 @@ class Split:
 
 
 class Rolling:
-    """Each row's tokens in order of position, with room for `hold` tokens and the newest one.
+    """Each row's tokens in order of position, with room for some more than `hold`.
 
     Args:
         codecs: for keys and for values.
-        k_BHKD: keys of the prompt, at most `hold` of them, B = 1 when the rows share them.
+        k_BHKD: keys of the prompt, B = 1 when the rows share them.
         v_BHKD: their values.
         rows: rows R; each has its own tokens.
-        hold: tokens left by `drop`.
-        carried_HK: a number per token that moves with it, 0 for appended tokens; or None.
+        hold: tokens left by most drops.
+        slack: tokens appended from one drop to the next; room for them is there from the start.
+        carried: by name, numbers per token `[H, K]` that move with it, 0 for appended tokens.
     """
 
     def __init__(
-        self, codecs: tuple[Codec, Codec], k_BHKD: Tensor, v_BHKD: Tensor, rows: int, hold: int,
-        carried_HK: Tensor | None = None,
+        self, codecs: tuple[Codec, Codec], k_BHKD: Tensor, v_BHKD: Tensor, rows: int, hold: int, slack: int,
+        carried: Mapping[str, Tensor],
     ) -> None:  # fmt: skip
-        self.codecs, self.hold, self.count = codecs, hold, k_BHKD.shape[2]
-        self.slots = [codec.encode(x) for codec, x in zip(codecs, (k_BHKD, v_BHKD), strict=True)]
-        if carried_HK is not None:
-            self.slots.append(carried_HK[None, :, :, None])
-        self.slots = [self._with_room(x.expand(rows, -1, -1, -1)) for x in self.slots]
+        self.codecs, self.hold, self.slack, self.count = codecs, hold, slack, k_BHKD.shape[2]
+        self.names = list(carried)
+        stored = [codec.encode(x) for codec, x in zip(codecs, (k_BHKD, v_BHKD), strict=True)]
+        stored += [x_HK[None, :, :, None] for x_HK in carried.values()]
+        self.slots = [self._with_room(x.expand(rows, -1, -1, -1)) for x in stored]
 
     @property
     def static(self) -> bool:
-        return self.count == self.hold
+        return self.count == self.hold and self.slack == 1
 
     @property
-    def carried_RHC(self) -> Tensor | None:
-        """The carried numbers, to be updated in place."""
-        return self.slots[2][:, :, : self.count, 0] if len(self.slots) == 3 else None
+    def carried(self) -> dict[str, Tensor]:
+        """The carried numbers by name `[R, H, C]`, to be updated in place."""
+        return {name: x[:, :, : self.count, 0] for name, x in zip(self.names, self.slots[2:], strict=True)}
 
     def append(self, k_RHND: Tensor, v_RHND: Tensor) -> tuple[Tensor, Tensor]:
         new = [codec.encode(x) for codec, x in zip(self.codecs, (k_RHND, v_RHND), strict=True)]
         k, v = (codec.decode(x) for codec, x in zip(self.codecs, new, strict=True))
+        new += [x.new_zeros(*k_RHND.shape[:3], 1) for x in self.slots[2:]]
         end = self.count + k_RHND.shape[2]
-        if len(self.slots) == 3:
-            new.append(self.slots[2].new_zeros(*k_RHND.shape[:3], 1))
         for n, x in enumerate(new):
-            if end > self.slots[n].shape[2]:  # question of a query-agnostic prompt; grows until the next drop
+            if (
+                end > self.slots[n].shape[2]
+            ):  # a whole question, or a limit that rises; grows until the next drop
                 self.slots[n] = torch.cat([self.slots[n][:, :, : self.count], x], dim=2)
             else:
                 self.slots[n][:, :, self.count : end] = x
@@ -151,18 +154,19 @@ class Rolling:
         stay_RHC = gone.int().sort(dim=-1, stable=True).indices[..., : self.count]
         for n, x in enumerate(self.slots):
             moved = x.gather(2, stay_RHC[..., None].expand(-1, -1, -1, x.shape[3]))
-            if x.shape[2] > self.hold + 1:
+            if x.shape[2] > self.hold + self.slack:
                 self.slots[n] = self._with_room(moved)
             else:
                 x[:, :, : self.count] = moved
 
     def bytes(self) -> tuple[int, int]:
         total, fixed = _bytes(self.codecs, self.slots[:2], self.count)
-        carried = 4 * self.slots[0].shape[1] * self.count if len(self.slots) == 3 else 0
+        carried = sum(x.element_size() * x.shape[1] * self.count for x in self.slots[2:])
         return total + carried, fixed + carried
 
     def _with_room(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.pad(x, (0, 0, 0, self.hold + 1 - x.shape[2])).contiguous()
+        room = max(self.hold, self.count) + self.slack - x.shape[2]
+        return torch.nn.functional.pad(x, (0, 0, 0, room)).contiguous()
 
 
 def _bytes(codecs: tuple[Codec, Codec], stored: list[Tensor], count: int) -> tuple[int, int]:

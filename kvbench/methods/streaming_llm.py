@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Quota
+from kvbench.methods.base import Eviction, Kept, LayerSnapshot, Quota, StepView
 from kvbench.methods.registry import register
 
 
@@ -53,7 +53,7 @@ class StreamingLLM(Eviction):
         positions[sinks:] += snapshot.length - quota.tokens
         return Kept([positions] * snapshot.heads)
 
-    def step(self, probs_RHGNC: Tensor, carried_RHC: Tensor | None, drop: int) -> Tensor:
-        rows, heads, *_, slots = probs_RHGNC.shape
+    def step(self, view: StepView, drop: int) -> Tensor:
+        rows, heads, slots = view.k_RHCD.shape[:3]
         first = min(self.leading, slots - drop)
-        return torch.arange(first, first + drop, device=probs_RHGNC.device).expand(rows, heads, -1)
+        return torch.arange(first, first + drop, device=view.k_RHCD.device).expand(rows, heads, -1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kvbench.kernels.top_k import lowest
-from kvbench.methods.base import Eviction, LayerSnapshot
+from kvbench.methods.base import Eviction, LayerSnapshot, StepView
 from kvbench.methods.registry import register
 
 
@@ -39,6 +39,6 @@ class TOVA(Eviction):
     def steps(self) -> bool:
         return self.mode == "paper"
 
-    def step(self, probs_RHGNC: Tensor, carried_RHC: Tensor | None, drop: int) -> Tensor:
-        probs_RC = probs_RHGNC[:, :, :, -1].mean((1, 2))
-        return lowest(probs_RC, drop)[:, None].expand(-1, probs_RHGNC.shape[1], -1)
+    def step(self, view: StepView, drop: int) -> Tensor:
+        probs_RC = view.probs_RHGNC[:, :, :, -1].mean((1, 2))
+        return lowest(probs_RC, drop)[:, None].expand(-1, view.probs_RHGNC.shape[1], -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ SHORTEST, LONGEST = 512, 8192
 #: of the prompt; at the smaller one a selection reads less than the eviction before it keeps
 FRACTIONS = (4, 32)
 #: tokens fed at once as the question of a query-agnostic prompt, and then one by one
-QUESTION, STEPS = 2, 2
+QUESTION, STEPS = 2, 4
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ def operations_called(method: Method, ratio: bool, heads: Heads) -> dict[str, fo
     length = _length(method)
     shape = Shape(length, QUESTION + STEPS, heads.layers, heads.dim)
     with forms.recording() as calls, forms.using("portable"):
-        for resolved in _resolved(method, shape, ratio):
+        for found in _resolved(method, shape, ratio):
+            # a drop may be due only every so many steps
+            resolved = replace(found, eviction=found.eviction.eager())
             _decode(_snapshot(method, heads, length, _layers(resolved)), resolved, shape.max_new_tokens)
     return calls
 

@@ -15,6 +15,7 @@ from common import difference, draw, load, main, positions
 
 from kvbench.kernels.attention_sum import attention_sum
 from kvbench.methods import LayerSnapshot, Quota, build
+from kvbench.methods.base import StepView
 
 STEPS = 12
 
@@ -39,8 +40,7 @@ def compare(clone: Path, pick: random.Random) -> Iterator[str | None]:
     scores = method.scores(layer)
     kept = method.keep(layer, scores, Quota(tokens))
     carried = method.carry(layer, scores, kept)
-    assert carried is not None
-    sums, ours = torch.stack(carried)[None], [row.tolist() for row in kept.positions]
+    sums, ours = torch.stack(carried["sums"])[None], [row.tolist() for row in kept.positions]
     for at in range(length, length + STEPS):
         for head in range(heads):
             yield difference(f"before {at}, head {head}", positions(held[0][0, head], k[0, head]), ours[head])
@@ -51,7 +51,7 @@ def compare(clone: Path, pick: random.Random) -> Iterator[str | None]:
         seen = torch.stack([k[0, head, row] for head, row in enumerate(ours)])[None]
         probs = (q[:, :, at : at + 1] @ seen.transpose(2, 3) / dim**0.5).softmax(-1)[:, :, None]
         sums = torch.nn.functional.pad(sums, (0, 1))
-        gone = method.step(probs, sums, 1)
+        gone = method.step(StepView(attention=lambda p=probs: p, carried={"sums": sums}), 1)
         assert gone is not None
         stays = torch.ones(sums.shape, dtype=torch.bool).scatter(2, gone, False)
         ours = [

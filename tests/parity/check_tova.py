@@ -13,6 +13,7 @@ import torch
 from common import difference, draw, expanded, load, main, positions
 
 from kvbench.methods import LayerSnapshot, Quota, build
+from kvbench.methods.base import StepView
 
 STEPS = 12
 
@@ -45,7 +46,7 @@ def compare(clone: Path, pick: random.Random) -> Iterator[str | None]:
         official.TOVACache.reduce(cache, 0, attention(q[:, :, at], cache.key_cache[0]))
         ours = [*ours, at]
         probs = attention(q[:, :, at], k[:, :, ours]).unflatten(1, (heads, -1))
-        gone = method.step(probs, None, 1)
+        gone = method.step(StepView(attention=lambda p=probs: p), 1)
         assert gone is not None
         ours = [p for n, p in enumerate(ours) if n not in gone[0, 0].tolist()]
 

@@ -1,5 +1,8 @@
 """Lanes that store every token: lossy formats, and evictions that go on while decoding."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
@@ -375,3 +378,51 @@ def test_groups_of_tokens_and_decode_time_eviction_exclude_each_other():
     with pytest.raises(UserError, match="format: int4 stores tokens in groups"):
         build({"method": "h2o", "format": "int4"})
     build({"method": "h2o", "format": "fp8_e5m2"})
+
+
+def test_evictions_while_decoding_give_what_they_gave(model, snapshot):
+    """Tokens, divergence and bytes of the code before evictions had intervals."""
+    before = json.loads(Path(__file__).with_name("while_decoding.json").read_text())
+    cells = [resolve(one["entry"], one["tokens"], new=40) for one in before]
+    found = run(model, snapshot, cells, rows=16, kl=True, new=40).cells
+    for one, cell in zip(before, found, strict=True):
+        assert cell.ids == one["ids"] and cell.resident_end == one["resident_end"]
+        assert cell.kl == pytest.approx(one["kl"], abs=2e-5) and cell.read == pytest.approx(
+            one["read"], abs=1e-2
+        )
+
+
+EVERY_SO_OFTEN = [
+    ({"method": "decode_every", "scorer": "knorm", "interval": 3}, 40),
+    ({"method": "decode_every", "scorer": "expected_attention", "prefill": "snapkv", "interval": 4}, 40),
+    ({"method": "decode_every", "scorer": "snapkv", "interval": 1, "format": "int8_token"}, 60),
+    ({"method": "decode_every", "scorer": "tova", "interval": 2, "selection": "topk_oracle", "keep": 80}, 20),
+    ({"method": "rkv", "interval": 4}, 40),
+    ({"method": "rpc", "interval": 4, "window": 3}, None),
+]
+
+
+def resolved(entry, tokens):
+    budget = None if tokens is None else Budget(tokens=tokens)
+    return build(entry).resolve(Shape(COMPRESSED, NEW, LAYERS, DIM), budget)
+
+
+def test_evictions_with_an_interval_compress_alone_as_in_a_batch(model, snapshot):
+    cells = [resolved(*one) for one in EVERY_SO_OFTEN]
+    together = run(model, snapshot, cells, rows=16, kl=True).cells
+    for cell, found in zip(cells, together, strict=True):
+        alone = run(model, snapshot, [cell], rows=16, kl=True).cells[0]
+        assert alone == found and found.kl > 1e-4
+    # a question belongs to the prompt, which rpc leaves alone
+    asked = run(model, snapshot, cells, question=PROMPT[20:40], kl=True).cells
+    rpc = asked[-1]
+    slot = 2 * HEADS * DIM * 4 * LAYERS
+    # after two cuts: a quarter of two periods, the last three, and one more
+    held = COMPRESSED + 20 + 2 * (4 // 4) + 3 + (NEW - 3) % 4
+    assert rpc.resident_end == slot * held + LAYERS * 3 * HEADS * GROUP * DIM * 4
+
+
+def test_a_budget_that_covers_the_answer_is_dense():
+    for entry, _ in EVERY_SO_OFTEN[:-1]:
+        if "keep" not in entry and "format" not in entry:
+            assert resolved(entry, COMPRESSED + NEW).dense and not resolved(entry, COMPRESSED + NEW - 1).dense

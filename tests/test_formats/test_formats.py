@@ -164,14 +164,16 @@ def test_a_constant_group_has_no_error():
 def test_rolling_storage_keeps_its_size():
     for name in ("native", "fp8_e4m3", "fp16", "fp8_token", "int8_token"):
         form = build({"format": name}).format
-        store = form.roll(draw(10), draw(10, 1), ROWS, 10, torch.arange(30.0).view(HEADS, 10))
+        store = form.roll(
+            draw(10), draw(10, 1), ROWS, 10, carried={"number": torch.arange(30.0).view(HEADS, 10)}
+        )
         exact = [draw(10).expand(ROWS, -1, -1, -1), draw(10, 1).expand(ROWS, -1, -1, -1)]
         places, before = [x.data_ptr() for x in store.slots], store.bytes()
         for n in range(5):
             new = draw(1, 2 + n, ROWS, 1.0), draw(1, 50 + n, ROWS, 1.0)
             store.append(*new)
             gone = torch.tensor([[[n], [0], [10]], [[2], [10], [5]]])
-            numbers = store.carried_RHC
+            numbers = store.carried["number"]
             assert numbers.shape == (ROWS, HEADS, 11) and not numbers[..., -1].any()
             store.drop(gone)
             stay = torch.ones(ROWS, HEADS, 11, dtype=torch.bool).scatter(2, gone, False)

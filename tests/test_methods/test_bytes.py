@@ -39,6 +39,8 @@ def test_measured_bytes_are_those_of_the_formula(case, length):
     heads = SHAPES["gqa3"][1]
     counts = [length] * heads if kept is None else [len(positions) for positions in kept.positions]
     known = {"T": length, "M": NEW, "D": DIM, "element": 4, "keep": sum(counts) / heads, "ceil": math.ceil}
+    # queries are held only while tokens may be dropped
+    known |= {"min": min, "G": 3, "window": eviction.window if rule.hold is not None else 0}
     known["page"] = getattr(resolved.selection, "page", None)
     expected = heads * eval(registry()[name].bytes_formula.partition(";")[0], known)
     if kept is not None and kept.members is not None:

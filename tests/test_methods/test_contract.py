@@ -18,7 +18,7 @@ from kvbench_testing.cases import (
     tensors,
 )
 
-from kvbench.methods import Budget, Eviction, Shape, build, register
+from kvbench.methods import Budget, Eviction, LayerRule, Shape, build, register
 
 
 def budgets(name, params, length):
@@ -103,6 +103,12 @@ def test_budgets_of_the_layers_average_to_the_budget(case, length):
     name, params = case
     for tokens in budgets(name, params, length):
         rules = resolve(name, params, length, tokens).rules
+        eviction = build({"method": name, **params}).parts()[0]
+        if not eviction.at_prefill:
+            assert all(rule.keep is None for rule in rules)
+            if not eviction.needs_budget:
+                continue
+            rules = [LayerRule(keep=rule.hold) for rule in rules]
         mean = sum(rule.keep or length for rule in rules) / LAYERS
         expected = min(tokens, length)
         if name == "chunkkv" and params.get("mode") == "kvpress":

@@ -11,6 +11,7 @@ from kvbench.engine.raw import _frequencies, _rotation
 from kvbench.engine.turns import prompt_parts
 from kvbench.methods import Budget, Kept, LayerSnapshot, Quota, Shape, build
 from kvbench.methods.adakv import AdaKV
+from kvbench.methods.base import StepView
 from kvbench.methods.expected_attention import ExpectedAttention
 
 LENGTH, DIM = 150, 16
@@ -180,19 +181,19 @@ class Decoding:
         carried = self.method.carry(layer, scores, kept)
         held = [positions.tolist() for positions in kept.positions]
         yield held
-        carried = None if carried is None else torch.stack(carried)[None]
+        carried = {name: torch.stack(values)[None] for name, values in carried.items()}
         for at in range(self.prompt, self.prompt + self.steps):
             held = [[*positions, at] for positions in held]
-            if carried is not None:
-                carried = torch.nn.functional.pad(carried, (0, 1))
+            carried = {name: torch.nn.functional.pad(x, (0, 1)) for name, x in carried.items()}
             drop = len(held[0]) - self.tokens
-            gone = self.method.step(self.probabilities(at, held), carried, drop)
+            probs = self.probabilities(at, held)
+            keys = torch.zeros(1, self.heads, len(held[0]), DIM)
+            gone = self.method.step(StepView(attention=lambda p=probs: p, carried=carried, k_RHCD=keys), drop)
             stays = torch.ones(1, self.heads, len(held[0]), dtype=torch.bool).scatter(2, gone, False)
             held = [
                 [p for p, s in zip(h, keep, strict=True) if s] for h, keep in zip(held, stays[0], strict=True)
             ]
-            if carried is not None:
-                carried = carried[stays].view(1, self.heads, -1)
+            carried = {name: x[stays].view(1, self.heads, -1) for name, x in carried.items()}
             yield held
 
 

@@ -9,10 +9,11 @@ from kvbench.methods.base.eviction import Eviction, KeepAll
 from kvbench.methods.base.format import Format, Native, Stored
 from kvbench.methods.base.method import Method, Resolved
 from kvbench.methods.base.selection import ReadAll, Selection
+from kvbench.methods.base.step_view import StepView
 from kvbench.methods.budget import Budget, LayerRule, Quota, Shape
 from kvbench.methods.snapshot import Kept, LayerSnapshot
 
 __all__ = [
     "BY_MODE", "Budget", "Component", "Eviction", "Format", "KeepAll", "Kept", "LayerRule", "LayerSnapshot",
-    "Method", "Native", "Quota", "ReadAll", "Resolved", "Selection", "Shape", "Stored",
+    "Method", "Native", "Quota", "ReadAll", "Resolved", "Selection", "Shape", "StepView", "Stored",
 ]  # fmt: skip

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from kvbench.kernels.top_k import top_k
 from kvbench.methods.base.component import Component
+from kvbench.methods.base.step_view import StepView
 from kvbench.methods.budget import Quota, Shape
 from kvbench.methods.snapshot import Kept, LayerSnapshot
 
 
 class Eviction(Component):
-    """Permanent removal after prefill and, if `steps` is true, after each decode step."""
+    """Permanent removal after prefill and, if `steps` is true, while decoding."""
 
     family = "eviction"
     bytes_formula = "2 * keep * D * element"
     #: queries of the observation window that the snapshot must hold
     window: int = 0
+    #: tokens appended from one drop to the next
+    interval: int = 1
     #: whether anything is ever evicted
     evicts: ClassVar[bool] = True
     #: whether KV heads of a layer may keep different numbers of tokens, with the budget as their mean
     ragged: ClassVar[bool] = False
     #: whether a score of +inf marks a token that is kept in any case; all other scores must be finite
     pins: ClassVar[bool] = False
+    #: numbers per token that `carry` returns, by name
+    carries: ClassVar[Mapping[str, torch.dtype]] = {}
+    #: whether `step` needs the tokens' positions in the text
+    locates: ClassVar[bool] = False
 
     def scores(self, snapshot: LayerSnapshot) -> Any:
         """The part of the choice that does not depend on the budget; computed once per prompt, layer and setting."""
@@ -93,27 +103,61 @@ class Eviction(Component):
         """Slots before those that `step` drops, for evictions that reindex."""
         return 0
 
-    def carry(self, snapshot: LayerSnapshot, scores: Any, kept: Kept) -> list[Tensor] | None:
-        """A number per kept token for later calls of `step` (H2O's sums): per KV head fp32 `[K_h]`."""
-        return None
+    @property
+    def needs_budget(self) -> bool:
+        """Whether a budget says how much is kept."""
+        return True
 
-    def step(self, probs_RHGNC: Tensor, carried_RHC: Tensor | None, drop: int) -> Tensor | None:
-        """Records a decode step of a layer's rows and chooses the slots to drop after it.
+    @property
+    def at_prefill(self) -> bool:
+        """Whether tokens are evicted after prefill; otherwise the prompt stays whole until `step` drops some."""
+        return True
 
-        Slots are in order of position: the newest token is the last. Every row and KV head chooses for itself; KV heads
-        come one at a time (H = 1) where they keep different numbers of tokens.
+    @property
+    def observes(self) -> int:
+        """Queries of the last tokens that `step` sees, W; they are held, and their bytes count."""
+        return 0
+
+    def held_after(self, hold: int, prompt: int, before: int, length: int) -> int | None:
+        """Tokens per KV head that a drop leaves; None where none is due.
+
+        By default `hold`, whenever another `interval` tokens of the answer are complete.
 
         Args:
-            probs_RHGNC: attention of the N tokens appended since the last call (one, except for the question of a
-                query-agnostic prompt) to all C slots held, fp32; 0 for slots that a selection did not read.
-            carried_RHC: the values from `carry`, 0 for appended tokens, to be updated in place; None if `carry`
-                returned None.
-            drop: number of slots to drop, E; 0 while the cache is below its budget. C - E stay.
+            hold: the rule's limit.
+            prompt: tokens of the prompt; with `first_token=compressed`, without its last one.
+            before: tokens of the text before the last append.
+            length: tokens of the text after it.
+        """
+        return hold if crossed(self.interval, before - prompt, length - prompt) else None
+
+    def carry(self, snapshot: LayerSnapshot, scores: Any, kept: Kept) -> Mapping[str, list[Tensor]]:
+        """Numbers per kept token for later calls of `step` (H2O's sums): those in `carries`, per KV head `[K_h]`."""
+        return {}
+
+    def step(self, view: StepView, drop: int) -> Tensor | None:
+        """Records a decode step of a layer's rows and chooses the slots to drop after it.
+
+        Every row and KV head chooses for itself.
+
+        Args:
+            view: the rows, before the drop.
+            drop: number of slots to drop, E; 0 while the cache is below its budget or no drop is due. C - E stay.
 
         Returns:
             The slots, int64 `[R, H, E]`, distinct; ignored when E is 0.
         """
         raise NotImplementedError
+
+    def eager(self) -> Eviction:
+        """The same with a drop at each decode step as far as parameters allow, to find out what a drop calls."""
+        names = {field.name for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return dataclasses.replace(self, interval=1) if "interval" in names else self  # type: ignore[type-var]
+
+
+def crossed(interval: int, before: int, after: int) -> bool:
+    """Whether a positive multiple of an interval lies in (before, after]."""
+    return max(after, 0) // interval > max(before, 0) // interval
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -83,11 +84,12 @@ class Format(Component):
         return Split(self.codecs(k_BHKD, v_BHKD), k_BHKD, v_BHKD, rows, room)
 
     def roll(
-        self, k_BHKD: Tensor, v_BHKD: Tensor, rows: int, hold: int, carried_HK: Tensor | None = None
-    ) -> Rolling:
-        """Stores them for rows that drop all tokens beyond `hold` after every step; see `Rolling`."""
+        self, k_BHKD: Tensor, v_BHKD: Tensor, rows: int, hold: int, slack: int = 1,
+        carried: Mapping[str, Tensor] | None = None,
+    ) -> Rolling:  # fmt: skip
+        """Stores them for rows that drop single tokens; see `Rolling`."""
         assert self.rolls
-        return Rolling(self.codecs(k_BHKD, v_BHKD), k_BHKD, v_BHKD, rows, hold, carried_HK)
+        return Rolling(self.codecs(k_BHKD, v_BHKD), k_BHKD, v_BHKD, rows, hold, slack, carried or {})
 
 
 @dataclass(frozen=True, kw_only=True)
