@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
+from kvbench.cli.left_out import LEFT_OUT
 from kvbench.config.groups import Groups
 from kvbench.config.typed import unknown
 
@@ -186,6 +187,8 @@ def methods_page() -> str:
         lines += ["", f"## {title}"]
         for name in sorted(n for n, cls in shipped.items() if cls.family == family):
             lines += ["", f"### {name}", "", *_entry(shipped[name])]
+    lines += ["", "## Not included, and why", ""]
+    lines += [_wrap(f"- {names}: {reason}.", "  ") for names, reason in LEFT_OUT.items()]
     return "\n".join(lines) + "\n"
 
 

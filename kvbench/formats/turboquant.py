@@ -141,9 +141,7 @@ class TurboQuant(Format):
         "The rotation has no random signs and there is no second, 1-bit stage, as in vLLM. `table=exact` solves for the"
         " centroids; vLLM's (`table=vllm`) differ by less than 2e-3."
     )
-    bytes_formula = (
-        "D * bits / 8 + 2 bytes per key (k8v4: D), D * bits / 8 + 4 per value; plain layers 2 * D * element"
-    )
+    bytes_formula = "D * (bits_k + bits_v) / 8 + 6; k8v4 without 2 of these; the plain layers 2 * D * element"
 
     preset: Literal["k8v4", "4bit_nc", "k3v4_nc", "3bit_nc"] = "4bit_nc"
     table: Literal["exact", "vllm"] = "exact"
