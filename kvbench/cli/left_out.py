@@ -19,8 +19,8 @@ LEFT_OUT: Mapping[str, str] = MappingProxyType(
         "FINCH": "SnapKV divided by the number of queries that see a key, with keys turned to consecutive places",
         "CaM, KVMerger and other merging": "values are drawn at random or mixed, so that no token set can be checked",
         "LServe, ArkVale, OmniKV, DoubleSparse, InfLLM": (
-            "selections that reuse an earlier list, recall from host memory or need channel files; block_topk and sparq "
-            "are their nearest relatives here"
+            "selections that reuse an earlier list, recall from host memory or need files of channels; block_topk and "
+            "sparq are their nearest relatives here"
         ),
         "MInference, NSA, DSA": "sparse prefill, or trained with the model; decoding is dense or needs their weights",
         "PQCache, RetrievalAttention": "an index is built for every prompt, a cost that belongs into another benchmark",
