@@ -43,15 +43,15 @@ def compiler() -> str | None:
 def load(source: Path) -> ctypes.CDLL | None:
     """The compiled library of a C++ file, or None if it cannot be built (no compiler, no OpenMP).
 
-    The file name contains a hash of source, flags, compiler version and processor, so that different machines can share
-    a cache folder.
+    The file name contains a hash of source, headers, flags, compiler version and processor, so that different
+    machines can share a cache folder.
     """
     cxx = compiler()
     if cxx is None:
         return None
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True).stdout
-    shared = Path(__file__).with_name("vectors.h").read_text()
-    key = "\0".join([source.read_text(), shared, *FLAGS, version, _processor()])
+    headers = [header.read_text() for header in sorted(Path(__file__).parent.rglob("*.h"))]
+    key = "\0".join([source.read_text(), *headers, *FLAGS, version, _processor()])
     target = cache_dir() / "kernels" / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -111,6 +111,9 @@ inline Part if_below(Part x, float limit, Part yes, Part no) { return x < limit 
 inline Part if_at_most(Part x, float limit, Part yes, Part no) { return x <= limit ? yes : no; }
 inline Part if_equal(Part x, float limit, Part yes, Part no) { return x == limit ? yes : no; }
 inline Part larger(Part x, Part y) { return x > y ? x : y; }
+// the smaller and the larger of two numbers; NaN if one of them is
+inline Part smaller_or_nan(Part x, Part y) { return (x < y) | (x != x) ? x : y; }
+inline Part larger_or_nan(Part x, Part y) { return (x > y) | (x != x) ? x : y; }
 template <typename V>
 inline Two<V> if_below(Two<V> x, float limit, Two<V> yes, Two<V> no) {
   return {if_below(x.lo, limit, yes.lo, no.lo), if_below(x.hi, limit, yes.hi, no.hi)};
@@ -125,6 +128,10 @@ inline Two<V> if_equal(Two<V> x, float limit, Two<V> yes, Two<V> no) {
 }
 template <typename V>
 inline Two<V> larger(Two<V> x, Two<V> y) { return {larger(x.lo, y.lo), larger(x.hi, y.hi)}; }
+template <typename V>
+inline Two<V> smaller_or_nan(Two<V> x, Two<V> y) { return {smaller_or_nan(x.lo, y.lo), smaller_or_nan(x.hi, y.hi)}; }
+template <typename V>
+inline Two<V> larger_or_nan(Two<V> x, Two<V> y) { return {larger_or_nan(x.lo, y.lo), larger_or_nan(x.hi, y.hi)}; }
 
 // 2^x for x <= 0, relative error about 1e-7; Taylor series around the nearest integer
 inline Part exp2_nonpositive(Part x) {
@@ -144,5 +151,59 @@ template <typename V>
 inline Two<V> exp2_nonpositive(Two<V> x) { return {exp2_nonpositive(x.lo), exp2_nonpositive(x.hi)}; }
 
 inline void store(float* to, Vec x) { std::memcpy(to, &x, sizeof x); }
+
+// lane i of the result is the sum of the lanes of rows[i], neighbours first
+#if defined(__AVX512F__)
+inline Vec sum_lanes(const Vec* rows) {
+  const IntPart lo1 = {0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30};
+  const IntPart hi1 = {1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31};
+  const IntPart lo2 = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29};
+  const IntPart hi2 = {2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31};
+  const IntPart lo4 = {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27};
+  const IntPart hi4 = {4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31};
+  const IntPart lo8 = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23};
+  const IntPart hi8 = {8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31};
+  Vec a[8], b[4], c[2];
+  for (int i = 0; i < 8; i++)
+    a[i] = __builtin_shuffle(rows[2 * i], rows[2 * i + 1], lo1) + __builtin_shuffle(rows[2 * i], rows[2 * i + 1], hi1);
+  for (int i = 0; i < 4; i++)
+    b[i] = __builtin_shuffle(a[2 * i], a[2 * i + 1], lo2) + __builtin_shuffle(a[2 * i], a[2 * i + 1], hi2);
+  for (int i = 0; i < 2; i++)
+    c[i] = __builtin_shuffle(b[2 * i], b[2 * i + 1], lo4) + __builtin_shuffle(b[2 * i], b[2 * i + 1], hi4);
+  return __builtin_shuffle(c[0], c[1], lo8) + __builtin_shuffle(c[0], c[1], hi8);
+}
+#elif defined(__AVX__)
+// sums of neighbours of x and y, each in its half of a quarter
+inline Part neighbours(Part x, Part y) {
+  const IntPart even = {0, 2, 8, 10, 4, 6, 12, 14}, odd = {1, 3, 9, 11, 5, 7, 13, 15};
+  return __builtin_shuffle(x, y, even) + __builtin_shuffle(x, y, odd);
+}
+inline Vec sum_lanes(const Vec* rows) {
+  const IntPart first = {0, 1, 2, 3, 8, 9, 10, 11}, second = {4, 5, 6, 7, 12, 13, 14, 15};
+  Part lo[4], hi[4], sum[2];
+  for (int i = 0; i < 4; i++) {
+    const Vec* four = rows + 4 * i;
+    lo[i] = neighbours(neighbours(four[0].lo, four[1].lo), neighbours(four[2].lo, four[3].lo));
+    hi[i] = neighbours(neighbours(four[0].hi, four[1].hi), neighbours(four[2].hi, four[3].hi));
+  }
+  for (int i = 0; i < 2; i++) {
+    const Part a = lo[2 * i], b = lo[2 * i + 1], c = hi[2 * i], d = hi[2 * i + 1];
+    sum[i] = (__builtin_shuffle(a, b, first) + __builtin_shuffle(a, b, second)) +
+             (__builtin_shuffle(c, d, first) + __builtin_shuffle(c, d, second));
+  }
+  return {sum[0], sum[1]};
+}
+#else
+inline Vec sum_lanes(const Vec* rows) {
+  float sums[LANES];
+  for (int i = 0; i < LANES; i++) {
+    float x[LANES];
+    store(x, rows[i]);
+    for (int n = LANES / 2; n; n /= 2) for (int j = 0; j < n; j++) x[j] = x[2 * j] + x[2 * j + 1];
+    sums[i] = x[0];
+  }
+  return load(sums);
+}
+#endif
 
 }  // namespace

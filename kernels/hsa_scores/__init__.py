@@ -51,7 +51,7 @@ def hsa_select(
 ) -> Tensor:
     """Slots of the most probable pages, up to `tokens` tokens.
 
-    The same as `top_k.select_tokens` of `hsa_scores`; three launches on a GPU.
+    The same as `top_k.select_tokens` of `hsa_scores`; three launches on a GPU, one call of the compiled form.
 
     Args:
         q_RHGD: queries, and the further arguments as for `hsa_scores`.
@@ -66,7 +66,7 @@ def hsa_select(
     """
     assert 1 <= channels <= q_RHGD.shape[-1]
     where = bounds_RHEP.device, bounds_RHEP.dtype
-    if form(*where) == "triton":
+    if form(*where) in ("compiled", "triton"):
         module = forms.dispatch(__name__, form, *where)
         return module.hsa_select(q_RHGD, bounds_RHEP, channels, page, length, tokens)
     scores_RHP = hsa_scores(q_RHGD, bounds_RHEP, channels, page, length)

@@ -21,12 +21,30 @@ def hsa_scores(q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, le
 
     Among equal channel sums the earlier channel is chosen. `bounds_RHEP` must be contiguous.
     """
+    out = torch.empty(*q_RHGD.shape[:2], bounds_RHEP.shape[3])
+    _call(q_RHGD, bounds_RHEP, channels, page, length, scores=out)
+    return out
+
+
+def hsa_select(
+    q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, length: Tensor, tokens: int
+) -> Tensor:
+    """Slots of the most probable pages in one call; see `kernels.hsa_scores.hsa_select`."""
+    out = torch.empty(*q_RHGD.shape[:2], tokens, dtype=torch.int32)
+    _call(q_RHGD, bounds_RHEP, channels, page, length, slots=out)
+    return out
+
+
+def _call(
+    q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, length: Tensor, scores: Tensor | None = None,
+    slots: Tensor | None = None,
+) -> None:  # fmt: skip
     assert bounds_RHEP.is_contiguous()
     rows, heads, group, dim = q_RHGD.shape
-    edges, pages = bounds_RHEP.shape[2:]
-    q, out = q_RHGD.float().contiguous(), torch.empty(rows, heads, pages)
-    sizes = (rows * heads, group, dim, edges, pages, channels, page, int(length))
-    call = build.function(SOURCE, "kvbench_hsa_scores", "pppnnnnnnnni")
-    code = call(q.data_ptr(), bounds_RHEP.data_ptr(), out.data_ptr(), *sizes, CODES[bounds_RHEP.dtype])
+    q = q_RHGD.float().contiguous()
+    out, chosen = (x.data_ptr() if x is not None else 0 for x in (scores, slots))
+    tokens = slots.shape[2] if slots is not None else 0
+    sizes = (rows * heads, group, dim, *bounds_RHEP.shape[2:], channels, page, int(length), tokens)
+    call = build.function(SOURCE, "kvbench_hsa_scores", "ppppnnnnnnnnni")
+    code = call(q.data_ptr(), bounds_RHEP.data_ptr(), out, chosen, *sizes, CODES[bounds_RHEP.dtype])
     assert code == 0, f"hsa_scores: code {code}"
-    return out

@@ -1,10 +1,11 @@
 // Page probabilities of hybrid sparse attention: channel choice, logits of the chosen channels, softmax over tokens,
-// mean over the group. One job is one (row, KV head).
+// mean over the group; then the tokens of the most probable pages, if asked for. One job is one (row, KV head).
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <vector>
 
+#include "../top_k/select.h"
 #include "../vectors.h"
 
 namespace {
@@ -14,8 +15,9 @@ constexpr int STEP = WIDTH == LANES ? 4 : 1;  // vectors of pages whose logits s
 struct Call {
   const float* q;      // [jobs, G, D]
   const void* bounds;  // [jobs, edges, pages]
-  float* out;          // [jobs, pages]
-  int64_t jobs, group, dim, edges, pages, channels, page, length;
+  float* out;          // [jobs, pages], or null
+  int32_t* slots;      // [jobs, tokens] of the most probable pages, or null
+  int64_t jobs, group, dim, edges, pages, channels, page, length, tokens;
 };
 
 // logits of N query heads for the pages of STEP vectors; each bound is loaded once for all heads
@@ -39,7 +41,6 @@ void score(const Call& call, int64_t job) {
   const int64_t G = call.group, D = call.dim, C = call.channels, P = call.pages;
   const float* q = call.q + job * G * D;
   const T* bounds = (const T*)call.bounds + job * call.edges * P;
-  float* out = call.out + job * P;
   std::vector<float> size(D, 0.f), sum(D, 0.f), weights(G * C);
   for (int64_t g = 0; g < G; g++) {
     for (int64_t d = 0; d < D; d++) {
@@ -99,8 +100,12 @@ void score(const Call& call, int64_t job) {
       std::memcpy(&mean[p], &m, sizeof m);
     }
   }
-  std::copy(mean.begin(), mean.begin() + used, out);
-  std::fill(out + used, out + P, 0.f);
+  if (call.out) {
+    std::copy(mean.begin(), mean.begin() + used, call.out + job * P);
+    std::fill(call.out + job * P + used, call.out + job * P + P, 0.f);
+  }
+  if (call.slots)
+    select_tokens(mean.data(), call.slots + job * call.tokens, P, call.page, call.length, call.tokens);
 }
 
 template <typename T>
@@ -113,9 +118,9 @@ int run(const Call& call) {
 }  // namespace
 
 extern "C" int kvbench_hsa_scores(
-    const float* q, const void* bounds, float* out, int64_t jobs, int64_t group, int64_t dim, int64_t edges,
-    int64_t pages, int64_t channels, int64_t page, int64_t length, int dtype) {
-  const Call call{q, bounds, out, jobs, group, dim, edges, pages, channels, page, length};
+    const float* q, const void* bounds, float* out, int32_t* slots, int64_t jobs, int64_t group, int64_t dim, int64_t edges,
+    int64_t pages, int64_t channels, int64_t page, int64_t length, int64_t tokens, int dtype) {
+  const Call call{q, bounds, out, slots, jobs, group, dim, edges, pages, channels, page, length, tokens};
   if (dtype == 0) return run<float>(call);
   if (dtype == 1) return run<BF16>(call);
   if (dtype == 2) return run<FP16>(call);

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kvbench.kernels import forms
+from kvbench.kernels.page_bounds import cpu
 
 #: raised when the numbers of any form change
 VERSION = 1
@@ -11,7 +12,7 @@ VERSION = 1
 
 def form(device: torch.device, dtype: torch.dtype) -> str:
     """The form that runs; see `forms.choose`."""
-    return forms.choose(device, dtype)
+    return forms.choose(device, dtype, cpu.available)
 
 
 def page_bounds(k_BHTD: Tensor, page: int, pages: int) -> tuple[Tensor, Tensor]:

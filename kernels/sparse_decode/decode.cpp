@@ -22,60 +22,6 @@ constexpr int MAX_GROUP = 32;
 constexpr float NEGATIVE = -3.0e38f;  // of a slot that is not read
 constexpr float NOT_A_NUMBER = __builtin_nanf("");
 
-// lane i of the result is the sum of the lanes of rows[i], neighbours first
-#if defined(__AVX512F__)
-inline Vec sum_lanes(const Vec* rows) {
-  const IntPart lo1 = {0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30};
-  const IntPart hi1 = {1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31};
-  const IntPart lo2 = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29};
-  const IntPart hi2 = {2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31};
-  const IntPart lo4 = {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27};
-  const IntPart hi4 = {4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31};
-  const IntPart lo8 = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23};
-  const IntPart hi8 = {8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31};
-  Vec a[8], b[4], c[2];
-  for (int i = 0; i < 8; i++)
-    a[i] = __builtin_shuffle(rows[2 * i], rows[2 * i + 1], lo1) + __builtin_shuffle(rows[2 * i], rows[2 * i + 1], hi1);
-  for (int i = 0; i < 4; i++)
-    b[i] = __builtin_shuffle(a[2 * i], a[2 * i + 1], lo2) + __builtin_shuffle(a[2 * i], a[2 * i + 1], hi2);
-  for (int i = 0; i < 2; i++)
-    c[i] = __builtin_shuffle(b[2 * i], b[2 * i + 1], lo4) + __builtin_shuffle(b[2 * i], b[2 * i + 1], hi4);
-  return __builtin_shuffle(c[0], c[1], lo8) + __builtin_shuffle(c[0], c[1], hi8);
-}
-#elif defined(__AVX__)
-// sums of neighbours of x and y, each in its half of a quarter
-inline Part neighbours(Part x, Part y) {
-  const IntPart even = {0, 2, 8, 10, 4, 6, 12, 14}, odd = {1, 3, 9, 11, 5, 7, 13, 15};
-  return __builtin_shuffle(x, y, even) + __builtin_shuffle(x, y, odd);
-}
-inline Vec sum_lanes(const Vec* rows) {
-  const IntPart first = {0, 1, 2, 3, 8, 9, 10, 11}, second = {4, 5, 6, 7, 12, 13, 14, 15};
-  Part lo[4], hi[4], sum[2];
-  for (int i = 0; i < 4; i++) {
-    const Vec* four = rows + 4 * i;
-    lo[i] = neighbours(neighbours(four[0].lo, four[1].lo), neighbours(four[2].lo, four[3].lo));
-    hi[i] = neighbours(neighbours(four[0].hi, four[1].hi), neighbours(four[2].hi, four[3].hi));
-  }
-  for (int i = 0; i < 2; i++) {
-    const Part left = __builtin_shuffle(lo[2 * i], lo[2 * i + 1], first) + __builtin_shuffle(lo[2 * i], lo[2 * i + 1], second);
-    const Part right = __builtin_shuffle(hi[2 * i], hi[2 * i + 1], first) + __builtin_shuffle(hi[2 * i], hi[2 * i + 1], second);
-    sum[i] = left + right;
-  }
-  return {sum[0], sum[1]};
-}
-#else
-inline Vec sum_lanes(const Vec* rows) {
-  float sums[LANES];
-  for (int i = 0; i < LANES; i++) {
-    float x[LANES];
-    store(x, rows[i]);
-    for (int n = LANES / 2; n; n /= 2) for (int j = 0; j < n; j++) x[j] = x[2 * j] + x[2 * j + 1];
-    sums[i] = x[0];
-  }
-  return load(sums);
-}
-#endif
-
 struct Call {
   const float* q;            // [jobs, G, D]
   float* out;                // [jobs, G, D]

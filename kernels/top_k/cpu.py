@@ -26,6 +26,18 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     return _select(scores, min(k, length), 1, length).long()
 
 
+def top_k_mask(scores: Tensor, k: int) -> Tensor:
+    """Mask of the k highest scores; see `kernels.top_k.top_k_mask`."""
+    length = scores.shape[-1]
+    if not 0 < k < length:
+        return torch.full(scores.shape, k > 0)
+    scores = scores.float().contiguous()
+    out = torch.empty(scores.shape, dtype=torch.bool)
+    call = build.function(SOURCE, "kvbench_top_k_mask", "ppnnn")
+    call(scores.data_ptr(), out.data_ptr(), scores.numel() // length, length, k)
+    return out
+
+
 def _select(scores_XP: Tensor, tokens: int, page: int, length: int) -> Tensor:
     scores = scores_XP.float().contiguous()
     pages = scores.shape[-1]

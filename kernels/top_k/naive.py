@@ -31,6 +31,13 @@ def select_tokens(scores_XP: Tensor, tokens: int, page: int, length: Tensor) -> 
     return out.view(*scores_XP.shape[:-1], tokens)
 
 
+def top_k_mask(scores: Tensor, k: int) -> Tensor:
+    """Mask of the k highest scores; see `kernels.top_k.top_k_mask`."""
+    rows = scores.reshape(-1, scores.shape[-1])
+    mask = torch.zeros(rows.shape, dtype=torch.bool)
+    return mask.scatter_(-1, top_k(rows, max(0, k)), True).view(scores.shape)
+
+
 def top_k(scores: Tensor, k: int) -> Tensor:
     """Positions of the k highest scores; see `kernels.top_k.top_k`."""
     length = scores.shape[-1]

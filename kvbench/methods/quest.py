@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from kvbench.kernels.page_bounds import page_bounds, update_page_bounds
-from kvbench.kernels.quest_scores import quest_scores
-from kvbench.kernels.top_k import select_tokens
+from kvbench.kernels.quest_scores import quest_select
 from kvbench.methods.base import Selection, Shape
 from kvbench.methods.registry import register
 
@@ -64,15 +62,8 @@ class Quest(Selection):
         scaling: float,
     ) -> Tensor:  # fmt: skip
         low, high = state
-        scores = quest_scores(q_RHGD, low, high)
-        if self.heads == "kv_head":
-            scores = scores.sum(2)
-        newest = (length - 1) // self.page
-        pages = torch.arange(scores.shape[-1], device=scores.device)
-        scores = scores.masked_fill(pages == newest, torch.inf)
-        chosen = select_tokens(scores, tokens // self.page, 1, newest + 1)
-        slots = (chosen[..., None] * self.page + torch.arange(self.page, device=chosen.device)).flatten(-2)
-        return torch.where(slots < length, slots, -1).int()
+        pages = tokens // self.page
+        return quest_select(q_RHGD, low, high, self.page, length, pages, self.heads == "query_head")
 
     def resident_bytes(self, state: Any) -> int:
         return sum(bound[0].numel() * bound.element_size() for bound in state)

@@ -7,7 +7,16 @@ import torch
 from kvbench_testing.forms import forms_of
 from kvbench_testing.triton import DEVICE
 
-from kvbench.kernels import forms, hsa_scores, masked_attention, sparse_decode, top_k, window_scores
+from kvbench.kernels import (
+    forms,
+    hsa_scores,
+    masked_attention,
+    page_bounds,
+    quest_scores,
+    sparse_decode,
+    top_k,
+    window_scores,
+)
 from kvbench.kernels.top_k import naive
 
 ATTENTION = forms_of(sparse_decode, "sparse_decode")
@@ -94,6 +103,34 @@ def test_nan_ranks_as_infinity(form, nan):
             scores.masked_fill(where, nan)[:, : -(-length // 4)].to(on), count, 4, torch.tensor(length).to(on)
         )
         assert chosen.max() < length
+
+
+@pytest.mark.parametrize("form", forms_of(page_bounds, "page_bounds", "triton"))
+def test_bounds_of_a_page_with_nan_are_nan_and_stay_so(form):
+    # not Triton: its minimum and maximum leave NaN out; the key itself is read where its page is
+    module = forms.load(page_bounds.__name__, form)
+    k = torch.randn(1, 2, 9, 20, generator=torch.Generator().manual_seed(7))
+    k[0, 1, 4, 18] = math.nan
+    low, high = module.page_bounds(k, 3, 4)
+    module.update_page_bounds(low, high, k[:, :, 0], torch.tensor([1]))
+    module.update_page_bounds(low, high, torch.full((1, 2, 20), math.nan), torch.tensor([2]))
+    for edge in (low, high):
+        assert edge[0, 1, 1, 18].isnan() and edge[0, :, 2].isnan().all() and edge.isnan().sum() == 41
+
+
+@pytest.mark.parametrize("form", forms_of(quest_scores, "quest_scores"))
+@pytest.mark.parametrize("where", ["q", "low", "high"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_bounds_of_logits_pass_nan_on(form, where, sign):
+    draw = torch.Generator().manual_seed(8)
+    on = DEVICE if form == "triton" else "cpu"
+    x = {"q": torch.full((1, 2, 3, 20), float(sign)), "low": torch.randn(1, 2, 21, 20, generator=draw)}
+    x["high"] = x["low"] + 1
+    x[where][0, 1, 2, 17] = math.nan
+    module = forms.load(quest_scores.__name__, form)
+    scores = module.quest_scores(*(value.to(on) for value in x.values())).cpu()
+    hit = scores[0, 1, 2] if where == "q" else scores[0, 1, :, 2]
+    assert hit.isnan().all() and scores.isnan().sum() == hit.numel()
 
 
 @pytest.mark.parametrize("form", forms_of(hsa_scores, "hsa_scores"))

@@ -114,6 +114,32 @@ def test_quest_scores(form, dtype, group):
     close(out, expected, tolerance)
 
 
+@pytest.mark.parametrize("form", forms_of(quest_scores, "quest_scores"))
+@pytest.mark.parametrize("per_query_head", [False, True])
+@pytest.mark.parametrize(
+    ("length", "page", "chosen"), [(1, 4, 3), (63, 4, 5), (64, 16, 2), (331, 16, 20), (90, 7, 99)]
+)
+def test_quest_select_takes_the_newest_page_and_those_of_highest_bound(
+    form, per_query_head, length, page, chosen
+):
+    k, q = draw(2, 2, length, 32), draw(2, 2, 3, 32)
+    low, high = page_bounds.page_bounds(k, page, -(-length // page) + 2)
+    on = DEVICE if form == "triton" else "cpu"
+    with forms.using(form):
+        out = quest_scores.quest_select(
+            q.to(on), low.to(on), high.to(on), page, torch.tensor(length, device=on), chosen, per_query_head
+        ).cpu()
+    scores = naive_quest.quest_scores(q, low, high)[..., : -(-length // page)]
+    scores = (scores if per_query_head else scores.sum(2, keepdim=True)).flatten(0, 2)
+    scores[:, -1] = torch.inf
+    assert out.dtype == torch.int32
+    assert out.shape == (2, 2, *([3] if per_query_head else []), chosen * page)
+    for ours, row in zip(out.flatten(0, -2), scores, strict=True):
+        pages = naive_top_k.slots_of(row, chosen, 1, len(row))
+        slots = [slot if slot < length else -1 for p in pages for slot in range(p * page, (p + 1) * page)]
+        assert ours.tolist() == slots + [-1] * (chosen * page - len(slots))
+
+
 @pytest.mark.parametrize("form", forms_of(hsa_scores, "hsa_scores", "naive"))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Selection against sorting, ties included."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,6 +40,23 @@ def test_top_k(form, kind):
         out = run(form, "top_k", scores, k)
         for row in range(2):
             assert out[row].tolist() == naive.slots_of(scores[row], k, 1, length)
+
+
+@pytest.mark.parametrize("form", forms_of(top_k, "top_k_mask", "naive"))
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    length=st.integers(1, 300), k=st.integers(-1, 310), levels=st.integers(1, 400), seed=st.integers(0, 99),
+    special=st.sampled_from([0.0, -0.0, math.inf, -math.inf, math.nan]),
+)  # fmt: skip
+def test_a_mask_marks_what_sorting_takes(form, length, k, levels, seed, special):
+    draw = torch.Generator().manual_seed(seed)
+    scores = torch.randint(-levels, levels, (2, 3, length), generator=draw) / 7
+    scores[torch.rand(2, 3, length, generator=draw) < 0.2] = special
+    mask = run(form, "top_k_mask", scores, k)
+    assert mask.dtype == torch.bool and mask.shape == scores.shape
+    assert (mask.sum(-1) == max(0, min(k, length))).all()
+    for marked, row in zip(mask.view(-1, length), scores.view(-1, length), strict=True):
+        assert marked.nonzero().flatten().tolist() == naive.slots_of(row, max(0, k), 1, length)
 
 
 @pytest.mark.parametrize("form", FORMS)

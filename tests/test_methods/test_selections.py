@@ -78,8 +78,8 @@ def test_page_bounds_kept_up_to_date_equal_those_from_scratch(page, appended):
     step = Step(Quest(page=page), appended=appended)
     for row in range(2):
         keys = torch.stack([step.keys(row, head) for head in range(2)])
-        low, high = page_bounds(keys, page, step.state[0].shape[2])
-        assert torch.equal(step.state[0][row], low) and torch.equal(step.state[1][row], high)
+        low, high = page_bounds(keys[None], page, step.state[0].shape[2])
+        assert torch.equal(step.state[0][row], low[0]) and torch.equal(step.state[1][row], high[0])
     hsa = Step(HSA(page=page, channels=4), appended=appended)
     assert torch.equal(hsa.state, torch.cat(step.state, dim=-1).transpose(-1, -2))
 
