@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from kvbench.config.files import write
 from kvbench.config.text import counted
 from kvbench.experiments.bench_ablation.run import REPEATS, Stages
+from kvbench.report.format import csv_text
 
 
 def write_report(folder: Path, model: str, stages: dict[str, Stages]) -> None:
@@ -20,8 +22,7 @@ def write_report(folder: Path, model: str, stages: dict[str, Stages]) -> None:
         {"run": name, **asdict(run), "total": run.total, "of_dense": run.total / dense}
         for name, run in stages.items()
     ]
-    folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(folder / "stages.csv", index=False, float_format="%.6g")
+    write(folder / "stages.csv", csv_text(pd.DataFrame(rows), "%.6g"))
     caption = (
         f"{model} on {stages['dense'].device}: seconds of a run on one prompt, median of {REPEATS} runs, "
         "without loading the model and making the prompt."
@@ -33,7 +34,7 @@ def write_report(folder: Path, model: str, stages: dict[str, Stages]) -> None:
         for row in rows
     ]
     text = Table("The cost of an ablation compared with dense alone", caption, header, lines).markdown()
-    (folder / "table.md").write_text(text, encoding="utf-8")
+    write(folder / "table.md", text)
 
 
 def summary(stages: dict[str, Stages]) -> str:

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pandas as pd
 
+from kvbench.config.files import write
 from kvbench.experiments.bench_prompt_cache.config import BenchConfig
 from kvbench.experiments.bench_prompt_cache.run import Speed
-from kvbench.report.format import Table
+from kvbench.report.format import Table, csv_text
 
 
 def write_report(cfg: BenchConfig, speeds: Sequence[Speed]) -> Path:
     """Writes table.md and bench.csv into the run's folder; returns the folder."""
     folder = Path(cfg.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     rows = [{**vars(speed), "generated": cfg.trace is None} for speed in speeds]
-    pd.DataFrame(rows).to_csv(folder / "bench.csv", index=False, float_format="%.6g")
-    (folder / "table.md").write_text(_table(cfg, speeds).markdown(), encoding="utf-8")
+    write(folder / "bench.csv", csv_text(pd.DataFrame(rows), "%.6g"))
+    write(folder / "table.md", _table(cfg, speeds).markdown())
     return folder
 
 

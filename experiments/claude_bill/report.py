@@ -11,10 +11,11 @@ from kvbench.claude.prices import PriceBook
 from kvbench.claude.usage import tables
 from kvbench.claude.usage.account import Account, Pings, account
 from kvbench.claude.usage.open import BilledCalls, read_calls
+from kvbench.config.files import write
 from kvbench.config.text import counted
 from kvbench.config.typed import as_yaml
 from kvbench.experiments.claude_bill.config import BillConfig
-from kvbench.report.format import escaped
+from kvbench.report.format import csv_text, escaped
 
 GUIDE = (
     "Paid: the usage that the API reported, at list prices of its day; your contract, taxes and credits are not in it. "
@@ -41,22 +42,17 @@ def write_report(cfg: BillConfig) -> Path:
     pings = Pings(cfg.ping_every, cfg.ping_for)
     result = account(found.calls, prices, pings)
     folder = Path(cfg.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     models = tables.sums(result.models, result.total)
     instead = tables.instead(result, pings)
-    tables.losses(result).to_csv(folder / "losses.csv", index=False)
-    models.to_csv(folder / "models.csv", index=False)
-    instead.to_csv(folder / "instead.csv", index=False)
+    write(folder / "losses.csv", csv_text(tables.losses(result)))
+    write(folder / "models.csv", csv_text(models))
+    write(folder / "instead.csv", csv_text(instead))
     days = tables.days(found.calls, prices)
-    days.to_csv(folder / "days.csv", index=False)
+    write(folder / "days.csv", csv_text(days))
     bill_by_day(days, folder / "figures" / "days.svg")
-    table = folder / "table.md"
-    table.write_text(_text(path, found, result, models, instead), encoding="utf-8")
-    (folder / "problems.txt").write_text(
-        "".join(f"{line}\n" for line in found.problems.lines), encoding="utf-8"
-    )
-    (folder / "config.yaml").write_text(as_yaml(cfg), encoding="utf-8")
-    return table
+    write(folder / "problems.txt", "".join(f"{line}\n" for line in found.problems.lines))
+    write(folder / "config.yaml", as_yaml(cfg))
+    return write(folder / "table.md", _text(path, found, result, models, instead))
 
 
 def _text(

@@ -16,11 +16,12 @@ from kvbench.claude.placements import Placement, as_sent, named, none
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import Request
 from kvbench.claude.simulate import simulate_range
+from kvbench.config.files import write
 from kvbench.config.text import counted
 from kvbench.config.typed import as_yaml
 from kvbench.experiments.claude_rag_cost.config import RagCostConfig
 from kvbench.experiments.claude_rag_cost.run import PLACED, RagRow
-from kvbench.report.format import frame_table
+from kvbench.report.format import csv_text, frame_table
 
 WORK = {
     "article_graph": "the article's graph; turn 2 on grades and answers the first question again",
@@ -49,7 +50,7 @@ def write_report(cfg: RagCostConfig, rows: Sequence[RagRow]) -> Path:
     folder = Path(cfg.run_dir)
     prices = PriceBook.load(cfg.prices)
     costs = frame(rows, cfg)
-    costs.to_csv(folder / "costs.csv", index=False)
+    write(folder / "costs.csv", csv_text(costs))
     parts = [
         "# Agentic RAG: cost by layout and placement\n",
         f"{cfg.claude_model}, {counted(cfg.conversations, 'conversation')} of {counted(cfg.turns, 'turn')}, "
@@ -84,10 +85,8 @@ def write_report(cfg: RagCostConfig, rows: Sequence[RagRow]) -> Path:
     plots.turns(curves.by_turn(turns, placements, prices, cfg.switches), folder / "figures" / "turns.svg")
     by_gap = curves.by_gap(turns, curves.GAPS, placements, prices, cfg.switches)
     plots.gaps(curves.GAPS, by_gap, folder / "figures" / "gaps.svg")
-    path = folder / "table.md"
-    path.write_text("\n".join(parts))
-    (folder / "config.yaml").write_text(as_yaml(cfg), encoding="utf-8")
-    return path
+    write(folder / "config.yaml", as_yaml(cfg))
+    return write(folder / "table.md", "\n".join(parts))
 
 
 def break_evens(rows: Sequence[RagRow], cfg: RagCostConfig, prices: PriceBook) -> pd.DataFrame:

@@ -10,17 +10,17 @@ from kvbench.claude.article import table as article_rows
 from kvbench.claude.placements import named, none
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.traces.synthetic import Synthetic
+from kvbench.config.files import write
 from kvbench.config.text import counted
 from kvbench.config.typed import as_yaml
 from kvbench.experiments.claude_replay.config import ReplayConfig
 from kvbench.experiments.claude_replay.run import ReplayResult
-from kvbench.report.format import frame_table
+from kvbench.report.format import csv_text, frame_table
 
 
 def write_report(cfg: ReplayConfig, results: ReplayResult) -> Path:
     """Writes tables, figures and config.yaml into the run's folder; returns the Markdown file."""
     folder = Path(cfg.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     prices = PriceBook.load(cfg.prices)
     parts = [
         f"# Prompt-caching cost of {Path(cfg.trace).name if cfg.trace else 'generated conversations'}\n",
@@ -56,12 +56,10 @@ def write_report(cfg: ReplayConfig, results: ReplayResult) -> Path:
         else []
     )
     for name, frame in frames.items():
-        frame.to_csv(folder / f"{name}.csv", index=False)
+        write(folder / f"{name}.csv", csv_text(frame))
     _figures(cfg, results, prices, folder / "figures")
-    path = folder / "table.md"
-    path.write_text("\n".join(parts))
-    (folder / "config.yaml").write_text(as_yaml(cfg), encoding="utf-8")
-    return path
+    write(folder / "config.yaml", as_yaml(cfg))
+    return write(folder / "table.md", "\n".join(parts))
 
 
 def _generated(spec: Synthetic) -> str:

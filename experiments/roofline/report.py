@@ -10,9 +10,10 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 
+from kvbench.config.files import write
 from kvbench.config.text import counted
 from kvbench.report import style
-from kvbench.report.format import markdown_table, number
+from kvbench.report.format import csv_text, markdown_table, number
 from kvbench.report.plots import save
 
 DOLLARS = "Modelled dollars per generated token, of dense's, by length of the prompt."
@@ -28,10 +29,9 @@ def write_report(frame: pd.DataFrame, folder: Path) -> Path:
     Returns:
         The Markdown table.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(folder / "roofline.csv", index=False, float_format="%.6g")
+    write(folder / "roofline.csv", csv_text(frame, "%.6g"))
     table = folder / "table.md"
-    table.write_text(markdown(frame), encoding="utf-8")
+    write(table, markdown(frame))
     for model, rows in frame.groupby("model"):
         save(
             step_figure(rows),

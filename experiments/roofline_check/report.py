@@ -8,6 +8,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.lines import Line2D
 
+from kvbench.config.files import write
 from kvbench.experiments.roofline_check.config import FIXED_LENGTH
 from kvbench.report import style
 from kvbench.report.format import markdown_table, number
@@ -27,7 +28,7 @@ def write_report(frame: pd.DataFrame, folder: Path) -> Path:
         The Markdown table.
     """
     table = folder / "table.md"
-    table.write_text(markdown(frame), encoding="utf-8")
+    write(table, markdown(frame))
     for model, rows in frame.groupby("model"):
         device = ", ".join(sorted(set(rows["device"])))
         note = (

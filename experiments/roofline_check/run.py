@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from kvbench.config.errors import UserError
+from kvbench.config.files import write
 from kvbench.cost.accounting import account
 from kvbench.cost.measure import measure as measure_device
 from kvbench.cost.measure import place
@@ -23,6 +24,7 @@ from kvbench.engine.compress import cell_lanes
 from kvbench.experiments.roofline_check.config import FIXED_LENGTH, RooflineCheckConfig
 from kvbench.kernels.clock import ColdClock, clock_for
 from kvbench.methods import LayerSnapshot, Resolved, build
+from kvbench.report.format import csv_text
 from kvbench.runs.progress import ProgressFactory
 
 # copies of the cache, stepped through in turn so that none is in the processor's caches: total bytes, maximum number
@@ -51,7 +53,6 @@ def check(cfg: RooflineCheckConfig, progress: ProgressFactory) -> pd.DataFrame:
         for length in cfg.lengths
         if (points := [one for one in _points(cfg) if _key(shape, *one, length) not in done])
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
     short: dict[tuple[str, str], Point] = {}
     with progress(sum(len(points) for *_, points in pending), len(pending)) as display:
         for shape, length, points in pending:
@@ -62,7 +63,7 @@ def check(cfg: RooflineCheckConfig, progress: ProgressFactory) -> pd.DataFrame:
                 display.cells_done(1)
             added = pd.DataFrame(rows)
             frame = pd.concat([frame, added], ignore_index=True) if len(frame) else added
-            compare(frame).to_csv(path, index=False, float_format="%.6g")
+            write(path, csv_text(compare(frame), "%.6g"))
     return compare(frame)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from kvbench.config.files import write
 from kvbench.config.text import counted
 from kvbench.config.typed import as_yaml
 from kvbench.experiments.two_layer import claude_api, figure
@@ -16,7 +17,7 @@ from kvbench.experiments.two_layer.breakeven import BreakEven, break_even
 from kvbench.experiments.two_layer.compare import Comparison, LengthCase, ModelCase, RentCase, cheapest_way
 from kvbench.experiments.two_layer.config import LAYERS, TwoLayerConfig, load_text
 from kvbench.experiments.two_layer.simulate import COUNTED
-from kvbench.report.format import frame_table
+from kvbench.report.format import csv_text, frame_table
 from kvbench.report.plots import save
 
 if TYPE_CHECKING:
@@ -56,14 +57,11 @@ LEFT_OUT = (
 def write_report(cfg: TwoLayerConfig, found: Comparison) -> Path:
     """Writes table.md, rows.csv, config.yaml and the figure into the run's folder; returns the Markdown file."""
     folder = Path(cfg.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows(cfg, found).to_csv(folder / "rows.csv", index=False, float_format="%.6g")
+    write(folder / "rows.csv", csv_text(rows(cfg, found), "%.6g"))
     if cfg.layer == "both":
         save(figure.per_session(found, cfg), folder / "figures", "per_session", figure.HEADING)
-    (folder / "config.yaml").write_text(as_yaml(cfg, run_dir=None), encoding="utf-8")
-    path = folder / "table.md"
-    path.write_text("\n".join(_parts(cfg, found)) + "\n", encoding="utf-8")
-    return path
+    write(folder / "config.yaml", as_yaml(cfg, run_dir=None))
+    return write(folder / "table.md", "\n".join(_parts(cfg, found)) + "\n")
 
 
 def rows(cfg: TwoLayerConfig, found: Comparison) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from kvbench.config.text import file_name
 from kvbench.experiments.vllm_common import ServerRun
 from kvbench.experiments.vllm_fp8.config import Fp8Config
 from kvbench.kernels.build import cache_dir
@@ -28,7 +29,7 @@ def _checkpoint(spec: ServerSpec, cfg: Fp8Config, server_run: ServerRun) -> Path
     if not spec.scales or spec.config.base_url or spec.config.model:
         return folder
     key = {"model": fingerprint(folder), "task": cfg.task, **asdict(cfg.calibration)}
-    target = cache_dir() / "models" / f"{cfg.model.name}-kv-scales-{digest(key)}"
+    target = cache_dir() / "models" / f"{file_name(cfg.model.name)}-kv-scales-{digest(key)}"
     if not target.is_dir():
         # they import torch
         from kvbench.models import kv_scales

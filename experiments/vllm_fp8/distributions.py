@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kvbench.config.files import write
 from kvbench.experiments.vllm_fp8 import logprob_kl
 from kvbench.vllm.driver import Driver
 from kvbench.vllm.errors import BadAnswer
@@ -55,8 +57,9 @@ def save(path: Path, top: TopLogprobs) -> None:
     for row, position in enumerate(top):
         for column, (token, logprob) in enumerate(position.items()):
             ids_TK[row, column], logprobs_TK[row, column] = int(token.removeprefix("token_id:")), logprob
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, ids=ids_TK, logprobs=logprobs_TK)
+    packed = io.BytesIO()
+    np.savez_compressed(packed, ids=ids_TK, logprobs=logprobs_TK)
+    write(path, packed.getvalue())
 
 
 def read(path: Path) -> list[dict[str, float]]:

@@ -9,10 +9,11 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 
+from kvbench.config.files import write
 from kvbench.experiments.vllm_rag.config import LAYOUTS
 from kvbench.experiments.vllm_rag.steps import GraphStep, by_node
 from kvbench.report import style
-from kvbench.report.format import Table, number
+from kvbench.report.format import Table, csv_text, number
 from kvbench.report.plots import save
 from kvbench.runs.store import Record
 from kvbench.vllm import page
@@ -47,8 +48,7 @@ def write_report(folder: Path, rows: Sequence[Record], order: Sequence[str]) -> 
     """
     runs = of_kind(rows, "rag")
     steps = [{"setup": row["setup"], **step} for row in runs for step in row["steps"]]
-    folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(steps).to_csv(folder / "steps.csv", index=False)
+    write(folder / "steps.csv", csv_text(pd.DataFrame(steps)))
     parts: list[Table | str] = []
     for label in order:
         of_server = [row for row in runs if row["setup"] == label]

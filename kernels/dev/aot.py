@@ -15,6 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
+from kvbench.config.files import write
 from kvbench.kernels.dev.stub import CHIPS, compiling_for, resources
 from kvbench.kernels.hsa_scores import triton_form as hsa
 from kvbench.kernels.page_bounds import triton_form as bounds
@@ -159,8 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
     frame = table(targets, dtypes)
     print(frame.to_string(index=False))
     if options.csv:
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(options.csv, index=False)
+        write(options.csv, frame.to_csv(index=False))
     worse = regressions(frame, pd.read_csv(options.check)) if options.check else []
     print(*worse, sep="\n", file=sys.stderr)
     return 1 if worse else 0

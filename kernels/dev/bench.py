@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from kvbench.config.files import write
 from kvbench.kernels import forms, window_scores
 from kvbench.kernels.clock import ColdClock
 from kvbench.kernels.hsa_decode import hsa_decode
@@ -365,8 +366,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _report(frame: pd.DataFrame, csv: Path | None) -> None:
     if csv:
-        csv.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(csv, index=False, float_format="%.6g")
+        write(csv, frame.to_csv(index=False, float_format="%.6g"))
     columns = ["operation", "form", "length", "budget", "median_ms", "p20_ms", "p80_ms", "percent_of_read"]
     print(
         f"{frame['device'][0]}, {frame['threads'][0]} threads, reads {frame['read_gb_per_s'].median():.1f} GB/s"

@@ -8,8 +8,9 @@ from pathlib import Path
 from kvbench.claims import page, table
 from kvbench.claims.claim import VERDICTS, Result
 from kvbench.claims.evidence import Runs, load
-from kvbench.config.errors import UserError
+from kvbench.config.files import write
 from kvbench.config.typed import unknown
+from kvbench.report.format import csv_text
 
 __all__ = ["Result", "chosen", "evaluate", "write_tables"]
 
@@ -74,14 +75,8 @@ def write_tables(results: Sequence[Result], folder: Path = WRITTEN) -> list[Path
         UserError: the folder cannot be written.
     """
     contents = {
-        "claims.csv": table.frame(results).to_csv(index=False),
+        "claims.csv": csv_text(table.frame(results)),
         "claims.md": table.full(results),
         "claims.html": page.page(results).html(),
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            (folder / name).write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--write: cannot write {error.filename}: {error.strerror}") from None
-    return [folder / name for name in contents]
+    return [write(folder / name, content, "--write") for name, content in contents.items()]

@@ -9,6 +9,7 @@ from typing import Any
 
 from kvbench.claude.request import digest
 from kvbench.config.errors import UserError
+from kvbench.config.files import write
 
 KEY = "ANTHROPIC_API_KEY"
 PROBE = "."  # assumed to be one token: the rest of its count is the overhead of a message
@@ -58,9 +59,7 @@ class ApiCounter:
 
     def save(self, path: str | Path) -> None:
         """Writes the counts in the format of `tokens.FixtureCounter.load`."""
-        Path(path).write_text(
-            json.dumps(self.counts, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        write(path, json.dumps(self.counts, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
     def _request(self, text: str, model: str) -> int:
         message = {"role": "user", "content": text}

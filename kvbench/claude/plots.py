@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from kvbench.claude.tables import AS_BILLED, usd
+from kvbench.config.files import write
 from kvbench.report import style
 
 LIFETIMES = ((300, "5 min"), (3600, "1 h"))
@@ -164,5 +165,4 @@ def _legend(figure: style.Figure, axes: Axes, note: str) -> None:
 
 def _save(figure: style.Figure, path: Path, heading: str) -> None:
     figure.heading = heading
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(style.render(figure, path.suffix[1:]))
+    write(path, style.render(figure, path.suffix[1:]))

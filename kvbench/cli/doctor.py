@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from packaging.requirements import Requirement
 
 from kvbench.config.cpuinfo import features, processor
+from kvbench.config.secrets import child_environment
 from kvbench.config.text import counted
 from kvbench.kernels.build import cache_dir, compiler
 from kvbench.models import embedded
@@ -118,7 +119,7 @@ def cxx() -> str:
     path = compiler()
     if path is None:
         return "none: CPU kernels fall back to torch; install g++ or clang++, or set $CXX"
-    done = subprocess.run([path, "--version"], capture_output=True, text=True)
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, env=child_environment())
     return f"{path}, {(done.stdout.splitlines() or ['it does not run: CPU kernels fall back to torch'])[0]}"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from kvbench.config.cpuinfo import features
 from kvbench.config.errors import UserError
+from kvbench.config.secrets import masked
 from kvbench.vllm import environment
 from kvbench.vllm.config import KV_DTYPES, ServerConfig
 from kvbench.vllm.environment import FP8_CPU, Environment
@@ -47,7 +48,7 @@ def report(python: str = ServerConfig.python, command: str | None = None) -> str
     Raises:
         UserError: the command starts no vLLM server.
     """
-    words = None if command is None else server_words(command)
+    words = None if command is None else server_words(masked(command))
     try:
         env = environment.find(python)
         flags = env.engine_flags

@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 
 from kvbench import __version__
 from kvbench.config.errors import CellsFailed, UserError
+from kvbench.config.secrets import masked
+from kvbench.config.text import printable
 from kvbench.config.typed import unknown
 
 # what `kvbench ls` lists
@@ -72,20 +74,41 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.handler(args)
             sys.stdout.flush()
         except BrokenPipeError:
-            # the reader (`| head`) is gone; flushing the buffer at exit must not fail
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # the reader (`| head`) is gone
+            _drop_output()
         except CellsFailed as failed:
-            print(failed.text, flush=True)
+            _say(failed.text, flush=True)
             for line in failed.failures:
-                print(f"kvbench: failed: {line}", file=sys.stderr)
+                _tell(f"failed: {line}")
             return 1
         except UserError as error:
-            print(f"kvbench: error: {error}", file=sys.stderr)
+            _tell(f"error: {error}")
+            return 2
+        except OSError as error:
+            # of a file or folder that no one place reads or writes, or of a full disk behind standard output
+            if error.filename is None:
+                _drop_output()
+            _tell(f"error: {error.filename or 'output'}: {error.strerror or error}")
             return 2
         except KeyboardInterrupt as stop:
-            print("; ".join(["kvbench: interrupted", *map(str, stop.args)]), file=sys.stderr)
+            _tell("; ".join(["interrupted", *map(str, stop.args)]))
             return 130
     return 0
+
+
+def _drop_output() -> None:
+    """Flushing the buffer at exit must not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(text: object, **how: Any) -> None:
+    """Prints; what a terminal would obey in texts of models and files is written out."""
+    print(printable(str(text)), **how)
+
+
+def _tell(message: str) -> None:
+    """Prints one line to standard error, without secrets."""
+    print(f"kvbench: {printable(masked(' '.join(message.splitlines())))}", file=sys.stderr)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -208,7 +231,7 @@ def _run(args: argparse.Namespace) -> None:
         text = experiments.run(composed, Progress)
         if args.table:
             _print_table(run_dir(composed), text)
-        print(text)
+        _say(text)
     except CellsFailed as failed:
         if args.table:
             _print_table(run_dir(composed), failed.text)
@@ -223,14 +246,14 @@ def _print_table(folder: Path, text: str) -> None:
     path = folder / "table.md"
     table = path.read_text(encoding="utf-8") if path.is_file() else ""
     if table and table not in text:
-        print(table)
+        _say(table)
 
 
 def _best(args: argparse.Namespace) -> None:
     from kvbench import report
 
     best = report.load(args.folder).best(args.within, args.kl)
-    print(best.json() if args.json else best.text())
+    _say(best.json() if args.json else best.text())
 
 
 def _status(args: argparse.Namespace) -> None:
@@ -240,13 +263,13 @@ def _status(args: argparse.Namespace) -> None:
         args.what, args.name, args.json, args.markdown, args.config_dir = "runs", None, False, False, []
         _ls(args)
     else:
-        print(report.status(args.folder))
+        _say(report.status(args.folder))
 
 
 def _report(args: argparse.Namespace) -> None:
     from kvbench import report
 
-    print(report.write_report(args.folder)["report.html"])
+    _say(report.write_report(args.folder)["report.html"])
 
 
 def _open(args: argparse.Namespace) -> None:
@@ -256,30 +279,30 @@ def _open(args: argparse.Namespace) -> None:
 
     page = report.page_of(args.folder) if args.folder else report.write_index()
     # a path that can be copied where there is no browser
-    print(page)
+    _say(page)
     webbrowser.open(page.resolve().as_uri())
 
 
 def _compare(args: argparse.Namespace) -> None:
     from kvbench import report
 
-    print(report.comparison_text(report.compare(*args.folders), *args.folders))
+    _say(report.comparison_text(report.compare(*args.folders), *args.folders))
 
 
 def _explain(args: argparse.Namespace) -> None:
     from kvbench import report
 
-    print(report.explain(args.folder, *args.cell))
+    _say(report.explain(args.folder, *args.cell))
     if not args.no_tokens:
-        print(f"\n{_kept(report.find(args.folder, *args.cell))}")
+        _say(f"\n{_kept(report.find(args.folder, *args.cell))}")
 
 
 def _kept(record: Mapping[str, Any]) -> str:
     """What a cell keeps of its prompt, or why that cannot be shown."""
     if record.get("timing") == "isolated":
         return "tokens kept after prefill: shown for cells with answers, this one measures times"
-    text = f"kvbench: loads the model {record.get('model')} to compress the cell again; --no-tokens leaves that out"
-    print(text, file=sys.stderr, flush=True)
+    text = f"loads the model {record.get('model')} to compress the cell again; --no-tokens leaves that out"
+    _tell(text)
     from kvbench.experiments.accuracy import kept
 
     try:
@@ -295,19 +318,19 @@ def _ls(args: argparse.Namespace) -> None:
     if args.markdown and args.what != "methods":
         raise UserError(f"--markdown: there is no page of {args.what or 'a bare ls'}, only of methods")
     if args.markdown:
-        print(listing.methods_page(), end="")
+        _say(listing.methods_page(), end="")
     elif args.what is None:
-        print(listing.kinds(KINDS))
+        _say(listing.kinds(KINDS))
     elif args.what not in KINDS:
         raise unknown("ls", args.what, KINDS, "listing")
     else:
-        print(listing.show(args.what, args.name, checked_dirs(args.config_dir), args.json))
+        _say(listing.show(args.what, args.name, checked_dirs(args.config_dir), args.json))
 
 
 def _new(args: argparse.Namespace) -> None:
     from kvbench.cli import scaffold
 
-    print(scaffold.new(args.what, args.name))
+    _say(scaffold.new(args.what, args.name))
 
 
 def _claims(args: argparse.Namespace) -> None:
@@ -321,7 +344,7 @@ def _claims(args: argparse.Namespace) -> None:
         parts.append(f"to be run, and then claims again with --run NAME:\n{commands}")
     if args.write:
         parts.append(f"written: {', '.join(map(str, claims.write_tables(results)))}")
-    print("\n\n".join(part for part in parts if part))
+    _say("\n\n".join(part for part in parts if part))
 
 
 def _claude(args: argparse.Namespace) -> None:
@@ -337,22 +360,22 @@ def _doctor(args: argparse.Namespace) -> None:
     if args.bandwidth:
         from kvbench.cost.measure import description, measure
 
-        print(description(measure()), end="")
+        _say(description(measure()), end="")
         return
     if args.vllm:
         from kvbench.cli import doctor_vllm as vllm
 
-        print(vllm.report(args.vllm, args.command))
+        _say(vllm.report(args.vllm, args.command))
         return
     if args.command is not None:
         raise UserError("--command: a command line of vLLM, give --vllm too")
     from kvbench.cli import doctor
 
-    print(doctor.report())
+    _say(doctor.report())
 
 
 def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
-    print(f"kvbench: warning: {message}", file=sys.stderr)
+    _tell(f"warning: {message}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 from kvbench.config.errors import UserError
+from kvbench.config.files import write
 from kvbench.report import load
+from kvbench.report.format import csv_text
 from kvbench.runs.store import Store
 
 FIGURES = ("answer", "kl_vs_read", "score_vs_resident")
@@ -35,18 +37,15 @@ def publish(run: str | Path, folder: Path) -> list[Path]:
         raise UserError(
             f"run: {run} has {len(missing)} cells that are not done, and {len(view.failures)} failed"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     summary, table = folder / "summary.csv", folder / "table.md"
-    view.summary().assign(run=folder.name).to_csv(summary, index=False, float_format="%.10g")
+    write(summary, csv_text(view.summary().assign(run=folder.name), "%.10g"))
     made = max(record["time"] for record in view.records)[:10]
     experiment = view.config.get("name", view.name)
-    table.write_text(
-        f"# Run {folder.name}\n\nMade with `kvbench run {experiment}`, {made}.\n", encoding="utf-8"
-    )
+    write(table, f"# Run {folder.name}\n\nMade with `kvbench run {experiment}`, {made}.\n")
     drawn = [folder / "figures" / f"{kind}.svg" for kind in FIGURES]
     for path in drawn:
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
+        if not path.exists():
+            write(path, "")
     return [summary, Store(view.path).pack(folder), table, *drawn]
 
 

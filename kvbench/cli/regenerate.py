@@ -17,6 +17,7 @@ from kvbench.claims import evaluate, evidence, table
 from kvbench.claims import page as claims_page
 from kvbench.cli import reproduce
 from kvbench.config.compose import compose
+from kvbench.config.files import write
 from kvbench.config.numbers import read_json
 from kvbench.experiments import run
 from kvbench.experiments.roofline_check import report as check_report
@@ -26,6 +27,7 @@ from kvbench.experiments.vllm_prefix_caching import report as prefix_report
 from kvbench.experiments.vllm_rag import report as rag_report
 from kvbench.experiments.vllm_vs_compression import report as versus_report
 from kvbench.report import overview, plots, readme, style, tables
+from kvbench.report.format import csv_text
 from kvbench.report.summary import COLUMNS, pooled
 from kvbench.runs.progress import Progress
 from kvbench.runs.store import Record
@@ -86,10 +88,10 @@ def regenerated(root: Path, modelled: Mapping[str, Sequence[str]] = QUICK | SLOW
     for name, overrides in modelled.items():
         found |= _modelled(root / RESULTS / name, overrides)
     found |= _checked(root / RESULTS / CHECK)
-    for name, write in VLLM_REPORTS.items():
-        found |= _from_rows(root / RESULTS / name, write)
+    for name, report in VLLM_REPORTS.items():
+        found |= _from_rows(root / RESULTS / name, report)
     results = evaluate(evidence.load(root / RESULTS))
-    found[root / RESULTS / "claims.csv"] = table.frame(results).to_csv(index=False).encode()
+    found[root / RESULTS / "claims.csv"] = csv_text(table.frame(results)).encode()
     found[root / RESULTS / "claims.md"] = table.full(results).encode()
     found[root / RESULTS / "claims.html"] = claims_page.page(results).html().encode()
     index = overview.index(overview.runs_in(root / RESULTS), root / RESULTS)
@@ -108,7 +110,7 @@ def main() -> None:
     """Write the files that changed and print their names."""
     for path, content in regenerated(Path()).items():
         if not path.is_file() or path.read_bytes() != content:
-            path.write_bytes(content)
+            write(path, content)
             print(f"written: {path}")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kvbench.config import source
 from kvbench.config.errors import UserError
+from kvbench.config.files import write
 from kvbench.config.groups import Groups
 
 _METHOD = '''\
@@ -156,10 +157,7 @@ def new(what: str, name: str, folder: Path | None = None) -> Written:
     if file.exists():
         raise UserError(f"name: {file} exists; give another name")
     words = {"name": name, "title": name.replace("_", " "), "cls": name.title().replace("_", "")}
-    try:
-        file.write_text(kind.text.format(**words), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"name: cannot write {error.filename}: {error.strerror}") from None
+    write(file, kind.text.format(**words), "name")
     plugin = [f"plugins=[{name}]"] if root is None else []
     command = shlex.join(["kvbench", "run", "quickstart", *plugin, f"{what}=[{name}]"])
     return Written(file, command, kind.then if root else "")

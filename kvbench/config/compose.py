@@ -9,10 +9,11 @@ import dataclasses
 import importlib.resources
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from hydra import compose as hydra_compose
@@ -22,6 +23,7 @@ from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.resolvers import oc
 
 from kvbench.config.errors import UserError
 from kvbench.config.groups import Groups, module_names
@@ -261,12 +263,13 @@ def _hydra(lines: Sequence[str], groups: Groups) -> tuple[dict[str, Any], str | 
     search = ",".join(f"'file://{folder}'" for folder in groups.config_dirs)
     lines = [f"hydra.searchpath=[{search}]", *lines] if groups.config_dirs else list(lines)
     try:
-        with initialize_config_module("kvbench.conf", version_base="1.3"):
+        with _without_environment(), initialize_config_module("kvbench.conf", version_base="1.3"):
             cfg = hydra_compose("config", overrides=lines, return_hydra_config=True)
         name = cfg.hydra.runtime.choices.get("experiment")
         with open_dict(cfg):
             del cfg["hydra"]
-        data = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        with _without_environment():
+            data = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingConfigException as error:
         raise _no_such_option(error, groups) from None
     except HydraException as error:
@@ -275,6 +278,23 @@ def _hydra(lines: Sequence[str], groups: Groups) -> tuple[dict[str, Any], str | 
         raise UserError(_one_line(error)) from None
     assert isinstance(data, dict)
     return {str(key): value for key, value in data.items()}, name
+
+
+@contextmanager
+def _without_environment() -> Iterator[None]:
+    """Refuses `${oc.env:NAME}` while the context lasts: the value, maybe a key, would be stored with every result."""
+    OmegaConf.register_new_resolver("oc.env", _refused, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+
+
+def _refused(name: object, *_: object) -> NoReturn:
+    raise UserError(
+        f"${{oc.env:{name}}} reads the environment, whose values would be stored with the results; give the value "
+        "itself, a key by the name of its variable (serving.api_key_env)"
+    )
 
 
 def _no_such_option(error: MissingConfigException, groups: Groups) -> UserError:
@@ -301,5 +321,6 @@ def _translate(error: HydraException, groups: Groups) -> UserError:
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OmegaConfBaseException):
-        return f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"
+        first = str(error).splitlines()[0].removeprefix("UserError raised while resolving interpolation: ")
+        return f"{error.full_key or 'config'}: {first}"
     return f"config: {' '.join(str(error).split())}"

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from kvbench.config.errors import UserError
+from kvbench.config.secrets import masked_data
 
 T = TypeVar("T")
 
@@ -98,14 +99,14 @@ def convert(hint: Any, value: Any, key: str) -> Any:
 
 
 def as_yaml(cfg: object, **more: object) -> str:
-    """A configuration as YAML that `build` reads back.
+    """A configuration as YAML that `build` reads back; passwords and keys are masked.
 
     Args:
         cfg: a dataclass.
         more: keys to add or replace.
     """
     data = dataclasses.asdict(cfg) | more  # type: ignore[call-overload]
-    return yaml.safe_dump(_lists(data), sort_keys=False, allow_unicode=True, width=110)
+    return yaml.safe_dump(_lists(masked_data(data)), sort_keys=False, allow_unicode=True, width=110)
 
 
 def _lists(value: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 
 from kvbench.config.errors import UserError
 from kvbench.config.numbers import NotFiniteError
+from kvbench.config.secrets import masked
 
 Kind = Literal["not_finite", "out_of_memory", "audit", "refused", "raised", "dense"]
 
@@ -39,8 +40,8 @@ class Failure:
     @classmethod
     def of(cls, error: Exception, stage: str) -> Failure:
         """The failure that an exception is."""
-        reason = " ".join(str(error).split()) or type(error).__name__
-        text = "".join(traceback.format_exception(error))
+        reason = masked(" ".join(str(error).split())) or type(error).__name__
+        text = masked("".join(traceback.format_exception(error)))
         kind = _kind(error)
         if kind == "raised":
             reason = f"{type(error).__name__}: {reason}"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kvbench.config.errors import UserError
+from kvbench.config.files import write, writing
 from kvbench.kernels.build import cache_dir
 
 NAME = "smollm2_135m"
@@ -83,20 +84,26 @@ def ensure() -> Path:
     folder = folder_for(digest)
     if intact(folder, digest):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not intact(folder, digest):
-            # under the lock, leftovers can only be those of a killed process
-            for stale in folder.parent.glob(f".{folder.name}.*"):
-                shutil.rmtree(stale)
-            work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-            convert(source, work / "new")
-            seal(work / "new", digest)
-            if folder.exists():
-                folder.rename(work / "old")
-            (work / "new").rename(folder)
-            shutil.rmtree(work)
+    with writing(f"the converted model in {folder.parent} (KVBENCH_CACHE is another folder for it)"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not intact(folder, digest):
+                _convert_whole(source, digest, folder)
     return folder
+
+
+def _convert_whole(source: Path, digest: str, folder: Path) -> None:
+    """Convert the GGUF file, and let the folder appear once it is complete; the caller holds the lock."""
+    # leftovers can only be those of a killed process
+    for stale in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(stale)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
+        new = Path(work) / "new"
+        convert(source, new)
+        seal(new, digest)
+        if folder.exists():
+            folder.rename(Path(work) / "old")
+        new.rename(folder)
 
 
 def convert(source: Path, folder: Path) -> None:
@@ -157,4 +164,4 @@ def seal(folder: Path, source_sha256: str) -> None:
         "versions": versions,
         "files": files,
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False))
+    write(folder / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False))

@@ -1,12 +1,12 @@
 """The identity of a model in cell ids: equal for equal files in any folder on any machine."""
 
+import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 
 from kvbench.config.errors import UserError
+from kvbench.config.files import write
 from kvbench.kernels.build import cache_dir
 from kvbench.models.embedded import MANIFEST
 
@@ -41,7 +41,9 @@ def fingerprint(folder: Path) -> str:
     for file in files:
         total.update(f"\n{file.name} {_digest(file)}".encode())
     text = total.hexdigest()[:16]
-    _write_whole(known, text)
+    # a cache that cannot be written costs time only
+    with contextlib.suppress(UserError):
+        write(known, text)
     return text
 
 
@@ -61,15 +63,3 @@ def _digest(file: Path) -> str:
                 stream.seek((size - BLOCK) * i // (BLOCKS - 1))
                 digest.update(stream.read(BLOCK))
     return digest.hexdigest()
-
-
-def _write_whole(file: Path, text: str) -> None:
-    """Write atomically; a read-only cache folder is not an error."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent)
-        with os.fdopen(handle, "w") as stream:
-            stream.write(text)
-        os.replace(name, file)
-    except OSError:
-        return

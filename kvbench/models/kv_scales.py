@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvbench.config.errors import UserError
+from kvbench.config.files import write, writing
 from kvbench.config.numbers import finite
+from kvbench.models.checkpoint import read_json
 from kvbench.models.embedded import MANIFEST
 
 if TYPE_CHECKING:
@@ -81,34 +84,39 @@ def write_scales(source: Path, target: Path, scales: dict[str, float]) -> None:
         scales: result of `calibrate`.
 
     Raises:
-        UserError: the checkpoint is quantised already.
+        UserError: the checkpoint is quantised already or damaged, or the folder cannot be written.
     """
+    config = read_json(source / "config.json", f"model.path={source}")
+    if "quantization_config" in config:
+        raise UserError(f"model.path={source}: already quantised, scales cannot be added")
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as work:
+            draft = Path(work) / "new"
+            _write_checkpoint(source, config, draft, scales)
+            shutil.rmtree(target, ignore_errors=True)
+            draft.rename(target)
+
+
+def _write_checkpoint(source: Path, config: dict[str, Any], draft: Path, scales: dict[str, float]) -> None:
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    config = json.loads((source / "config.json").read_text())
-    if "quantization_config" in config:
-        raise UserError(f"model.path={source}: already quantised, scales cannot be added")
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    draft.mkdir()
     for file in source.iterdir():
         if file.is_file() and file.name not in ("config.json", INDEX, MANIFEST):
             _link(file.resolve(), draft / file.name)
     if (source / INDEX).is_file():
-        index = json.loads((source / INDEX).read_text())
+        index = read_json(source / INDEX, f"model.path={source}")
     else:
         with safe_open(source / "model.safetensors", "pt") as weights:
             index = {"metadata": {}, "weight_map": dict.fromkeys(weights.keys(), "model.safetensors")}
     index["weight_map"] |= dict.fromkeys(scales, FILE)
     save_file({key: torch.tensor(value) for key, value in scales.items()}, draft / FILE, {"format": "pt"})
-    (draft / INDEX).write_text(json.dumps(index, indent=1, allow_nan=False))
-    (draft / "config.json").write_text(
-        json.dumps({**config, "quantization_config": QUANTIZATION}, indent=1, allow_nan=False)
-    )
-    shutil.rmtree(target, ignore_errors=True)
-    draft.rename(target)
+    write(draft / INDEX, json.dumps(index, indent=1, allow_nan=False))
+    quantised = {**config, "quantization_config": QUANTIZATION}
+    write(draft / "config.json", json.dumps(quantised, indent=1, allow_nan=False))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from kvbench.config.files import write
 from kvbench.report import folder, html, plots, style
+from kvbench.report.format import csv_text
 from kvbench.report.page import Picture
 from kvbench.report.run import Run, load
 
@@ -26,8 +28,8 @@ def write_report(run_dir: str | Path | Run) -> dict[str, Path]:
     paths = []
     if not run.packed:
         paths = [run.path / "summary.csv", run.path / "table.md"]
-        run.summary().to_csv(paths[0], index=False, float_format="%.10g")
-        paths[1].write_text(run.table(), encoding="utf-8")
+        write(paths[0], csv_text(run.summary(), "%.10g"))
+        write(paths[1], run.table())
     figures = []
     for kind, spec in plots.KINDS.items():
         for name, figure in run.figures(kind):
@@ -39,7 +41,7 @@ def write_report(run_dir: str | Path | Run) -> dict[str, Path]:
                 paths += saved
             figures.append(Picture(spec.caption, name, svg))
     paths.append(run.path / "report.html")
-    paths[-1].write_text(html.page(run, figures), encoding="utf-8")
+    write(paths[-1], html.page(run, figures))
     return {path.relative_to(run.path).as_posix(): path for path in paths}
 
 

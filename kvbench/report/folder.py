@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
+from kvbench.config.files import write
 from kvbench.report import style
 from kvbench.report.page import Column, Explorer, Page, Picture
 
@@ -28,9 +29,7 @@ def write_page(folder: Path, explorers: Sequence[Explorer] = ()) -> Path:
     Returns:
         The page.
     """
-    path = folder / "report.html"
-    path.write_text(page(folder, explorers).html(), encoding="utf-8")
-    return path
+    return write(folder / "report.html", page(folder, explorers).html())
 
 
 def page(folder: Path, explorers: Sequence[Explorer] = ()) -> Page:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import html
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from kvbench.config.text import printable
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MB = 1e6
 MISSING = "-"
+# characters with which a spreadsheet's formula begins, and texts of one of them that are none
+_FORMULA, _SIGNS = ("=", "+", "-", "@", "\t", "\r"), ("-", "+")
+# what makes a link, or an image, of a text in brackets
+_LINK = re.compile(r"(?<=\])(?=[(\[])|^(?=\[[^\]]+\]:)")
 # marks of a difference that is detectable
 WORSE, BETTER = "▼", "▲"
 
@@ -34,8 +41,9 @@ def number(value: float | None, spec: str, scale: float = 1) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text for a Markdown table or heading: HTML and pipes escaped, on one line."""
-    return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
+    """Text for a Markdown table or heading, on one line: HTML, pipes, links and what a terminal obeys are escaped."""
+    plain = printable(" ".join(re.split(r"[\r\n]+", text)))
+    return _LINK.sub(r"\\", html.escape(plain, quote=False).replace("|", "\\|"))
 
 
 def markdown_table(
@@ -60,6 +68,30 @@ def markdown_table(
         rule = f"| {' | '.join('---' for _ in header)} |"
     first, *others = (f"| {' | '.join(row)} |" for row in cells)
     return "\n".join([first, rule, *others])
+
+
+def csv_text(frame: pd.DataFrame, floats: str | None = None) -> str:
+    """A data frame as CSV, in which no text is a formula for a spreadsheet: such text gets a quote before it.
+
+    Args:
+        frame: the table.
+        floats: format of its floats, as `%.6g`.
+    """
+    shown = frame.rename(columns=_no_formula)
+    for name in shown.columns[[kind.kind not in "biufcMm" for kind in frame.dtypes]]:
+        shown[name] = shown[name].map(_no_formula, na_action="ignore")
+    return shown.to_csv(index=False, float_format=floats)
+
+
+def _no_formula(value: Any) -> Any:
+    """The value, behind a quote where a spreadsheet would run it."""
+    if not isinstance(value, str) or not value.startswith(_FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return value if value in _SIGNS else f"'{value}"
+    return value
 
 
 def frame_table(frame: pd.DataFrame, digits: int = 4) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from kvbench.config.files import write
 from kvbench.report.html import explorers
 from kvbench.report.page import Column, Explorer, Link, Page
 from kvbench.report.run import RUNS, is_run
@@ -21,10 +22,7 @@ _PAGES = ("report.html", "table.md")
 
 def write_index() -> Path:
     """Write the index of the runs in results/runs and of the committed ones in results; returns its path."""
-    RUNS.mkdir(parents=True, exist_ok=True)
-    path = RUNS / INDEX
-    path.write_text(index([*runs_in(RUNS), *runs_in(RESULTS)], RUNS).html(), encoding="utf-8")
-    return path
+    return write(RUNS / INDEX, index([*runs_in(RUNS), *runs_in(RESULTS)], RUNS).html())
 
 
 def runs_in(root: Path) -> list[Path]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import matplotlib as mpl
 import pandas as pd
 
+from kvbench.config.files import write
+from kvbench.config.text import file_name
 from kvbench.report import (
     answer,
     budgets,
@@ -150,10 +152,9 @@ def save(figure: style.Figure, folder: Path, name: str, heading: str = "") -> li
         heading: title of the SVG; without it the figure's own.
     """
     figure.heading = heading or figure.heading
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.{form}" for form in ("svg", "png")]
+    paths = [folder / f"{file_name(name)}.{form}" for form in ("svg", "png")]
     for path in paths:
-        path.write_bytes(style.render(figure, path.suffix[1:]))
+        write(path, style.render(figure, path.suffix[1:]))
     return paths
 
 

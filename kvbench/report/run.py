@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from kvbench.config.errors import UserError
+from kvbench.config.files import write
 from kvbench.config.numbers import read_json
 from kvbench.report import caveats, failures, paired, plots, summary, tables
 from kvbench.report.best import MARGIN, Best, best
@@ -239,11 +240,9 @@ class Run:
             if cells[name].map(lambda value: isinstance(value, dict)).any():
                 cells[name] = cells[name].map(lambda value: json.dumps(value, sort_keys=True))
         try:
-            cells.to_parquet(path, engine="pyarrow", index=False)
+            write(path, cells.to_parquet(None, engine="pyarrow", index=False), "path")
         except ImportError:
             raise UserError("to_parquet: needs pyarrow, as pip install 'kvbench[export]' brings it") from None
-        except OSError as error:
-            raise UserError(f"path: cannot write {path}: {error.strerror or error}") from None
 
     @cached_property
     def prepared(self) -> pd.DataFrame:

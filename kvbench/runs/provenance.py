@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from kvbench import __version__
 from kvbench.config.cpuinfo import processor
+from kvbench.config.secrets import child_environment
 from kvbench.config.text import counted
 
 if TYPE_CHECKING:
@@ -37,12 +38,23 @@ def commit() -> str | None:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
+    environment = child_environment()
     try:
         head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "HEAD"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
         )
         state = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
         )
     except (OSError, subprocess.CalledProcessError):
         return None

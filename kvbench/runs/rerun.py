@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 from kvbench.config.compose import RUNS, compose
 from kvbench.config.errors import UserError
+from kvbench.config.secrets import masked
 from kvbench.config.typed import python_number
 from kvbench.runs.config import RunConfig
 
@@ -47,7 +48,7 @@ class Rerun:
         tokens, ratio = ("", budget.removesuffix("x")) if budget.endswith("x") else (budget, "")
         words = [
             f"experiment={self.cfg.name}",
-            *self._overrides,
+            *map(masked, self._overrides),
             f"task=[{task}]",
             *(
                 f"task.{task}.{key}={text(value)}"

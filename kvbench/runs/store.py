@@ -24,7 +24,9 @@ import pandas as pd
 import yaml
 
 from kvbench.config.errors import UserError
+from kvbench.config.files import append, write
 from kvbench.config.numbers import read_json
+from kvbench.config.text import counted
 from kvbench.runs.schema import SCHEMA
 
 Record = dict[str, Any]
@@ -68,7 +70,7 @@ class Store:
         self.extend([record])
 
     def extend(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Stores finished cells, one write per line and one fsync for all; on disk when this returns.
+        """Stores finished cells, all or none; on disk when this returns.
 
         Raises:
             TypeError: a value is not plain JSON (a tensor, a numpy scalar).
@@ -86,17 +88,9 @@ class Store:
             + b"\n"
             for record in records
         ]
-        if not lines:
-            return
-        with self._writing(), open(path, "a+b") as file:
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a torn line of a killed predecessor of the same name
-                    file.write(b"\n")
-            for line in lines:
-                file.write(line)
-                file.flush()
-            os.fsync(file.fileno())
+        if lines:
+            with self._writing():
+                append(path, lines)
 
     def done(self) -> set[str]:
         """Ids of the finished cells of all workers; empty for a folder that does not exist yet."""
@@ -112,7 +106,7 @@ class Store:
         Lines without a schema version get version 1.
 
         Raises:
-            UserError: the folder or a file in it cannot be read, or a line has a newer schema.
+            UserError: the folder or a file in it cannot be read.
         """
         records: dict[str, Record] = {}
         problems: list[str] = []
@@ -141,13 +135,17 @@ class Store:
             for path in sorted(
                 path for end in ("", ".gz") for path in self.run_dir.glob(f"{kind}-*.jsonl{end}")
             ):
+                newer = 0
                 for record in _read_lines(path, problems):
                     if record["schema"] > SCHEMA:
-                        raise UserError(
-                            f"run: {self.run_dir} has cells of schema {record['schema']}, written by a newer kvbench; "
-                            f"this one reads up to {SCHEMA}, update it"
-                        )
-                    yield record
+                        newer += 1
+                    else:
+                        yield record
+                if newer:
+                    problems.append(
+                        f"{path.name}: {counted(newer, 'line')} of a newer kvbench left out; this one reads schema 1 "
+                        f"to {SCHEMA}, update it"
+                    )
         except (OSError, EOFError, zlib.error) as error:
             why = getattr(error, "strerror", None) or error
             raise UserError(f"run: cannot read {self.run_dir}: {why}") from None
@@ -165,9 +163,7 @@ class Store:
         packed = io.BytesIO()
         with gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0) as file:
             file.write("".join(f"{line}\n" for line in sorted(lines)).encode())
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(packed.getvalue())
-        return path
+        return write(path, packed.getvalue())
 
     def write_config(self, text: str) -> None:
         """Writes the resolved configuration (YAML) atomically."""
@@ -189,9 +185,7 @@ class Store:
 
     def _replace(self, path: Path, text: str) -> None:
         with self._writing():
-            draft = path.with_suffix(f".{self.worker}.tmp")
-            draft.write_text(text, encoding="utf-8")
-            draft.replace(path)
+            write(path, text, "run_dir")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -247,4 +241,5 @@ def _parse(line: bytes) -> Record | None:
         return None
     if not isinstance(record, dict) or not isinstance(record.get("cell"), str):
         return None
-    return record if isinstance(record.setdefault("schema", 1), int) else None
+    version = record.setdefault("schema", 1)
+    return record if type(version) is int and version > 0 else None

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from kvbench.config.errors import UserError
+from kvbench.config.secrets import child_environment
 
 #: seconds for one answer in the child process
 LIMIT_S = 10.0
@@ -103,7 +104,13 @@ def _in_child(patterns: list[str], text: str) -> bool:
     task = json.dumps([patterns, text])
     try:
         done = subprocess.run(
-            command, input=task, capture_output=True, text=True, timeout=LIMIT_S, check=True
+            command,
+            input=task,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=True,
+            env=child_environment(),
         )
     except subprocess.TimeoutExpired as error:
         reason, said = f"takes more than {LIMIT_S:g} s on an answer", error.stdout

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from kvbench.config.secrets import masked
+from kvbench.config.text import file_name
 from kvbench.runs.fields import checked
 from kvbench.runs.progress import ProgressDisplay, ProgressFactory, nothing_to_do
 from kvbench.runs.store import Record, Store, digest
@@ -129,12 +131,12 @@ class Campaign:
                 display.start_prompt(f"{spec.label}: start")
                 with ExitStack() as stack:
                     try:
-                        log = self.run_dir / "logs" / f"{spec.label}.log"
+                        log = self.run_dir / "logs" / f"{file_name(spec.label)}.log"
                         server = stack.enter_context(serve(spec.config, log))
                     except ServingError as error:
                         if spec is specs[0]:
                             raise
-                        refused.append({"row": "setup", "setup": spec.label, "refused": str(error)})
+                        refused.append({"row": "setup", "setup": spec.label, "refused": masked(str(error))})
                         display.cells_done(len(items))
                         continue
                     asyncio.run(self._measure(spec, server, items, warm_up, display))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from kvbench.config.cpuinfo import features
+from kvbench.config.secrets import child_environment
 from kvbench.vllm.config import KV_DTYPES, ServerConfig
 from kvbench.vllm.errors import ServingError
 
@@ -127,7 +128,12 @@ def find(python: str | Path) -> Environment:
         raise ServingError(f"serving.python: there is no {python}; {advice}")
     try:
         done = subprocess.run(
-            [path, "-I", "-c", _QUERY], capture_output=True, text=True, timeout=60, check=True
+            [path, "-I", "-c", _QUERY],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+            env=child_environment(),
         )
         found = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):

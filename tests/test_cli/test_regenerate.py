@@ -121,7 +121,7 @@ def test_an_unknown_source_or_verdict_is_one_line_and_nothing_is_written(elsewhe
 def test_a_folder_that_cannot_be_written_is_one_line(elsewhere, capsys):
     (elsewhere / "results").write_text("a file")
     assert main(["claims", "--write"]) == 2
-    assert capsys.readouterr().err.startswith("kvbench: error: --write: cannot write results: ")
+    assert capsys.readouterr().err.startswith("kvbench: error: --write: cannot write results/claims.csv: ")
 
 
 def test_claims_are_checked_against_the_same_runs_in_every_folder(tmp_path, monkeypatch):

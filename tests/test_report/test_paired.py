@@ -87,4 +87,4 @@ def test_parquet_holds_every_row(run, tmp_path):
     assert list(found.columns) == list(cells.columns)
     assert found["kl_to_dense"].equals(cells["kl_to_dense"]) and found["output"].equals(cells["output"])
     with pytest.raises(UserError, match=r"^path: cannot write "):
-        run.to_parquet(tmp_path / "none" / "cells.parquet")
+        run.to_parquet(tmp_path / "cells.parquet" / "below_a_file")

@@ -450,3 +450,20 @@ def test_a_file_system_without_new_files_is_no_folder_for_a_run(capsys):
     # os.access claims that root may write there
     assert main(["run", "experiment=roofline", "run_dir=/proc/run"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "kvbench: error: run_dir: cannot write in /proc"
+
+
+@pytest.mark.parametrize(
+    "value", ["${oc.env:KVB_SECRET}", "x/${oc.env:KVB_SECRET,other}", "${oc.env:KVB_UNSET}"]
+)
+def test_the_environment_is_not_read_into_a_configuration(load, monkeypatch, tmp_path, value):
+    monkeypatch.setenv("KVB_SECRET", "hunter2-hunter2")
+    with pytest.raises(
+        UserError, match=r"^model\.path: \$\{oc\.env:KVB_\w+\} reads the environment"
+    ) as error:
+        load(f"model.path='{value}'")
+    assert "hunter2" not in str(error.value)
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(f"# @package _global_\nkind: accuracy\nmodel:\n  system: '{value}'\n")
+    with pytest.raises(UserError, match=r"^model\.system: .* reads the environment"):
+        config.load(["mine", "method=[]", "task=[]"], [str(folder.parent)])

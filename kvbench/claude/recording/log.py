@@ -20,6 +20,7 @@ from kvbench.claude.recording.sse import Reply, decoded
 from kvbench.claude.request import KINDS, TIERS, TTL_NAMES, ContentBlock, mix
 from kvbench.claude.server import workspace_of
 from kvbench.claude.tokens import Counter, best_counter
+from kvbench.config.files import append
 from kvbench.config.text import one_line
 
 FORMAT = 1
@@ -87,7 +88,6 @@ class TraceLog:
         self._session_lines: dict[str, int] = {}
         self._workspaces: dict[str, str] = {}
         self._number = 0
-        self._broken = False
         self._lock = threading.Lock()
 
     def write(self, exchange: Exchange) -> None:
@@ -101,16 +101,12 @@ class TraceLog:
             line = self._line(exchange)
             text = json.dumps(line, separators=(",", ":")) + "\n"
             try:
-                with self.path.open("a", encoding="utf-8") as file:
-                    # what a failed write left of its line must not spoil this one
-                    file.write(f"\n{text}" if self._broken else text)
+                append(self.path, [text.encode()])
             except BaseException:
-                self._broken = True
                 # later lines must not build on one that is not there
                 self._blocks.clear()
                 self._session_lines.clear()
                 raise
-            self._broken = False
             self.lines += 1
 
     def _line(self, exchange: Exchange) -> dict[str, Any]:

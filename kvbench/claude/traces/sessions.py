@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kvbench.config.files import write
+
 MODELS = (
     "claude-opus-4-5-20251101",
     "claude-sonnet-4-5-20250929",
@@ -34,12 +36,10 @@ def write_sessions(folder: Path, count: int, seed: int = 0) -> list[Path]:
         count: number of sessions.
         seed: the same seed gives the same bytes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number in range(count):
-        path = folder / f"session_{number:04d}.json"
-        path.write_text(json.dumps(session(number, seed), separators=(",", ":"), allow_nan=False))
-        paths.append(path)
+        text = json.dumps(session(number, seed), separators=(",", ":"), allow_nan=False)
+        paths.append(write(folder / f"session_{number:04d}.json", text))
     return paths
 
 
