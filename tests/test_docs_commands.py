@@ -15,6 +15,7 @@ import pytest
 from kvbench_testing.docs import PAGES, ROOT, need, pages_commands, shortened
 
 from kvbench.cli import main as cli
+from kvbench.cli import scaffold
 from kvbench.config.compose import compose
 from kvbench.runs.store import Store
 
@@ -86,6 +87,7 @@ def folder(tmp_path_factory, tiny_model_dir) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     asked = {"context": "The sky is blue.", "question": "Which colour?", "answers": ["blue"]}
     (folder / "questions.jsonl").write_text(f"{json.dumps(asked)}\n" * 2)
+    scaffold.new("method", "mymethod", folder)
     (folder / "trace").mkdir()
     (folder / "trace" / "trace.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in requests()))
     hardware = (ROOT / "conf" / "hardware" / "l4.yaml").read_text(encoding="utf-8")

@@ -50,6 +50,13 @@ a cell is its id, the beginning of its id, or its fields:
 """
 
 
+_CHECK = """\
+random prompts of several lengths and shapes, budgets from 1 to more than there is; a few seconds, no model:
+  kvbench check mymethod.py window=16
+exit code: 0 if every rule is met, 1 if one is broken, 2 if there is no such method
+"""
+
+
 _CLAUDE = """\
 in another shell, with the address that the command prints:
   ANTHROPIC_BASE_URL=http://127.0.0.1:8787 claude
@@ -66,16 +73,20 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 for failed cells, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Run a command; returns the exit code.
+
+    0; 1 for failed cells or a method that breaks its contract; 2 for a user's mistake; 130 for Ctrl-C.
+    """
     with warnings.catch_warnings():
         warnings.showwarning = _warn
         try:
             args = _parse(argv)
-            args.handler(args)
+            code = args.handler(args) or 0
             sys.stdout.flush()
         except BrokenPipeError:
             # the reader (`| head`) is gone
             _drop_output()
+            return 0
         except CellsFailed as failed:
             _say(failed.text, flush=True)
             for line in failed.failures:
@@ -93,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as stop:
             _tell("; ".join(["interrupted", *map(str, stop.args)]))
             return 130
-    return 0
+    return code
 
 
 def _drop_output() -> None:
@@ -154,6 +165,12 @@ def _parser() -> argparse.ArgumentParser:
     new = add("new", _new, "write a file to start a method or a task of your own from")
     new.add_argument("what", choices=("method", "task"))
     new.add_argument("name", metavar="NAME", help="lower-case letters, digits and underscores")
+    check = add("check", _check, "check a method of your own against what the engine relies on", _CHECK)
+    text = "a Python file or module with methods of your own, or the name of a method"
+    check.add_argument("what", metavar="METHOD", help=text)
+    check.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="parameters, as window=16"
+    )
     a_run = "a run: its folder, or its name in results/runs"
     status = add("status", _status, "progress of a run, or of all runs")
     status.add_argument("folder", nargs="?", metavar="RUN", help=a_run)
@@ -331,6 +348,14 @@ def _new(args: argparse.Namespace) -> None:
     from kvbench.cli import scaffold
 
     _say(scaffold.new(args.what, args.name))
+
+
+def _check(args: argparse.Namespace) -> int:
+    from kvbench.cli import check
+
+    text, good = check.check(args.what, args.overrides)
+    _say(text)
+    return 0 if good else 1
 
 
 def _claims(args: argparse.Namespace) -> None:

@@ -125,14 +125,16 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Written:
-    """A written file, a command that tries it, and what is left to do in a checkout."""
+    """A written file, a command that tries it, one that checks it, and what is left to do in a checkout."""
 
     file: Path
     command: str
+    check: str = ""
     then: str = ""
 
     def __str__(self) -> str:
-        lines = [f"wrote {self.file}", self.then, f"try it: {self.command}"]
+        check = self.check and f"check it: {self.check}"
+        lines = [f"wrote {self.file}", self.then, check, f"try it: {self.command}"]
         return "\n".join(line for line in lines if line)
 
 
@@ -160,7 +162,8 @@ def new(what: str, name: str, folder: Path | None = None) -> Written:
     write(file, kind.text.format(**words), "name")
     plugin = [f"plugins=[{name}]"] if root is None else []
     command = shlex.join(["kvbench", "run", "quickstart", *plugin, f"{what}=[{name}]"])
-    return Written(file, command, kind.then if root else "")
+    check = f"kvbench check {name}" if what == "method" else ""
+    return Written(file, command, check, kind.then if root else "")
 
 
 def _check(kind: _Kind, name: str) -> None:

@@ -138,7 +138,7 @@ def lane_maker(
     if rule.keep is not None:
         kept = _keep(layer, cell, rule.keep, scores, kept_so_far)
     if rule.hold is not None:
-        carried = _carried(layer, cell.eviction, kept, scores)
+        carried = carried_numbers(layer, cell.eviction, kept, scores)
     return partial(make_lanes, layer, cell, rule, kept, rows, room, share, carried, prepared)
 
 
@@ -182,7 +182,7 @@ def _scores(layer: LayerSnapshot, eviction: Eviction, scores: dict[Eviction, Any
     return scores[eviction]
 
 
-def _carried(
+def carried_numbers(
     layer: LayerSnapshot, eviction: Eviction, kept: Kept | None, scores: dict[Eviction, Any]
 ) -> dict[str, list[Tensor]]:
     """What the eviction carries along for each kept token while decoding."""

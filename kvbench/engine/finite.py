@@ -68,7 +68,7 @@ def check_scores(scores: Any, eviction: Eviction, layer: int) -> None:
         NotFiniteError: a score is NaN or infinite.
     """
     pinned = eviction.pins
-    tensors = [x for x in _tensors(scores) if x.is_floating_point()]
+    tensors = [x for x in tensors_in(scores) if x.is_floating_point()]
     bad = [x.isnan().any() | (x == -torch.inf).any() if pinned else ~total(x).isfinite() for x in tensors]
     if bad and bool(torch.stack(bad).any()):
         raise NotFiniteError(f"scores of {eviction.name} in layer {layer} are not finite")
@@ -87,15 +87,15 @@ def _parts(layer: LayerSnapshot) -> Iterator[tuple[str, Tensor]]:
             yield f"{name} of layer {layer.layer}", x
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            yield from _tensors(getattr(value, field.name))
+            yield from tensors_in(getattr(value, field.name))
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)

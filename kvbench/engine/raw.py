@@ -83,7 +83,7 @@ def keep(
         snapshot = LayerSnapshot(k_BHTD[row], v_BHTD[row], q_BQTD[row], layer, num_layers, dim**-0.5)
         if "attention_sum" in eviction.needs:
             snapshot.attention_sum_QT = attention_sum(q_BQTD[row], k_BHTD[row], snapshot.scaling)
-        snapshot.rope = None if rope is None else _rotation(*rope)
+        snapshot.rope = None if rope is None else rotation(*rope)
         snapshot.boundaries_T = None if boundaries_BT is None else boundaries_BT[row]
         if answer is not None:
             keys = torch.cat([k_BHTD[row], answer[1][row]], dim=1)
@@ -186,7 +186,7 @@ def _resolved(
         raise UserError(str(error).removeprefix("budget.")) from None
 
 
-def _rotation(cos: Tensor, sin: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def rotation(cos: Tensor, sin: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Rotations by differences of positions, see `LayerSnapshot.rope`, from rotations by positions."""
     cos_PR, sin_PR = (x.float().reshape(-1, x.shape[-1]) for x in (cos, sin))
     factor = (cos_PR[0, 0] ** 2 + sin_PR[0, 0] ** 2).sqrt()

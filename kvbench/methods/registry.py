@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -51,10 +52,15 @@ def register(name: str):
 
 def registry() -> dict[str, type[Component]]:
     """All registered classes by name, after importing every module of methods and formats."""
+    _import_shipped()
+    return dict(_CLASSES)
+
+
+@functools.cache
+def _import_shipped() -> None:
     for package in ("kvbench.methods", "kvbench.formats"):
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
             importlib.import_module(f"{package}.{module.name}")
-    return dict(_CLASSES)
 
 
 def build(entry: Mapping[str, Any], key: str = "method") -> Method:

@@ -206,24 +206,35 @@ def _import_plugins(names: object) -> None:
     names = [names] if isinstance(names, str) else names or []
     if not isinstance(names, list):
         raise UserError(f"plugins: {names!r} is not a list of Python modules")
-    if names and os.getcwd() not in sys.path:
-        # like `python -m`, so that modules in the working folder are found
-        sys.path.insert(0, os.getcwd())
     for name in names:
         if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
             raise UserError(f"plugins: {name!r} is not the name of a Python module")
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise UserError(f"plugins: cannot import {name!r}: {error}") from None
-        except Exception as error:
-            # importing a user's module can raise anything
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = "" if isinstance(error, SyntaxError) else f" ({place.filename}, line {place.lineno})"
-            text = " ".join(str(error).split())
-            raise UserError(
-                f"plugins: cannot import {name!r}: {type(error).__name__}: {text}{where}"
-            ) from error
+        import_module(name, "plugins")
+
+
+def import_module(name: str, key: str) -> None:
+    """Import a module of the user's, also from the working folder.
+
+    Args:
+        name: its dotted name.
+        key: what named it, for messages.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    if os.getcwd() not in sys.path:
+        # like `python -m`, so that modules in the working folder are found
+        sys.path.insert(0, os.getcwd())
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{key}: cannot import {name!r}: {error}") from None
+    except (Exception, SystemExit) as error:
+        # importing a user's module can raise anything
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = "" if isinstance(error, SyntaxError) else f" ({place.filename}, line {place.lineno})"
+        text = " ".join(str(error).split())
+        raise UserError(f"{key}: cannot import {name!r}: {type(error).__name__}: {text}{where}") from error
 
 
 def expanded(

@@ -1,15 +1,10 @@
-"""Every registered method, and prompts to test it on."""
-
-import functools
+"""Every registered method, and the prompts of its contract."""
 
 import torch
 
 import kvbench
+from kvbench.engine.contract import DIM, LAYERS, NEW, prompts
 from kvbench.methods import registry
-
-DIM, LAYERS, NEW = 8, 3, 5
-SHAPES = {"mha": (4, 4), "gqa3": (6, 2), "gqa4": (8, 2)}
-LENGTHS = [1, 7, 63, 331, 1000]
 
 # further settings of methods with alternatives
 SETTINGS = [
@@ -34,6 +29,8 @@ SETTINGS = [
     ("static_oracle", {"heads": "query_head"}),
     ("hsa", {"page": 3, "channels": 4}),
     ("rocketkv", {"split": 0.5}),
+    ("fp8_e4m3", {"scales": "head"}),
+    ("int4", {"residual": 64}),
 ]  # fmt: skip
 
 
@@ -49,18 +46,13 @@ def name_of(case):
 
 EVERY = methods("eviction", "selection", "method")
 EVICTIONS = methods("eviction")
+FORMATS = methods("format")
 
 
-@functools.cache
 def tensors(shape, length):
     """q, k, v of two different prompts, RoPE and sentence boundaries."""
-    query_heads, heads = SHAPES[shape]
-    draw = torch.Generator().manual_seed(length)
-    q, k, v = (torch.randn(2, n, length, DIM, generator=draw) for n in (query_heads, heads, heads))
-    angles = torch.arange(length + 512)[:, None] * 100.0 ** (-torch.arange(0, DIM, 2) / DIM)
-    angles = torch.cat([angles, angles], dim=-1)
-    ends = torch.randint(0, 12, (2, length), generator=draw)
-    return q, k, v, (angles.cos(), angles.sin()), torch.where(ends < 3, ends, 0).to(torch.int8)
+    p = prompts(shape, length)
+    return p.q_BQTD, p.k_BHTD, p.v_BHTD, p.rope, p.boundaries_BT
 
 
 def answer(tensors):

@@ -111,8 +111,8 @@ def test_written_files_are_in_the_house_style(what: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("what", "folder", "tests", "passed"),
     [
-        # 3 shapes twice, layers at 5 lengths, bytes at 2, the oracle, the entry
-        ("method", "methods", ["test_contract.py", "test_bytes.py", "test_oracle.py"], 15),
+        # the contract, the oracle at 3 budgets, the entry
+        ("method", "methods", ["test_contract.py", "test_oracle.py"], 5),
         # 4 lengths, 2 tokenizers, short lengths, seeds, gold, parameters, the entry
         ("task", "tasks", ["test_tasks.py"], 11),
     ],

@@ -11,7 +11,7 @@ from kvbench import cost
 from kvbench.config import typed
 from kvbench.config.errors import UserError
 from kvbench.cost.shapes import model_shape
-from kvbench.methods import Budget, build, registry
+from kvbench.methods import Budget, build
 from kvbench.runs.rerun import text
 
 WHOLE = [
@@ -131,28 +131,3 @@ def test_tensors_that_are_not_finite_are_refused(place, bad):
     if place:
         with pytest.raises(UserError, match="NaN or an infinity"):
             kvbench.select("quest", Q_NOW, *data[1:], tokens=48, dense_layers=0)
-
-
-SCORED = [
-    name
-    for name, cls in registry().items()
-    if cls.family == "eviction" and name not in ("random", "streaming_llm")
-]
-
-
-@pytest.mark.parametrize("name", sorted(SCORED))
-def test_scores_show_what_is_not_finite(name):
-    """The engine checks scores; a method must not turn NaN into an ordinary number."""
-    from kvbench_testing.golden import snapshot
-
-    from kvbench.engine.raw import _rotation
-    from kvbench.kernels.attention_sum import attention_sum
-
-    layer = snapshot(window=331)
-    angles = torch.arange(331 + 512)[:, None] * 100.0 ** (-torch.arange(0, 16, 2) / 16)
-    layer.rope = _rotation(*(f(torch.cat([angles, angles], -1)) for f in (torch.cos, torch.sin)))
-    layer.k_HTD[1, 40] = float("nan")
-    layer.attention_sum_QT = layer.answer_sum_QT = attention_sum(layer.q_QWD, layer.k_HTD, layer.scaling)
-    scores = build({"method": name}).eviction.scores(layer)
-    numbers = getattr(scores, "scores_HC", scores)
-    assert bool(numbers.isnan().any())

@@ -7,7 +7,7 @@ import torch
 from kvbench_testing.golden import snapshot
 
 import kvbench
-from kvbench.engine.raw import _frequencies, _rotation
+from kvbench.engine.raw import _frequencies, rotation
 from kvbench.engine.turns import prompt_parts
 from kvbench.methods import Budget, Kept, LayerSnapshot, Quota, Shape, build
 from kvbench.methods.adakv import AdaKV
@@ -112,7 +112,7 @@ def with_all_queries():
     layer = snapshot(window=331)
     angles = torch.arange(331 + 512)[:, None] * 100.0 ** (-torch.arange(0, DIM, 2) / DIM)
     angles = torch.cat([angles, angles], dim=-1)
-    layer.rope = _rotation(angles.cos(), angles.sin())
+    layer.rope = rotation(angles.cos(), angles.sin())
     return layer
 
 
