@@ -72,7 +72,7 @@ class Assumptions:
         metadata={
             "code": "R-thinking",
             "alternative": "tools",
-            "text": "thinking, effort and betas invalidate messages only, or everything",
+            "text": "thinking, effort and betas invalidate messages only, or everything, where the model's own is unknown",
         },
     )
     unknown_minimum: int = field(

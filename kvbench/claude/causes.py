@@ -72,6 +72,9 @@ CAUSES: dict[str, Cause] = {
     ),
     "other lifetime": Cause(USER, "keep one ttl per place (switch U2)"),
     "first response not begun": Cause(USER, "wait for the first response to begin before sending the others"),
+    "item of the same batch": Cause(
+        USER, "send one request that writes the shared part, with ttl 1h, before the batch"
+    ),
     "repeated elsewhere": Cause(
         PROVIDER, "none: the text was sent before, but not at the end of this prefix"
     ),

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvbench.claude.behaviour import strips_thinking
 from kvbench.claude.request import (
     KINDS,
     MESSAGES,
@@ -17,7 +18,7 @@ from kvbench.claude.request import (
     Node,
     Request,
 )
-from kvbench.claude.request_json import TOGGLES, strips_thinking
+from kvbench.claude.request_json import TOGGLES
 
 # parameter -> reason; the order is that in which a request states them
 PARAMETERS = {
@@ -135,6 +136,7 @@ def _parameter(before: Request, now: Request, old: Node, new: Node) -> Change | 
     shared = first.tier if first is not None and first.index else -1
     # parameters whose tier depends on the model go with the tools if those were hashed differently
     begins = {
+        "tools": TOOLS,
         "system": SYSTEM,
         "messages": MESSAGES,
         "model": TOOLS if _root(old) != _root(new) else MESSAGES,

@@ -18,7 +18,7 @@ from kvbench.claude.placements import HOUR, Placement, as_sent
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.repeats import Unit, also_sent, missed_units, with_read
 from kvbench.claude.request import TTL_NAMES, Marker, Node, Request, Usage
-from kvbench.claude.rules import Cache, Outcome, marker_error
+from kvbench.claude.rules import Cache, Outcome, batch_of, marker_error
 from kvbench.claude.simulate import Trace, simulate
 
 
@@ -66,6 +66,7 @@ class _Entry:
     ttl: int
     expires: float
     visible: float
+    batch: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ class _Finder:
         fives, hours = self.cache.scope(request)
         for node in nodes:
             held = [
-                _Entry(node, ttl, entry.expires, entry.visible)
+                _Entry(node, ttl, entry.expires, entry.visible, entry.batch)
                 for store, ttl in ((fives, 300), (hours, 3600))
                 if (entry := store.get(node.cum)) is not None
             ]
@@ -246,6 +247,8 @@ class _Finder:
             return _Why(
                 "first response not begun", detail=f"the response that writes it began {wait:g} s later"
             )
+        if entry.batch and entry.batch == batch_of(case.request):
+            return _Why("item of the same batch", detail=f"the entry at block {node.index} is of this batch")
         after = [(marked, ttl) for marked, ttl in case.usable if marked.index >= node.index]
         if not after:
             return _Why(

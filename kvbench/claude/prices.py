@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import datetime
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from decimal import Decimal
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import yaml
 
+from kvbench.claude.names import API, FOUNDRY, Name, parse_name
+from kvbench.claude.price_file import DAY, ModelPrices, Rates, Row, check_source, date_of, read_model
 from kvbench.claude.request import Usage
 from kvbench.config.errors import UserError
 
 NANO = 1_000_000_000
-DAY = 86_400
-COLUMNS = ("base", "write_5m", "write_1h", "read", "output")
 
 
 class Terms(Protocol):
@@ -43,80 +41,6 @@ class Terms(Protocol):
     def server_tools(self) -> Mapping[str, int]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Nano-dollars per token by billing class (1 USD per million tokens = 1,000)."""
-
-    base: int
-    write_5m: int
-    write_1h: int
-    read: int
-    output: int
-
-    def input_cost(self, usage: Usage) -> int:
-        """Nano-dollars of the input tokens, before multipliers."""
-        return (
-            self.base * usage.uncached
-            + self.write_5m * usage.write_5m
-            + self.write_1h * usage.write_1h
-            + self.read * usage.read
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Prices of a model from some day onwards.
-
-    Attributes:
-        first_day: first day of validity (days since the epoch), None for always.
-        rates: the standard prices.
-        above: prompts with more input tokens than this pay `long_rates` on every token.
-        long_rates: long-prompt prices, None if there are none.
-        verified: the long-prompt prices have a primary source.
-        source: keys into the file's `sources`.
-    """
-
-    first_day: int | None
-    rates: Rates
-    above: int
-    long_rates: Rates | None
-    verified: bool
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fast:
-    """Prices of the fast mode, nano-dollars per token, and the day (since the epoch) from which there is none."""
-
-    base: int
-    output: int
-    until: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelPrices:
-    """Prices and properties of one model; rows are oldest first."""
-
-    rows: tuple[Row, ...]
-    minimums: tuple[tuple[int | None, int | None], ...]
-    fast: Fast | None
-    us_inference: bool
-    tool_prompt: Mapping[str, int]
-    reads_limited: bool
-
-    def fast_at(self, t: float) -> Fast | None:
-        """The fast mode at a time, None if there is none."""
-        if self.fast is None or (self.fast.until is not None and t // DAY >= self.fast.until):
-            return None
-        return self.fast
-
-    def fast_days(self) -> str:
-        """For messages: until when there was a fast mode."""
-        if self.fast is None or self.fast.until is None:
-            return ""
-        return f" from {datetime.date(1970, 1, 1) + datetime.timedelta(days=self.fast.until)} on"
-
-
 class PriceBook:
     """Prices of all models, looked up by model id and time."""
 
@@ -139,6 +63,7 @@ class PriceBook:
         self._names = names
         self._multipliers = multipliers
         self._server_tools = server_tools
+        self._found: dict[str, tuple[ModelPrices, Name]] = {}
         self._rates: dict[tuple[str, int], Row] = {}
         self._minimum: dict[tuple[str, int], int | None] = {}
 
@@ -166,12 +91,12 @@ class PriceBook:
             try:
                 content = yaml.safe_load(file.read_text())
                 for name, entry in content["models"].items():
-                    models[name] = _model(entry, content["sources"])
-                    names.update(dict.fromkeys([name, *entry.get("ids", ())], name))
+                    models[name] = read_model(entry, content["sources"])
+                    names.update((parse_name(id).model, name) for id in (name, *entry.get("ids", ())))
                 for name, entry in content.get("multipliers", {}).items():
                     multipliers[name] = Decimal(str(entry["times"]))
                 for name, entry in content.get("server_tools", {}).items():
-                    _check_source(entry, content["sources"])
+                    check_source(entry, content["sources"])
                     tools[name] = int(Decimal(str(entry["usd"])) * NANO)
             except (yaml.YAMLError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
                 detail = " ".join(str(error).split())
@@ -183,16 +108,25 @@ class PriceBook:
         return sorted(self._models)
 
     def resolve(self, model: str) -> str:
-        """Canonical name of a model id.
+        """One form for all forms of a model id: its canonical name, after platform and region where they are known.
 
         Raises:
             UserError: unknown id; the message names the nearest ones.
         """
-        name = self._names.get(model)
-        if name is None:
-            near = difflib.get_close_matches(model, self._names, n=3, cutoff=0.5) or sorted(self._models)
-            raise UserError(f"model={model}: no prices for this model; nearest are {', '.join(near)}")
-        return name
+        return str(self._find(model)[1])
+
+    def _find(self, model: str) -> tuple[ModelPrices, Name]:
+        """The entry of a model, and its canonical name with platform and region."""
+        found = self._found.get(model)
+        if found is None:
+            parsed = parse_name(model)
+            name = self._names.get(parsed.model)
+            if name is None:
+                near = difflib.get_close_matches(parsed.model, self._models, n=3, cutoff=0.5)
+                names = ", ".join(near or sorted(self._models))
+                raise UserError(f"model={model}: no prices for this model; nearest are {names}")
+            found = self._found[model] = self._models[name], Name(name, parsed.platform, parsed.region)
+        return found
 
     def minimum(self, model: str, t: float, unknown: int = 512) -> int:
         """Smallest cacheable prefix in tokens.
@@ -204,7 +138,7 @@ class PriceBook:
         """
         key = (model, int(t // DAY))
         if key not in self._minimum:
-            rows = self._models[self.resolve(model)].minimums
+            rows = self._find(model)[0].minimums
             # before its first row, the first row applies: the pages are dated, the models are not
             held = [tokens for day, tokens in rows if day is None or day <= key[1]] or [rows[0][1]]
             self._minimum[key] = held[-1]
@@ -221,23 +155,33 @@ class PriceBook:
         Raises:
             UserError: unknown model.
         """
-        return self._models[self.resolve(model)].tool_prompt.get(choice, 0)
+        return self._find(model)[0].tool_prompt.get(choice, 0)
 
     def takes_geo(self, model: str) -> bool:
-        """Whether a model takes `inference_geo`.
+        """Whether a model takes `inference_geo`: not where a cloud's endpoint is the place.
 
         Raises:
             UserError: unknown model.
         """
-        return self._models[self.resolve(model)].us_inference
+        found, name = self._find(model)
+        return found.us_inference and name.platform in (API, FOUNDRY)
 
     def has_fast(self, model: str, t: float) -> bool:
-        """Whether a model has a fast mode at a time.
+        """Whether a request for the fast mode is accepted at a time, at whatever speed it is served.
 
         Raises:
             UserError: unknown model.
         """
-        return self._models[self.resolve(model)].fast_at(t) is not None
+        found, name = self._find(model)
+        return name.platform == API and (found.fast_at(t) is not None or found.falls_back(t))
+
+    def served_speed(self, model: str, t: float, speed: str) -> str:
+        """The speed at which a request for one is served: some models serve "fast" as "standard".
+
+        Raises:
+            UserError: unknown model.
+        """
+        return "standard" if speed == "fast" and self._find(model)[0].falls_back(t) else speed
 
     def reads_limited(self, model: str) -> bool:
         """Whether cache reads count towards the limit of input tokens per minute (R23).
@@ -245,7 +189,7 @@ class PriceBook:
         Raises:
             UserError: unknown model.
         """
-        return self._models[self.resolve(model)].reads_limited
+        return self._find(model)[0].reads_limited
 
     def row(self, model: str, t: float) -> Row:
         """The price row of a model at a time.
@@ -256,10 +200,10 @@ class PriceBook:
         key = (model, int(t // DAY))
         row = self._rates.get(key)
         if row is None:
-            rows = self._models[self.resolve(model)].rows
+            rows = self._find(model)[0].rows
             held = [row for row in rows if row.first_day is None or row.first_day <= key[1]]
             if not held:
-                first = datetime.date(1970, 1, 1) + datetime.timedelta(days=rows[0].first_day or 0)
+                first = date_of(rows[0].first_day or 0)
                 raise UserError(f"model={model}: its first price is of {first}, the request is earlier")
             row = self._rates[key] = held[-1]
         return row
@@ -284,7 +228,7 @@ class PriceBook:
         """
         rates = self.rates(request.model, request.t, usage.total, unverified=unverified)
         paid, out = rates.input_cost(usage), rates.output * usage.output
-        if request.batch or request.geo or request.speed:
+        if request.batch or request.geo or request.speed or self._find(request.model)[1].region:
             factor, out_factor = self.multipliers(request, rates)
             paid, out = _rounded(paid * factor), _rounded(out * out_factor)
         if request.server_tools:
@@ -297,92 +241,35 @@ class PriceBook:
         Raises:
             UserError: fast mode on a model without it, or an unknown speed.
         """
-        model = self._models[self.resolve(request.model)]
+        model, name = self._find(request.model)
         factor = Decimal(1)
         if request.batch:
-            factor *= self._multipliers["batch"]
-        if request.geo == "us" and model.us_inference:
-            factor *= self._multipliers["us_inference"]
+            factor *= self._multiplier("batch")
+        if request.geo == "us" and model.us_inference and name.platform in (API, FOUNDRY):
+            factor *= self._multiplier("us_inference")
+        if name.region and model.regional:
+            factor *= self._multiplier("us_gov" if name.region.startswith("us-gov") else "regional")
         out_factor = factor
-        if request.speed == "fast":
-            fast = model.fast_at(request.t)
+        if request.speed == "fast" and not model.falls_back(request.t):
+            fast = model.fast_at(request.t) if name.platform == API else None
             if fast is None:
-                raise UserError(f"speed=fast: {request.model} has no fast mode{model.fast_days()}")
+                raise UserError(f"speed=fast: {request.model} has no fast mode{model.fast_days(request.t)}")
             # cache multipliers apply to the fast base price as well
             factor *= Decimal(fast.base) / rates.base
             out_factor *= Decimal(fast.output) / rates.output
-        elif request.speed not in ("", "standard"):
+        elif request.speed not in ("", "standard", "fast"):
             raise UserError(f"speed={request.speed}: allowed are standard, fast")
         return factor, out_factor
+
+    def _multiplier(self, name: str) -> Decimal:
+        found = self._multipliers.get(name)
+        if found is None:
+            raise UserError(f"prices: multipliers.{name} is missing")
+        return found
 
 
 def _rounded(value: Decimal) -> int:
     return int((value + Decimal("0.5")) // 1)
-
-
-def _nano(value: Any) -> int:
-    """Converts USD per million tokens to whole nano-dollars per token."""
-    nano = Decimal(str(value)) * 1000
-    if nano != int(nano) or nano < 0:
-        raise ArithmeticError(f"{value} is not a whole number of nano-dollars per token")
-    return int(nano)
-
-
-def _rates(entry: Mapping[str, Any]) -> Rates:
-    return Rates(*(_nano(entry[column]) for column in COLUMNS))
-
-
-def _day(entry: Mapping[str, Any]) -> int | None:
-    return _days(entry.get("from"))
-
-
-def _days(date: datetime.date | None) -> int | None:
-    return None if date is None else (date - datetime.date(1970, 1, 1)).days
-
-
-def _model(entry: Mapping[str, Any], sources: Mapping[str, Any]) -> ModelPrices:
-    rows = []
-    for price in entry["prices"]:
-        long = price.get("long_prompt")
-        _check_source(price, sources)
-        rows.append(
-            Row(
-                _day(price),
-                _rates(price),
-                long["above"] if long else 0,
-                _rates(long) if long else None,
-                bool(long and long["verified"]),
-                price["source"],
-            )
-        )
-        if long:
-            _check_source(long, sources)
-    for minimum in entry["minimum"]:
-        _check_source(minimum, sources)
-    fast = entry.get("fast")
-    if fast:
-        _check_source(fast, sources)
-    tool_prompt = entry.get("tool_prompt")
-    if tool_prompt:
-        _check_source(tool_prompt, sources)
-    return ModelPrices(
-        tuple(sorted(rows, key=lambda row: row.first_day or 0)),
-        _ordered([(_day(minimum), minimum["tokens"]) for minimum in entry["minimum"]]),
-        Fast(_nano(fast["base"]), _nano(fast["output"]), _days(fast.get("until"))) if fast else None,
-        bool(entry.get("us_inference")),
-        {name: int(tool_prompt[name]) for name in ("auto", "any")} if tool_prompt else {},
-        bool(entry.get("reads_limited")),
-    )
-
-
-def _ordered(rows: Sequence[tuple[int | None, int | None]]) -> tuple[tuple[int | None, int | None], ...]:
-    return tuple(sorted(rows, key=lambda row: row[0] or 0))
-
-
-def _check_source(entry: Mapping[str, Any], sources: Mapping[str, Any]) -> None:
-    for key in entry["source"].split():
-        if key not in sources:
-            raise KeyError(f"source {key} is not listed under sources")
 
 
 def dollars(nano: int, places: int = 6) -> str:

@@ -233,6 +233,7 @@ class Request:
         tail: uncacheable tokens outside all blocks: the incomplete last block of a trace, the API's own tool-use
             prompt under `tool_prompt: uncached`.
         batch: sent through the Batch API.
+        batch_id: the batch that it is an item of, "" if not known; items of a cold batch never read each other.
         geo: `inference_geo`, "us" costs more.
         speed: "fast" or "".
         server_tools: requests of Anthropic's own tools, by name, if recorded.
@@ -255,6 +256,7 @@ class Request:
     usage: Usage | None = None
     source: str = "estimate"
     batch: bool = False
+    batch_id: str = ""
     geo: str = ""
     speed: str = ""
     server_tools: Mapping[str, int] = field(default_factory=dict)

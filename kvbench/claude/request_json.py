@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kvbench.claude.behaviour import resolved, salt, strips_thinking
 from kvbench.claude.masks import masked
 from kvbench.claude.request import (
     MESSAGES,
@@ -33,16 +34,6 @@ from kvbench.claude.tokens import IMAGE_TOKENS, Counter, weakest
 
 Json = Mapping[str, Any]
 
-# models on which a new user turn drops the thinking of earlier turns from the prompt
-STRIPS_THINKING = ("claude-3", "claude-haiku-3", "claude-haiku-4", "claude-sonnet-4", "claude-opus-4")
-KEEPS_THINKING = (
-    "claude-opus-4-5",
-    "claude-opus-4-6",
-    "claude-opus-4-7",
-    "claude-opus-4-8",
-    "claude-sonnet-4-6",
-)
-
 # tool definitions whose presence is documented to affect system and messages, not the tools tier
 TOGGLES = ("web_search", "web_fetch")
 
@@ -62,8 +53,8 @@ class ParsedRequest:
         blocks: all blocks in tools, system, messages order.
         markers: (index into blocks, ttl in seconds) of explicit markers, in order.
         automatic: ttl in seconds of a top-level cache_control, None if there is none.
-        params: hashes of the parameters that affect the prefix and differ from their default, by name within the
-            affected tier: "system", "messages", "model" (the tier depends on the model and is not published).
+        params: hashes of the parameters that affect the prefix, by name within the affected tier: "system",
+            "messages", "model" (the tier, and the default, depend on the model: `behaviour.resolved`).
         tool_prompt: the tool-use prompt that the API adds (R21): "auto", "any", "" without tools.
     """
 
@@ -137,7 +128,8 @@ def build_request(
         id, t, model, output, ttft, session, workspace, batch, geo, speed: see `Request`.
     """
     before, tail = split_hidden(hidden, hashing)
-    nodes = chain(parsed.blocks, hashing, salts(parsed.params, hashing), before)
+    params = resolved(parsed.params, model, speed)
+    nodes = chain(parsed.blocks, hashing, salts(params, hashing), before)
     head = nodes[-1]
     tools_end, system_end = tier_ends(nodes)
     return Request(
@@ -158,7 +150,7 @@ def build_request(
         speed=speed,
         tail=tail,
         blocks=parsed.blocks,
-        params=parsed.params,
+        params=params,
     )
 
 
@@ -200,15 +192,20 @@ def with_markers(body: Json, ttls: Mapping[int, str]) -> dict[str, Any]:
 
 
 def salts(params: Mapping[str, Mapping[str, str]], hashing: Hashing) -> tuple[int, int, int]:
-    """Hash of the parameters that affect each tier, [3]; 0 if all have their defaults."""
+    """Hash of the parameters that affect each tier, [3]; 0 if all have their defaults.
+
+    Args:
+        params: as `behaviour.resolved` gives them.
+        hashing: says which tier the parameters of the group "model" affect.
+    """
     model_specific = params.get("model")
-    tools: Any = None
+    tools: Any = params.get("tools")
     messages: Any = params.get("messages")
-    if hashing.params_scope == "tools":
-        tools = model_specific
+    if model_specific and hashing.params_scope == "tools":
+        tools = [tools, model_specific]
     elif model_specific:
         messages = [messages, model_specific]
-    return _salt(tools), _salt(params.get("system")), _salt(messages)
+    return salt(tools), salt(params.get("system")), salt(messages)
 
 
 def ttl_of(control: Json) -> int:
@@ -287,11 +284,6 @@ def _tool_prompt(body: Json) -> str:
     if not body.get("tools"):
         return ""
     return "any" if (body.get("tool_choice") or {}).get("type") in ("any", "tool") else "auto"
-
-
-def strips_thinking(model: str) -> bool:
-    """Whether a new user turn drops the thinking of earlier turns from the prompt."""
-    return model.startswith(STRIPS_THINKING) and not model.startswith(KEEPS_THINKING)
 
 
 def _last_new_turn(messages: Sequence[Json]) -> int:
@@ -379,12 +371,13 @@ def _type_first(value: Any) -> Any:
 
 
 def _params(body: Json, betas: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Hashes of the parameters that affect the prefix and differ from their default."""
+    """Hashes of the parameters that affect the prefix; effort and thinking as sent, the others unless the default."""
     choice = dict(body.get("tool_choice") or {})
     if choice.get("disable_parallel_tool_use") is False:
         del choice["disable_parallel_tool_use"]
     config = dict(body.get("output_config") or {})
-    thinking = body.get("thinking")
+    # how thinking is shown does not change the prompt
+    thinking = {key: value for key, value in (body.get("thinking") or {}).items() if key != "display"}
     system = {
         "speed": body.get("speed") if body.get("speed") not in (None, "standard") else None,
         "citations": _any(body, lambda item: bool((item.get("citations") or {}).get("enabled"))),
@@ -394,15 +387,15 @@ def _params(body: Json, betas: Sequence[str]) -> dict[str, dict[str, str]]:
         "images": _any(body, lambda item: item.get("type") == "image"),
     }
     model = {
-        "thinking": None if thinking in (None, {"type": "disabled"}) else thinking,
-        "effort": config.get("effort") if config.get("effort") != "high" else None,
+        "thinking": thinking,
+        "effort": config.get("effort"),
         "format": config.get("format") or body.get("output_format"),
         "context_management": body.get("context_management"),
         "betas": sorted(betas) or None,
     }
     groups = {"system": system, "messages": messages, "model": model}
     kept = {
-        name: {key: f"{_salt(value):016x}" for key, value in group.items() if value}
+        name: {key: f"{salt(value):016x}" for key, value in group.items() if value}
         for name, group in groups.items()
     }
     return {name: group for name, group in kept.items() if group}
@@ -417,7 +410,3 @@ def _any(body: Json, test: Any) -> bool:
                 found or test(item) or any(isinstance(part, Mapping) and test(part) for part in inner or ())
             )
     return found
-
-
-def _salt(value: Any) -> int:
-    return digest(json.dumps(value, sort_keys=True)) if value else 0

@@ -27,6 +27,7 @@ MAX_MARKERS = 4
 LOOKBACK = 20
 EXACT_SOURCES = frozenset({"usage", "fixture"})
 UNDECIDED_SHARE = 20  # an estimated count within 1/20 (5 %) of a minimum is undecided
+UNNAMED_BATCH = "unnamed"
 SWEEP_EVERY = 512  # writes between two sweeps of expired entries
 
 _RUNS = (TOOL_USE, TOOL_RESULT)
@@ -49,14 +50,15 @@ def marker_error(markers: Sequence[Marker]) -> str:
 
 
 class Entry:
-    """A cached prefix, alive until `expires` and readable from `visible` onwards."""
+    """A cached prefix, alive until `expires` and readable from `visible` onwards, but not by items of its own batch."""
 
-    __slots__ = ("expires", "visible")
+    __slots__ = ("batch", "expires", "visible")
 
-    def __init__(self, expires: float, visible: float) -> None:
-        """Both times are seconds since the epoch."""
+    def __init__(self, expires: float, visible: float, batch: str = "") -> None:
+        """Both times are seconds since the epoch; `batch` is that of its only writers, "" if there are others."""
         self.expires = expires
         self.visible = visible
+        self.batch = batch
 
 
 Store = dict[int, Entry]
@@ -109,8 +111,8 @@ class Cache:
         other = Cache(self.assumptions, isolation="workspace" if self._by_workspace else "organization")
         for key, (fives, hours) in self._scopes.items():
             other._scopes[key] = (
-                {cum: Entry(entry.expires, entry.visible) for cum, entry in fives.items()},
-                {cum: Entry(entry.expires, entry.visible) for cum, entry in hours.items()},
+                {cum: Entry(entry.expires, entry.visible, entry.batch) for cum, entry in fives.items()},
+                {cum: Entry(entry.expires, entry.visible, entry.batch) for cum, entry in hours.items()},
             )
         return other
 
@@ -162,7 +164,8 @@ class Cache:
             return Outcome(Usage(uncached=total, output=request.output), None, (), undecided)
         now = request.t
         fives, hours = self.scope(request)
-        hit, entry = self._lookup(usable, fives, hours, now)
+        batch = batch_of(request)
+        hit, entry = self._lookup(usable, fives, hours, now, batch)
         if hit is not None and self.assumptions.lost_reads and self._lost(request):
             hit = entry = None
         start = 0
@@ -176,7 +179,7 @@ class Cache:
             store = hours if ttl == 3600 else fives
             if ttl == 3600:
                 hour_end = node.tokens
-            self._write(store, node.cum, now, now + ttl, now + request.ttft)
+            self._write(store, node.cum, now, now + ttl, now + request.ttft, batch)
         # the next marker, if any, rewrites the tokens that rounding a hit down leaves (U8)
         end = written[-1][0].tokens if written else start
         self._writes += len(written)
@@ -196,7 +199,7 @@ class Cache:
         self._sweep_at = SWEEP_EVERY + len(self)
 
     def _lookup(
-        self, markers: Sequence[Marker], fives: Store, hours: Store, now: float
+        self, markers: Sequence[Marker], fives: Store, hours: Store, now: float, batch: str
     ) -> tuple[Node | None, Entry | None]:
         """The longest live entry within the lookback of any marker (R8-R10)."""
         hit: Node | None = None
@@ -205,19 +208,24 @@ class Cache:
             if hit is not None and node.index <= hit.index:
                 break
             stores = (fives, hours) if self._plain else (fives,) if ttl == 300 else (hours,)
-            candidate, entry = self._walk(node, stores, now)
+            candidate, entry = self._walk(node, stores, now, batch)
             if candidate is not None and (hit is None or candidate.index > hit.index):
                 hit, found = candidate, entry
                 if self._plain:
                     break
         return hit, found
 
-    def _walk(self, node: Node, stores: tuple[Store, ...], now: float) -> tuple[Node | None, Entry | None]:
+    def _walk(
+        self, node: Node, stores: tuple[Store, ...], now: float, batch: str
+    ) -> tuple[Node | None, Entry | None]:
         left = self.lookback
         while True:
             for store in stores:
                 entry = store.get(node.cum)
-                if entry is not None and entry.expires >= now and entry.visible <= now:
+                if entry is None or entry.expires < now or entry.visible > now:
+                    continue
+                # items of one batch run at the same time
+                if not batch or entry.batch != batch:
                     return node, entry
             before = node.parent
             if before is None or not before.index:
@@ -261,17 +269,24 @@ class Cache:
             if held is not None and held.visible <= now <= held.expires:
                 held.expires = max(held.expires, now + ttl)
 
-    def _write(self, store: Store, cum: int, now: float, expires: float, visible: float) -> None:
+    def _write(self, store: Store, cum: int, now: float, expires: float, visible: float, batch: str) -> None:
         held = store.get(cum)
         if held is not None and held.expires >= now:
             # a parallel request writes the same prefix: it is readable once the first response begins
             held.expires = max(held.expires, expires)
             held.visible = min(held.visible, visible)
+            if held.batch != batch:
+                held.batch = ""
         else:
-            store[cum] = Entry(expires, visible)
+            store[cum] = Entry(expires, visible, batch)
 
     def _lost(self, request: Request) -> bool:
         return zlib.crc32(f"{request.workspace}/{request.id}".encode()) < self.assumptions.lost_reads * 2**32
+
+
+def batch_of(request: Request) -> str:
+    """Name of the batch that a request is an item of, "" for none; items without an id count as one batch."""
+    return (request.batch_id or UNNAMED_BATCH) if request.batch else ""
 
 
 def _with_server_tools(head: Node, markers: Sequence[Marker]) -> list[Marker]:

@@ -116,7 +116,7 @@ class Engine:
             "content": content,
             "stop_reason": "tool_use" if calls else "end_turn" if content else "max_tokens",
             "stop_sequence": None,
-            "usage": {**usage_json(usage), **_terms(body)},
+            "usage": {**usage_json(usage), **_terms(body, self._speed(body))},
             "diagnostics": diagnostics,
         }
 
@@ -147,6 +147,7 @@ class Engine:
             hashing=self.assumptions.hashing,
             ttft=self.ttft,
             workspace=workspace_of(headers),
+            speed=self._speed(body),
             hidden=self.prices.tool_prompt(body["model"], parsed.tool_prompt),
         )
         minimum = self.prices.minimum(request.model, request.t, self.assumptions.unknown_minimum)
@@ -155,6 +156,10 @@ class Engine:
         if isinstance(body.get("diagnostics"), Mapping):
             self._diagnosed[message] = request
         return usage, diagnostics
+
+    def _speed(self, body: Json) -> str:
+        """The speed at which a request is served."""
+        return self.prices.served_speed(body["model"], self.clock(), body.get("speed") or "")
 
     def _diagnostics(self, body: Json, request: Request, usage: Usage) -> dict[str, Any] | None:
         """The reason for a miss against the request that the body names; None if none was asked for or found."""
@@ -215,9 +220,9 @@ def workspace_of(headers: Mapping[str, str]) -> str:
     return f"{digest(key.removeprefix('Bearer ')):016x}"
 
 
-def _terms(body: Json) -> dict[str, Any]:
+def _terms(body: Json, speed: str) -> dict[str, Any]:
     """Terms of a request as its usage reports them."""
-    terms = {"speed": body.get("speed") or "standard"}
+    terms = {"speed": speed or "standard"}
     return {**terms, "inference_geo": body["inference_geo"]} if body.get("inference_geo") else terms
 
 

@@ -43,9 +43,82 @@ def test_long_prompts_pay_more_on_every_token(prices, ask, blocks, day):
     assert prices.cost(request, Usage(read=90_000, uncached=10_001, output=10)) == (9_500_500, 25_000)
 
 
-def test_unverified_long_prompt_prices_are_an_assumption(prices, day):
-    assert prices.rates("claude-sonnet-4-5", day(2026, 2, 1), 300_000).base == 3000
-    assert prices.rates("claude-sonnet-4-5", day(2026, 2, 1), 300_000, unverified=True).base == 6000
+def test_unverified_long_prompt_prices_are_an_assumption(tmp_path, day):
+    """A user's own file may hold prices without a primary source; the shipped one holds none."""
+    (tmp_path / "p.yaml").write_text(
+        "sources: {D: {seen: 2026-01-01}}\nmodels:\n  claude-own:\n    minimum: [{tokens: 1, source: D}]\n    prices:\n"
+        "      - {source: D, base: 3, write_5m: 3.75, write_1h: 6, read: 0.3, output: 15, long_prompt:\n"
+        "         {above: 200000, base: 6, write_5m: 7.5, write_1h: 12, read: 0.6, output: 22.5, source: D,\n"
+        "          verified: false}}\n"
+    )
+    own = PriceBook.load(tmp_path)
+    assert own.rates("claude-own", day(2026, 2, 1), 300_000).base == 3000
+    assert own.rates("claude-own", day(2026, 2, 1), 300_000, unverified=True).base == 6000
+    assert own.rates("claude-own", day(2026, 2, 1), 200_000, unverified=True).base == 3000
+
+
+@pytest.mark.parametrize(
+    ("model", "before", "after"),
+    [
+        ("claude-opus-4-6", (10_000, 12_500, 20_000, 1_000, 37_500), 5_000),
+        ("claude-sonnet-4-6", (6_000, 7_500, 12_000, 600, 22_500), 3_000),
+    ],
+)
+def test_long_contexts_cost_more_until_13_march(prices, day, model, before, after):
+    """Release notes and pricing page of 2026: above 200,000 input tokens, on every token, until 2026-03-13."""
+    rates = prices.rates(model, day(2026, 3, 12), 200_001)
+    assert (rates.base, rates.write_5m, rates.write_1h, rates.read, rates.output) == before
+    assert prices.rates(model, day(2026, 3, 12), 200_000).base == after
+    assert prices.rates(model, day(2026, 3, 13), 900_000).base == after
+
+
+@pytest.mark.parametrize(
+    ("day_", "model", "cost"),
+    [
+        # 30 and 150 dollars per million: six times the standard of Opus 4.6
+        ((2026, 2, 6), "claude-opus-4-6", "no fast mode before 2026-02-07"),
+        ((2026, 2, 7), "claude-opus-4-6", (30_000_000, 150_000_000)),
+        ((2026, 6, 28), "claude-opus-4-6", (30_000_000, 150_000_000)),
+        ((2026, 6, 29), "claude-opus-4-6", (5_000_000, 25_000_000)),
+        ((2026, 7, 23), "claude-opus-4-7", (30_000_000, 150_000_000)),
+        ((2026, 7, 24), "claude-opus-4-7", "no fast mode from 2026-07-24 on"),
+        ((2026, 11, 29), "claude-opus-4-8", (10_000_000, 50_000_000)),
+        ((2026, 11, 1), "anthropic.claude-opus-5", "no fast mode"),
+    ],
+)
+def test_fast_mode_by_its_days(prices, ask, blocks, day, day_, model, cost):
+    """Withdrawn on Opus 4.6 it is served, and priced, as standard; on Opus 4.7 it is an error."""
+    request = ask(blocks(1)[0], day(*day_), model=model, speed="fast")
+    usage = Usage(uncached=1000, output=1000)
+    if isinstance(cost, str):
+        with pytest.raises(UserError, match=cost):
+            prices.cost(request, usage)
+    else:
+        assert prices.cost(request, usage) == cost
+    served = prices.served_speed(model, request.t, "fast")
+    assert served == ("standard" if cost == (5_000_000, 25_000_000) else "fast")
+
+
+@pytest.mark.parametrize(
+    ("model", "day_"),
+    [
+        ("claude-opus-4-6", "2026-02-05"),
+        ("claude-opus-4-7", "2026-04-16"),
+        ("claude-opus-4-8", "2026-05-28"),
+        ("claude-opus-5", "2026-07-24"),
+        ("claude-sonnet-5", "2026-06-30"),
+        ("claude-fable-5", "2026-06-09"),
+        ("claude-haiku-4-5", "2025-10-15"),
+        ("claude-sonnet-4-20250514", "2025-05-22"),
+        ("claude-opus-4-20250514", "2025-05-22"),
+        ("claude-3-7-sonnet-20250219", "2025-02-24"),
+    ],
+)
+def test_first_days(prices, day, model, day_):
+    first = day(*map(int, day_.split("-")))
+    assert prices.rates(model, first, 1000)
+    with pytest.raises(UserError, match=f"first price is of {day_}"):
+        prices.rates(model, first - 1, 1000)
 
 
 def test_multipliers_stack(prices, ask, blocks, day):
@@ -74,8 +147,12 @@ def test_unknown_models_name_the_nearest(prices):
 
 
 def test_every_row_has_a_dated_source_and_the_usual_ratios(prices, day):
-    """Writes cost 1.25 and 2 times the base everywhere; reads 0.1 or, on three families, less."""
+    """Writes cost 1.25 and 2 times the base; reads 0.1 or, on three families, less; those of Haiku 3 are rounded."""
+    rounded = prices.rates("claude-3-haiku-20240307", day(2026, 1, 1), 1000)
+    assert (rounded.base, rounded.write_5m, rounded.write_1h, rounded.read) == (250, 300, 500, 30)
     for name in prices.models():
+        if name == "claude-haiku-3":
+            continue
         rates = prices.rates(name, day(2026, 11, 24), 1000)
         assert (rates.write_5m * 4, rates.write_1h) == (rates.base * 5, rates.base * 2)
         assert rates.base in (rates.read * 10, rates.read * 20, rates.read * 40)

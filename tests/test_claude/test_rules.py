@@ -240,3 +240,31 @@ def test_memory_follows_live_entries(blocks, ask):
     assert len(cache) < 9_000
     cache.sweep(60.0 * 20_000)
     assert len(cache) < 10
+
+
+def test_items_of_a_cold_batch_never_read_each_other(blocks, ask):
+    """What a request outside of the batch wrote before is read by all of them."""
+    head = blocks(3, 1000)[-1]
+    for warm in (False, True):
+        cache = Cache()
+        if warm:
+            cache.serve(ask(head), [(head, 3600)], 1024)
+        reads = [
+            cache.serve(ask(head, 10.0 + n, batch=True, batch_id=name), [(head, 300)], 1024).usage.read
+            for n, name in enumerate(("a", "a", "b", "b", "a"))
+        ]
+        # the second batch finds what the first one wrote, and what two batches wrote is nobody's own
+        assert reads == ([3000] * 5 if warm else [0, 0, 3000, 3000, 0])
+        after = cache.serve(ask(head, 20.0), [(head, 300)], 1024)
+        assert after.usage.read == 3000
+
+
+def test_batch_items_without_a_batch_count_as_one(blocks, ask):
+    head = blocks(3, 1000)[-1]
+    cache = Cache()
+    reads = [
+        cache.serve(ask(head, float(n), batch=batch), [(head, 300)], 1024).usage.read
+        for n, batch in enumerate((True, True, False, True))
+    ]
+    # the request outside of the batch reads; its read is no write, so the items still have only their own
+    assert reads == [0, 0, 3000, 0]

@@ -158,7 +158,7 @@ def test_a_day_before_the_first_price_is_a_row(tmp_path, prices):
     trace = KvCacheTesterTrace(tmp_path, prices, date=datetime.date(2026, 1, 1))
     assert [request.model for request in trace.requests(BASE)] == ["claude-opus-4-5"]
     assert (
-        "s.json: request 0: model=claude-sonnet-4-6: its first price is of 2026-02-18"
+        "s.json: request 0: model=claude-sonnet-4-6: its first price is of 2026-02-17"
         in trace.problems.lines[0]
     )
 

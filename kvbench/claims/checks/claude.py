@@ -12,7 +12,8 @@ from kvbench.claims.claim import Finding, Reading
 from kvbench.claude import article
 from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.placements import named
-from kvbench.claude.prices import NANO, PriceBook, Rates
+from kvbench.claude.price_file import Rates
+from kvbench.claude.prices import NANO, PriceBook
 from kvbench.claude.request import (
     MESSAGES,
     TEXT,

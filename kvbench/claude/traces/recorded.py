@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from kvbench.claude.assumptions import Assumptions
+from kvbench.claude.behaviour import resolved
 from kvbench.claude.files import files_of, lines_of, place_of
+from kvbench.claude.names import BEDROCK, VERTEX, parse_name
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import (
     KINDS,
@@ -135,7 +137,7 @@ class RecordedTrace(Trace):
         usage = usage_of(row.get("usage"))
         if usage is not None and self.calibrate:
             prompt.calibrate(row, same, usage, hidden)
-        params = row.get("params") or {}
+        params = resolved(row.get("params") or {}, model, row.get("speed", ""))
         nodes = prompt.chain(salts(params, hashing), hidden[0], hashing)
         parsed = ParsedRequest(
             tuple(prompt.blocks),
@@ -158,12 +160,13 @@ class RecordedTrace(Trace):
             system_end=system_end,
             markers=markers,
             session=f"{prefix}{row.get('session', '')}",
-            workspace=f"{prefix}{row.get('workspace', 'default')}",
+            workspace=f"{prefix}{_scope(model, row)}",
             ttft=float(row.get("ttft") or 0.0),
             output=usage.output if usage is not None else int(row.get("output") or 0),
             usage=usage,
             source=weakest({block.source for block in parsed.blocks}),
             batch=bool(row.get("batch")),
+            batch_id=f"{prefix}{row['batch']}" if isinstance(row.get("batch"), str) else "",
             geo=row.get("geo", ""),
             speed=row.get("speed", ""),
             server_tools=tools_of(row.get("server_tools")),
@@ -175,6 +178,12 @@ class RecordedTrace(Trace):
         check(request, self.prices)
         session.use(prompt)
         return request
+
+
+def _scope(model: str, row: Mapping[str, Any]) -> str:
+    """Isolation scope of a line: Bedrock and Google Cloud isolate organisations only (R25)."""
+    cloud = parse_name(model).platform in (BEDROCK, VERTEX)
+    return "organization" if cloud else row.get("workspace", "default")
 
 
 def _api_reason(row: Mapping[str, Any]) -> str:
