@@ -72,7 +72,7 @@ class Assumptions:
         metadata={
             "code": "R-thinking",
             "alternative": "tools",
-            "text": "thinking, effort and betas invalidate messages only, or everything, where the model's own is unknown",
+            "text": "thinking, effort and betas invalidate messages only, or everything (models without a figure)",
         },
     )
     unknown_minimum: int = field(
