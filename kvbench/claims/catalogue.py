@@ -6,10 +6,9 @@ import importlib.resources
 from importlib.resources.abc import Traversable
 from typing import Any
 
-import yaml
-
 from kvbench.claims.claim import Source
 from kvbench.config.errors import UserError
+from kvbench.config.reading import yaml_file
 from kvbench.config.typed import build
 
 
@@ -41,4 +40,4 @@ def _folder() -> Traversable:
 
 
 def _yaml(file: Traversable) -> Any:
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
+    return yaml_file(file, f"claims/{file.name}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import itertools
-import json
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,8 +11,11 @@ from typing import Any
 
 from kvbench.claude.traces.problems import Problems
 from kvbench.config.errors import UserError
+from kvbench.config.numbers import read_json
 
 # what reading a gzipped file raises if it is cut off or damaged
+# bytes of a line, and of a file that is read whole, unpacked
+LONGEST_LINE, LARGEST = 256 * 2**20, 2**30
 UNREADABLE = (OSError, EOFError, zlib.error)
 
 
@@ -50,7 +52,9 @@ def lines_of(file: Path, place: str, problems: Problems) -> Iterator[tuple[int, 
     number = 0
     try:
         with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), 1):
+                if len(line) > LONGEST_LINE:
+                    raise OSError(f"a line of more than {LONGEST_LINE:,} bytes")
                 if line.strip():
                     yield number, line
     except UNREADABLE as error:
@@ -63,7 +67,11 @@ def content_of(file: Path) -> bytes:
     Raises:
         OSError, EOFError, zlib.error: it cannot be read.
     """
-    return gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as opened:
+        content = opened.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise OSError(f"more than {LARGEST:,} bytes")
+    return content
 
 
 def objects_of(file: Path, most: int = 1000) -> Iterator[Any]:
@@ -75,11 +83,11 @@ def objects_of(file: Path, most: int = 1000) -> Iterator[Any]:
     """
     for _, line in itertools.islice(lines_of(file, file.name, Problems()), most):
         try:
-            yield json.loads(line)
+            yield read_json(line)
         except (ValueError, RecursionError):
             continue
     try:
-        yield json.loads(content_of(file))
+        yield read_json(content_of(file))
     except (*UNREADABLE, ValueError, RecursionError):
         return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -11,9 +12,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from kvbench.config.errors import UserError
+from kvbench.config.text import printable
 
 LARGEST = 32 * 1024 * 1024  # bytes of a request's body that the Messages API takes
 PATIENCE = 60.0  # seconds without a byte after which a connection ends
+WHOLE = 300.0  # seconds within which a request is there as a whole
 CONNECTIONS = 64  # at most so many at a time
 
 
@@ -40,6 +43,29 @@ class Handler(BaseHTTPRequestHandler):
     server_version = "kvbench-loopback"
     sys_version = ""
     timeout = PATIENCE
+    whole = WHOLE
+
+    def handle_one_request(self) -> None:
+        """Reads and answers a request; a client that sends it drop by drop is cut off."""
+        self._deadline = threading.Timer(self.whole, self._cut_off)
+        self._deadline.daemon = True
+        self._deadline.start()
+        try:
+            super().handle_one_request()
+        finally:
+            self._deadline.cancel()
+
+    def _cut_off(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answers a request that is not HTTP, or of an unknown method, as the API words errors."""
+        # otherwise no status line is sent to what does not look like HTTP/1
+        self.request_version = self.protocol_version
+        self.close_connection = True
+        error = RequestError(code, "invalid_request_error", printable(message or "malformed request"))
+        self.send_json(code, error.body(), {})
 
     def read_body(self) -> bytes:
         """The body of the request.
@@ -52,10 +78,12 @@ class Handler(BaseHTTPRequestHandler):
             raise RequestError(
                 411, "invalid_request_error", "content-length: required, chunked bodies are not taken"
             )
-        text = self.headers.get("content-length", "0")
-        if not (text.isascii() and text.isdigit()):
+        lengths = self.headers.get_all("content-length", ["0"])
+        text = lengths[0]
+        if len(set(lengths)) > 1 or not (text.isascii() and text.isdigit() and len(text) < 20):
             self.close_connection = True
-            raise RequestError(400, "invalid_request_error", f"content-length: {text!r} is not a length")
+            given = ", ".join(lengths)[:80]
+            raise RequestError(400, "invalid_request_error", f"content-length: {given!r} is not a length")
         length = int(text)
         if length > LARGEST:
             # the body stays unread
@@ -72,6 +100,7 @@ class Handler(BaseHTTPRequestHandler):
         if len(body) < length:
             self.close_connection = True
             raise RequestError(400, "invalid_request_error", f"the body ends before its {length} bytes")
+        self._deadline.cancel()
         return body
 
     def send_json(self, status: int, content: Mapping[str, Any], headers: Mapping[str, str]) -> None:

@@ -9,12 +9,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
-import yaml
-
 from kvbench.claude.names import API, FOUNDRY, Name, parse_name
 from kvbench.claude.price_file import DAY, ModelPrices, Rates, Row, check_source, date_of, read_model
 from kvbench.claude.request import Usage
 from kvbench.config.errors import UserError
+from kvbench.config.reading import yaml_file
 
 NANO = 1_000_000_000
 
@@ -89,7 +88,7 @@ class PriceBook:
             if not file.name.endswith(".yaml"):
                 continue
             try:
-                content = yaml.safe_load(file.read_text())
+                content = yaml_file(file, f"prices: {file.name}")
                 for name, entry in content["models"].items():
                     models[name] = read_model(entry, content["sources"])
                     names.update((parse_name(id).model, name) for id in (name, *entry.get("ids", ())))
@@ -98,7 +97,9 @@ class PriceBook:
                 for name, entry in content.get("server_tools", {}).items():
                     check_source(entry, content["sources"])
                     tools[name] = int(Decimal(str(entry["usd"])) * NANO)
-            except (yaml.YAMLError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+            except UserError:
+                raise
+            except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
                 detail = " ".join(str(error).split())
                 raise UserError(f"prices: {file.name}: {type(error).__name__}: {detail}") from error
         return cls(models, names, multipliers, tools)

@@ -25,6 +25,7 @@ from kvbench.claude.shape import offer_errors, shape_errors
 from kvbench.claude.tokens import CharCounter, Counter
 from kvbench.claude.traces.checks import MALFORMED
 from kvbench.config.errors import UserError
+from kvbench.config.numbers import read_json
 from kvbench.config.text import one_line
 
 Json = Mapping[str, Any]
@@ -319,7 +320,7 @@ class _Handler(Handler):
 
 def _json(raw: bytes) -> Any:
     try:
-        return json.loads(raw)
+        return read_json(raw)
     except (ValueError, RecursionError) as error:
         detail = one_line(error)
         raise RequestError(

@@ -7,7 +7,6 @@ Anthropic has published no tokenizer since Claude 2.
 from __future__ import annotations
 
 import importlib
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from typing import Protocol
 
 from kvbench.claude.request import digest
 from kvbench.config.errors import UserError
+from kvbench.config.numbers import read_json
+from kvbench.config.reading import file_text
 
 IMAGE_TOKENS = 1600  # of the largest image that is not scaled down; actual sizes are not read
 
@@ -59,7 +60,7 @@ class FixtureCounter:
             UserError: the file is missing or malformed.
         """
         try:
-            counts = json.loads(Path(path).read_text())
+            counts = read_json(file_text(Path(path)))
             valid = all(count >= 0 for table in counts.values() for count in table.values())
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise UserError(f"counts={path}: {error}") from error

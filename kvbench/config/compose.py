@@ -27,6 +27,7 @@ from omegaconf.resolvers import oc
 
 from kvbench.config.errors import UserError
 from kvbench.config.groups import Groups, module_names
+from kvbench.config.reading import LimitError, file_text, read_yaml
 from kvbench.config.typed import unknown
 
 RUNS = Path("results/runs")
@@ -134,10 +135,10 @@ def _checked_dir(folder: str) -> str:
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"--config-dir: there is no folder {folder!r}")
-    for path in sorted(root.glob("*/*.yaml")):
+    for path in sorted([*root.glob("*.yaml"), *root.glob("*/*.yaml"), *root.glob("*/*/*.yaml")]):
         group = path.parent.name
         # Hydra would silently take the shipped one
-        if path.stem in Groups().options(group):
+        if path.parent.parent == root and path.stem in Groups().options(group):
             raise UserError(f"--config-dir: {path} has the name of a {group} of kvbench; rename it")
         _check_depth(path)
     return str(root.resolve())
@@ -162,10 +163,10 @@ def named(overrides: Sequence[str]) -> tuple[str, ...]:
 def _check_depth(path: Path) -> None:
     """Refuse a file that no YAML reader can follow; other faults are told where the file is used."""
     try:
-        yaml.safe_load(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise UserError(f"--config-dir: {path} is nested too deeply") from None
-    except (OSError, ValueError, yaml.YAMLError):
+        read_yaml(file_text(path))
+    except LimitError as error:
+        raise UserError(f"--config-dir: {path}: {error}") from None
+    except (OSError, ValueError):
         return
 
 
@@ -207,8 +208,8 @@ def _plugins(parsed: Sequence[Override], groups: Groups) -> tuple[str, ...]:
     names = given.get("plugins")
     if names is None and (file := groups.file("experiment", str(given.get("experiment")))):
         try:
-            data = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except yaml.YAMLError:
+            data = read_yaml(file_text(file))
+        except (OSError, ValueError):
             return ()
         names = data.get("plugins") if isinstance(data, dict) else None
     return module_names(names)

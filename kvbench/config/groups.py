@@ -16,11 +16,12 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from kvbench.config import source
+from kvbench.config.errors import UserError
+from kvbench.config.reading import yaml_file
 from kvbench.config.source import Declared
 
 
@@ -87,7 +88,10 @@ class Groups:
         file = self.file(group, name)
         if file is None:
             return _REGISTERED[group].entry(self.declared(group)[name])
-        return yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        found = yaml_file(file, f"{group}.{name}") or {}
+        if not isinstance(found, dict):
+            raise UserError(f"{group}.{name}: its file holds no keys but {type(found).__name__}")
+        return found
 
     def description(self, group: str, name: str) -> str:
         """One line about an option: the first comment of its file, or the first sentence of its class."""

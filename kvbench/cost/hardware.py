@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kvbench.config.errors import UserError
 from kvbench.config.groups import Groups
+from kvbench.config.reading import yaml_file
 from kvbench.config.typed import build, unknown
 
 GROUP = "hardware"
@@ -166,15 +165,11 @@ def hardware(name: str, config_dirs: Sequence[str] = ()) -> Hardware:
     """
     known = hardware_names(config_dirs)
     if name in known and (file := Groups(tuple(config_dirs)).file(GROUP, name)):
-        text = file.read_text(encoding="utf-8")
+        data = yaml_file(file, f"{GROUP}.{name}")
     elif Path(name).is_file():
-        text, name = Path(name).read_text(encoding="utf-8"), Path(name).stem
+        data, name = yaml_file(Path(name), f"{GROUP}.{Path(name).stem}"), Path(name).stem
     else:
         raise unknown(GROUP, name, [*known, "a YAML file"], "device")
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{GROUP}.{name}: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UserError(f"{GROUP}.{name}: not the description of a device")
     return build(Hardware, {"name": name, **data}, f"{GROUP}.{name}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 from kvbench.config.errors import UserError
 from kvbench.config.groups import Groups
+from kvbench.config.reading import json_file
+from kvbench.config.text import one_line
 from kvbench.config.typed import build, unknown
 
 GROUP = "shape"
@@ -50,6 +51,18 @@ class ModelShape:
     source: str
 
     def __post_init__(self) -> None:
+        for key in (
+            "layers",
+            "hidden",
+            "intermediate",
+            "heads",
+            "kv_heads",
+            "head_dim",
+            "vocab",
+            "positions",
+        ):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key}: {getattr(self, key)} is not a positive whole number")
         if self.heads % self.kv_heads:
             raise UserError(f"heads: {self.heads} is not a multiple of kv_heads ({self.kv_heads})")
 
@@ -108,7 +121,9 @@ def model_shape(name: str, config_dirs: Sequence[str] = ()) -> ModelShape:
     folder = embedded.ensure() if name == embedded.NAME else Path(name)
     if not (folder / "config.json").is_file():
         raise unknown(GROUP, name, [*known, embedded.NAME, "a folder with config.json"], "model shape")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = json_file(folder / "config.json", f"{GROUP}={name}: config.json")
+    if not isinstance(config, dict):
+        raise UserError(f"{GROUP}={name}: config.json holds no object")
     return from_config(config, name if name == embedded.NAME else folder.name)
 
 
@@ -118,20 +133,33 @@ def from_config(config: Mapping[str, Any], name: str) -> ModelShape:
     Args:
         config: content of its config.json; families llama, mistral, qwen2 and qwen3.
         name: name of the shape.
+
+    Raises:
+        UserError: a key is missing, or has another type.
     """
+    try:
+        return _from_config(config, name)
+    except KeyError as error:
+        raise UserError(f"{GROUP}={name}: config.json has no {error.args[0]}") from None
+    except (ArithmeticError, TypeError) as error:
+        raise UserError(f"{GROUP}={name}: config.json: {one_line(error)}") from None
+
+
+def _from_config(config: Mapping[str, Any], name: str) -> ModelShape:
     heads, hidden, family = config["num_attention_heads"], config["hidden_size"], config["model_type"]
-    return ModelShape(
-        name=name,
-        layers=config["num_hidden_layers"],
-        hidden=hidden,
-        intermediate=config["intermediate_size"],
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or hidden // heads,
-        vocab=config["vocab_size"],
-        tied=bool(config.get("tie_word_embeddings")),
-        qkv_bias=family == "qwen2",
-        qk_norm=family == "qwen3",
-        positions=config["max_position_embeddings"],
-        source="its config.json",
-    )
+    values = {
+        "name": name,
+        "layers": config["num_hidden_layers"],
+        "hidden": hidden,
+        "intermediate": config["intermediate_size"],
+        "heads": heads,
+        "kv_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": config.get("head_dim") or hidden // heads,
+        "vocab": config["vocab_size"],
+        "tied": bool(config.get("tie_word_embeddings")),
+        "qkv_bias": family == "qwen2",
+        "qk_norm": family == "qwen3",
+        "positions": config["max_position_embeddings"],
+        "source": "its config.json",
+    }
+    return build(ModelShape, values, f"{GROUP}={name}")

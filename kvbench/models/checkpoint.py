@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvbench.config import numbers
 from kvbench.config.errors import UserError
+from kvbench.config.reading import file_text
 from kvbench.config.text import one_line
 
 if TYPE_CHECKING:
@@ -56,21 +57,18 @@ def read_json(file: Path, named: str) -> dict[str, Any]:
         UserError: it is missing or damaged, holds no object, or holds a number that is not finite.
     """
 
-    def refuse(constant: str) -> float:
-        raise ValueError(f"it holds {constant}")
-
     try:
-        content = file.read_bytes()
-        if content.startswith(LFS):
+        content = file_text(file)
+        if content.startswith(LFS.decode()):
             raise ValueError("it is a pointer of Git LFS, get the file with 'git lfs pull'")
-        found = json.loads(content, parse_constant=refuse)
+        found = numbers.read_json(content)
         if not isinstance(found, dict):
             raise ValueError(f"it holds no object but {type(found).__name__}")
     except OSError as error:
         raise UserError(
             f"{named}: no readable {file.name} there ({error.strerror}); give a Hugging Face model folder"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{named}: {file.name} is damaged ({one_line(error)}); get the model again") from None
     return found
 

@@ -12,11 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import yaml
-
 from kvbench.config.compose import Composed, compose, run_dir
 from kvbench.config.errors import UserError
 from kvbench.config.groups import Groups, module_names
+from kvbench.config.reading import read_yaml
 from kvbench.config.typed import as_yaml, build, unknown
 from kvbench.models.load import ModelConfig
 
@@ -175,9 +174,9 @@ def from_yaml(text: str) -> RunConfig:
         UserError: the text is not the configuration of a run.
     """
     try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"config.yaml: {' '.join(str(error).split())}") from None
+        data = read_yaml(text)
+    except ValueError as error:
+        raise UserError(f"config.yaml: {error}") from None
     if not isinstance(data, dict):
         raise UserError("config.yaml: not the configuration of a run")
     _import_plugins(data.get("plugins"))

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from kvbench.config.errors import UserError
 from kvbench.config.files import append, write
 from kvbench.config.numbers import read_json
+from kvbench.config.reading import file_text, read_yaml
 from kvbench.config.text import counted
 from kvbench.runs.schema import SCHEMA
 
@@ -203,11 +203,15 @@ class Store:
             UserError: config.yaml is not YAML or cannot be read.
         """
         try:
-            return yaml.safe_load(self.config_path.read_text(encoding="utf-8")) or {}
+            found = read_yaml(file_text(self.config_path)) or {}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            raise UserError(f"run: cannot read {self.config_path}: {type(error).__name__}") from None
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"run: cannot read {self.config_path}: {why}") from None
+        if not isinstance(found, dict):
+            raise UserError(f"run: {self.config_path} is not the configuration of a run")
+        return found
 
     def _warned_scan(self) -> list[Record]:
         records, problems = self.scan()

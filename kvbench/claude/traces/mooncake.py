@@ -7,7 +7,6 @@ taken as one block, and the prefix hashes alone determine what is shared.
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from kvbench.claude.simulate import Trace
 from kvbench.claude.traces.checks import MALFORMED, check, misfit, whole
 from kvbench.claude.traces.problems import Problems
 from kvbench.config.errors import UserError
+from kvbench.config.numbers import read_json
 
 
 @dataclass
@@ -66,7 +66,7 @@ class MooncakeTrace(Trace):
         for number, line in lines_of(self.path, self.path.name, problems):
             place = f"{self.path.name}, line {number}"
             try:
-                request = self._request(json.loads(line), start, f"{self.path.name}/{number}")
+                request = self._request(read_json(line), start, f"{self.path.name}/{number}")
             except UserError as error:
                 problems.skip(place, str(error))
                 continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +36,7 @@ from kvbench.claude.tokens import weakest
 from kvbench.claude.traces.checks import MALFORMED, check, whole
 from kvbench.claude.traces.problems import Problems
 from kvbench.config.errors import UserError
+from kvbench.config.numbers import read_json
 
 WINDOW = 256  # maximum of concurrent requests
 
@@ -101,7 +101,7 @@ class RecordedTrace(Trace):
         for number, line in lines_of(file, place, problems):
             where = f"{place}, line {number}"
             try:
-                row = json.loads(line)
+                row = read_json(line)
                 request = self._row(row, sessions, hashing, prefix)
                 end = float(row["t"]) + float(row.get("duration") or 0.0)
             except UserError as error:

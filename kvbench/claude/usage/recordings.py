@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from kvbench.claude.traces.problems import Problems
 from kvbench.claude.traces.recorded import tools_of, usage_of
 from kvbench.claude.usage.call import Call
 from kvbench.config.errors import UserError
+from kvbench.config.numbers import read_json
 
 SOURCE = "recordings of kvbench (trace format 1)"
 NOTES: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ def calls(files: Sequence[Path], root: Path, problems: Problems) -> Iterator[Cal
         for number, text in lines_of(file, place, problems):
             where = f"{place}, line {number}"
             try:
-                call = _call(json.loads(text), prefix, where)
+                call = _call(read_json(text), prefix, where)
             except UserError as error:
                 problems.skip(where, str(error))
                 continue

@@ -11,7 +11,6 @@ A resumed conversation copies earlier answers into its own file.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from kvbench.claude.traces.problems import Problems
 from kvbench.claude.usage.call import Call, seconds
 from kvbench.claude.usage_json import read_usage
 from kvbench.config.errors import UserError
+from kvbench.config.numbers import read_json
 
 SOURCE = (
     "Claude Code transcripts (schema: ccusage 0ed94176, microsoft/amplifier 0e671211, copilot-lens 3163988e)"
@@ -101,7 +101,7 @@ def read_lines(file: Path, place: str, problems: Problems) -> Iterator[Line]:
     for number, text in lines_of(file, place, problems):
         where = f"{place}, line {number}"
         try:
-            row = json.loads(text)
+            row = read_json(text)
         except (ValueError, RecursionError) as error:
             problems.skip(where, f"{type(error).__name__}: {error}")
             continue
