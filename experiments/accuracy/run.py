@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from kvbench.config.errors import UserError
 from kvbench.engine.apart import decode_apart
@@ -12,8 +13,9 @@ from kvbench.engine.decode import Group as DecodedGroup
 from kvbench.engine.dense_answer import decode_dense_answer
 from kvbench.engine.failures import DenseError, Failure, device_lost
 from kvbench.engine.prefill import Snapshot, prefill_for
+from kvbench.engine.repeat import repeat, requests
 from kvbench.engine.turns import Part, Split, prompt_parts
-from kvbench.methods import Resolved, Shape
+from kvbench.methods import LayerSnapshot, Resolved, Shape
 from kvbench.runs import failures, provenance
 from kvbench.runs.config import RunConfig, resolved_yaml
 from kvbench.runs.context import PromptContext, RunContext
@@ -158,7 +160,11 @@ def _score_part(
             found.append(r)
             continue
         out = result.dense if r.dense else next(rows)
-        found.append(out if isinstance(out, Failure) else _record(at, cell, r, out, shared, rerun))
+        found.append(
+            out
+            if isinstance(out, Failure)
+            else _record(at, cell, r, out, _with_repeat(shared, cell, layer), rerun)
+        )
     return found
 
 
@@ -196,6 +202,10 @@ def prefill_part(at: PromptContext, part: Part, cells: Sequence[Cell]) -> Snapsh
         if any("answer" in cell.method.needs for cell in cells):
             options = _decode_options(at, split)
             decode_dense_answer(loaded.model, snapshot, split.question, split.last, options)
+        for chunk, sinks in sorted({wanted for cell in cells if (wanted := _repeats(cell)) is not None}):
+            tail = partial(at.run.renderer.tail, at.group.sample)
+            asked = requests(split.compressed, chunk, sinks, tail, loaded.tokenizer)
+            repeat(loaded.model, snapshot, chunk, sinks, asked)
     except UserError:
         raise
     except Exception as error:
@@ -203,6 +213,18 @@ def prefill_part(at: PromptContext, part: Part, cells: Sequence[Cell]) -> Snapsh
             raise
         raise DenseError(Failure.of(error, "prefill")) from None
     return snapshot
+
+
+def _with_repeat(shared: Record, cell: Cell, layer: LayerSnapshot) -> Record:
+    """The shared fields, with the pass that repeats the text as part of the compression of cells that need it."""
+    wanted = _repeats(cell)
+    extra = 0.0 if wanted is None else layer.repeats[wanted].seconds
+    return {**shared, "compress_s": shared["compress_s"] + extra}
+
+
+def _repeats(cell: Cell) -> tuple[int, int] | None:
+    """See `Eviction.repeats`."""
+    return cell.method.parts()[0].repeats
 
 
 def _decode_options(at: PromptContext, split: Split) -> DecodeOptions:

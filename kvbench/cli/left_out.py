@@ -5,8 +5,8 @@ from types import MappingProxyType
 
 LEFT_OUT: Mapping[str, str] = MappingProxyType(
     {
-        "TriAttention, KVzip and KVzip+, DMS thresholds, Compactor, eviction during chunked prefill": (
-            "next: they need calibrated state, a second pass over the prompt, heads that drop different numbers of "
+        "TriAttention, KVzip+, DMS thresholds, Compactor, eviction during chunked prefill": (
+            "next: they need calibrated state, norms of the output projection, heads that drop different numbers of "
             "tokens while decoding, or a prefill of their own"
         ),
         "CriticalKV, CriticalAdaKV, LagKV, CurDKV, DuoAttention": "after these",

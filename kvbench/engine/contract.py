@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,7 @@ class Prompts:
         rope: cosines and sines of positions beyond the prompt's end, each `[T + 512, D]`.
         boundaries_BT: ends of sentences and clauses, see `LayerSnapshot`.
         answer: queries `[B, Q, 5, D]` and keys `[B, H, 5, D]` of the five tokens after the prompt.
+        repetition: likewise of nine tokens that repeat it.
     """
 
     q_BQTD: Tensor
@@ -59,9 +60,11 @@ class Prompts:
     rope: tuple[Tensor, Tensor]
     boundaries_BT: Tensor
     answer: tuple[Tensor, Tensor]
+    repetition: tuple[Tensor, Tensor]
 
-    def layer(self, needs: Set[str], number: int = 0) -> LayerSnapshot:
+    def layer(self, method: Method, number: int = 0) -> LayerSnapshot:
         """A layer of the first prompt, copied, with what a method needs; see `Eviction.needs`."""
+        needs, repeats = method.needs, method.parts()[0].repeats
         q, k, v = (x[0].clone() for x in (self.q_BQTD, self.k_BHTD, self.v_BHTD))
         snapshot = LayerSnapshot(k, v, q, number, LAYERS, DIM**-0.5)
         if "attention_sum" in needs:
@@ -74,6 +77,9 @@ class Prompts:
             snapshot.rope = raw.rotation(*self.rope)
         if "boundaries" in needs:
             snapshot.boundaries_T = self.boundaries_BT[0].clone()
+        if repeats is not None:
+            q, k = (x[0] for x in self.repetition)
+            snapshot.repeats[repeats] = raw.repeated(snapshot, q, k, repeats[1])
         return snapshot
 
 
@@ -89,7 +95,8 @@ def prompts(heads: str, length: int) -> Prompts:
     draw = torch.Generator().manual_seed(length + 1)
     asked, told = (torch.randn(2, n, 5, DIM, generator=draw) for n in (query_heads, kv_heads))
     boundaries = torch.where(ends < 3, ends, 0).to(torch.int8)
-    return Prompts(q, k, v, (angles.cos(), angles.sin()), boundaries, (asked, told))
+    again = tuple(torch.randn(2, n, 9, DIM, generator=draw) for n in (query_heads, kv_heads))
+    return Prompts(q, k, v, (angles.cos(), angles.sin()), boundaries, (asked, told), (again[0], again[1]))
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,7 @@ class Case:
 
     def layer(self, number: int = 0) -> LayerSnapshot:
         """A layer of the first prompt, with what the method needs."""
-        return self.prompts.layer(self.method.needs, number)
+        return self.prompts.layer(self.method, number)
 
     @functools.cached_property
     def kept_lists(self) -> list[list[Tensor]]:
@@ -149,7 +156,7 @@ class Case:
         return raw.keep(
             self.name, p.q_BQTD[rows], p.k_BHTD[rows], p.v_BHTD[rows], tokens=self.tokens, num_layers=LAYERS,
             rope=p.rope, boundaries_BT=p.boundaries_BT[rows], answer=(p.answer[0][rows], p.answer[1][rows]),
-            max_new_tokens=NEW, **self.params,
+            repetition=(p.repetition[0][rows], p.repetition[1][rows]), max_new_tokens=NEW, **self.params,
         )  # fmt: skip
 
     def select(self, rows: list[int]) -> list[list[Tensor]]:
@@ -347,7 +354,7 @@ def _planted(case: Case, place: str, value: float | None) -> LayerSnapshot:
         x = getattr(p, place).clone()
         x[0, 0, -1, 0] = value
         p = dataclasses.replace(p, **{place: x})
-    return p.layer(case.method.needs)
+    return p.layer(case.method)
 
 
 def dropped_slots(case: Case) -> None:

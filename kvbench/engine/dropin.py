@@ -59,6 +59,8 @@ def cache(
         raise UserError(f"method: {method} needs the text of the prompt, which a cache does not have")
     if "answer" in built.needs:
         raise UserError(f"method: {method} needs the answer in advance, which a cache does not have")
+    if "repeat" in built.needs:
+        raise UserError(f"method: {method} needs a second pass over the prompt, which a cache does not make")
     config = model.config.get_text_config()
     if "rope" in built.needs and config.model_type not in FAMILIES:
         raise UserError(f"method: {method} rotates keys, which is supported for {', '.join(FAMILIES)} only")

@@ -15,6 +15,7 @@ from kvbench.config.typed import whole
 from kvbench.engine.finite import check_scores, check_snapshot, first_not_finite
 from kvbench.kernels.attention_sum import attention_sum
 from kvbench.methods import Budget, Kept, LayerSnapshot, Method, Quota, Resolved, Shape, build
+from kvbench.methods.repeat import Repeat, repeat_scores
 
 
 @torch.no_grad()
@@ -22,7 +23,8 @@ def keep(
     method: str, q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, *, tokens: int | None = None,
     ratio: float | str | None = None, layer: int = 0, num_layers: int = 1,
     rope: tuple[Tensor, Tensor] | None = None, boundaries_BT: Tensor | None = None,
-    answer: tuple[Tensor, Tensor] | None = None, max_new_tokens: int = 0, **params: Any,
+    answer: tuple[Tensor, Tensor] | None = None, repetition: tuple[Tensor, Tensor] | None = None,
+    max_new_tokens: int = 0, **params: Any,
 ) -> list[list[Tensor]]:  # fmt: skip
     """The prompt tokens that a method keeps in one layer after prefill.
 
@@ -41,6 +43,8 @@ def keep(
             boundary-aware chunks.
         answer: post-RoPE queries `[B, Q, N, D]` and keys `[B, H, N, D]` of the N tokens after the prompt, for
             the static oracle.
+        repetition: post-RoPE queries `[B, Q, N, D]` and keys `[B, H, N, D]` of N tokens after the prompt that
+            repeat it, for KVzip; the whole prompt is one chunk, and `scope=model` ranks this layer alone.
         max_new_tokens: M, for budget rules that depend on it.
         **params: parameters of the method.
 
@@ -78,6 +82,8 @@ def keep(
         raise UserError(f"boundaries_BT: {method} needs them")
     if "answer" in eviction.needs and answer is None:
         raise UserError(f"answer: {method} needs it")
+    if "repeat" in eviction.needs and repetition is None:
+        raise UserError(f"repetition: {method} needs it")
     out = []
     for row in range(batch):
         snapshot = LayerSnapshot(k_BHTD[row], v_BHTD[row], q_BQTD[row], layer, num_layers, dim**-0.5)
@@ -88,6 +94,9 @@ def keep(
         if answer is not None:
             keys = torch.cat([k_BHTD[row], answer[1][row]], dim=1)
             snapshot.answer_sum_QT = attention_sum(answer[0][row], keys, snapshot.scaling)[:, :length]
+        if repetition is not None and eviction.repeats is not None:
+            (q, k), (_, sinks) = repetition, eviction.repeats
+            snapshot.repeats[eviction.repeats] = repeated(snapshot, q[row], k[row], sinks)
         check_snapshot([snapshot])
         kept = Kept([torch.arange(length, device=k_BHTD.device)] * heads)
         if count is not None:
@@ -97,6 +106,14 @@ def keep(
         per_query_head = getattr(eviction, "heads", None) == "query_head"
         out.append(_by_query_head(kept, snapshot.group) if per_query_head else kept.positions)
     return out
+
+
+def repeated(snapshot: LayerSnapshot, q_QND: Tensor, k_HND: Tensor, sinks: int) -> Repeat:
+    """What the whole text gets while it is repeated, in one layer."""
+    sinks = min(sinks, snapshot.length)
+    found = repeat_scores(q_QND, k_HND, snapshot.k_HTD, sinks, sinks, snapshot.length, snapshot.scaling)
+    pinned = found.new_full((snapshot.heads, sinks), torch.inf)
+    return Repeat(sinks, {snapshot.layer: torch.cat([pinned, found], dim=1)})
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvbench.kernels import window_scores as kernels
+from kvbench.methods.repeat import Repeat
 
 
 @dataclass
@@ -31,6 +32,7 @@ class LayerSnapshot:
             fp32; if a method needs "answer".
         boundaries_T: int8, 2 for a token that ends a sentence, 1 for one that ends a clause, else 0; if a method needs
             "boundaries".
+        repeats: by chunk and sinks of KVzip, what the text got while it was repeated; if a method needs "repeat".
         turn: last tokens of the prompt whose queries may observe, those of the present turn of a conversation; None for
             all.
         end: tokens of the text so far, where some of them are not held any more; None where all are.
@@ -46,6 +48,7 @@ class LayerSnapshot:
     rope: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     answer_sum_QT: Tensor | None = None
     boundaries_T: Tensor | None = None
+    repeats: dict[tuple[int, int], Repeat] = dataclasses.field(default_factory=dict)
     turn: int | None = None
     end: int | None = None
     _windows: dict[int, Tensor] = dataclasses.field(default_factory=dict)

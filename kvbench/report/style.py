@@ -83,6 +83,7 @@ _LOOKS: dict[str, tuple[str, str]] = {
     "h2o": ("#6C8EBF", "v"),
     "observed_attention": ("#88A9C3", "X"),
     "tova": ("#1F5FA8", "<"),
+    "kvzip": ("#274690", "P"),
     # while decoding: teal
     "decode_every": ("#008B9A", "o"),
     "rkv": ("#4FB3BF", "s"),

@@ -90,7 +90,7 @@ DECLARED = (
         Field("bytes_resident_bf16", int, "bytes", "`bytes_resident` with a model in bf16"),
         Field("bytes_read_per_step", float | None, "bytes", "read per decode step, mean over steps"),
         Field("bytes_read_per_step_bf16", float | None, "bytes", "`bytes_read_per_step` with a model in bf16"),
-        Field("compress_s", float, "s", "compression; accuracy: shared equally by the prompt's cells"),
+        Field("compress_s", float, "s", "compression; accuracy: shared equally by the cells, KVzip's pass in full"),
         Field("decode_ms_per_token", float, "ms", "a decode step; accuracy: shared equally by the cells"),
         Field("peak_bytes", int, "bytes", "peak memory, weights and the prompt's whole cache included"),
         Field("score", float | None, "", "score of the answer, 0 to 1"),

@@ -187,7 +187,18 @@ def _methods(cfg: RunConfig) -> list[tuple[str, Method]]:
     """Methods by label, dense first: every other one is compared with it, so that it is never left out."""
     built = [(label, methods.build(entry, f"method.{label}")) for label, entry in cfg.method.items()]
     dense = [item for item in built if isinstance(item[1], Dense)] or [("dense", Dense())]
+    agnostic = [label for label, method in built if _agnostic(method)]
+    if agnostic and "query_agnostic" not in cfg.protocol:
+        raise UserError(f"method.{agnostic[0]}: sees no question; allowed: protocol=query_agnostic")
+    if agnostic and "query_aware" in cfg.protocol:
+        text = f"method.{agnostic[0]}: sees no question, so that it has no cells in query_aware"
+        warnings.warn(text, stacklevel=2)
     return dense[:1] + [item for item in built if not isinstance(item[1], Dense)]
+
+
+def _agnostic(method: Method) -> bool:
+    """Whether a method is only for prompts whose question is not seen: it would repeat the question too."""
+    return "repeat" in method.needs
 
 
 def _budgets(cfg: RunConfig) -> list[list[Budget | None]]:
@@ -229,5 +240,6 @@ def _groups(
             "seed": seed,
             **({"stop": sample.stop.identity} if sample.stop else {}),
         }
-        cells = tuple(entry.cell(setting, turn_start) for entry in entries)
+        planned = [entry for entry in entries if protocol == "query_agnostic" or not _agnostic(entry.method)]
+        cells = tuple(entry.cell(setting, turn_start) for entry in planned)
         yield Group(task, length, seed, index, sample, prompt_hash, protocol, cells)

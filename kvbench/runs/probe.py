@@ -15,6 +15,7 @@ from kvbench.engine.prefill import Snapshot
 from kvbench.kernels import forms
 from kvbench.kernels.attention_sum import attention_sum
 from kvbench.methods import Budget, LayerSnapshot, Method, Resolved, Shape
+from kvbench.methods.repeat import Repeat
 from kvbench.models.load import LoadedModel
 
 #: prompt tokens at least and at most
@@ -127,6 +128,11 @@ def _snapshot(method: Method, heads: Heads, length: int, layers: int) -> Snapsho
             snapshot.attention_sum_QT = attention_sum(q[:, -QUESTION:], k, snapshot.scaling)
         if "answer" in needs:
             snapshot.answer_sum_QT = attention_sum(q[:, -QUESTION:], k, snapshot.scaling)
+        if "repeat" in needs:
+            chosen = method.parts()[0].repeats
+            assert chosen is not None
+            scores = torch.rand(heads.kv, length, generator=draw)
+            snapshot.repeats[chosen] = Repeat(chosen[1], {layer: scores})
         if "rope" in needs:
             snapshot.rope = lambda positions: _rotations(positions, heads.dim)
         if "boundaries" in needs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from kvbench.config.errors import UserError
@@ -143,6 +143,11 @@ class Renderer:
         if not sample.earlier:
             return Prompt(ids, context_end, text, digest)
         return Prompt(ids, context_end, text, digest, first_end, turn_start)
+
+    def tail(self, sample: Sample, question: str) -> list[int]:
+        """The tokens that follow the context in a prompt with another question and no start of an answer."""
+        text, context_end, *_ = self._text(replace(sample, question=question, answer_prefix="", earlier=()))
+        return self.tokenizer(text[context_end:], add_special_tokens=False, verbose=False)["input_ids"]
 
     def count(self, sample: Sample) -> int:
         """Number of tokens of the sample's prompt."""

@@ -5,6 +5,7 @@ import torch
 import kvbench
 from kvbench.engine.contract import DIM, LAYERS, NEW, prompts
 from kvbench.methods import registry
+from kvbench.methods.repeat import Repeat
 
 # further settings of methods with alternatives
 SETTINGS = [
@@ -62,11 +63,30 @@ def answer(tensors):
     return tuple(torch.randn(2, x.shape[1], 5, DIM, generator=draw) for x in (q, k))
 
 
+def repetition(tensors):
+    """Queries and keys of nine tokens that ask for a repetition, for each of the two prompts."""
+    q, k, *_ = tensors
+    draw = torch.Generator().manual_seed(q.shape[2] + 2)
+    return tuple(torch.randn(2, x.shape[1], 9, DIM, generator=draw) for x in (q, k))
+
+
+def add_repetition(layers, chunk=2048, sinks=4):
+    """Gives the layers of a prompt what KVzip needs: random scores."""
+    layers, draw = list(layers), torch.Generator().manual_seed(11)
+    found = Repeat(
+        sinks, {layer.layer: torch.rand(layer.k_HTD.shape[:2], generator=draw) for layer in layers}
+    )
+    for layer in layers:
+        found.scores[layer.layer][:, :sinks] = torch.inf
+        layer.repeats[chunk, sinks] = found
+
+
 def keep(name, params, tensors, tokens, rows):
     q, k, v, rope, ends = tensors
     return kvbench.keep(
         name, q[rows], k[rows], v[rows], tokens=tokens, num_layers=LAYERS, rope=rope,
-        boundaries_BT=ends[rows], answer=tuple(x[rows] for x in answer(tensors)), max_new_tokens=NEW, **params,
+        boundaries_BT=ends[rows], answer=tuple(x[rows] for x in answer(tensors)),
+        repetition=tuple(x[rows] for x in repetition(tensors)), max_new_tokens=NEW, **params,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The cost model equals what the engine counts on real tensors, for every registered method."""
 
 import pytest
-from kvbench_testing.cases import methods
+from kvbench_testing.cases import add_repetition, methods
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kvbench import cost
@@ -61,6 +61,7 @@ def decoded(tiny_model_dir):
     ]
     options = DecodeOptions(NEW, batch_rows=16, kl=False)
     decode_dense_answer(model, snapshot, [], PROMPT[-1], options)
+    add_repetition(snapshot.layers)
     group = decode_cells(model, snapshot, [], PROMPT[-1], cells, options)
     return shape, dict(zip(map(str, CASES), group.cells, strict=True))
 

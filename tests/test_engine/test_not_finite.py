@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kvbench_testing.cases import EVERY, name_of
+from kvbench_testing.cases import EVERY, add_repetition, name_of
 from transformers import AutoModelForCausalLM
 
 from kvbench.engine.attention import register_attention
@@ -42,6 +42,7 @@ def clean(model):
     """A snapshot with everything that any method needs."""
     snapshot = prefill(model, PROMPT[:-1], 64, needs=NEEDS)
     decode_dense_answer(model, snapshot, [], PROMPT[-1], OPTIONS)
+    add_repetition(snapshot.layers)
     position = torch.arange(snapshot.length)
     for layer in snapshot.layers:
         layer.boundaries_T = ((position % 4 == 3).int() + (position % 12 == 11).int()).to(torch.int8)

@@ -375,3 +375,26 @@ def test_an_answer_that_cannot_be_scored_in_time_is_a_failure(own_config, tmp_pa
     assert list(found["sample"]) == [0, 0]
     failed = Store(tmp_path / "run").failures()[0]
     assert {(record["sample"], record["stage"]) for record in failed} == {(1, "score")}
+
+
+def test_kvzip_has_cells_only_where_no_question_is_seen(config, tmp_path):
+    words = ["method=[dense,kvzip]", "task.samples=2", "budget.tokens=[64]", "method.kvzip.chunk=300"]
+    with pytest.raises(
+        UserError, match=r"^method\.kvzip: sees no question; allowed: protocol=query_agnostic$"
+    ):
+        run_accuracy(config(tmp_path / "aware", *words), Progress)
+    with pytest.warns(
+        UserWarning, match=r"^method\.kvzip: sees no question, so that it has no cells in query_aware$"
+    ):
+        run_accuracy(config(tmp_path / "both", *words, "protocol=[query_aware,query_agnostic]"), Progress)
+    found = cells(tmp_path / "both")
+    counts = found.groupby(["method", "protocol"]).size().to_dict()
+    assert counts == {
+        ("dense", "query_aware"): 2,
+        ("dense", "query_agnostic"): 2,
+        ("kvzip", "query_agnostic"): 2,
+    }
+    kvzip = found[found["method"] == "kvzip"]
+    assert (kvzip["kept_tokens"] == 64).all() and (kvzip["kl_to_dense"] > 0).all()
+    other = found[(found["method"] == "dense") & (found["protocol"] == "query_agnostic")]
+    assert kvzip["compress_s"].min() > other["compress_s"].max()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kvbench_testing.cases import EVICTIONS, name_of
+from kvbench_testing.cases import EVICTIONS, add_repetition, name_of
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from kvbench.engine.attention import register_attention
@@ -37,6 +37,7 @@ def snapshot(model):
     for layer in found.layers:
         layer.boundaries_T = torch.tensor([2 * (n % 23 == 7) + (n % 23 == 15) for n in range(LENGTH)])
     decode_dense_answer(model, found, [], PROMPT[-1], DecodeOptions(NEW))
+    add_repetition(found.layers)
     return found
 
 

@@ -70,8 +70,13 @@ class Eviction(Component):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Further contents of the snapshot: "attention_sum", "queries", "rope", "boundaries", "answer"."""
+        """Further contents of the snapshot: "attention_sum", "queries", "rope", "boundaries", "answer", "repeat"."""
         return frozenset()
+
+    @property
+    def repeats(self) -> tuple[int, int] | None:
+        """Tokens of a chunk, and sinks, of the repetition that is needed with "repeat"."""
+        return None
 
     @property
     def steps(self) -> bool:
