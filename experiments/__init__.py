@@ -7,11 +7,16 @@ import importlib
 import pkgutil
 
 from kvbench.config.compose import Composed
+from kvbench.config.errors import UserError
 from kvbench.config.typed import unknown
 from kvbench.runs.progress import ProgressFactory
 
 # a kind of earlier configurations, by the workload beside it
 _PROMPT_CACHE = {"rag": "claude_rag_cost", "replay": "claude_replay"}
+
+# kinds whose prompts several workers share, and the settings of that with their defaults
+_SHARED = ("accuracy", "efficiency")
+_OF_SHARED = {"workers": 1, "shard": None, "stop_after": None, "report": True}
 
 
 def run(composed: Composed, progress: ProgressFactory) -> str:
@@ -36,4 +41,8 @@ def run(composed: Composed, progress: ProgressFactory) -> str:
         kind = _PROMPT_CACHE[workload]
     if kind not in kinds:
         raise unknown("kind", kind, kinds, "kind of experiment")
+    if kind not in _SHARED:
+        for key, default in _OF_SHARED.items():
+            if composed.data.get(key, default) != default:
+                raise UserError(f"{key}: is for experiments of kind {' or '.join(_SHARED)}, not {kind}")
     return importlib.import_module(f"{__name__}.{kind}").main(composed, progress)

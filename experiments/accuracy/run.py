@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -20,10 +20,13 @@ from kvbench.runs import failures, provenance
 from kvbench.runs.config import RunConfig, resolved_yaml
 from kvbench.runs.context import PromptContext, RunContext
 from kvbench.runs.fields import checked
+from kvbench.runs.follow import Follow
 from kvbench.runs.plan import Cell, Group, with_stored_ids
 from kvbench.runs.progress import ProgressDisplay, ProgressFactory, nothing_to_do
 from kvbench.runs.record import group_fields, method_fields
-from kvbench.runs.rerun import Rerun
+from kvbench.runs.rerun import Rerun, command
+from kvbench.runs.sharing import Item, dealt, key_of, part_of
+from kvbench.runs.stopping import Stop
 from kvbench.runs.store import Record, Store
 
 #: a cell's row, or why it has none
@@ -44,48 +47,72 @@ def run_accuracy(cfg: RunConfig, progress: ProgressFactory) -> list[Record]:
         UserError: fixable by the user, e.g. a setting that no cell can run with; dense fails on the first prompt of a
             folder without a finished cell.
     """
-    run = RunContext.load(cfg)
-    store = Store(cfg.run_dir)
-    done = store.done()
-    failed = {record["cell"] for record in store.failures()[0]}
-    groups = with_stored_ids(run.plan(), done | failed)
-    planned = {cell.id for group in groups for cell in group.cells}
+    with Stop(cfg.stop_seconds).installed() as stop:
+        return _run(RunContext.load(cfg), progress, stop)
+
+
+def _run(run: RunContext, progress: ProgressFactory, stop: Stop) -> list[Record]:
+    cfg, store = run.cfg, Store(run.cfg.run_dir)
+    follow = Follow(store)
+    groups = with_stored_ids(run.plan(), follow.done | follow.failed, store.planned().cells)
+    cells = [(group.task.label, cell.label, cell.id) for group in groups for cell in group.cells]
+    planned = {cell for *_, cell in cells}
     store.write_config(resolved_yaml(cfg))
-    store.write_plan((group.task.label, cell.label, cell.id) for group in groups for cell in group.cells)
-    skipped = failures.to_skip(planned & failed, cfg.retry_failed)
-    pending = list(_pending(groups, done | skipped))
-    if not pending:
+    store.write_plan(cells, cfg.request, command(cfg))
+    skipped = failures.to_skip(planned & follow.failed - follow.done, cfg.retry_failed)
+    items = part_of([_item(run, group) for group in groups], cfg)
+    untried = not planned & follow.done
+    if all(item.cells <= follow.done | skipped for item in items):
         nothing_to_do(len(planned), len(skipped))
     rerun = Rerun(cfg)
-    untried = not planned & done
-    with progress(sum(len(group.cells) for group in pending), len(pending)) as display:
-        for group in pending:
-            display.start_prompt(group.name)
-            at = PromptContext.render(run, group)
-            lost = False
-            try:
-                outcomes = _score_prompt(at, display, rerun)
-            except Exception as error:
-                if not device_lost(error):
-                    raise
-                lost, failure = True, Failure.of(error, "decode")
-                outcomes = [(cell, failure) for cell in group.cells]
-            store.extend(found for _, found in outcomes if not isinstance(found, Failure))
-            failed_here = [
-                failures.failure_record(at, cell, found, "amortised", cell.id, rerun=rerun)
-                for cell, found in outcomes
-                if isinstance(found, Failure)
-            ]
-            store.extend_failures(failed_here)
-            display.cells_done(len(outcomes))
-            if untried:
-                _check_dense(at, outcomes)
+    run.loaded.model.get_input_embeddings().register_forward_pre_hook(lambda *_: stop.check())
+    with dealt(items, skipped, store, follow, cfg, stop, progress) as (left, display):
+        for group, ids in left:
+            stop.check_between()
+            with stop.working():
+                found, lost = _prompt(run, group, ids, store, display, rerun, untried)
             untried = False
-            failures.warn(failed_here)
+            failures.warn(found)
             if lost:
                 # nothing else runs in this process; the same command goes on behind these cells
                 break
+        else:
+            stop.check()
     return failures.recorded(store, planned)
+
+
+def _item(run: RunContext, group: Group) -> Item[Group]:
+    key = key_of(run.loaded.fingerprint, group.prompt_hash, group.protocol)
+    return Item(key, frozenset(cell.id for cell in group.cells), group)
+
+
+def _prompt(
+    run: RunContext, group: Group, ids: frozenset[str], store: Store, display: ProgressDisplay, rerun: Rerun,
+    untried: bool,
+) -> tuple[list[Record], bool]:  # fmt: skip
+    """Score some cells of a prompt and store them; the failures, and whether the GPU is lost."""
+    group = replace(group, cells=tuple(cell for cell in group.cells if cell.id in ids))
+    display.start_prompt(group.name)
+    at = PromptContext.render(run, group)
+    lost = False
+    try:
+        outcomes = _score_prompt(at, display, rerun)
+    except Exception as error:
+        if not device_lost(error):
+            raise
+        lost, failure = True, Failure.of(error, "decode")
+        outcomes = [(cell, failure) for cell in group.cells]
+    store.extend(found for _, found in outcomes if not isinstance(found, Failure))
+    failed = [
+        failures.failure_record(at, cell, found, "amortised", cell.id, rerun=rerun)
+        for cell, found in outcomes
+        if isinstance(found, Failure)
+    ]
+    store.extend_failures(failed)
+    display.cells_done(len(outcomes))
+    if untried:
+        _check_dense(at, outcomes)
+    return failed, lost
 
 
 def _check_dense(at: PromptContext, outcomes: Sequence[Outcome]) -> None:
@@ -97,14 +124,6 @@ def _check_dense(at: PromptContext, outcomes: Sequence[Outcome]) -> None:
     for cell, found in outcomes:
         if cell.is_dense and isinstance(found, Failure):
             raise failures.first_prompt(at, found)
-
-
-def _pending(groups: Sequence[Group], done: set[str]) -> Iterator[Group]:
-    """Groups with the cells that are not done, without those that have none."""
-    for group in groups:
-        cells = tuple(cell for cell in group.cells if cell.id not in done)
-        if cells:
-            yield replace(group, cells=cells)
 
 
 def _score_prompt(at: PromptContext, display: ProgressDisplay, rerun: Rerun) -> list[Outcome]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Container, Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -24,9 +24,13 @@ from kvbench.runs import failures, provenance
 from kvbench.runs.config import RunConfig, resolved_yaml
 from kvbench.runs.context import PromptContext, RunContext
 from kvbench.runs.fields import checked
+from kvbench.runs.follow import Follow
 from kvbench.runs.plan import Cell, Group, digest, stored_id
 from kvbench.runs.progress import ProgressDisplay, ProgressFactory, nothing_to_do
 from kvbench.runs.record import group_fields, method_fields
+from kvbench.runs.rerun import command
+from kvbench.runs.sharing import Item, dealt, key_of, part_of
+from kvbench.runs.stopping import Stop
 from kvbench.runs.store import Record, Store
 
 #: tokens of a prefill before the one that is timed
@@ -79,32 +83,43 @@ def run_efficiency(cfg: RunConfig, progress: ProgressFactory) -> list[Record]:
     Raises:
         UserError: fixable by the user; dense fails on the first prompt of a folder without a finished cell.
     """
-    run = RunContext.load(cfg)
+    with Stop(cfg.stop_seconds).installed() as stop:
+        return _run(RunContext.load(cfg), progress, stop)
+
+
+def _run(run: RunContext, progress: ProgressFactory, stop: Stop) -> list[Record]:
+    cfg, store = run.cfg, Store(run.cfg.run_dir)
     groups = [group for group in run.plan() if group.index == 0]
     _check_methods(groups)
-    store = Store(cfg.run_dir)
-    done = store.done()
-    failed = {record["cell"] for record in store.failures()[0]}
-    work = [(group, _points(run, group, done | failed)) for group in groups]
-    planned = {p.id for _, points in work for p in points}
-    skipped = failures.to_skip(planned & failed, cfg.retry_failed)
+    follow = Follow(store)
+    stored, before = follow.done | follow.failed, store.planned().cells
+    work = [(group, _points(run, group, stored, before)) for group in groups]
+    cells = [(group.task.label, p.cell.label, p.id) for group, points in work for p in points]
+    planned = {point for *_, point in cells}
     store.write_config(resolved_yaml(cfg))
-    store.write_plan((group.task.label, p.cell.label, p.id) for group, points in work for p in points)
-    pending = [(group, [p for p in points if p.id not in done | skipped]) for group, points in work]
-    pending = [(group, points) for group, points in pending if points]
-    if not pending:
+    store.write_plan(cells, cfg.request, command(cfg))
+    skipped = failures.to_skip(planned & (follow.failed - follow.done), cfg.retry_failed)
+    items = part_of([_item(run, group, points) for group, points in work], cfg)
+    if all(item.cells <= follow.done | skipped for item in items):
         nothing_to_do(len(planned), len(skipped))
-    untried = not planned & done
-    with progress(sum(len(points) for _, points in pending), len(pending)) as display:
-        for group, points in pending:
+    untried = not planned & follow.done
+    with dealt(items, skipped, store, follow, cfg, stop, progress) as (left, display):
+        for (group, points), ids in left:
+            stop.check_between()
             display.start_prompt(group.name)
             at = PromptContext.render(run, group)
-            failed_here, dense_failed = _measure_prompt(at, points, store, display)
+            wanted = [point for point in points if point.id in ids]
+            failed_here, dense_failed = _measure_prompt(at, wanted, store, display, stop)
             if dense_failed is not None and untried:
                 raise failures.first_prompt(at, dense_failed)
             untried = False
             failures.warn(failed_here)
     return failures.recorded(store, planned)
+
+
+def _item(run: RunContext, group: Group, points: list[Point]) -> Item[tuple[Group, list[Point]]]:
+    key = key_of(run.loaded.fingerprint, group.prompt_hash, group.protocol)
+    return Item(key, frozenset(point.id for point in points), (group, points))
 
 
 def _check_methods(groups: Sequence[Group]) -> None:
@@ -115,12 +130,12 @@ def _check_methods(groups: Sequence[Group]) -> None:
         )
 
 
-def _points(run: RunContext, group: Group, done: Set[str]) -> list[Point]:
-    """All points of a prompt; those in the store have the ids that they have there."""
+def _points(run: RunContext, group: Group, done: Set[str], planned: Container[str]) -> list[Point]:
+    """All points of a prompt; those in the store or a plan of the folder have the ids that they have there."""
     options = run.cfg.efficiency
     where = {"device": provenance.device_name(run.loaded.device), "steps": options.steps}
     return [
-        Point(stored_id(_ids(cell, batch, where), done), cell, batch)
+        Point(stored_id(_ids(cell, batch, where), done, planned), cell, batch)
         for cell in group.cells
         for batch in options.batch
     ]
@@ -131,7 +146,7 @@ def _ids(cell: Cell, batch: int, where: Record) -> list[str]:
 
 
 def _measure_prompt(
-    at: PromptContext, points: Sequence[Point], store: Store, display: ProgressDisplay
+    at: PromptContext, points: Sequence[Point], store: Store, display: ProgressDisplay, stop: Stop
 ) -> tuple[list[Record], Failure | None]:
     """Measure all points of a prompt, with one prefill per set of needs: its time is that of the methods with them.
 
@@ -159,6 +174,8 @@ def _measure_prompt(
             else:
                 store.append(outcome)
             display.cells_done(1)
+            # a point is short, and what is stored is not lost
+            stop.check_between()
     return failed, dense
 
 

@@ -9,13 +9,17 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kvbench import __version__
-from kvbench.config.errors import CellsFailed, UserError
+from kvbench.config.errors import CellsFailed, Stopped, UserError
 from kvbench.config.secrets import masked
 from kvbench.config.text import printable
 from kvbench.config.typed import unknown
+from kvbench.runs.stopping import EXIT_CODE, ends_with_parent, raised_at_once
+
+if TYPE_CHECKING:
+    from kvbench.config.compose import Composed
 
 # what `kvbench ls` lists
 KINDS = ("methods", "tasks", "models", "experiments", "hardware", "shapes", "runs")
@@ -40,6 +44,8 @@ settings that most experiments share (all of them: conf/config.yaml):
   limit=2                     at most 2 samples per task and length
   retry_failed=true           run cells again that failed before
   run_dir=FOLDER              where results go, instead of results/runs/NAME
+  workers=4                   processes that share the work; the same command on other machines joins in
+  stop_after=3h30m            begin no prompt after that time; the same command goes on
 quote brackets for your shell: 'method=[snapkv]'
 """
 
@@ -73,9 +79,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code.
+    """Run a command.
 
-    0; 1 for failed cells or a method that breaks its contract; 2 for a user's mistake; 130 for Ctrl-C.
+    Returns:
+        The exit code: 0; 1 for failed cells or a method that breaks its contract; 2 for a user's mistake; 75 for a run
+        that was stopped and that the same command resumes; 130 for Ctrl-C.
     """
     with warnings.catch_warnings():
         warnings.showwarning = _warn
@@ -101,6 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _drop_output()
             _tell(f"error: {error.filename or 'output'}: {error.strerror or error}")
             return 2
+        except Stopped as stop:
+            _tell(str(stop))
+            return EXIT_CODE
         except KeyboardInterrupt as stop:
             _tell("; ".join(["interrupted", *map(str, stop.args)]))
             return 130
@@ -245,7 +256,9 @@ def _run(args: argparse.Namespace) -> None:
 
     composed = compose(args.overrides, args.config_dir)
     try:
-        text = experiments.run(composed, Progress)
+        with raised_at_once():
+            ends_with_parent()
+            text = experiments.run(composed, Progress)
         if args.table:
             _print_table(run_dir(composed), text)
         _say(text)
@@ -254,8 +267,15 @@ def _run(args: argparse.Namespace) -> None:
             _print_table(run_dir(composed), failed.text)
         raise
     except KeyboardInterrupt:
-        done = f"what is done is kept in {run_dir(composed)}, the same command resumes"
-        raise KeyboardInterrupt(done) from None
+        raise KeyboardInterrupt(_kept_in(composed)) from None
+    except Stopped as stop:
+        raise Stopped(f"{stop}; {_kept_in(composed)}") from None
+
+
+def _kept_in(composed: Composed) -> str:
+    from kvbench.config.compose import run_dir
+
+    return f"what is done is kept in {run_dir(composed)}, the same command resumes"
 
 
 def _print_table(folder: Path, text: str) -> None:

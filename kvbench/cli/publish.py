@@ -32,7 +32,7 @@ def publish(run: str | Path, folder: Path) -> list[Path]:
         UserError: no such run, or not all of its cells are done.
     """
     view = load(run)
-    missing = set(view.plan.get("cells", ())) - {record["cell"] for record in view.records}
+    missing = view.plan.cells.keys() - {record["cell"] for record in view.records}
     if missing or view.failures:
         raise UserError(
             f"run: {run} has {len(missing)} cells that are not done, and {len(view.failures)} failed"

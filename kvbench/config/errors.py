@@ -21,3 +21,10 @@ class CellsFailed(RuntimeError):
     def __init__(self, text: str, failures: Sequence[str]) -> None:
         super().__init__("\n".join(failures))
         self.text, self.failures = text, list(failures)
+
+
+class Stopped(BaseException):
+    """A run ends early and in order: what is done is stored, and the same command goes on; exit code 75.
+
+    Not an Exception, so that nothing on its way takes it for the failure of a cell.
+    """

@@ -1,13 +1,13 @@
 """Caveats of a run's numbers, what is missing or mixed, and the facts of where its cells were measured."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import pandas as pd
 
 from kvbench.config.text import counted
 from kvbench.report import failures
 from kvbench.report.summary import METHOD, SAMPLE, SETTING, TASK, TIMING, joined
+from kvbench.runs.plans import Planned
 from kvbench.runs.store import Record
 
 # columns that should have a single value
@@ -21,14 +21,12 @@ _UNIFORM = {
 }
 
 
-def find(
-    cells: pd.DataFrame, plan: dict[str, Any], problems: list[str], failed: Sequence[Record] = ()
-) -> list[str]:
+def find(cells: pd.DataFrame, plan: Planned, problems: list[str], failed: Sequence[Record] = ()) -> list[str]:
     """Everything in a run that weakens its numbers, a sentence each; empty for a clean run.
 
     Args:
         cells: the run's cells after `summary.prepare`.
-        plan: content of plan.json, {} without one.
+        plan: all that was asked of its folder.
         problems: unreadable lines, from the store.
         failed: records of failed cells.
     """
@@ -54,11 +52,10 @@ def facts(cells: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def _incomplete(cells: pd.DataFrame, plan: dict[str, Any], failed: Sequence[Record]) -> Iterator[str]:
-    planned = set(plan.get("cells", ()))
-    missing = len(planned - set(cells["cell"]) - {record["cell"] for record in failed})
+def _incomplete(cells: pd.DataFrame, plan: Planned, failed: Sequence[Record]) -> Iterator[str]:
+    missing = len(plan.cells.keys() - set(cells["cell"]) - {record["cell"] for record in failed})
     if missing:
-        yield f"incomplete run: {missing:,} of {counted(len(planned), 'planned cell')} missing"
+        yield f"incomplete run: {missing:,} of {counted(len(plan.cells), 'planned cell')} missing"
 
 
 def _mixed(cells: pd.DataFrame) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from kvbench.config.text import counted
 from kvbench.report import tables
 from kvbench.report.format import number
 from kvbench.report.run import RUNS, Run, is_run, load
+from kvbench.runs.plans import Planned
 from kvbench.runs.store import Record
 from kvbench.runs.told import listed
 
@@ -41,42 +42,54 @@ def _run(folder: Path) -> dict[str, Any]:
 
 def _counts(view: Run) -> tuple[int, int]:
     """Finished cells of the plan, and cells of the plan; without a plan, all finished cells and 0."""
-    planned = set(view.plan.get("cells", ()))
+    planned = view.plan.cells
     done = [record for record in view.records if not planned or record["cell"] in planned]
     return len(done), len(planned)
 
 
 def status(run: str | Path) -> str:
-    """Progress of a run by task and method.
-
-    Totals come from plan.json: `{"cells": [ids], "totals": [{"task", "method", "cells"}]}`; without it only
-    finished cells are counted. Failed cells follow, a line each.
-    """
+    """Progress of a run by task and method, against all that its commands asked for; failed cells, a line each."""
     view = load(run)
     plan = view.plan
-    if not view.records and not plan and view.files():
+    if not view.records and not plan.plans and view.files():
         return f"{view.path}: no cells of methods; results are in {', '.join(view.files())}"
-    planned = set(plan.get("cells", ()))
-    records = [record for record in view.records if not plan or record["cell"] in planned]
-    done = Counter((record["task"], record["method"]) for record in records)
-    totals = {(entry["task"], entry["method"]): entry["cells"] for entry in plan.get("totals", ())}
-    done_of = f"{len(records)} of {counted(len(planned), 'cell')}" if plan else counted(len(records), "cell")
+    records = [record for record in view.records if not plan.plans or record["cell"] in plan.cells]
     failures = view.failures
-    failed = Counter((record["task"], record["method"]) for record in failures)
+    what = {record["cell"]: (record["task"], record["method"]) for record in [*records, *failures]}
+    done, totals = Counter(what[record["cell"]] for record in records), plan.count(what)
+    failed = Counter(what[record["cell"]] for record in failures)
+    done_of = (
+        f"{len(records)} of {counted(len(plan.cells), 'cell')}"
+        if plan.plans
+        else counted(len(records), "cell")
+    )
     lines = [f"{view.path}: {done_of} done" + (f", {len(failures)} failed" if failures else "")]
     names = sorted({*done, *totals, *failed})
-    width = max((len(f"{task} {method}") for task, method in names), default=0)
-    for task, method in names:
-        total = f"/{totals[task, method]}" if (task, method) in totals else ""
-        count = failed[task, method]
+    width = max((len(_named(name)) for name in names), default=0)
+    for name in names:
+        total = f"/{totals[name]}" if name in totals else ""
         lines.append(
-            f"  {f'{task} {method}':<{width}}  {done[task, method]}{total}"
-            + (f", {count} failed" if count else "")
+            f"  {_named(name):<{width}}  {done[name]}{total}"
+            + (f", {failed[name]} failed" if failed[name] else "")
         )
+    lines += _unfinished(plan, set(what))
     lines += [f"failed: {line}" for line in listed(failures, view.path)]
     if failures:
         lines.append("retry_failed=true runs the failed cells again")
     return "\n".join([*lines, *view.problems])
+
+
+def _named(name: tuple[str, str]) -> str:
+    return " ".join(name).strip() or "not known yet"
+
+
+def _unfinished(plan: Planned, settled: set[str]) -> Iterator[str]:
+    """Where several commands asked for cells, those that are not finished: how to go on with each, or to drop it."""
+    if len(plan.plans) < 2:
+        return
+    for one, missing in plan.unfinished(settled):
+        command = one.command or "an earlier command"
+        yield f"unfinished: {missing} of {counted(len(one.cells), 'cell')} of {command}; delete {one.file} to drop it"
 
 
 def finding(run: Run) -> str:

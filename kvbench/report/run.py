@@ -12,11 +12,11 @@ import pandas as pd
 
 from kvbench.config.errors import UserError
 from kvbench.config.files import write
-from kvbench.config.numbers import read_json
 from kvbench.report import caveats, failures, paired, plots, summary, tables
 from kvbench.report.best import MARGIN, Best, best
 from kvbench.report.margins import KL_MARGIN
 from kvbench.report.style import Figure
+from kvbench.runs.plans import Planned
 from kvbench.runs.store import Record, Store
 
 RUNS = Path("results/runs")
@@ -80,20 +80,15 @@ class Run:
         """The resolved configuration of the last command."""
         return Store(self.path).config()
 
-    @property
-    def plan(self) -> dict[str, Any]:
-        """Content of plan.json, {} without one."""
-        try:
-            return read_json((self.path / "plan.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise UserError(f"run: cannot read {self.path / 'plan.json'}: {type(error).__name__}") from None
+    @cached_property
+    def plan(self) -> Planned:
+        """All that was asked of the run's folder, by all commands."""
+        return Store(self.path).planned()
 
     @property
     def failures(self) -> list[Record]:
-        """Records of the cells that failed and are not finished; of the plan's, if there is one."""
-        planned = set(self.plan.get("cells", ()))
+        """Records of the cells that failed and are not finished; of the planned ones, if there is a plan."""
+        planned = self.plan.cells
         return [record for record in self._failures if not planned or record["cell"] in planned]
 
     def cells(self) -> pd.DataFrame:

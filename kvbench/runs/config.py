@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib
 import itertools
 import os
@@ -18,6 +19,10 @@ from kvbench.config.groups import Groups, module_names
 from kvbench.config.reading import read_yaml
 from kvbench.config.typed import as_yaml, build, unknown
 from kvbench.models.load import ModelConfig
+from kvbench.runs.stopping import seconds
+
+#: settings that say how a run is done, not what is asked of it
+HOW = frozenset("retry_failed workers shard lease stop_after report run_dir overrides config_dirs".split())
 
 
 def _check_each(name: str, values: Sequence[Any], allowed: Any, advice: str) -> None:
@@ -103,6 +108,11 @@ class RunConfig:
         kl: whether to measure the KL divergence from dense.
         limit: maximum number of samples per task, length and seed.
         retry_failed: whether cells that failed before run again.
+        workers: processes that share the work, on this machine or by `launcher`.
+        shard: `i/N` for the i-th of N equal parts of the prompts, from 1; None for all.
+        lease: seconds after which the prompts of a worker that gives no sign of life are taken over.
+        stop_after: duration after which no further prompt is begun, as `3h30m`; None for no limit.
+        report: whether to write the report at the end.
         run_dir: the run's folder.
         plugins: modules that register methods and tasks.
         overrides: the user's overrides.
@@ -122,6 +132,11 @@ class RunConfig:
     kl: bool = True
     limit: int | None = None
     retry_failed: bool = False
+    workers: int = 1
+    shard: str | None = None
+    lease: float = 60.0
+    stop_after: str | None = None
+    report: bool = True
     run_dir: str
     plugins: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
@@ -135,6 +150,32 @@ class RunConfig:
         _check_each("seeds", self.seeds, lambda n: n >= 0, "give 0 or positive whole numbers")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"limit: {self.limit} is not allowed, give a positive whole number or null")
+        _check_each("workers", (self.workers,), lambda n: n > 0, "give a positive whole number")
+        _check_each("lease", (self.lease,), lambda s: s >= 1, "give a second or more")
+        _ = self.part, self.stop_seconds
+        if self.shard is not None and self.workers > 1:
+            raise UserError("shard: workers share the prompts already; give shard=i/N or workers=N")
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """The part of the prompts to run, from 0, and the number of parts."""
+        if self.shard is None:
+            return 0, 1
+        first, slash, last = self.shard.partition("/")
+        if not (slash and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+            raise UserError(f"shard: {self.shard} is not i/N with i from 1 to N, as shard=1/4")
+        return int(first) - 1, int(last)
+
+    @property
+    def stop_seconds(self) -> float | None:
+        """Seconds of `stop_after`."""
+        return None if self.stop_after is None else seconds(self.stop_after)
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What is asked for, apart from how, where and in how many parts it is run."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in HOW}
 
 
 def load(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> RunConfig:

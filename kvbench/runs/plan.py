@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Container, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -108,20 +108,25 @@ def make_plan(cfg: RunConfig, loaded: LoadedModel, renderer: Renderer) -> list[G
     return groups
 
 
-def stored_id(ids: Sequence[str], done: Set[str]) -> str:
-    """The id under which a cell is in the store; the first one, which a new cell gets, where it is not there.
+def stored_id(ids: Sequence[str], done: Set[str], planned: Container[str] = ()) -> str:
+    """The id under which a cell is in the store or in an earlier plan; else the first one, which a new cell gets.
 
     Args:
         ids: those that stand for the same computation, see `Cell.ids`.
         done: ids in the store.
+        planned: ids in plans of the folder.
     """
-    return next((name for name in ids if name in done), ids[0])
+    stored = next((name for name in ids if name in done), None)
+    return stored or next((name for name in ids if name in planned), ids[0])
 
 
-def with_stored_ids(groups: Sequence[Group], done: Set[str]) -> list[Group]:
-    """The groups; cells that earlier code finished have the ids that it gave them."""
+def with_stored_ids(groups: Sequence[Group], done: Set[str], planned: Container[str] = ()) -> list[Group]:
+    """The groups; cells that earlier code finished or planned have the ids that it gave them."""
     return [
-        replace(group, cells=tuple(replace(cell, id=stored_id(cell.ids, done)) for cell in group.cells))
+        replace(
+            group,
+            cells=tuple(replace(cell, id=stored_id(cell.ids, done, planned)) for cell in group.cells),
+        )
         for group in groups
     ]
 

@@ -14,12 +14,10 @@ from kvbench.config.compose import RUNS, compose
 from kvbench.config.errors import UserError
 from kvbench.config.secrets import masked
 from kvbench.config.typed import python_number
-from kvbench.runs.config import RunConfig
+from kvbench.runs.config import HOW, RunConfig
 
 # set from the cell; the user's other overrides are repeated unchanged
-_FROM_CELL = set(
-    "experiment task method variants ablate budget protocol seeds limit retry_failed run_dir".split()
-)
+_FROM_CELL = set("experiment task method variants ablate budget protocol seeds limit".split()) | HOW
 
 
 class Rerun:
@@ -31,7 +29,7 @@ class Rerun:
 
     def __init__(self, cfg: RunConfig) -> None:
         self.cfg = cfg
-        self._overrides = [text for text in cfg.overrides if _key(text) not in _FROM_CELL]
+        self._overrides = [text for text in cfg.overrides if key_of_override(text) not in _FROM_CELL]
         self._task_defaults: dict[str, Mapping[str, Any]] = {}
 
     def command(self, cell: Mapping[str, Any]) -> str:
@@ -79,6 +77,12 @@ class Rerun:
         return self._task_defaults[task]
 
 
+def command(cfg: RunConfig) -> str:
+    """The command line of a run, as the user gave it."""
+    folders = [word for folder in cfg.config_dirs for word in ("--config-dir", folder)]
+    return shlex.join(["kvbench", "run", *folders, *cfg.overrides])
+
+
 def text(value: Any) -> str:
     """A value in the grammar of Hydra's overrides."""
     if isinstance(value, Mapping):
@@ -94,7 +98,8 @@ def text(value: Any) -> str:
     return json.dumps(value)
 
 
-def _key(override: str) -> str:
+def key_of_override(override: str) -> str:
+    """The first part of an override's key, `task` of `task.length=512`."""
     return re.split(r"[.=@]", override.lstrip("+~"), maxsplit=1)[0]
 
 

@@ -14,7 +14,6 @@ import secrets
 import socket
 import warnings
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from kvbench.config.files import append, write
 from kvbench.config.numbers import read_json
 from kvbench.config.reading import file_text, read_yaml
 from kvbench.config.text import counted
+from kvbench.runs import plans
 from kvbench.runs.schema import SCHEMA
 
 Record = dict[str, Any]
@@ -54,11 +54,6 @@ class Store:
     def failures_path(self) -> Path:
         """This worker's file of failures."""
         return self.run_dir / f"failures-{self.worker}.jsonl"
-
-    @property
-    def plan_path(self) -> Path:
-        """File with the plan of the last command: ids and counts of its cells."""
-        return self.run_dir / "plan.json"
 
     @property
     def config_path(self) -> Path:
@@ -94,7 +89,11 @@ class Store:
 
     def done(self) -> set[str]:
         """Ids of the finished cells of all workers; empty for a folder that does not exist yet."""
-        return {record["cell"] for record in self._warned_scan()}
+        problems: list[str] = []
+        found = {record["cell"] for record in self._lines("cells", problems)}
+        for problem in problems:
+            warnings.warn(problem, stacklevel=2)
+        return found
 
     def read(self) -> pd.DataFrame:
         """All finished cells of all workers, one row per cell; of duplicates the first is kept."""
@@ -131,21 +130,40 @@ class Store:
 
     def _lines(self, kind: str, problems: list[str]) -> Iterator[Record]:
         """Records of all workers' files of a kind, in the order of the files' names."""
+        for path in self.files(kind):
+            for record, _ in self.lines_of(path, problems):
+                yield record
+
+    def files(self, kind: str) -> list[Path]:
+        """All workers' files of a kind, "cells" or "failures", by name."""
+        return sorted(path for end in ("", ".gz") for path in self.run_dir.glob(f"{kind}-*.jsonl{end}"))
+
+    def lines_of(self, path: Path, problems: list[str], start: int = 0) -> Iterator[tuple[Record, int]]:
+        """Records of a file, each with where the next whole line begins.
+
+        Args:
+            path: the file.
+            problems: gets a sentence for each line that could not be read.
+            start: byte to begin at, the first one of a line; the records of a packed file have no other.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
         try:
-            for path in sorted(
-                path for end in ("", ".gz") for path in self.run_dir.glob(f"{kind}-*.jsonl{end}")
-            ):
-                newer = 0
-                for record in _read_lines(path, problems):
-                    if record["schema"] > SCHEMA:
-                        newer += 1
-                    else:
-                        yield record
-                if newer:
-                    problems.append(
-                        f"{path.name}: {counted(newer, 'line')} of a newer kvbench left out; this one reads schema 1 "
-                        f"to {SCHEMA}, update it"
-                    )
+            newer = 0
+            for record, end in _read_lines(path, problems, start):
+                if record["schema"] > SCHEMA:
+                    newer += 1
+                else:
+                    yield record, end
+            if newer:
+                problems.append(
+                    f"{path.name}: {counted(newer, 'line')} of a newer kvbench left out; this one reads schema 1 "
+                    f"to {SCHEMA}, update it"
+                )
+        except FileNotFoundError:
+            # compacted since it was listed
+            return
         except (OSError, EOFError, zlib.error) as error:
             why = getattr(error, "strerror", None) or error
             raise UserError(f"run: cannot read {self.run_dir}: {why}") from None
@@ -169,19 +187,31 @@ class Store:
         """Writes the resolved configuration (YAML) atomically."""
         self._replace(self.config_path, text)
 
-    def write_plan(self, cells: Iterable[tuple[str, str, str]]) -> None:
-        """Writes the plan of a run atomically.
+    def write_plan(
+        self, cells: Iterable[tuple[str, str, str]], request: Mapping[str, Any], command: str = ""
+    ) -> None:
+        """Writes the plan of a command atomically, in place of the one that an equal command left.
 
         Args:
             cells: (task, method, cell id) of every cell.
+            request: what the command asks for; equal requests share a file.
+            command: the user's overrides, as text.
         """
-        cells = list(cells)
-        count = Counter((task, method) for task, method, _ in cells)
-        plan = {
-            "cells": [cell for _, _, cell in cells],
-            "totals": [{"task": task, "method": method, "cells": n} for (task, method), n in count.items()],
-        }
-        self._replace(self.plan_path, json.dumps(plan, allow_nan=False))
+        path = self.run_dir / self.plan_name(request)
+        self._replace(path, json.dumps(plans.content(command, cells), allow_nan=False))
+
+    @staticmethod
+    def plan_name(request: Mapping[str, Any]) -> str:
+        """The name of the file with the plan of a request."""
+        return f"plan-{digest(request)}.json"
+
+    def planned(self) -> plans.Planned:
+        """All that was asked of the folder.
+
+        Raises:
+            UserError: a plan cannot be read.
+        """
+        return plans.read(self.run_dir)
 
     def _replace(self, path: Path, text: str) -> None:
         with self._writing():
@@ -226,13 +256,19 @@ def digest(payload: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _read_lines(path: Path, problems: list[str]) -> Iterator[Record]:
-    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+def _read_lines(path: Path, problems: list[str], start: int) -> Iterator[tuple[Record, int]]:
+    packed = path.suffix == ".gz"
+    if packed and start:
+        return
+    with gzip.open(path) if packed else open(path, "rb") as file:
+        file.seek(start)
         for number, line in enumerate(file, start=1):
             record = _parse(line)
+            whole = line.endswith(b"\n")
+            start += len(line) if whole else 0
             if record is not None:
-                yield record
-            elif not line.endswith(b"\n"):
+                yield record, start
+            elif not whole:
                 problems.append(f"{path.name}: torn last line {number} ignored, its cell will run again")
             elif line.strip():
                 problems.append(f"{path.name}: corrupted line {number} ignored, its cell will run again")

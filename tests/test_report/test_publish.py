@@ -31,7 +31,7 @@ def test_an_unfinished_run_is_not_committed(run_dir, tmp_path):
     records = load(run_dir).records
     store = Store(tmp_path / "part", worker="w")
     store.extend(records[:-1])
-    store.write_plan([("task", "method", record["cell"]) for record in records])
+    store.write_plan([("task", "method", record["cell"]) for record in records], {})
     with pytest.raises(UserError, match="1 cells that are not done, and 0 failed"):
         publish(tmp_path / "part", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -95,7 +95,7 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
     for write in (
         lambda: store.append({"cell": "a"}),
         lambda: store.write_config("a: 1"),
-        lambda: store.write_plan([]),
+        lambda: store.write_plan([], {}),
     ):
         with pytest.raises(UserError, match=r"^run_dir: cannot write in [^\n]+/run: Not a directory$"):
             write()
