@@ -115,8 +115,8 @@ def test_modules_of_the_architecture_exist():
 
 
 def test_a_missing_module_is_found():
-    page = "`runs/plan.py` `runs/plans.py`\n\n## vLLM (`kvbench/vllm`)\n\n`driver.py` `logprob_kl.py` `setup.py`\n"
-    assert missing_modules(page) == {"runs/plans.py", "logprob_kl.py", "setup.py"}
+    page = "`runs/plan.py` `runs/planned.py`\n\n## vLLM (`kvbench/vllm`)\n\n`driver.py` `logprob_kl.py` `setup.py`\n"
+    assert missing_modules(page) == {"runs/planned.py", "logprob_kl.py", "setup.py"}
 
 
 # what a column of a table shows, beside the score, by the end of its title
