@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from kvbench import report
+from kvbench.config import files
 from kvbench.config.errors import Stopped, UserError
 from kvbench.experiments.accuracy import run as accuracy
 from kvbench.models.load import load_model
-from kvbench.runs import context, record, store
+from kvbench.runs import context, record
 from kvbench.runs.config import RunConfig, load
 from kvbench.runs.progress import Progress
 from kvbench.runs.stopping import EXIT_CODE, raised_at_once
@@ -175,15 +176,18 @@ def read_only(cfg: RunConfig, after: int) -> None:
 
 
 def refused(number: int, after: int) -> None:
-    writes, original = Counter(), store.os.fsync
+    """Half of the n-th piece that is written gets on disk, and nothing after it."""
+    writes, original = Counter(), files._put
 
-    def fsync(handle: int) -> None:
+    def put(handle: int, data: bytes) -> None:
         writes["n"] += 1
-        if writes["n"] >= 3 * after:
-            raise OSError(number, os.strerror(number))
-        original(handle)
+        if writes["n"] < 3 * after:
+            return original(handle, data)
+        if writes["n"] == 3 * after:
+            os.write(handle, data[: len(data) // 2])
+        raise OSError(number, os.strerror(number))
 
-    store.os.fsync = fsync
+    files._put = put
 
 
 def campaign(
