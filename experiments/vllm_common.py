@@ -31,12 +31,15 @@ class ServerRun:
 
     @cached_property
     def specs(self) -> list[ServerSpec]:
-        """The servers, as configured.
+        """The servers, as configured, and found to be there and to take their settings: before prompts are made.
 
         Raises:
-            UserError: a setup that is not allowed.
+            UserError: a setup that is not allowed, or an environment without vLLM.
         """
-        return server_specs(self.cfg.serving, self.cfg.setups)
+        found = server_specs(self.cfg.serving, self.cfg.setups)
+        for spec in found:
+            spec.check()
+        return found
 
     @cached_property
     def folder(self) -> Path:

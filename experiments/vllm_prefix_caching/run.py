@@ -67,6 +67,7 @@ def _server(cfg: PrefixConfig) -> tuple[ServerConfig, str]:
     """The server with its model, and the model's fingerprint, "" for a server that already runs."""
     if cfg.serving.base_url:
         return cfg.serving, ""
+    ServerSpec("", cfg.serving).check()
     folder = Path(cfg.serving.model) if cfg.serving.model else locate(cfg.model)
     name = cfg.serving.served_model or cfg.model.name
     return replace(cfg.serving, model=str(folder), served_model=name), fingerprint(folder)

@@ -13,8 +13,6 @@ def main(composed: Composed, progress: ProgressFactory) -> str:
     cfg = versus_config(composed)
     server_run = ServerRun(cfg.servers, run.VERSION, progress)
     prompts, servers = server_run.prompts(cfg.servers), server_run.servers
-    for server in servers:
-        server.check()
     accuracy, isolated, failures = run.run_methods(cfg, prompts, progress)
     served = run.run(servers, prompts, server_run.campaign)
     pool = servers[0].config.kv_cache_mib << 20

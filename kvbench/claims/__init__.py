@@ -46,9 +46,22 @@ def chosen(results: Sequence[Result], sources: Sequence[str], verdicts: Sequence
         UserError: no such source or verdict.
     """
     papers = list(dict.fromkeys(result.source.paper for result in results))
-    wanted = {_named("--source", name, papers, "source") for name in sources} or set(papers)
-    kinds = {_named("--verdict", name, VERDICTS, "verdict") for name in verdicts} or set(VERDICTS)
+    wanted, kinds = _wanted(papers, sources, verdicts)
     return [result for result in results if result.source.paper in wanted and result.verdict in kinds]
+
+
+def check_names(sources: Sequence[str], verdicts: Sequence[str]) -> None:
+    """Refuse what `chosen` would, before all claims are checked."""
+    from kvbench.claims import catalogue
+
+    _wanted([source.paper for source in catalogue.sources()], sources, verdicts)
+
+
+def _wanted(
+    papers: Sequence[str], sources: Sequence[str], verdicts: Sequence[str]
+) -> tuple[set[str], set[str]]:
+    wanted = {_named("--source", name, papers, "source") for name in sources} or set(papers)
+    return wanted, {_named("--verdict", name, VERDICTS, "verdict") for name in verdicts} or set(VERDICTS)
 
 
 def _named(key: str, given: str, known: Sequence[str], what: str) -> str:

@@ -382,6 +382,7 @@ def _claims(args: argparse.Namespace) -> None:
     from kvbench import claims
     from kvbench.claims import evidence, table
 
+    claims.check_names(args.source, args.verdict)
     results = claims.evaluate(evidence.load(runs=args.run))
     wanted = claims.chosen(results, args.source, args.verdict)
     parts = [table.plain(wanted, shutil.get_terminal_size().columns), table.counts_text(wanted)]

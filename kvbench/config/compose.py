@@ -31,6 +31,8 @@ from kvbench.config.reading import LimitError, file_text, read_yaml
 from kvbench.config.typed import unknown
 
 RUNS = Path("results/runs")
+# characters and levels of brackets of an override
+_LONGEST, _DEEPEST = 20_000, 40
 _FORM = "not of the form key=value, as experiment=quickstart; quote values with blanks, commas or ="
 # keys that accept new names without Hydra's `+`
 _EXTENSIBLE = ("variants", "ablate", "setups", "measured")
@@ -173,9 +175,10 @@ def _check_depth(path: Path) -> None:
 def _parse(overrides: Sequence[str]) -> list[Override]:
     parsed = []
     for text in overrides:
+        _check_size(text)
         try:
             item = OverridesParser.create().parse_override(text)
-        except HydraException:
+        except (HydraException, RecursionError):
             raise UserError(f"{text}: {_FORM}") from None
         key = item.key_or_group
         if not key:
@@ -186,6 +189,17 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
             _check_choice(key, item.value())
         parsed.append(item)
     return parsed
+
+
+def _check_size(text: str) -> None:
+    """Refuses what Hydra's parser would read for minutes, or not at all."""
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    if len(text) > _LONGEST or deepest > _DEEPEST:
+        fault = f"more than {_LONGEST:,} characters" if len(text) > _LONGEST else "nested too deeply"
+        raise UserError(f"{text.partition('=')[0][:80]}: {fault}; give it in a YAML file (--config-dir)")
 
 
 def _check_choice(group: str, value: Any) -> None:

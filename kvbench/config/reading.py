@@ -58,9 +58,8 @@ def read_yaml(text: str) -> Any:
     """
     if len(text) > YAML_LARGEST:
         raise LimitError(f"{len(text):,} characters, at most {YAML_LARGEST:,} are read")
-    loader = _Loader(text)
     try:
-        return loader.get_single_data()
+        return _Loader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -74,8 +73,6 @@ def read_yaml(text: str) -> Any:
     # of a constructor: a date that is none, a number of thousands of digits, a key that is a list
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
-    finally:
-        loader.dispose()
 
 
 def yaml_file(file: Readable, named: str) -> Any:
