@@ -19,6 +19,7 @@ from kvbench.claude.simulate import Range, Trace, simulate, simulate_range
 from kvbench.claude.traces.kv_cache_tester import KvCacheTesterTrace
 from kvbench.claude.traces.open import FileTrace, open_trace
 from kvbench.claude.traces.recorded import RecordedTrace
+from kvbench.claude.traces.transcripts import TranscriptTrace
 from kvbench.config.errors import UserError
 from kvbench.config.text import counted
 from kvbench.experiments.claude_replay.config import ReplayConfig
@@ -132,6 +133,17 @@ def _problems(trace: Trace) -> list[str]:
 
 
 def _notes(trace: Trace) -> list[str]:
+    if isinstance(trace, TranscriptTrace):
+        sizes = sorted(trace.assumed.values()) or [0]
+        return [
+            "Assumed: transcripts hold neither the system prompt nor the tools. Each conversation begins with one "
+            "block of them, as large as the reported input of its first call beyond its messages (here "
+            f"{sizes[0]:,} to {sizes[-1]:,} tokens, median {sizes[len(sizes) // 2]:,}); what conversations share "
+            "cannot be seen.",
+            "Assumed: one marker behind that block and one at the end of the prompt, with the lifetime that was "
+            "billed (as_sent); reminders and other text that Claude Code adds without writing it down are in the "
+            "counts of the blocks beside them.",
+        ]
     if isinstance(trace, RecordedTrace) and trace.rejected:
         name, message = trace.rejected[0]
         return [

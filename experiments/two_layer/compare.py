@@ -225,7 +225,8 @@ def _title(cfg: TwoLayerConfig, host: Host) -> str:
 
 def _trace(cfg: TwoLayerConfig, prices: PriceBook) -> FileTrace:
     if cfg.trace is not None:
-        return open_trace(cfg.trace, prices, model=cfg.claude_model)
+        # serving alone needs no price
+        return open_trace(cfg.trace, None if cfg.layer == "model" else prices, model=cfg.claude_model)
     runner = build_runner(cfg, prices)
     runner.run(cfg.layout, none, label=cfg.layout)
     save_counts(cfg, runner)

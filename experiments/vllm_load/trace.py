@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvbench.claude.assumptions import Assumptions
-from kvbench.claude.prices import PriceBook
 from kvbench.claude.traces.open import open_trace
 from kvbench.config.errors import UserError
 from kvbench.experiments.vllm_load.config import TraceConfig
@@ -36,7 +35,7 @@ def recorded_sessions(
     """
     special = set(renderer.tokenizer.added_tokens_decoder)
     vocabulary = [token for token in range(len(renderer.tokenizer)) if token not in special]
-    requests = list(open_trace(path, PriceBook.load()).requests(Assumptions()))
+    requests = list(open_trace(path, None).requests(Assumptions()))
     sessions = of_trace(
         requests,
         vocabulary,

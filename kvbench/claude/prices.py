@@ -269,6 +269,30 @@ class PriceBook:
         return found
 
 
+class NoPrices(PriceBook):
+    """For traces that are read for their prompts and times alone: it knows every model, and nothing costs anything."""
+
+    def __init__(self) -> None:
+        """No prices."""
+        super().__init__({}, {}, {}, {})
+
+    def resolve(self, model: str) -> str:
+        """One form for all forms of a model id."""
+        return str(parse_name(model))
+
+    def minimum(self, model: str, t: float, unknown: int = 512) -> int:
+        """The given minimum."""
+        return unknown
+
+    def tool_prompt(self, model: str, choice: str) -> int:
+        """None."""
+        return 0
+
+    def cost(self, request: Terms, usage: Usage, *, unverified: bool = False) -> tuple[int, int]:
+        """Nothing."""
+        return 0, 0
+
+
 def _rounded(value: Decimal) -> int:
     return int((value + Decimal("0.5")) // 1)
 

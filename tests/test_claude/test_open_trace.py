@@ -61,12 +61,19 @@ def test_the_former_name_of_a_format_is_explained(tmp_path, prices):
         open_trace(tmp_path / "t", prices, format="claude_code")
 
 
-def test_a_transcript_has_a_bill_and_no_replay(tmp_path, prices):
-    line = {"type": "user", "uuid": "u", "sessionId": "S", "message": {"role": "user", "content": "x"}}
-    (tmp_path / "S.jsonl").write_text('{"type": "summary", "summary": "x"}\n' + json.dumps(line) + "\n")
-    for format in ("auto", "claude_code"):
-        with pytest.raises(UserError, match="experiment=claude_bill says what they cost"):
-            open_trace(tmp_path, prices, format=format)
+def test_without_prices_every_model_and_any_day_will_do(tmp_path):
+    """For load tests: a model of one's own, and times from the start of the trace."""
+    (tmp_path / "a.jsonl").write_text(
+        row("r1", 0.0, model="own-model") + row("r2", 2.5, speed="ludicrous") + row("r3", float("nan"))
+    )
+    trace = open_trace(tmp_path / "a.jsonl", None)
+    assert [(request.t, request.model) for request in trace.requests(BASE)] == [
+        (0.0, "own-model"),
+        (2.5, "claude-sonnet-4-6"),
+    ]
+    assert trace.problems.lines == [
+        "a.jsonl, line 3: t=nan: must be seconds since 1970-01-01; this request is left out"
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "{oops\n", "[1, 2]\n", '{"a": 1}\n', '"x"'])

@@ -7,22 +7,23 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kvbench.claude.files import files_of, objects_of
-from kvbench.claude.prices import PriceBook
+from kvbench.claude.prices import NoPrices, PriceBook
 from kvbench.claude.traces.kv_cache_tester import Choices, KvCacheTesterTrace
 from kvbench.claude.traces.mooncake import MooncakeTrace
 from kvbench.claude.traces.problems import Problems
 from kvbench.claude.traces.recorded import RecordedTrace
+from kvbench.claude.traces.transcripts import TranscriptTrace
 from kvbench.claude.usage import transcripts
 from kvbench.config.errors import UserError
 
 Format = Literal["auto", "kv_cache_tester", "claude_code", "mooncake", "recorded"]
 FORMATS: tuple[str, ...] = get_args(Format)[1:]
-FileTrace = KvCacheTesterTrace | MooncakeTrace | RecordedTrace
+FileTrace = KvCacheTesterTrace | MooncakeTrace | RecordedTrace  # transcripts are a kind of recording
 
 
 def open_trace(
     path: str | Path,
-    prices: PriceBook,
+    prices: PriceBook | None,
     *,
     format: Format = "auto",
     choices: Choices | None = None,
@@ -34,7 +35,7 @@ def open_trace(
 
     Args:
         path: a file, or a folder with files of one format, also in sub-folders and gzipped; a Mooncake trace is a file.
-        prices: the price book.
+        prices: the price book; None for uses without prices, where every model is known and any day will do.
         format: format of the files; "auto" detects it.
         choices: modelling choices of kv-cache-tester's sessions.
         model: model of a Mooncake trace, which contains none.
@@ -42,18 +43,16 @@ def open_trace(
         strict: stop at the first defect.
 
     Raises:
-        UserError: no such file, an undetectable format, or one without prompts.
+        UserError: no such file, or an undetectable format.
     """
     path = Path(path)
     if format == "auto":
         format = _guess(path)
     problems = Problems(strict)
+    prices = prices or NoPrices()
     if format == "claude_code":
         _refuse_former_name(path)
-        raise UserError(
-            f"trace={path}: transcripts of Claude Code hold usage but not the prompts as sent, so no placement can be "
-            "replayed; experiment=claude_bill says what they cost"
-        )
+        return TranscriptTrace(path, prices, problems=problems)
     if format == "kv_cache_tester":
         return KvCacheTesterTrace(path, prices, choices or Choices(), problems, date)
     if format == "mooncake":

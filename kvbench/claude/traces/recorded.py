@@ -38,6 +38,9 @@ from kvbench.claude.traces.problems import Problems
 from kvbench.config.errors import UserError
 from kvbench.config.numbers import read_json
 
+Row = tuple[int, str, Any]
+"""Number of a line, its place for messages, and its JSON."""
+
 WINDOW = 256  # maximum of concurrent requests
 
 
@@ -98,10 +101,8 @@ class RecordedTrace(Trace):
         ended = float("-inf")
         place = place_of(file, self.path)
         prefix = "" if file == self.path else f"{place}: "
-        for number, line in lines_of(file, place, problems):
-            where = f"{place}, line {number}"
+        for number, where, row in self._rows(file, place, problems):
             try:
-                row = read_json(line)
                 request = self._row(row, sessions, hashing, prefix)
                 end = float(row["t"]) + float(row.get("duration") or 0.0)
             except UserError as error:
@@ -122,6 +123,17 @@ class RecordedTrace(Trace):
             names.add(request.id)
             yield number, request
 
+    def _rows(self, file: Path, place: str, problems: Problems) -> Iterator[Row]:
+        """The lines of one file."""
+        for number, line in lines_of(file, place, problems):
+            where = f"{place}, line {number}"
+            try:
+                row = read_json(line)
+            except MALFORMED as error:
+                problems.skip(where, f"{type(error).__name__}: {error}")
+                continue
+            yield number, where, row
+
     def _row(
         self, row: Mapping[str, Any], sessions: dict[str, _Session], hashing: Hashing, prefix: str
     ) -> Request | None:
@@ -133,7 +145,8 @@ class RecordedTrace(Trace):
         # first of all, because later lines extend this prompt even if nothing else of the line can be used
         prompt, same = session.read(row)
         model = self.prices.resolve(row["model"])
-        hidden = split_hidden(self.prices.tool_prompt(model, row.get("tool_prompt", "")), hashing)
+        before, tail = split_hidden(self.prices.tool_prompt(model, row.get("tool_prompt", "")), hashing)
+        hidden = before, tail + whole("tail", row.get("tail", 0))
         usage = usage_of(row.get("usage"))
         if usage is not None and self.calibrate:
             prompt.calibrate(row, same, usage, hidden)
@@ -250,7 +263,7 @@ class _Session:
         same = row.get("same", 0)
         if type(same) is not int or not 0 <= same <= max(len(self._last.blocks), len(self._used.blocks)):
             raise UserError(f"same={same}, but the previous prompt has {len(self._last.blocks)} blocks")
-        new = [_block(entry) for entry in row["blocks"]]
+        new = [entry if isinstance(entry, ContentBlock) else _block(entry) for entry in row["blocks"]]
         if not new and not same:
             raise UserError("the request has no blocks")
         # a line that is left out may still be the one that the next line extends, or a stray copy of another one

@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvbench.claude.files import UNREADABLE, content_of, lines_of, place_of
-from kvbench.claude.traces.checks import MALFORMED, whole
+from kvbench.claude.files import place_of
+from kvbench.claude.traces.checks import whole
 from kvbench.claude.traces.problems import Problems
 from kvbench.claude.usage.call import Call, seconds
+from kvbench.claude.usage.documents import documents, read_rows
 from kvbench.claude.usage.inputs import Inputs
 from kvbench.config.errors import UserError
 
@@ -42,38 +43,15 @@ def calls(
         left: counts what is no call to Claude that was billed, by reason.
     """
     for file in files:
-        place = place_of(file, root)
-        for where, row in _documents(file, place, problems):
-            try:
-                call = _call(row, where, inputs, left)
-            except UserError as error:
-                problems.skip(where, str(error))
-                continue
-            except MALFORMED as error:
-                problems.skip(where, f"{type(error).__name__}: {error}")
-                continue
-            if call is not None:
-                yield call
+        rows = _documents(file, place_of(file, root), problems)
+        yield from read_rows(rows, problems, lambda row, where: _call(row, where, inputs, left))
 
 
 def _documents(file: Path, place: str, problems: Problems) -> Iterator[tuple[str, Any]]:
     """Every row with its place, from one JSON document or from lines."""
-    try:
-        document = json.loads(content_of(file))
-    except (*UNREADABLE, ValueError, RecursionError):
-        document = None
-    if document is not None:
+    for where, document in documents(file, place, problems):
         for number, row in enumerate(_rows(document), 1):
-            yield f"{place}, row {number}", row
-        return
-    for number, text in lines_of(file, place, problems):
-        try:
-            rows = _rows(json.loads(text))
-        except (ValueError, RecursionError) as error:
-            problems.skip(f"{place}, line {number}", f"{type(error).__name__}: {error}")
-            continue
-        for row in rows:
-            yield f"{place}, line {number}", row
+            yield f"{where}, row {number}" if where == place else where, row
 
 
 def _rows(document: object) -> list[Any]:

@@ -8,18 +8,17 @@ request 1959): `gen_ai.usage.input_tokens` contain the cached tokens, which Anth
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvbench.claude.files import UNREADABLE, content_of, lines_of, place_of
+from kvbench.claude.files import place_of
 from kvbench.claude.traces.checks import MALFORMED, whole
 from kvbench.claude.traces.problems import Problems
 from kvbench.claude.usage.call import Call
+from kvbench.claude.usage.documents import documents, read_rows
 from kvbench.claude.usage.inputs import Inputs
-from kvbench.config.errors import UserError
 
 SOURCE = "OpenTelemetry GenAI spans (schema: semantic-conventions 1c01bce2, OTLP/JSON)"
 SCHEMA = (
@@ -41,18 +40,8 @@ def calls(
     """The calls of all files to models whose name contains "claude"; see `litellm.calls` for the arguments."""
     seen: set[str] = set()
     for file in files:
-        place = place_of(file, root)
-        for where, span in _spans(file, place, problems):
-            try:
-                call = _call(span, where, inputs, left)
-            except UserError as error:
-                problems.skip(where, str(error))
-                continue
-            except MALFORMED as error:
-                problems.skip(where, f"{type(error).__name__}: {error}")
-                continue
-            if call is None:
-                continue
+        spans = _spans(file, place_of(file, root), problems)
+        for call in read_rows(spans, problems, lambda span, where: _call(span, where, inputs, left)):
             if call.id in seen:
                 left["spans of a call that another span has"] += 1
                 continue
@@ -61,11 +50,7 @@ def calls(
 
 
 def _spans(file: Path, place: str, problems: Problems) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        documents = [(place, json.loads(content_of(file)))]
-    except (*UNREADABLE, ValueError, RecursionError):
-        documents = list(_lines(file, place, problems))
-    for where, document in documents:
+    for where, document in documents(file, place, problems):
         try:
             spans = [
                 span
@@ -78,15 +63,6 @@ def _spans(file: Path, place: str, problems: Problems) -> Iterator[tuple[str, Ma
             continue
         for span in spans:
             yield f"{where}, span {span.get('spanId', '?') if isinstance(span, Mapping) else '?'}", span
-
-
-def _lines(file: Path, place: str, problems: Problems) -> Iterator[tuple[str, Any]]:
-    for number, text in lines_of(file, place, problems):
-        where = f"{place}, line {number}"
-        try:
-            yield where, json.loads(text)
-        except (ValueError, RecursionError) as error:
-            problems.skip(where, f"{type(error).__name__}: {error}")
 
 
 def _call(span: Mapping[str, Any], where: str, inputs: Inputs, left: Counter[str]) -> Call | None:

@@ -127,13 +127,14 @@ def calls(files: Sequence[Path], root: Path, problems: Problems) -> Iterator[Cal
     """
     seen: set[str] = set()
     for file in files:
-        found = _file_calls(file, place_of(file, root), problems)
+        found = file_calls(file, place_of(file, root), problems)
         for call in sorted(found, key=lambda call: call.t):
             yield replace(call, copy=True) if call.id in seen else call
         seen.update(call.id for call in found)
 
 
-def _file_calls(file: Path, place: str, problems: Problems) -> list[Call]:
+def file_calls(file: Path, place: str, problems: Problems) -> list[Call]:
+    """The calls of one file; the arguments are those of `calls`, with the file's place in the folder."""
     sent: dict[str, float] = {}  # time of every message that is no answer, by uuid
     found: dict[str, Call] = {}
     compacted: set[str] = set()
