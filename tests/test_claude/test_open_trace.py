@@ -64,7 +64,7 @@ def test_the_former_name_of_a_format_is_explained(tmp_path, prices):
 def test_without_prices_every_model_and_any_day_will_do(tmp_path):
     """For load tests: a model of one's own, and times from the start of the trace."""
     (tmp_path / "a.jsonl").write_text(
-        row("r1", 0.0, model="own-model") + row("r2", 2.5, speed="ludicrous") + row("r3", float("nan"))
+        row("r1", 0.0, model="own-model") + row("r2", 2.5, speed="ludicrous") + row("r3", -1.0)
     )
     trace = open_trace(tmp_path / "a.jsonl", None)
     assert [(request.t, request.model) for request in trace.requests(BASE)] == [
@@ -72,7 +72,7 @@ def test_without_prices_every_model_and_any_day_will_do(tmp_path):
         (2.5, "claude-sonnet-4-6"),
     ]
     assert trace.problems.lines == [
-        "a.jsonl, line 3: t=nan: must be seconds since 1970-01-01; this request is left out"
+        "a.jsonl, line 3: t=-1.0: must be seconds since 1970-01-01; this request is left out"
     ]
 
 
