@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from kvbench.config.files import write
+from kvbench.report.best import AT_FLOOR, MARGIN
 from kvbench.report.html import explorers
+from kvbench.report.margins import KL_MARGIN
 from kvbench.report.page import Column, Explorer, Link, Page
 from kvbench.report.run import RUNS, is_run
 from kvbench.report.summary import COLUMNS, budget_key
 
 RESULTS = Path("results")
 INDEX = "index.html"
+CLAIMS = "claims.html"
+# what is as good as dense, in the order in which the page offers it
+_RULES: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    f"KL from dense below {KL_MARGIN:g} nats": lambda row: row["kl_high"] < KL_MARGIN,
+    f"score within {MARGIN:g} of dense": lambda row: (
+        row["difference_low"] > -MARGIN and row["verdict"] != AT_FLOOR
+    ),
+}
+_PLACE = ("run", "model", "protocol", "task", "length", "family")
+_TAKEN = ("read_share", "resident_share", "kept")
 _FILTERS = ("run", "budget", "model", "protocol", "task", "length", "family")
 _PAGES = ("report.html", "table.md")
 
@@ -45,11 +58,15 @@ def index(folders: Sequence[Path], at: Path) -> Page:
         at: the folder of the page, for its links.
     """
     summaries = [frame for folder in folders if (frame := _summary(folder)) is not None]
+    boards = []
+    if summaries:
+        together = pd.concat(summaries, ignore_index=True)
+        boards = [leaderboard(together), *matched(together)]
     return Page(
         title="kvbench: all runs",
         lead=f"{len(folders)} runs. Their pages say of each number whether it is measured, modelled or from a paper.",
-        explorers=[leaderboard(pd.concat(summaries, ignore_index=True))] if summaries else [],
-        links=[_link(folder, at) for folder in folders],
+        explorers=boards,
+        links=[*_claims(at), *(_link(folder, at) for folder in folders)],
     )
 
 
@@ -84,6 +101,70 @@ def leaderboard(summary: pd.DataFrame) -> Explorer:
         loose=first.loose,
         marks=first.marks,
     )
+
+
+def matched(summary: pd.DataFrame) -> list[Explorer]:
+    """What each method takes at its smallest budget that is as good as dense, by a margin; nothing where none is.
+
+    Args:
+        summary: as for `leaderboard`.
+    """
+    first = explorers(summary)[0]
+    rows = [
+        {**_smallest(group), "rule": rule}
+        for rule, good in _RULES.items()
+        for group in _by_method(row for row in first.rows if not row["reference"] and good(row))
+    ]
+    if not rows:
+        return []
+    used = {first.series, "reference", "rule", *_PLACE, *_TAKEN}
+    largest = pd.Series([row["run"] for row in rows]).mode().iloc[0]
+    return [
+        Explorer(
+            title="At matched accuracy",
+            caption="What each method takes at the smallest of its budgets whose whole 95 % interval is within the "
+            "margin against dense; - where no budget of the run is, be it worse or too few samples to tell. Methods for "
+            "which that is so everywhere are left out. Choosing the smallest of several budgets is not corrected for. "
+            "Less is better.",
+            rows=[{name: value for name, value in row.items() if name in used} for row in rows],
+            columns={**first.columns, "run": Column("run"), "rule": Column("margin")},
+            series=first.series,
+            styles=first.styles,
+            table=(),
+            pivot=("task", "length"),
+            x=(),
+            y=_TAKEN,
+            filters=("rule", *(name for name in _FILTERS if name != "budget")),
+            chosen={
+                "run": largest,
+                "rule": next(rule for rule in _RULES if any(r["rule"] == rule for r in rows)),
+            },
+        )
+    ]
+
+
+def _by_method(rows: Iterable[Mapping[str, Any]]) -> Iterable[list[Mapping[str, Any]]]:
+    """Rows of one method on one task in one run."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in ("label", *_PLACE)), []).append(row)
+    return groups.values()
+
+
+def _smallest(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return min(rows, key=lambda row: (row["read_share"], budget_key(row["budget"])))
+
+
+def _claims(at: Path) -> list[Link]:
+    """A link to the committed page of published numbers, where there is one."""
+    page = next((place for place in (at / CLAIMS, RESULTS / CLAIMS) if place.is_file()), None)
+    if page is None:
+        return []
+    return [
+        Link(
+            Path(os.path.relpath(page, at)).as_posix(), "claims", "published numbers, what we find, a verdict"
+        )
+    ]
 
 
 def _summary(folder: Path) -> pd.DataFrame | None:

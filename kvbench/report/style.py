@@ -232,8 +232,8 @@ def end_labels(axes: Axes, ends: Iterable[End], size: float = 7.5) -> None:
     assert figure is not None
     rows = axes.get_subplotspec()
     share = 1 if rows is None else 1 / rows.get_gridspec().nrows
-    # about three quarters of the height of a row of panels belong to the panel
-    step = 1.25 * size / 72 / (0.75 * figure.get_figheight() * share)
+    # of the height of a row of panels more than a third may belong to its title, ticks and label
+    step = 1.25 * size / 72 / (0.62 * figure.get_figheight() * share)
     to_axes = axes.transData + axes.transAxes.inverted()
     placed = sorted(
         ((float(to_axes.transform((end.x, end.y))[1]), end) for end in ends), key=lambda pair: pair[0]

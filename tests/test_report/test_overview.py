@@ -1,5 +1,6 @@
 """The index of all runs, pages of runs without cells, and the commands that open them."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from kvbench_testing import browser
 
 from kvbench.cli import main as cli
-from kvbench.report import folder, overview
+from kvbench.report import folder, load, overview
 from kvbench.report.files import write_report
 from kvbench.runs.store import Store
 
@@ -74,6 +75,9 @@ def test_the_index_has_every_run_and_the_leaderboard_its_rows(runs, monkeypatch,
     text = index.read_text(encoding="utf-8")
     targets = re.findall(r'<a href="([^"#]+)">', text)
     assert targets == ["cells/report.html", "modelled/table.md"]
+    Path("results/claims.html").write_text("claims")
+    overview.write_index()
+    assert '<a href="../claims.html">claims</a>' in index.read_text(encoding="utf-8")
     assert all((index.parent / target).is_file() for target in targets)
     data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', text)[1])
     assert {row["run"] for row in data["rows"]} == {"cells"} and "snapkv" in {
@@ -94,6 +98,57 @@ def test_a_page_of_markdown_shows_html_and_follows_no_script(runs):
     assert '<a href="https://example.org/x">another</a>' in html
     assert html.count("<img") == 1 and "figures/a.png" not in html
     assert '<td class="number">2.5</td>' in html
+
+
+def rows_at(label, bounds, **values):
+    """Rows of one method by budget, each with the lower bound of its difference and the upper one of its KL."""
+    shared = {
+        "run": "a",
+        "model": "m",
+        "protocol": "query_aware",
+        "task": "t",
+        "length": 1024,
+        "family": "eviction",
+    }
+    return [
+        {**shared, "label": label, "reference": False, "verdict": "", "budget": budget, "read_share": int(budget) / 10,
+         "resident_share": int(budget) / 5, "kept": int(budget), "difference_low": low, "kl_high": kl, **values}
+        for budget, (low, kl) in bounds.items()
+    ]  # fmt: skip
+
+
+def test_matched_accuracy_is_the_smallest_budget_within_the_margin(monkeypatch):
+    rows = [
+        *rows_at(
+            "good", {"64": (-0.2, 0.3), "128": (-0.05, 0.1), "256": (-0.04, 0.09), "512": (-0.01, 0.01)}
+        ),
+        *rows_at("never", {"64": (-0.9, 2.0), "512": (-0.051, 0.11)}),
+        *rows_at("unknown", {"512": (float("nan"), float("nan"))}),
+        *rows_at("low", {"64": (0.0, 5.0)}, verdict="floor"),
+        *rows_at("dense", {"1": (0.0, 0.0)}, reference=True),
+    ]
+    template = overview.explorers(overview._summary(ROOT / "results" / "verdict"))[0]
+    monkeypatch.setattr(overview, "explorers", lambda _: [dataclasses.replace(template, rows=rows)])
+    (board,) = overview.matched(pd.DataFrame())
+    assert [(row["label"], row["rule"], row["kept"]) for row in board.rows] == [
+        ("good", "KL from dense below 0.1 nats", 256),
+        ("good", "score within 0.05 of dense", 256),
+    ]
+    assert board.chosen == {"run": "a", "rule": "KL from dense below 0.1 nats"}
+    monkeypatch.setattr(overview, "explorers", lambda _: [dataclasses.replace(template, rows=rows[-3:])])
+    assert overview.matched(pd.DataFrame()) == []
+
+
+def test_matched_accuracy_of_the_verdict_is_that_of_best():
+    """By the score on the harder task, as `kvbench best` says of the same cells."""
+    frame = overview._summary(ROOT / "results" / "verdict")
+    (board,) = overview.matched(frame)
+    found = {
+        (row["label"], row["task"]): row["kept"] for row in board.rows if row["rule"].startswith("score")
+    }
+    judged = load(ROOT / "results" / "verdict").best().rows
+    within = judged[judged["within"].astype(bool) & (judged["task_label"] != "all tasks")]
+    assert set(found) == {(row.label, row.task_label) for row in within.itertuples()} and found
 
 
 @chromium
@@ -119,6 +174,7 @@ def test_pages_without_cells_and_the_index_work_in_a_browser(runs, tmp_path_fact
 def test_committed_runs_have_links_and_rows():
     page = overview.index(overview.runs_in(ROOT / "results"), ROOT / "results")
     targets = [link.target for link in page.links]
+    assert targets[0] == "claims.html"
     assert {"quickstart/table.md", "roofline/table.md", "vllm/load/table.md"} <= set(targets)
     assert not any(target.startswith("runs/") for target in targets)
     assert {"quickstart", "reference"} <= {row["run"] for row in page.explorers[0].rows}
