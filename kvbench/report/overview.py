@@ -123,9 +123,9 @@ def matched(summary: pd.DataFrame) -> list[Explorer]:
         Explorer(
             title="At matched accuracy",
             caption="What each method takes at the smallest of its budgets whose whole 95 % interval is within the "
-            "margin against dense; - where no budget of the run is, be it worse or too few samples to tell. Methods for "
-            "which that is so everywhere are left out. Choosing the smallest of several budgets is not corrected for. "
-            "Less is better.",
+            "margin against dense; - where no budget of the run is, be it worse or too few samples to tell. Methods "
+            "for which that is so everywhere are left out. Choosing the smallest of several budgets is not corrected "
+            "for. Less is better.",
             rows=[{name: value for name, value in row.items() if name in used} for row in rows],
             columns={**first.columns, "run": Column("run"), "rule": Column("margin")},
             series=first.series,
