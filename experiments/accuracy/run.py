@@ -83,7 +83,7 @@ def _run(run: RunContext, progress: ProgressFactory, stop: Stop) -> list[Record]
 
 def _item(run: RunContext, group: Group) -> Item[Group]:
     key = key_of(run.loaded.fingerprint, group.prompt_hash, group.protocol)
-    return Item(key, frozenset(cell.id for cell in group.cells), group)
+    return Item(key, frozenset(cell.id for cell in group.cells), group, group.name)
 
 
 def _prompt(

@@ -119,7 +119,7 @@ def _run(run: RunContext, progress: ProgressFactory, stop: Stop) -> list[Record]
 
 def _item(run: RunContext, group: Group, points: list[Point]) -> Item[tuple[Group, list[Point]]]:
     key = key_of(run.loaded.fingerprint, group.prompt_hash, group.protocol)
-    return Item(key, frozenset(point.id for point in points), (group, points))
+    return Item(key, frozenset(point.id for point in points), (group, points), group.name)
 
 
 def _check_methods(groups: Sequence[Group]) -> None:

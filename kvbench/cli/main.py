@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -185,6 +187,13 @@ def _parser() -> argparse.ArgumentParser:
     a_run = "a run: its folder, or its name in results/runs"
     status = add("status", _status, "progress of a run, or of all runs")
     status.add_argument("folder", nargs="?", metavar="RUN", help=a_run)
+    status.add_argument("--json", action="store_true", help="as JSON, with the workers and what they work on")
+    text = "repeat every SECONDS (default: 10) until Ctrl-C or the end, with the workers"
+    status.add_argument("--watch", nargs="?", type=float, const=10.0, metavar="SECONDS", help=text)
+    text = "read every row: schema versions, duplicates, and rows of one cell that contradict each other"
+    status.add_argument("--check", action="store_true", help=text)
+    text = "put the rows of all workers into one file, each cell once; no worker may be at work"
+    status.add_argument("--compact", action="store_true", help=text)
     text = "say which methods and budgets lose less than a margin against dense"
     best = add("best", _best, text)
     best.add_argument("folder", metavar="RUN", help=a_run)
@@ -293,14 +302,54 @@ def _best(args: argparse.Namespace) -> None:
     _say(best.json() if args.json else best.text())
 
 
-def _status(args: argparse.Namespace) -> None:
+def _status(args: argparse.Namespace) -> int | None:
     from kvbench import report
+    from kvbench.report import console
 
     if args.folder is None:
-        args.what, args.name, args.json, args.markdown, args.config_dir = "runs", None, False, False, []
+        if args.watch is not None or args.check or args.compact:
+            raise UserError("status: --watch, --check and --compact need a run")
+        args.what, args.name, args.markdown, args.config_dir = "runs", None, False, []
         _ls(args)
+    elif args.check or args.compact:
+        return _check_rows(args)
+    elif args.watch is not None:
+        _watch(args)
+    elif args.json:
+        _say(json.dumps(console.overview_of(args.folder), indent=1, allow_nan=False))
     else:
         _say(report.status(args.folder))
+    return None
+
+
+def _check_rows(args: argparse.Namespace) -> int:
+    """Exit code 1 where rows contradict each other."""
+    from kvbench import report
+    from kvbench.runs import check
+    from kvbench.runs.store import Store
+
+    store = Store(report.load(args.folder).path)
+    if args.compact:
+        _say(check.compact(store))
+        return 0
+    found = check.check(store)
+    _say(found.text())
+    return int(bool(found.conflicts))
+
+
+def _watch(args: argparse.Namespace) -> None:
+    from kvbench.report import console
+
+    if args.watch < 1:
+        raise UserError(f"--watch: {args.watch:g} is not allowed, give a second or more")
+    workers: list[dict[str, Any]] = []
+    while True:
+        text, workers = console.watched(args.folder, workers)
+        now = console.overview_of(args.folder)
+        _say(json.dumps(now, allow_nan=False) if args.json else text, flush=True)
+        if now["done"] + now["failed"] >= now["planned"] and not workers:
+            return
+        time.sleep(args.watch)
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ from kvbench.config.text import counted
 from kvbench.report import tables
 from kvbench.report.format import number
 from kvbench.report.run import RUNS, Run, is_run, load
+from kvbench.runs.claims import Claims, dead_here, parsed
 from kvbench.runs.plans import Planned
 from kvbench.runs.store import Record
-from kvbench.runs.told import listed
+from kvbench.runs.told import listed, told
 
 # fields of a record by which `explain` finds a cell, besides any other field under its own name
 _SELECTORS = {"budget": "budget_requested"}
@@ -77,6 +78,61 @@ def status(run: str | Path) -> str:
     if failures:
         lines.append("retry_failed=true runs the failed cells again")
     return "\n".join([*lines, *view.problems])
+
+
+def overview_of(run: str | Path) -> dict[str, Any]:
+    """What `status` says, as plain values: counts, what is being worked on, failures, plans that are not finished."""
+    view = load(run)
+    plan, failures = view.plan, view.failures
+    done, planned = _counts(view)
+    settled = {record["cell"] for record in [*view.records, *failures]}
+    return {
+        "run": str(view.path),
+        "planned": planned or done,
+        "done": done,
+        "failed": len(failures),
+        "complete": bool(planned) and done == planned,
+        "working": working(view.path),
+        "unfinished": [
+            {"file": one.file, "command": one.command, "missing": missing}
+            for one, missing in plan.unfinished(settled)
+        ],
+        "failures": [told(record) for record in failures],
+        "problems": view.problems,
+    }
+
+
+def working(folder: Path) -> list[dict[str, Any]]:
+    """The claims of a folder: worker, prompt, and the count that it gives as a sign of life."""
+    claims = Claims(folder, "", 1.0)
+    found = []
+    for key, generation in sorted(claims.listed().items()):
+        try:
+            said = parsed((claims.folder / f"{key}.{generation}").read_bytes())
+        except OSError:
+            # let go meanwhile
+            continue
+        names = ("worker", "prompt", "beat", "done")
+        found.append({**{name: said.get(name) for name in names}, "dead": dead_here(said)})
+    return found
+
+
+def watched(run: str | Path, before: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+    """`status` with the workers, and those; silent ones are those whose count is as it was before.
+
+    Args:
+        run: folder or name.
+        before: the workers of the last look.
+    """
+    now = working(load(run).path)
+    beats = {one["worker"]: one["beat"] for one in before}
+    lines = []
+    for one in now:
+        state = "dead" if one["dead"] else "silent" if beats.get(one["worker"]) == one["beat"] else "alive"
+        lines.append(
+            f"working: {one['worker']} on {one['prompt'] or '?'}, {one['done'] or 0} cells done, {state}"
+        )
+    return "\n".join([status(run), *lines]), now
 
 
 def _named(name: tuple[str, str]) -> str:

@@ -28,11 +28,13 @@ class Item(Generic[T]):
         key: names it in the folder.
         cells: ids of its cells.
         what: anything of the caller's.
+        name: its name for people.
     """
 
     key: str
     cells: frozenset[str]
     what: T
+    name: str = ""
 
 
 def part_of(items: Sequence[Item[T]], cfg: RunConfig) -> list[Item[T]]:
@@ -66,6 +68,7 @@ def dealt(
             stop.check_between()
             time.sleep(seconds)
 
+        claims.facts["done"] = 0
         yield Sharing(pending, follow, skipped, claims, display.cells_done, pause), display
 
 
@@ -101,6 +104,7 @@ class Sharing(Generic[T]):
         #: cells that failed in any worker since this one began
         self._failed: set[str] = set()
         self._open = {cell for item in items for cell in self.left(item)}
+        self._done = 0
         #: those of them that are done, or in this worker's hands
         self._counted: set[str] = set()
 
@@ -119,6 +123,7 @@ class Sharing(Generic[T]):
             for item in items:
                 if not self.left(item):
                     continue
+                self._claims.facts["prompt"] = item.name
                 with self._claims.taken(item.key, listed) as have:
                     if not have:
                         waiting.append(item)
@@ -129,6 +134,8 @@ class Sharing(Generic[T]):
                     self._counted |= cells
                     if cells:
                         yield item.what, cells
+                        self._done += len(cells)
+                        self._claims.facts["done"] = self._done
                 if cells:
                     # time has passed
                     listed = self._claims.listed()
