@@ -42,7 +42,13 @@ def reading(what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    # transformers, safetensors and tokenizers raise exceptions of every kind on a damaged file
     except Exception as error:
+        raise UserError(f"{what}: {one_line(error)}") from error
+    except BaseException as error:
+        # where Rust code gives up
+        if type(error).__name__ != "PanicException":
+            raise
         raise UserError(f"{what}: {one_line(error)}") from error
 
 

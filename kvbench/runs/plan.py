@@ -20,6 +20,18 @@ from kvbench.runs.store import digest
 from kvbench.tasks import Renderer, Sample, Task
 from kvbench.tasks.base import refuse_twins
 
+#: what the code of a method on tensors raises; anything else, as memory that runs out, is not the method's
+FAULTS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 #: raised when the engine would give other numbers for the same configuration
 ENGINE_VERSION = 1
 
@@ -181,7 +193,7 @@ def _entries(cfg: RunConfig, loaded: LoadedModel) -> Iterator[_Entry]:
                     known = earlier.same_computation(operations, calls, then)
                 except UserError:
                     raise
-                except Exception:
+                except FAULTS:
                     # its cells will say why they fail; if they do not, their ids hold every operation
                     operations, known = every_operation(device, dtype, heads.group, heads.dim), False
                 earlier_label = earlier.label(then) if known else None
