@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kvbench.config.errors import UserError
+from kvbench.config.text import counted
 from kvbench.models import embedded
 from kvbench.models.checkpoint import WEIGHTS, check_loaded, read_entries, read_json, reading, weight_files
 from kvbench.models.fingerprint import fingerprint
@@ -115,6 +116,7 @@ def load_model(cfg: ModelConfig, attn_implementation: str | None = None) -> Load
     check_folder(where, named)
     check_plain(where, named)
     entries = read_entries(where, named)
+    check_layers(where, len(entries), named)
     source = {"pretrained_model_name_or_path": where, "local_files_only": True, "trust_remote_code": False}
     with quiet():
         with reading(f"{named}: config.json"):
@@ -219,6 +221,15 @@ def check_plain(where: Path, named: str) -> None:
     # transformers goes on without a generation config that it cannot read
     if (where / "generation_config.json").exists():
         read_json(where / "generation_config.json", named)
+
+
+def check_layers(where: Path, tensors: int, named: str) -> None:
+    """Refuse more layers than there are tensors, before transformers makes them."""
+    layers = read_json(where / "config.json", named).get("num_hidden_layers")
+    if type(layers) is int and layers > tensors:
+        raise UserError(
+            f"{named}: config.json says num_hidden_layers {layers}, the weights are {counted(tensors, 'tensor')}"
+        )
 
 
 def pick_device(device: str) -> "torch.device":
