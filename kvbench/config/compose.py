@@ -31,6 +31,8 @@ from kvbench.config.reading import LimitError, file_text, read_yaml
 from kvbench.config.typed import unknown
 
 RUNS = Path("results/runs")
+# values of a user's file; Hydra takes a second for each thousand
+_MOST = 5000
 # characters and levels of brackets of an override
 _LONGEST, _DEEPEST = 20_000, 40
 _FORM = "not of the form key=value, as experiment=quickstart; quote values with blanks, commas or ="
@@ -165,7 +167,7 @@ def named(overrides: Sequence[str]) -> tuple[str, ...]:
 def _check_depth(path: Path) -> None:
     """Refuse a file that no YAML reader can follow; other faults are told where the file is used."""
     try:
-        read_yaml(file_text(path))
+        read_yaml(file_text(path), _MOST)
     except LimitError as error:
         raise UserError(f"--config-dir: {path}: {error}") from None
     except (OSError, ValueError):

@@ -49,8 +49,12 @@ def file_text(file: Readable, most: int = LARGEST) -> str:
         raise ValueError(f"not UTF-8 text (byte {error.start})") from None
 
 
-def read_yaml(text: str) -> Any:
+def read_yaml(text: str, most: int = YAML_VALUES) -> Any:
     """The value of a YAML text, of plain types.
+
+    Args:
+        text: the text.
+        most: values that are allowed in it.
 
     Raises:
         ValueError: one line; it is not YAML, or refers to itself, is nested too deeply, holds too much (aliases count
@@ -59,7 +63,9 @@ def read_yaml(text: str) -> Any:
     if len(text) > YAML_LARGEST:
         raise LimitError(f"{len(text):,} characters, at most {YAML_LARGEST:,} are read")
     try:
-        return _Loader(text).get_single_data()
+        loader = _Loader(text)
+        loader.most = most
+        return loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -105,6 +111,8 @@ def _read(file: Readable, named: str, parse: Any) -> Any:
 class _Loader(yaml.SafeLoader):
     """Counts what a document stands for before anything is made of it."""
 
+    most = YAML_VALUES
+
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
         if node is not None:
@@ -129,8 +137,8 @@ class _Loader(yaml.SafeLoader):
         elif isinstance(node, yaml.SequenceNode):
             parts = node.value
         count = 1 + sum(self._values(part, depth + 1, known, above | {id(node)}) for part in parts)
-        if count > YAML_VALUES:
-            raise LimitError(f"{_line(node)}: more than {YAML_VALUES:,} values, aliases counted")
+        if count > self.most:
+            raise LimitError(f"{_line(node)}: more than {self.most:,} values, aliases counted")
         known[id(node)] = count
         return count
 
