@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kvbench.claude.attachments import attached_tokens, own_tool_tokens
 from kvbench.claude.behaviour import resolved, salt, strips_thinking
 from kvbench.claude.masks import masked
 from kvbench.claude.request import (
@@ -30,7 +31,7 @@ from kvbench.claude.request import (
     last_markable,
     tier_ends,
 )
-from kvbench.claude.tokens import IMAGE_TOKENS, Counter, weakest
+from kvbench.claude.tokens import Counter, weakest
 
 Json = Mapping[str, Any]
 
@@ -235,13 +236,6 @@ def _without_data(value: Any) -> Any:
     return [_without_data(item) for item in value] if isinstance(value, list) else value
 
 
-def _images(item: Json) -> int:
-    """Number of images in a block, including those in a tool result."""
-    parts = item.get("content") if isinstance(item.get("content"), list) else ()
-    inside = sum(isinstance(part, Mapping) and part.get("type") == "image" for part in parts or ())
-    return inside + (item.get("type") == "image")
-
-
 def _items(body: Json, model: str) -> Iterator[tuple[int, int, str, bool, dict[str, Any], bool]]:
     """Every block: (tier, message, role, is first in its message, content, was a bare string)."""
     tools = [tool for tool in body.get("tools") or () if not deferred(tool)]
@@ -307,11 +301,14 @@ def _block(
     as_sent = json.dumps(bare, separators=(",", ":"), ensure_ascii=False)
     usual = as_sent == json.dumps(_type_first(bare), separators=(",", ":"), ensure_ascii=False)
     tokens, source = counter.count(text_of(item), model)
-    if tier == TOOLS and str(item.get("type", "")).endswith("_toolset"):
+    own = own_tool_tokens(item, model) if tier == TOOLS else None
+    if own is not None:
+        tokens, source = own, "estimate"
+    elif tier == TOOLS and str(item.get("type", "")).endswith("_toolset"):
         # one entry stands for several tools whose definitions the API adds
         source = "estimate"
-    if images := _images(item):
-        tokens, source = tokens + images * IMAGE_TOKENS, "estimate"
+    if attached := attached_tokens(item):
+        tokens, source = tokens + attached, "estimate"
     return ContentBlock(
         tier=tier,
         kind=_kind(tier, type_),
