@@ -78,17 +78,52 @@ def test_an_unknown_target_is_refused():
     assert done.returncode == 2 and "sm_12" in done.stderr and "sm_90" in done.stderr
 
 
-def test_no_step_of_the_engine_waits_for_the_gpu(tiny_model_dir):
-    # no sparq: its indices come from top_k, which does not run here, and torch would use the garbage
-    methods = ["dense", "quest", "hsa", "rocketkv", "snapkv+fp8_e4m3"]
+def steps(form, folder, *methods):
+    """What each method launches while its steps decode; fails where the host would wait."""
     script = Path(__file__).parents[1] / "kvbench_testing" / "no_sync.py"
     done = subprocess.run(
-        [sys.executable, "-P", script, tiny_model_dir("llama"), *methods],
-        env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True,
+        [sys.executable, "-P", script, form, folder, *methods],
+        env=os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(script.parents[1])},
+        capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    launched = {line.split()[0]: set(line.split()[1:]) for line in done.stdout.splitlines()}
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {line.split()[0]: set(line.split()[1:]) for line in done.stdout.splitlines()}
+
+
+def test_no_step_of_the_engine_waits_for_the_gpu(tiny_model_dir):
+    methods = ["dense", "quest", "hsa", "rocketkv", "sparq", "snapkv+fp8_e4m3"]
+    launched = steps("triton", tiny_model_dir("llama"), *methods)
     assert set(launched) == set(methods)
     assert {"hsa_logits", "hsa_choose", "sparse_decode_pieces", "window_sums"} <= launched["rocketkv"]
     assert {"quest_bounds", "top_k_select", "page_bounds_update"} <= launched["quest"]
+    assert {"hsa_logits", "top_k_select"} <= launched["sparq"]
     assert {"fp8_encode", "sparse_decode_pieces"} <= launched["snapkv+fp8_e4m3"]
+
+
+@pytest.mark.parametrize("form", ["portable", pytest.param("triton", marks=pytest.mark.slow)])
+def test_no_method_selection_or_format_waits_for_the_gpu(tiny_model_dir, form):
+    launched = steps(form, tiny_model_dir("llama"))
+    assert {"h2o", "rocketkv_mt", "sparq", "behind:topk_oracle", "snapkv+int2"} <= set(launched)
+    assert len(launched) > 40
+
+
+def test_a_selection_that_waits_is_found(tiny_model_dir, tmp_path):
+    # what a user's own selection may do
+    script = tmp_path / "waiting.py"
+    script.write_text(
+        "import sys\n"
+        "from kvbench.methods.quest import Quest\n"
+        "from kvbench_testing import no_sync\n"
+        "chosen = Quest.select\n"
+        "def select(self, q, k, k_tail, length, *rest):\n"
+        "    return chosen(self, q, k, k_tail, length, *rest)[..., : max(1, int(length))]\n"
+        "Quest.select = select\n"
+        "no_sync.main('portable', sys.argv[1], ['quest'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script, tiny_model_dir("llama")],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and "waits: __int__ in waiting.py, line 6" in done.stdout, (
+        done.stdout + done.stderr
+    )
