@@ -157,11 +157,7 @@ class PrefillLayer(CacheLayerMixin):
 
             q, k, v = (x.transpose(1, 2) for x in (q_BQTD, k, v))
             return flash_attn_func(q, k, v, softmax_scale=scaling, causal=True)  # type: ignore[return-value]
-        mask = None
-        if start:
-            ones = torch.ones(q_BQTD.shape[2], self.filled, dtype=torch.bool, device=k.device)
-            mask = ones.tril(start)
-        return masked_attention(q_BQTD, k, v, scaling, mask).transpose(1, 2)
+        return masked_attention(q_BQTD, k, v, scaling).transpose(1, 2)
 
     def _record_queries(self, q_QTD: Tensor, start: int) -> None:
         first = self.length - self.window
