@@ -92,6 +92,8 @@ def forked(work: Callable[[], int], log: Path) -> int:
     if pid := os.fork():
         return pid
     code = 70
+    # a background job ignores Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(handle, 1)
