@@ -296,8 +296,10 @@ def _score_fields(at: PromptContext, out: Decoded) -> Record:
     sample, tokenizer = at.group.sample, at.run.loaded.tokenizer
     text = sample.stop.cut(out.ids, tokenizer)
     raw = {"output_raw": str(tokenizer.decode(out.ids, skip_special_tokens=True))} if sample.stop else {}
+    score, by_metric = at.group.task.scores(text, sample)
     return {
-        "score": at.group.task.score(text, sample),
+        "score": score,
+        **({"scores": by_metric} if by_metric else {}),
         "output": text,
         **raw,
         "output_ids": out.ids,

@@ -74,6 +74,8 @@ def _entries(what: str, groups: Groups) -> list[dict[str, Any]]:
     group = what.removesuffix("s")
     if group == "method":
         return _methods(groups)
+    if group == "task":
+        return _tasks(groups)
     entries = [
         {"name": name, "description": groups.description(group, name)} for name in groups.options(group)
     ]
@@ -109,32 +111,57 @@ def _methods(groups: Groups) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["family"], row["name"]))
 
 
+def _tasks(groups: Groups) -> list[dict[str, Any]]:
+    """The options of `task=[...]`: what each needs, and where it comes from; those that need nothing first."""
+    options, classes = groups.declared("task"), groups.registered("task")
+    rows = []
+    for name in groups.options("task"):
+        settings = dict(groups.entry("task", name))
+        # the family of a plugin is unknown here
+        cls = options.get(name) or classes.get(settings.pop("family", ""))
+        of_class = cls.constants if cls else {}
+        settings.pop("family", None)
+        row = {"name": name, "source": of_class.get("source", "")}
+        row |= {key: of_class.get(key, "") for key in ("licence", "lengths", "scored", "needs")}
+        rows.append({**row, "description": groups.description("task", name), "parameters": settings})
+    return sorted(rows, key=lambda row: (row["needs"] != "nothing", row["source"], row["name"]))
+
+
 def _unknown(what: str, name: str, entries: Sequence[dict[str, Any]]) -> NoReturn:
     raise unknown(what, name, [entry["name"] for entry in entries], what.removesuffix("s"))
 
 
+# of any listing, in their order
+_COLUMNS = "name family group cells description source licence lengths scored needs".split()
+
+
 def _columns(what: str, entries: Sequence[dict[str, Any]]) -> str:
     """Names and descriptions: cut to the width of a terminal, tab-separated and whole elsewhere."""
-    columns = [key for key in ("name", "family", "group", "cells", "description") if key in entries[0]]
+    columns = [key for key in _COLUMNS if key in entries[0]]
     if not sys.stdout.isatty():
         rows = [columns, *([str(entry[key]) for key in columns] for entry in entries)]
         return "\n".join("\t".join(row) for row in rows)
-    heading = next((key for key in ("family", "group") if key in columns), None)
-    columns = [key for key in columns if key != heading]
+    heading = next((key for key in ("family", "group", "source") if key in columns), None)
+    # the other facts of a task are in its heading
+    columns = [key for key in columns if key in ("name", "cells", "description")]
     widths = [max(len(str(entry[key])) for entry in entries) for key in columns[:-1]]
     total = shutil.get_terminal_size().columns
     lines, last = [], None
     for entry in entries:
         if heading and entry[heading] != last:
             last = entry[heading]
-            lines += ([""] if lines else []) + [_heading(what, last)]
+            lines += ([""] if lines else []) + textwrap.wrap(_heading(what, entry, heading), total)
         *first, text = (str(entry[key]) for key in columns)
         start = "  " + "".join(f"{cell:<{width}}  " for cell, width in zip(first, widths, strict=True))
         lines.append((start + _cut(text, total - len(start))).rstrip())
     return "\n".join(lines)
 
 
-def _heading(what: str, of: str) -> str:
+def _heading(what: str, entry: dict[str, Any], key: str) -> str:
+    of = str(entry[key])
+    if what == "tasks":
+        facts = ("licence", "lengths", "scored", "needs")
+        return "; ".join([of, *(f"{name}: {entry[name]}" for name in facts if entry[name])])
     return _FAMILIES.get(of, of) if what == "methods" else of
 
 

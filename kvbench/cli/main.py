@@ -65,6 +65,12 @@ exit code: 0 if every rule is met, 1 if one is broken, 2 if there is no such met
 """
 
 
+_PREVIEW = """\
+  kvbench preview 'task=[ruler_vt]' task.length=[1024]
+  kvbench preview 'task=[longbench_qasper]' task.data=FOLDER --sample 3
+"""
+
+
 _CLAUDE = """\
 in another shell, with the address that the command prints:
   ANTHROPIC_BASE_URL=http://127.0.0.1:8787 claude
@@ -175,6 +181,20 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, listing):
         text = "a folder with configuration of your own, laid out as conf/"
         command.add_argument("--config-dir", action="append", default=[], metavar="DIR", help=text)
+    shown = add("preview", _preview, "one prompt of each chosen task, as the model reads it", _PREVIEW)
+    shown.add_argument("overrides", nargs="*", metavar="NAME KEY=VALUE", help="as for kvbench run")
+    shown.add_argument("--sample", type=int, default=0, metavar="N", help="number of the sample, from 0")
+    shown.add_argument("--whole", action="store_true", help="show all of a long text")
+    shown.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="as for kvbench run")
+    rows = add("data", _data, "write made-up rows in the form of a task's data, to try it with")
+    rows.add_argument("task", metavar="TASK", help="one of kvbench ls tasks that needs data")
+    rows.add_argument(
+        "file", nargs="?", metavar="FILE", help="a new file; by default named after the data set"
+    )
+    rows.add_argument("--rows", type=int, default=3, metavar="N", help="number of rows (default: 3)")
+    rows.add_argument(
+        "--words", type=int, default=600, metavar="N", help="words of each context (default: 600)"
+    )
     new = add("new", _new, "write a file to start a method or a task of your own from")
     new.add_argument("what", choices=("method", "task"))
     new.add_argument("name", metavar="NAME", help="lower-case letters, digits and underscores")
@@ -411,6 +431,20 @@ def _ls(args: argparse.Namespace) -> None:
         raise unknown("ls", args.what, KINDS, "listing")
     else:
         _say(listing.show(args.what, args.name, checked_dirs(args.config_dir), args.json))
+
+
+def _preview(args: argparse.Namespace) -> None:
+    from kvbench.cli import tasks
+
+    if args.sample < 0:
+        raise UserError(f"--sample: {args.sample} is not allowed, give 0 or more")
+    print(tasks.preview(args.overrides, args.config_dir, args.sample, args.whole))
+
+
+def _data(args: argparse.Namespace) -> None:
+    from kvbench.cli import tasks
+
+    print(tasks.data(args.task, args.file, args.rows, args.words))
 
 
 def _new(args: argparse.Namespace) -> None:

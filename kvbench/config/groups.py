@@ -11,7 +11,7 @@ import importlib.resources
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -111,9 +111,19 @@ class Groups:
         return found[0] if found else ""
 
     def declared(self, group: str) -> dict[str, Declared]:
-        """The registered classes that are options, by name."""
-        found = self.registered(group)
-        return {name: one for name, one in found.items() if one.constants.get("is_task", True)}
+        """The registered classes that are options, by name.
+
+        A class with `names`, one line of description by name, is an option under CLASS_NAME for each of them.
+        """
+        options: dict[str, Declared] = {}
+        for label, one in self.registered(group).items():
+            if one.constants.get("is_task", True):
+                options[label] = one
+            for name, about in one.constants.get("names", {}).items():
+                options[f"{label}_{name}"] = replace(
+                    one, doc=about, parameters={**one.parameters, "name": name}
+                )
+        return options
 
     def registered(self, group: str) -> dict[str, Declared]:
         """All registered classes, by name; a plugin's class replaces one of the same name."""

@@ -94,8 +94,8 @@ def _cut(cells: pd.DataFrame) -> Iterator[str]:
     if cut:
         without = sum(bool(meta.get("answer_cut")) for meta in cut)
         yield (
-            f"{len(cut):,} of {counted(len(prompts), 'prompt')} cut, as truncate=middle says; the answer was cut out "
-            f"of {without:,}"
+            f"{len(cut):,} of {counted(len(prompts), 'prompt')} cut in the middle, as task and model demand; the "
+            f"answer is known to be cut out of {without:,}"
         )
 
 

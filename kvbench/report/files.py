@@ -16,7 +16,8 @@ def write_report(run_dir: str | Path | Run) -> dict[str, Path]:
         run_dir: the run, its folder, or its name under results/runs.
 
     Returns:
-        The path of every file by its name in the folder: "summary.csv", "table.md", "report.html",
+        The path of every file by its name in the folder: "summary.csv", "table.md", "report.html", "metrics.csv"
+        where there are further metrics,
         "figures/<kind>.<model>....svg" and ".png".
 
     Raises:
@@ -30,6 +31,10 @@ def write_report(run_dir: str | Path | Run) -> dict[str, Path]:
         paths = [run.path / "summary.csv", run.path / "table.md"]
         write(paths[0], csv_text(run.summary(), "%.10g"))
         write(paths[1], run.table())
+        further = run.metrics()
+        if len(further):
+            paths.append(run.path / "metrics.csv")
+            write(paths[-1], csv_text(further, "%.10g"))
     figures = []
     for kind, spec in plots.KINDS.items():
         for name, figure in run.figures(kind):

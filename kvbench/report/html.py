@@ -88,7 +88,7 @@ def page(run: Run, figures: list[Picture]) -> str:
         failures=listed(run.failures, run.path),
         explorers=explorers(run.summary(), run.prepared),
         examples=examples(run.prepared),
-        tables=[*judged, *all_tables(run.summary(), run.failures)],
+        tables=[*judged, *all_tables(run.summary(), run.failures), *run.further_tables()],
         guide=GUIDE,
         pictures=figures,
         facts=facts,

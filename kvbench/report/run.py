@@ -12,8 +12,9 @@ import pandas as pd
 
 from kvbench.config.errors import UserError
 from kvbench.config.files import write
-from kvbench.report import caveats, failures, paired, plots, summary, tables
+from kvbench.report import caveats, failures, metrics, paired, plots, summary, tables
 from kvbench.report.best import MARGIN, Best, best
+from kvbench.report.format import Table
 from kvbench.report.margins import KL_MARGIN
 from kvbench.report.style import Figure
 from kvbench.runs.plans import Planned
@@ -132,7 +133,17 @@ class Run:
         """The content of table.md; for an experiment without cells, the file itself."""
         if not self.records and "table.md" in self.files():
             return (self.path / "table.md").read_text(encoding="utf-8")
-        return tables.markdown(self._summary, f"Run {self.name}", self.notes(), self.failures)
+        return tables.markdown(
+            self._summary, f"Run {self.name}", self.notes(), self.failures, self.further_tables()
+        )
+
+    def metrics(self) -> pd.DataFrame:
+        """Metrics besides the score and averages over tasks, the content of metrics.csv; often without rows."""
+        return metrics.further(self.prepared)
+
+    def further_tables(self) -> list[Table]:
+        """The rows of `metrics` as tables."""
+        return metrics.tables(self.prepared)
 
     def files(self) -> list[str]:
         """Names of the table and the CSV files in the run's folder."""

@@ -51,11 +51,25 @@ def all_tables(summary: pd.DataFrame, failed: Sequence[Record] = ()) -> list[Tab
     return tables
 
 
-def markdown(summary: pd.DataFrame, title: str, notes: list[str], failed: Sequence[Record] = ()) -> str:
-    """The content of table.md: caveats, tables, and how to read them."""
+def markdown(
+    summary: pd.DataFrame,
+    title: str,
+    notes: list[str],
+    failed: Sequence[Record] = (),
+    more: Sequence[Table] = (),
+) -> str:
+    """The content of table.md: caveats, tables, and how to read them.
+
+    Args:
+        summary: see `summary.summarise`.
+        title: a heading.
+        notes: caveats.
+        failed: records of failed cells.
+        more: tables behind the others.
+    """
     lines = [f"# {escaped(title)}", ""]
     lines += [*(f"- **{escaped(note)}**" for note in notes), ""] if notes else []
-    lines += [table.markdown() for table in all_tables(summary, failed)]
+    lines += [table.markdown() for table in (*all_tables(summary, failed), *more)]
     lines += ["## How to read", "", *(f"- {escaped(line)}" for line in GUIDE), ""]
     return "\n".join(lines)
 

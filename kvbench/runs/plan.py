@@ -248,6 +248,11 @@ def _groups(
                 f"protocol: query_agnostic is not for task {task.label}: in a conversation only the first "
                 "question is seen; allowed: query_aware"
             )
+        if not sample.context_known and protocol == "query_agnostic":
+            raise UserError(
+                f"protocol: query_agnostic is not for task {task.label}: where the context of sample {index} ends is "
+                "not known; allowed: query_aware"
+            )
         setting = {
             **engine,
             "task": task.identity(length),

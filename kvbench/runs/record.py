@@ -44,6 +44,8 @@ def prompt_fields(at: PromptContext) -> Record:
         "max_new_tokens": group.sample.max_new_tokens,
         "seed": group.seed,
         "metric": group.task.metric,
+        **({"aggregate": aggregate} if (aggregate := dict(group.task.config.aggregate)) else {}),
+        **({"data": source} if (source := group.task.config.data_source) is not None else {}),
         "device": provenance.device_name(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "attention": at.run.cfg.model.attention,

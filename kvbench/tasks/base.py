@@ -30,6 +30,11 @@ class Family(ABC):
         seeded: whether samples depend on the seed.
         from_file: whether the samples are those of a file; their number is the file's, and `length` is a maximum.
         paths: fields that name files; the content of these files, not their path, identifies a cell.
+        source: where task and score come from, for listings.
+        licence: of what it needs from there.
+        lengths: of its prompts.
+        scored: its scores in a few words.
+        needs: data that the user brings, and how to get it.
     """
 
     family: ClassVar[str]
@@ -38,6 +43,11 @@ class Family(ABC):
     seeded: ClassVar[bool] = True
     from_file: ClassVar[bool] = False
     paths: ClassVar[tuple[str, ...]] = ()
+    source: ClassVar[str] = "own"
+    licence: ClassVar[str] = "-"
+    lengths: ClassVar[str] = "any (generated)"
+    scored: ClassVar[str] = ""
+    needs: ClassVar[str] = "nothing"
 
     length: tuple[int, ...] = (2048,)
     samples: int | None = 20
@@ -65,6 +75,21 @@ class Family(ABC):
         """Raised when the scorer would give another score, where a scorer has a version of its own."""
         return 1
 
+    @property
+    def aggregate(self) -> Mapping[str, str]:
+        """How metrics of `scores` are summed up over samples, where that is no mean; see report/metrics.py."""
+        return {}
+
+    @property
+    def data_digest(self) -> str | None:
+        """SHA-256 of the rows that samples are made from; None where the prompts say it all."""
+        return None
+
+    @property
+    def data_source(self) -> str | None:
+        """Name of their file, or name and commit of a data set of the hub."""
+        return None
+
     @abstractmethod
     def sample(self, index: int, seed: int, length: int, renderer: Renderer) -> Sample:
         """Make sample number `index`; a function of the arguments and the parameters only."""
@@ -72,6 +97,13 @@ class Family(ABC):
     @abstractmethod
     def score(self, output: str, sample: Sample) -> float:
         """Score of the generated text, between 0 and 1."""
+
+    def scores(self, output: str, sample: Sample) -> dict[str, float | list[float]]:
+        """Scores by metric, the one named `metric` among them; empty where there is only `score`.
+
+        A list has a value per part of the sample, as IFEval's instructions.
+        """
+        return {}
 
     def available(self) -> int | None:
         """Number of available samples; None if unlimited."""
@@ -116,7 +148,16 @@ class Task:
         skipped = {"length", "samples", *self.config.paths}
         values = {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.name not in skipped}
         most = {"length": length} if self.config.from_file and length else {}
-        return {"family": self.family, "version": self.version, "metric": self.metric, **values, **most}
+        digest = self.config.data_digest
+        data = {"data": digest} if digest is not None else {}
+        return {
+            "family": self.family,
+            "version": self.version,
+            "metric": self.metric,
+            **values,
+            **most,
+            **data,
+        }
 
     def wanted(self, limit: int | None) -> int | None:
         """Number of samples per length and seed, at most `limit`; None for all of a file."""
@@ -174,13 +215,20 @@ class Task:
             raise UserError(f"task.{self.label}.{error}") from None
 
     def score(self, output: str, sample: Sample) -> float:
-        """Score of the generated text, without prompt and answer prefix, between 0 and 1.
+        """The first of `scores`."""
+        return self.scores(output, sample)[0]
+
+    def scores(self, output: str, sample: Sample) -> tuple[float, dict[str, float | list[float]]]:
+        """Score of the generated text, without prompt and answer prefix, between 0 and 1, and those by metric, if any.
 
         Raises:
             ScoreError: the text cannot be scored, for example not in time.
         """
         try:
-            return self.config.score(output, sample)
+            found = self.config.scores(output, sample)
+            headline = found[self.metric] if found else self.config.score(output, sample)
+            assert not isinstance(headline, list)
+            return headline, found
         except ScoreError as error:
             raise ScoreError(f"task.{self.label}.{error}") from None
 

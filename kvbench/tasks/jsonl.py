@@ -36,6 +36,9 @@ class Jsonl(Family):
     seeded: ClassVar[bool] = False
     from_file: ClassVar[bool] = True
     paths: ClassVar[tuple[str, ...]] = ("path",)
+    lengths: ClassVar[str] = "of the file"
+    scored: ClassVar[str] = "the scorer you choose"
+    needs: ClassVar[str] = "path=FILE; kvbench data jsonl writes one to start from"
 
     samples: int | None = None
     length: tuple[int, ...] = (0,)

@@ -20,11 +20,16 @@ _ANSWER = "An answer."
 
 @dataclass(frozen=True)
 class Turn:
-    """A question of a conversation and its answer; used as in `Sample`."""
+    """A question of a conversation and its answer; used as in `Sample`.
+
+    Attributes:
+        joiner: text between prefix and answer.
+    """
 
     question: str
     answer_prefix: str
     answer: str
+    joiner: str = " "
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Sample:
         earlier: the turns before this question.
         repeat: number of equal samples before it in its task, each of which counts.
         stop: texts that end the answer.
+        plain: whether the prompt is text with the tokenizer's special tokens, even where the model has a chat template.
+        context_known: whether the context ends where it says; otherwise it may hold part of the question.
     """
 
     context: str
@@ -56,6 +63,8 @@ class Sample:
     earlier: tuple[Turn, ...] = ()
     repeat: int = 0
     stop: Stop = field(default_factory=Stop)
+    plain: bool = False
+    context_known: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,7 @@ class Prompt:
             number of the repeat if it is one.
         first_end: in a later turn of a conversation the number of tokens of the first turn's prompt, else None.
         turn_start: likewise of the previous turn's prompt; its answer and what follows are the present turn.
+        plain: whether the text has no chat template.
     """
 
     ids: list[int]
@@ -78,6 +88,7 @@ class Prompt:
     hash: str
     first_end: int | None = None
     turn_start: int | None = None
+    plain: bool = False
 
 
 class Renderer:
@@ -130,7 +141,8 @@ class Renderer:
             UserError: the chat template cannot continue a conversation.
         """
         text, *char_ends = self._text(sample)
-        encoded = self._encode(text)
+        plain = self._template(sample) is None
+        encoded = self._encode(text, plain)
         ids = encoded["input_ids"]
         ends = [end for _, end in encoded["offset_mapping"]]
         context_end, first_end, turn_start = (
@@ -141,8 +153,8 @@ class Renderer:
         key = json.dumps([ids, context_end, list(sample.gold), *later, *repeat])
         digest = hashlib.sha256(key.encode()).hexdigest()
         if not sample.earlier:
-            return Prompt(ids, context_end, text, digest)
-        return Prompt(ids, context_end, text, digest, first_end, turn_start)
+            return Prompt(ids, context_end, text, digest, plain=plain)
+        return Prompt(ids, context_end, text, digest, first_end, turn_start, plain)
 
     def tail(self, sample: Sample, question: str) -> list[int]:
         """The tokens that follow the context in a prompt with another question and no start of an answer."""
@@ -151,38 +163,41 @@ class Renderer:
 
     def count(self, sample: Sample) -> int:
         """Number of tokens of the sample's prompt."""
-        return len(self._encode(self._text(sample)[0])["input_ids"])
+        return len(self._encode(self._text(sample)[0], self._template(sample) is None)["input_ids"])
 
     def spans(self, prompt: Prompt) -> list[tuple[int, int]]:
         """Character range [start, end) in `prompt.text` of every token of a prompt; empty for special tokens."""
-        return self._encode(prompt.text)["offset_mapping"]
+        return self._encode(prompt.text, prompt.plain)["offset_mapping"]
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Character range [start, end) of every token of a text, without special tokens."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return encoded["offset_mapping"]
 
-    def _encode(self, text: str) -> Any:
+    def _template(self, sample: Sample) -> ChatTemplate | None:
+        return None if sample.plain else self.chat_template
+
+    def _encode(self, text: str, plain: bool) -> Any:
         # a chat template writes the special tokens into the text
-        return self.tokenizer(
-            text, add_special_tokens=self.chat_template is None, return_offsets_mapping=True, verbose=False
-        )
+        return self.tokenizer(text, add_special_tokens=plain, return_offsets_mapping=True, verbose=False)
 
     def _text(self, sample: Sample) -> tuple[str, int, int, int]:
         """The text to tokenise, and the characters of head and context, the first prompt, and the previous prompt."""
         turns = (*sample.earlier, sample)
-        text, context_end = self._opening(sample.context, turns[0].question)
+        template = self._template(sample)
+        text, context_end = self._opening(sample.context, turns[0].question, template)
         text += turns[0].answer_prefix
         first_end = turn_start = len(text)
         for done, following in zip(sample.earlier, turns[1:], strict=True):
             turn_start = len(text)
-            text += f" {done.answer}{self._next_turn(following.question)}{following.answer_prefix}"
+            question = following.question if template is None else self._next_turn(following.question)
+            text += f"{done.joiner}{done.answer}{question}{following.answer_prefix}"
         return text, context_end, first_end, turn_start
 
-    def _opening(self, context: str, question: str) -> tuple[str, int]:
+    def _opening(self, context: str, question: str, template: ChatTemplate | None) -> tuple[str, int]:
         """The text up to the answer prefix, and the number of characters of head and context."""
         message = context + question
-        if self.chat_template is None:
+        if template is None:
             return message, len(context)
         text = self._chat(message)
         # some templates strip the message
@@ -195,8 +210,6 @@ class Renderer:
 
     def _next_turn(self, question: str) -> str:
         """The text between two answers: the end of the first, the question, the head of the second."""
-        if self.chat_template is None:
-            return question
         earlier, turn = self._second_turn({"role": "user", "content": question.strip()})
         if turn is None or _ANSWER not in earlier:
             raise UserError("model.chat_template: the template rewrites earlier turns, allowed: false")

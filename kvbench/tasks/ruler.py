@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from kvbench.config.errors import UserError
 from kvbench.tasks.base import Family
@@ -21,6 +21,10 @@ class Ruler(Family):
             (pip install --no-deps lm-eval).
         prefix_space: whether the answer prefix starts with a space, as in NVIDIA's templates; lm-eval drops it.
     """
+
+    source: ClassVar[str] = "RULER, github.com/NVIDIA/RULER"
+    licence: ClassVar[str] = "Apache-2.0 (sentences, from lm-eval)"
+    scored: ClassVar[str] = "share of the answers that the output holds"
 
     wording: Wording = "own"
     prefix_space: bool = True

@@ -355,7 +355,10 @@ def test_a_cut_prompt_is_told(own_config, tmp_path):
     lost = {**QUESTION, "context": f"{filler}The wall is near.{filler}"}
     questions(own_config, tmp_path, [lost, QUESTION], "task.truncate=middle", "task.length=[400]")
     notes = report.load(tmp_path / "run").notes()
-    assert "1 of 2 prompts cut, as truncate=middle says; the answer was cut out of 1" in notes
+    assert (
+        "1 of 2 prompts cut in the middle, as task and model demand; the answer is known to be cut out of 1"
+        in notes
+    )
 
 
 def test_an_answer_that_cannot_be_scored_in_time_is_a_failure(own_config, tmp_path, monkeypatch):

@@ -91,6 +91,8 @@ def test_every_task_builds(name: str) -> None:
     entry = GROUPS.entry("task", name)
     if "path" in entry:
         entry["path"] = "questions.jsonl"
+    if "data" in entry:
+        entry["data"] = "rows.jsonl"
     assert tasks.build(name, entry).label == name
 
 
