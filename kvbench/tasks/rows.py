@@ -136,7 +136,7 @@ def _file(path: Path, mtime_ns: int, size: int) -> Rows:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         required("pyarrow", f"data: {path}")
-        from pyarrow import parquet
+        from pyarrow import parquet  # type: ignore[import-not-found]
 
         rows = parquet.read_table(path).to_pylist()
     elif suffix == ".csv":
@@ -179,7 +179,7 @@ def _json_rows(text: str, lines: bool, place: str) -> Any:
 @lru_cache(maxsize=40)
 def _saved(folder: Path, files: tuple[tuple[str, int, int], ...]) -> Rows:
     required("datasets", f"data: the saved data set {folder}")
-    from datasets import Dataset, load_from_disk
+    from datasets import Dataset, load_from_disk  # type: ignore[import-not-found]
 
     loaded = load_from_disk(str(folder))
     assert isinstance(loaded, Dataset)
@@ -224,7 +224,7 @@ def download(hub: Hub) -> Rows:
                 text = archive.read(hub.member).decode("utf-8-sig")
             rows = _json_rows(text, True, f"{place} {hub.member}")
         else:
-            from datasets import load_dataset
+            from datasets import load_dataset  # type: ignore[import-not-found]
 
             rows = load_dataset(hub.name, hub.config, split=hub.split, revision=commit).to_list()
     except UserError:
