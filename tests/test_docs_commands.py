@@ -25,6 +25,7 @@ EXCUSED = {
     "kvbench run quickstart model=llama31_8b": "a GPU",
     "kvbench run vllm_prefix_caching": "vLLM",
     "kvbench run experiment=quickstart model=llama31_8b": "a GPU",
+    "kvbench run rocketkv_longbench model=llama31_8b": "a GPU",
     "kvbench run experiment=reference model=llama31_8b": "a GPU",
     "kvbench run experiment=efficiency model=llama31_8b": "a GPU",
     "kvbench run experiment=rocketkv_fig_efficiency model=llama31_8b": "a GPU",
@@ -100,6 +101,7 @@ def folder(tmp_path_factory, tiny_model_dir) -> Path:
         runs = folder / "results" / "runs"
         assert cli.main(shortened(first, {"tiny": str(tiny_model_dir())}, runs / "quickstart")) == 0
         shutil.copytree(runs / "quickstart", runs / "other-run")
+        shutil.copytree(runs / "quickstart", folder / "shared")
     finally:
         os.chdir(before)
     return folder
@@ -113,6 +115,8 @@ def values(folder, tiny_model_dir, monkeypatch) -> dict[str, str]:
     (row, *_), _ = Store(folder / "results" / "runs" / "quickstart").scan()
     trace = str(folder / "trace")
     run = dict.fromkeys(("NAME", "RUN"), "quickstart")
+    # a shared folder of docs/sweeps.md
+    run["/shared/sweep"] = str(folder / "shared")
     files = dict.fromkeys(("FOLDER", "FOLDER_OR_FILE", "$HOME/.claude/projects"), trace)
     tiny = str(tiny_model_dir())
     return {**run, **files, "CELL": row["cell"][:8], "tiny": tiny, "/models/Qwen3-8B": tiny}

@@ -18,7 +18,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "methods": {"config", "kernels"},
     "formats": {"config", "kernels", "methods"},
     "models": {"config", "kernels"},
-    "tasks": {"config"},
+    "tasks": {"config", "kernels"},
     "engine": {"config", "kernels", "methods", "formats", "models"},
     "runs": {"config", "kernels", "methods", "formats", "models", "tasks", "engine"},
     "report": {"config", "runs"},

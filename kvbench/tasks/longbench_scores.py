@@ -173,7 +173,7 @@ def _cutter() -> Any:
 
     import jieba  # type: ignore[import-not-found]
 
-    from kvbench.models.embedded import cache_dir
+    from kvbench.kernels.build import cache_dir
 
     jieba.setLogLevel(logging.ERROR)
     cutter = jieba.Tokenizer()

@@ -36,8 +36,13 @@ def commands(text: str) -> list[list[str]]:
     blocks = "\n".join(re.findall(r"```bash[^\n]*\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
     lines = re.findall(r"`(kvbench [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     words = [shlex.split(line, comments=True) for line in [*blocks.splitlines(), *lines]]
-    # without where the output goes
-    return [line[: line.index(">")] if ">" in line else line for line in words if line[:1] == ["kvbench"]]
+    # without where the output goes, and that it runs beside others
+    ends = (">", "&")
+    return [
+        line[: min((line.index(end) for end in ends if end in line), default=len(line))]
+        for line in words
+        if line[:1] == ["kvbench"]
+    ]
 
 
 def pages_commands() -> dict[str, list[str]]:

@@ -174,7 +174,7 @@ def test_quest_and_snapkv(by_id):
 def test_pages_and_versions_are_judged_by_their_day(by_id):
     read = by_id["anthropic.read"]
     assert read.verdict == REPRODUCED and values(read)[0] == pytest.approx(0.1)
-    assert sorted(values(read)[1:]) == pytest.approx([0.025, 0.05, 0.1])
+    assert sorted(values(read)[1:]) == pytest.approx([0.025, 0.05, 0.1, 0.12])
     assert all(reading.beside for reading in read.finding.readings[1:])
     for name in ("article.kv_scales", "article.middleware"):
         then, now = by_id[name].finding.readings

@@ -83,16 +83,24 @@ def test_every_shipped_entry_composes_as_when_it_was_a_file(plain: str, group: s
 def test_source_and_imported_classes_agree(group: str, registry) -> None:
     shipped = {name: cls for name, cls in registry().items() if cls.__module__.startswith("kvbench.")}
     # native is what dense stores anyway; families without is_task are named by files
-    expected = {name for name, cls in shipped.items() if name != "native" and getattr(cls, "is_task", True)}
+    expected = {
+        option: name
+        for name, cls in shipped.items()
+        if name != "native"
+        for option in ([name] if getattr(cls, "is_task", True) else [])
+        + [f"{name}_{one}" for one in getattr(cls, "names", {})]
+    }
     declared = Groups().declared(group)
-    assert set(declared) == expected
+    assert set(declared) == set(expected)
     composition = {"eviction", "selection", "format", "keep"}
     for name, one in declared.items():
-        cls = shipped[name]
+        cls = shipped[expected[name]]
         defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.name not in composition}
+        if name != expected[name]:
+            defaults["name"] = name.removeprefix(f"{expected[name]}_")
         lists = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
         assert {key: value for key, value in one.parameters.items() if key not in composition} == lists
-        assert one.unread <= composition
+        assert one.unread <= composition | ({"name"} if name != expected[name] else set())
         for key in ("family", "source", "budget_meaning", "bytes_formula") if group == "method" else ():
             assert one.constants[key] == getattr(cls, key)
 

@@ -8,6 +8,7 @@ from kvbench_testing import fake_vllm
 
 from kvbench import experiments
 from kvbench.config.compose import compose
+from kvbench.vllm import environment
 
 
 class CheckedProgress:
@@ -31,6 +32,14 @@ class CheckedProgress:
 
     def cells_done(self, n: int) -> None:
         self.done += n
+
+
+@pytest.fixture(autouse=True, scope="session")
+def processor():
+    """One that vLLM's fp8 cache runs on, whatever this machine has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(environment, "features", lambda: {"avx512f"})
+        yield
 
 
 @pytest.fixture(scope="module")

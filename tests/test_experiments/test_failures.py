@@ -171,11 +171,20 @@ def test_an_audit_that_fails_and_a_refused_setting_are_failures(config, undistur
     }
 
 
-@pytest.mark.parametrize("score", [math.nan, math.inf])
-def test_a_score_that_is_not_finite_is_a_failure(config, tmp_path, monkeypatch, score):
-    original = Task.score
+@pytest.mark.parametrize(
+    "scores",
+    [
+        (math.nan, {}),
+        (math.inf, {}),
+        (1.0, {"f1": 1.0, "recall": math.nan}),
+        (1.0, {"parts": [1.0, math.inf]}),
+    ],
+    ids=str,
+)
+def test_a_score_that_is_not_finite_is_a_failure(config, tmp_path, monkeypatch, scores):
+    original = Task.scores
     monkeypatch.setattr(
-        Task, "score", lambda self, text, sample: original(self, text, sample) if FIRST.pop(0) else score
+        Task, "scores", lambda self, text, sample: original(self, text, sample) if FIRST.pop(0) else scores
     )
     FIRST[:] = [True] + [False] * 20
     failed = accuracy_run.run_accuracy(config(tmp_path, "limit=1", "method=[knorm]"), Progress)

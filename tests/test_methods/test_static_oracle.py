@@ -111,6 +111,12 @@ def test_a_first_token_from_prefill_is_not_a_step(folder, model):
 
 def test_in_the_engine_no_eviction_recalls_more(folder, model):
     methods = {name_of(case): build({"method": case[0], **case[1]}) for case in EVICTIONS}
+    # kvzip needs another pass, and what leaves the prompt whole recalls all
+    methods = {
+        name: method
+        for name, method in methods.items()
+        if "repeat" not in method.needs and method.parts()[0].at_prefill
+    }
     tokenizer = AutoTokenizer.from_pretrained(folder)
     snapshot = prefill_for(list(methods.values()), model, tokenizer, PROMPT[:-1])
     decode_dense_answer(model, snapshot, [], PROMPT[-1], DecodeOptions(NEW))
