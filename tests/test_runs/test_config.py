@@ -436,7 +436,7 @@ def test_users_folders(user_dir: Path) -> None:
         config.load(["experiment=mine"], [str(user_dir)])
     (user_dir / "method" / "snapkv.yaml").unlink()
     (user_dir / "method" / "deep.yaml").write_text("method: " + "[" * 100_000)
-    with pytest.raises(UserError, match=r"^--config-dir: .*/method/deep\.yaml is nested too deeply$"):
+    with pytest.raises(UserError, match=r"^--config-dir: .*/method/deep\.yaml: nested too deeply$"):
         config.load(["experiment=mine"], [str(user_dir)])
 
 
