@@ -38,7 +38,7 @@ class Composite(Method):
         if self.eviction.steps and not self.format.rolls:
             raise UserError(
                 f"format: {self.format.name} stores tokens in groups, but {self.eviction.name} drops single "
-                "tokens while decoding; allowed: native, bf16, fp16, fp8_e4m3, fp8_e5m2"
+                "tokens while decoding; allowed: every format but int2, int4 and int8"
             )
 
     @property

@@ -125,6 +125,4 @@ class DecodeEvery(Eviction):
         """Slots that the scorer does not keep `[H, E]`."""
         scorer = self._scorer
         kept = scorer.keep(held, scorer.scores(held), Quota(held.length - drop))
-        gone = torch.ones(held.heads, held.length, dtype=torch.bool, device=held.k_HTD.device)
-        gone.scatter_(1, torch.stack(kept.positions), False)
-        return gone.nonzero()[:, 1].view(held.heads, drop)
+        return kept.others(held.length)

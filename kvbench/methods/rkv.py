@@ -91,9 +91,7 @@ class RKV(Eviction):
         for row in range(len(view.k_RHCD)):
             held = view.snapshot(row)
             kept = self.keep(held, self.scores(held), Quota(held.length - drop))
-            left = torch.ones(held.heads, held.length, dtype=torch.bool, device=held.k_HTD.device)
-            left.scatter_(1, torch.stack(kept.positions), False)
-            gone.append(left.nonzero()[:, 1].view(held.heads, drop))
+            gone.append(kept.others(held.length))
         return torch.stack(gone)
 
     def _attended(self, snapshot: LayerSnapshot, early: int) -> Tensor:

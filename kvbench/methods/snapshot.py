@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from kvbench.kernels import window_scores as kernels
@@ -97,6 +98,13 @@ class Kept:
 
     positions: list[Tensor]
     members: list[Tensor] | None = None
+
+    def others(self, length: int) -> Tensor:
+        """Of `length` tokens those that are not kept, int64 `[H, E]`; equally many for every KV head."""
+        heads = len(self.positions)
+        gone = self.positions[0].new_ones(heads, length, dtype=torch.bool)
+        gone.scatter_(1, torch.stack(self.positions), False)
+        return gone.nonzero()[:, 1].view(heads, -1)
 
     @classmethod
     def uniform(cls, positions_HK: Tensor) -> Kept:

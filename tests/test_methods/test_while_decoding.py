@@ -266,3 +266,15 @@ def test_a_short_answer_under_rpc_is_dense():
     assert method.resolve(Shape(100, 79, 2, DIM), None).dense
     cell = method.resolve(Shape(100, 80, 2, DIM), None)
     assert not cell.dense and {rule.hold for rule in cell.rules} == {132}
+
+
+def test_every_format_but_those_of_groups_goes_with_drops_while_decoding():
+    from kvbench.config.errors import UserError
+
+    for name in (name for name, cls in registry().items() if cls.family == "format"):
+        entry = {"method": "h2o", "format": name}
+        if name in ("int2", "int4", "int8"):
+            with pytest.raises(UserError, match=f"{name} .* allowed: every format but int2, int4 and int8$"):
+                build(entry)
+        else:
+            assert build(entry).format.name == name
