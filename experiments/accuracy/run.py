@@ -11,10 +11,12 @@ from kvbench.engine.apart import decode_apart
 from kvbench.engine.decode import Decoded, DecodeOptions
 from kvbench.engine.decode import Group as DecodedGroup
 from kvbench.engine.dense_answer import decode_dense_answer
+from kvbench.engine.draw import Draw
 from kvbench.engine.failures import DenseError, Failure, device_lost
 from kvbench.engine.prefill import Snapshot, prefill_for
 from kvbench.engine.repeat import repeat, requests
 from kvbench.engine.turns import Part, Split, prompt_parts
+from kvbench.experiments.accuracy.prefills import Prefills
 from kvbench.methods import LayerSnapshot, Resolved, Shape
 from kvbench.runs import failures, provenance
 from kvbench.runs.config import RunConfig, resolved_yaml
@@ -64,13 +66,13 @@ def _run(run: RunContext, progress: ProgressFactory, stop: Stop) -> list[Record]
     untried = not planned & follow.done
     if all(item.cells <= follow.done | skipped for item in items):
         nothing_to_do(len(planned), len(skipped))
-    rerun = Rerun(cfg)
+    rerun, prefills = Rerun(cfg), Prefills()
     run.loaded.model.get_input_embeddings().register_forward_pre_hook(lambda *_: stop.check())
     with dealt(items, skipped, store, follow, cfg, stop, progress) as (left, display):
         for group, ids in left:
             stop.check_between()
             with stop.working():
-                found, lost = _prompt(run, group, ids, store, display, rerun, untried)
+                found, lost = _prompt(run, group, ids, store, display, rerun, untried, prefills)
             untried = False
             failures.warn(found)
             if lost:
@@ -88,7 +90,7 @@ def _item(run: RunContext, group: Group) -> Item[Group]:
 
 def _prompt(
     run: RunContext, group: Group, ids: frozenset[str], store: Store, display: ProgressDisplay, rerun: Rerun,
-    untried: bool,
+    untried: bool, prefills: Prefills,
 ) -> tuple[list[Record], bool]:  # fmt: skip
     """Score some cells of a prompt and store them; the failures, and whether the GPU is lost."""
     group = replace(group, cells=tuple(cell for cell in group.cells if cell.id in ids))
@@ -96,7 +98,7 @@ def _prompt(
     at = PromptContext.render(run, group)
     lost = False
     try:
-        outcomes = _score_prompt(at, display, rerun)
+        outcomes = _score_prompt(at, display, rerun, prefills)
     except Exception as error:
         if not device_lost(error):
             raise
@@ -126,7 +128,9 @@ def _check_dense(at: PromptContext, outcomes: Sequence[Outcome]) -> None:
             raise failures.first_prompt(at, found)
 
 
-def _score_prompt(at: PromptContext, display: ProgressDisplay, rerun: Rerun) -> list[Outcome]:
+def _score_prompt(
+    at: PromptContext, display: ProgressDisplay, rerun: Rerun, prefills: Prefills
+) -> list[Outcome]:
     """The rows of a prompt's cells; where dense fails, all of them fail."""
     prompt, group, decode = at.prompt, at.group, at.run.cfg.decode
     parts = prompt_parts(
@@ -137,7 +141,7 @@ def _score_prompt(at: PromptContext, display: ProgressDisplay, rerun: Rerun) -> 
     for part in parts:
         cells = [group.cells[index] for index in part.cells]
         try:
-            outcomes += zip(cells, _score_part(at, part, cells, display, rerun), strict=True)
+            outcomes += zip(cells, _score_part(at, part, cells, display, rerun, prefills), strict=True)
         except DenseError as error:
             failed = error.failure
             outcomes += [
@@ -151,8 +155,9 @@ def _score_prompt(at: PromptContext, display: ProgressDisplay, rerun: Rerun) -> 
 
 
 def _score_part(
-    at: PromptContext, part: Part, cells: Sequence[Cell], display: ProgressDisplay, rerun: Rerun
-) -> list[Record | Failure]:
+    at: PromptContext, part: Part, cells: Sequence[Cell], display: ProgressDisplay, rerun: Rerun,
+    prefills: Prefills,
+) -> list[Record | Failure]:  # fmt: skip
     """Prefill once, then compress, decode and score the cells together.
 
     Raises:
@@ -162,7 +167,13 @@ def _score_part(
     loaded = at.run.loaded
     provenance.reset_peak(loaded.device)
     display.stage("prefill")
-    snapshot = prefill_part(at, part, cells)
+    make = partial(prefill_part, at, part, cells)
+    if part.turn is None:
+        used = [cell.method for cell in cells]
+        snapshot = prefills.get(part.split.compressed, used, at.group.sample.shared, make)
+    else:
+        # what filters in every turn has tokens of its own, between turns that share the first one's
+        snapshot = make()
     display.stage("compress and decode")
     layer = snapshot.layers[0]
     shape = Shape(snapshot.length, at.group.sample.max_new_tokens, layer.num_layers, layer.k_HTD.shape[-1])
@@ -247,7 +258,7 @@ def _repeats(cell: Cell) -> tuple[int, int] | None:
 
 
 def _decode_options(at: PromptContext, split: Split) -> DecodeOptions:
-    cfg, stop = at.run.cfg, at.group.sample.stop
+    cfg, stop, sampling = at.run.cfg, at.group.sample.stop, at.group.sample.sampling
     # only a query-aware prefill ends with the prompt
     whole_prompt = at.group.protocol == "query_aware" and not split.question
     return DecodeOptions(
@@ -257,6 +268,7 @@ def _decode_options(at: PromptContext, split: Split) -> DecodeOptions:
         kl=cfg.kl,
         first_token=cfg.decode.first_token if whole_prompt else "compressed",
         ends=stop.ends(at.run.loaded.tokenizer) if stop and not cfg.decode.ignore_eos else None,
+        draw=Draw(sampling.temperature, sampling.top_p, sampling.key) if sampling else None,
     )
 
 

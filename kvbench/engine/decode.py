@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from kvbench.config.numbers import NotFiniteError, clamped
 from kvbench.engine.batch import BatchCache
 from kvbench.engine.compress import RowSpan, assign_rows, build_batches
+from kvbench.engine.draw import Draw
 from kvbench.engine.failures import DenseError, Failure
 from kvbench.engine.finite import check_snapshot, total
 from kvbench.engine.prefill import Snapshot
@@ -39,6 +40,7 @@ class DecodeOptions:
         first_token: "compressed" (the last prompt token is a decode step) or "dense" (prefill gives the first
             token).
         ends: whether an answer ends with the last of these tokens, by its text; None for end tokens only.
+        draw: chooses tokens at random; None for the likeliest.
     """
 
     max_new_tokens: int
@@ -47,6 +49,11 @@ class DecodeOptions:
     kl: bool = True
     first_token: str = "compressed"
     ends: Callable[[Sequence[int]], bool] | None = None
+    draw: Draw | None = None
+
+    def choose(self, logits_RV: Tensor, step: int) -> Tensor:
+        """The token of each row, `[R]`; `step` is its number in the answer."""
+        return logits_RV.argmax(-1) if self.draw is None else self.draw(logits_RV, step)
 
 
 @dataclass
@@ -242,12 +249,12 @@ def _decode(
     """Decode until every free row has ended; returns the number of steps."""
     steps = options.max_new_tokens
     if options.first_token == "dense":
-        last = int(snapshot.logits.argmax())
+        last = int(options.choose(snapshot.logits[None], 0))
         steps -= 1
         for row in rows:
             row.append(last)
     tokens = torch.full((len(caches), options.batch_rows), last, device=model.device)
-    done = 0
+    done, before = 0, options.max_new_tokens - steps
     for step in range(steps):
         if all(row.done for row in rows):
             break
@@ -258,10 +265,10 @@ def _decode(
             logits = model(
                 input_ids=tokens[batch][:, None], position_ids=position, past_key_values=cache, use_cache=True
             ).logits[:, -1].float()  # fmt: skip
-            greedy = logits.argmax(-1)
+            chosen = options.choose(logits, before + step)
             if divergence is not None:
-                divergence.add_step(batch, logits, greedy, active=dense_runs)
-            next_tokens.append(greedy)
+                divergence.add_step(batch, logits, chosen, active=dense_runs)
+            next_tokens.append(chosen)
             sums.append(total(logits, -1))
         tokens = torch.stack(next_tokens)
         on_host, finite_BR = torch.stack([tokens, torch.stack(sums).isfinite().long()]).tolist()
@@ -292,18 +299,18 @@ class _Divergence:
         self.agree = torch.zeros(len(spans))
         self.tokens = 0
 
-    def add_step(self, batch: int, logits_RV: Tensor, greedy_R: Tensor, active: bool) -> None:
+    def add_step(self, batch: int, logits_RV: Tensor, chosen_R: Tensor, active: bool) -> None:
         """Account for one step of a batch, and replace the teacher-forced rows' tokens by dense's."""
         if batch == 0:
             self.log_p = logits_RV[0].log_softmax(-1)
-            self.token = greedy_R[0].clone()
+            self.likeliest, self.token = logits_RV[0].argmax(), chosen_R[0].clone()
             self.tokens += active
         rows, cells = self.rows.get(batch, []), self.cells.get(batch, [])
         if rows and active:
             log_q = logits_RV[rows].log_softmax(-1)
             self.kl[cells] += (self.log_p.exp() * (self.log_p - log_q)).sum(-1).double().cpu()
-            self.agree[cells] += (greedy_R[rows] == self.token).float().cpu()
-        greedy_R[rows] = self.token
+            self.agree[cells] += (logits_RV[rows].argmax(-1) == self.likeliest).float().cpu()
+        chosen_R[rows] = self.token
 
     def report(self, rows: list[_Row]) -> None:
         """Enter the means into the cells' results."""

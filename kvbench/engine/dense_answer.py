@@ -61,29 +61,30 @@ def decode_dense_answer(
     layers = [DenseAnswerLayer(layer, room) for layer in snapshot.layers]
     cache = BatchCache(list[BatchLayer](layers), snapshot.length)
 
-    def feed(ids: list[int]) -> int:
+    def feed(ids: list[int], number: int) -> int:
         start = cache.get_seq_length()
         position = torch.arange(start, start + len(ids), device=model.device)[None]
         tokens = torch.tensor([ids], device=model.device)
         out = model(input_ids=tokens, position_ids=position, past_key_values=cache, use_cache=True)
         logits = out.logits[0, -1].float()
-        token, value = torch.stack([logits.argmax().double(), total(logits).double()]).tolist()
+        chosen = options.choose(logits[None], number)[0]
+        token, value = torch.stack([chosen.double(), total(logits).double()]).tolist()
         finite(value, "the sum of the logits of dense's answer")
         return int(token)
 
     if question:
         cache.set_selecting(False)
-        feed(question)
+        feed(question, 0)
         cache.set_selecting(True)
     token, steps = last, options.max_new_tokens
     answer: list[int] = []
     if options.first_token == "dense":
-        token, steps = int(snapshot.logits.argmax()), steps - 1
+        token, steps = int(options.choose(snapshot.logits[None], 0)), steps - 1
         answer.append(token)
     for _ in range(steps):
         if answer and (token in options.eos or (options.ends is not None and options.ends(answer))):
             break
-        token = feed([token])
+        token = feed([token], len(answer))
         answer.append(token)
     for layer, recorded in zip(snapshot.layers, layers, strict=True):
         layer.answer_sum_QT = recorded.sums(layer)

@@ -26,6 +26,8 @@ _CHINESE = {
     "synthetic": ("passage_retrieval_zh",),
     "code": ("lcc", "repobench-p"),
 }
+#: tasks of SCBench
+_SCBENCH = 12
 
 
 def rows(cells: pd.DataFrame) -> Iterator[list[Any]]:
@@ -90,10 +92,48 @@ def _longbench_e(group: pd.DataFrame) -> Iterator[tuple[str, str, float, int]]:
             yield f"E, {label} words", rule, float(means.mean()), len(means)
 
 
+def _scbench(group: pd.DataFrame) -> Iterator[tuple[str, str, float, int]]:
+    """Of fixed scores, and RocketKV's: official scores, the sum of twelve tasks over eleven (its Table 4)."""
+    names, turns = _names(group, "scbench"), group["meta"].map(lambda meta: meta["turn"])
+    for name, chosen in (("turn 1", turns == 0), ("later turns", turns > 0)):
+        means = (100 * group["score"][chosen]).groupby(names[chosen]).mean()
+        if len(means) > 1:
+            yield name, f"mean of the {len(means)} tasks", float(means.mean()), len(means)
+    if names.nunique() == _SCBENCH:
+        for name, rule, metric, over in (
+            ("mean12", "mean of 12 tasks, each of its turns", "fixed", 12),
+            ("rocketkv11", "official scores, sum of 12 tasks over 11", "official", 11),
+        ):
+            values = [
+                _mean(_printed(part, turns[part.index], metric))
+                for _, part in group.groupby(names, sort=False)
+            ]
+            yield name, rule, 100 * sum(values) / over, _SCBENCH
+
+
+def _printed(part: pd.DataFrame, turns: pd.Series, metric: str) -> list[float]:
+    """The numbers that SCBench prints of a task: one per turn, or of a mixed task one per turn and kind.
+
+    Where no row has a kind at a turn, its number is 0, as officially.
+    """
+    scores = list(part["scores"])
+    kinds = sorted({kind for row in scores for kind in row} - {"fixed", "official"})
+    found = []
+    for turn in sorted(set(turns)):
+        at = [row for row, other in zip(scores, turns, strict=True) if other == turn]
+        if not kinds:
+            found.append(_mean([row[metric] for row in at]))
+        for kind in kinds:
+            of_kind = [row[metric] for row in at if kind in row]
+            found.append(_mean(of_kind) if of_kind else 0.0)
+    return found
+
+
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
 _AVERAGES: Mapping[str, Callable[[pd.DataFrame], Iterator[tuple[str, str, float, int]]]] = {
     "longbench": _longbench,
+    "scbench": _scbench,
 }

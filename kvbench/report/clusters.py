@@ -80,7 +80,7 @@ class Clusters:
 
 
 def names(rows: pd.DataFrame) -> list[tuple[Any, ...]]:
-    """The name of each row's cluster: the conversation of a turn, otherwise the sample, whatever its seed.
+    """The name of each row's cluster: a conversation, the document of repeats, otherwise the sample, of all seeds.
 
     A sample is its `sample_hash`, in which equal prompts of a file have their number. Prompts that were made
     from the same filler text are separate samples: the filler is fixed, and intervals are about further questions
@@ -105,6 +105,8 @@ def _name(
         return task, length, "line", facts["line"]
     if "turn" in facts and "conversation" in facts:
         return task, length, "conversation", seed, facts["conversation"]
+    if "document" in facts:
+        return task, length, "document", facts["document"]
     if isinstance(sample, str) and sample:
         return task, length, "sample", sample
     return task, length, "cell", cell

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from kvbench import methods, tasks
@@ -261,6 +261,7 @@ def _groups(
             "protocol": protocol,
             "seed": seed,
             **({"stop": sample.stop.identity} if sample.stop else {}),
+            **({"sampling": asdict(sample.sampling)} if sample.sampling else {}),
         }
         planned = [entry for entry in entries if protocol == "query_agnostic" or not _agnostic(entry.method)]
         cells = tuple(entry.cell(setting, turn_start) for entry in planned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import asdict
 
 from kvbench.engine.prefill import Snapshot
 from kvbench.kernels.operations import forms_for, label
@@ -45,6 +46,7 @@ def prompt_fields(at: PromptContext) -> Record:
         "seed": group.seed,
         "metric": group.task.metric,
         **({"aggregate": aggregate} if (aggregate := dict(group.task.config.aggregate)) else {}),
+        **({"sampling": asdict(group.sample.sampling)} if group.sample.sampling else {}),
         **({"data": source} if (source := group.task.config.data_source) is not None else {}),
         "device": provenance.device_name(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),

@@ -7,10 +7,22 @@ from typing import Any
 
 from kvbench.config import typed
 from kvbench.tasks.base import Family, Task, register, registered
-from kvbench.tasks.prompt import Prompt, Renderer, Sample, Turn
+from kvbench.tasks.prompt import Prompt, Renderer, Sample, Sampling, Turn
 from kvbench.tasks.stop import Stop
 
-__all__ = ["Family", "Prompt", "Renderer", "Sample", "Stop", "Task", "Turn", "build", "register", "registry"]
+__all__ = [
+    "Family",
+    "Prompt",
+    "Renderer",
+    "Sample",
+    "Sampling",
+    "Stop",
+    "Task",
+    "Turn",
+    "build",
+    "register",
+    "registry",
+]
 
 
 def registry() -> dict[str, type[Family]]:

@@ -16,7 +16,7 @@ from kvbench.tasks.dataset import DataSet
 from kvbench.tasks.lm_eval_files import changed, task_file
 from kvbench.tasks.longbench_scores import SCORES
 from kvbench.tasks.prompt import Renderer, Sample
-from kvbench.tasks.rows import TEXT, TEXTS, WHOLE, Hub, Kind
+from kvbench.tasks.rows import TEXT, TEXTS, WHOLE, Hub, Kind, required
 from kvbench.tasks.stop import Stop
 from kvbench.tasks.truncate import fit_middle
 
@@ -163,6 +163,12 @@ class LongBench(DataSet):
     @property
     def hub(self) -> Hub:
         return Hub("zai-org/LongBench", archive="data.zip", member=f"data/{self.data_name}.jsonl")
+
+    def available(self) -> int:
+        if self.metric.endswith("_zh") and self.metric != "retrieval_zh":
+            # before hours of answers that nothing could score
+            required("jieba", "LongBench's Chinese tasks: jieba")
+        return super().available()
 
     def defect(self, row: Mapping[str, Any]) -> str | None:
         instruction = prompt(self.name).partition("{context}")[0].strip()[:40]

@@ -35,7 +35,7 @@ def qa_f1(prediction: str, answer: str) -> float:
 
 def qa_f1_zh(prediction: str, answer: str) -> float:
     """F1 of shared words as jieba cuts them, without punctuation."""
-    cut = (["".join(_bare(piece).split()) for piece in _jieba(text)] for text in (prediction, answer))
+    cut = (["".join(bare(piece).split()) for piece in _jieba(text)] for text in (prediction, answer))
     ours, theirs = ([piece for piece in pieces if piece] for pieces in cut)
     return _f1(ours, theirs)
 
@@ -124,7 +124,8 @@ def _words(text: str) -> list[str]:
     return _ARTICLE.sub(" ", text).split()
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
+    """A text in lower case without ASCII and Chinese punctuation."""
     return "".join(char for char in text.lower() if char not in _DELETED)
 
 

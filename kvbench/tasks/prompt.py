@@ -33,6 +33,21 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How the tokens of an answer are drawn.
+
+    Attributes:
+        temperature: above 0.
+        top_p: probability of the likeliest tokens that are drawn from.
+        key: seeds the random numbers; of seed, document and repeat, and nothing of a method.
+    """
+
+    temperature: float
+    top_p: float
+    key: str
+
+
+@dataclass(frozen=True)
 class Sample:
     """One question with its context and its expected answers.
 
@@ -52,6 +67,8 @@ class Sample:
         stop: texts that end the answer.
         plain: whether the prompt is text with the tokenizer's special tokens, even where the model has a chat template.
         context_known: whether the context ends where it says; otherwise it may hold part of the question.
+        sampling: how tokens are drawn; None for the likeliest.
+        shared: whether neighbouring samples have the same compressed tokens, so that their prefill is kept.
     """
 
     context: str
@@ -65,6 +82,8 @@ class Sample:
     stop: Stop = field(default_factory=Stop)
     plain: bool = False
     context_known: bool = True
+    sampling: Sampling | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True)

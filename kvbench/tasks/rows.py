@@ -18,7 +18,7 @@ from typing import Any
 from kvbench.config.errors import UserError
 from kvbench.config.text import one_line
 
-INSTALL = "pip install 'kvbench[tasks]'"
+INSTALL = "pip install 'kvbench[{}]'"
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 #: a type of a field in words, and whether a value has it
 Kind = tuple[str, Callable[[Any], bool]]
@@ -73,18 +73,19 @@ class Rows:
         return UserError(f"data: {self.place} row {number}: {text}")
 
 
-def required(package: str, use: str) -> None:
-    """Refuse where a package of the extra `tasks` is missing.
+def required(package: str, use: str, extra: str = "tasks") -> None:
+    """Refuse where a package of an extra is missing.
 
     Args:
         package: its import name.
         use: what needs it, as `LongBench's ROUGE`.
+        extra: the extra that holds it.
 
     Raises:
         UserError: it is not installed.
     """
     if find_spec(package) is None:
-        raise UserError(f"{use} needs the package {package.replace('_', '-')}: {INSTALL}")
+        raise UserError(f"{use} needs the package {package.replace('_', '-')}: {INSTALL.format(extra)}")
 
 
 def read(path: str, name: str = "") -> Rows:

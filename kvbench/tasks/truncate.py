@@ -75,3 +75,60 @@ def fit_middle(sample: Sample, max_length: int | None, renderer: Renderer, place
             )
         cut = cut_middle(sample, length, renderer)
     return cut
+
+
+def cut_context(sample: Sample, max_length: int | None, renderer: Renderer, place: str) -> Sample:
+    """The sample, its first prompt cut to its first and last `max_length // 2` tokens, template and question included.
+
+    The middle of the context goes, so that its end stays known. The official code of SCBench cuts token ids; here the
+    text is cut between the same tokens, and a few around the cut may merge differently.
+
+    Args:
+        sample: may have earlier turns, which are not counted.
+        max_length: tokens of the first prompt; None for what the model takes, later turns and answer included.
+        renderer: knows the model's limit.
+        place: names the row, for messages.
+
+    Raises:
+        UserError: the context does not fill the middle, or the model is too small.
+    """
+    first = (
+        replace(sample, question=sample.earlier[0].question, earlier=(), answer_prefix="")
+        if sample.earlier
+        else sample
+    )
+    limit, whole = renderer.limit, renderer.count(sample) + sample.max_new_tokens
+    length = max_length
+    if length is None:
+        if limit is None or whole <= limit:
+            return sample
+        length = renderer.count(first) - (whole - limit)
+    cut = _without_middle(sample, first, length, renderer, place)
+    # tokens at the cut may merge differently
+    while max_length is None and (excess := renderer.count(cut) + sample.max_new_tokens - (limit or 0)) > 0:
+        length -= excess + 1
+        cut = _without_middle(sample, first, length, renderer, place)
+    tokens = renderer.count(cut) + sample.max_new_tokens
+    if limit is not None and tokens > limit:
+        raise UserError(
+            f"max_length: {max_length} is too much, {place} has {tokens} tokens with later turns and answer and the "
+            f"model takes {limit}; give less, or null for what the model takes"
+        )
+    return cut
+
+
+def _without_middle(sample: Sample, first: Sample, length: int, renderer: Renderer, place: str) -> Sample:
+    prompt = renderer.render(first)
+    count = len(prompt.ids)
+    if count <= length:
+        return sample
+    half, spans = length // 2, renderer.spans(prompt)
+    message = first.context + first.question
+    start = prompt.text.rfind(message.strip()) - (len(message) - len(message.lstrip()))
+    low, high = (spans[half - 1][1] - start, spans[count - half][0] - start) if half > 0 else (-1, -1)
+    if not 0 <= low <= high <= len(first.context):
+        raise UserError(
+            f"max_length: {length} tokens for the first prompt of {place} leave no room for its question"
+        )
+    context = first.context[:low] + first.context[high:]
+    return replace(sample, context=context, meta={**sample.meta, "cut_tokens": count - 2 * half})

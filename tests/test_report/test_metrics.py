@@ -102,3 +102,23 @@ def test_longbench_e_has_a_curve_and_no_other_average(accuracy):
 def test_a_run_without_several_metrics_has_no_such_table(accuracy):
     frame = summary.prepare(pd.DataFrame(accuracy(samples=2)))
     assert metrics.further(frame).empty and metrics.tables(frame) == []
+
+
+def test_scbenchs_averages_count_a_kind_that_a_turn_lacks_as_zero():
+    from kvbench.tasks.scbench_names import NAMES
+
+    rows = []
+    for name in NAMES:
+        for turn in (0, 1):
+            fixed, official = (1.0, 0.5) if turn == 0 else (0.5, 0.5)
+            scores = {"fixed": fixed, "official": official}
+            if name == "summary_with_needles":
+                scores |= {"summary" if turn == 0 else "passkey": fixed}
+            rows.append({"task": f"scbench_{name}", "score": fixed, "scores": scores, "meta": {"turn": turn}})
+    found = {name: (value, n) for name, _, value, n in averages._scbench(pd.DataFrame(rows))}
+    # eleven tasks of 0.75, and one whose four numbers are 1, 0, 0 and 0.5
+    assert found["mean12"] == (pytest.approx(100 * (11 * 0.75 + 0.375) / 12), 12)
+    assert found["rocketkv11"] == (pytest.approx(100 * (11 * 0.5 + 0.25) / 11), 12)
+    assert found["turn 1"] == (pytest.approx(100), 12) and found["later turns"] == (pytest.approx(50), 12)
+    some = averages._scbench(pd.DataFrame(rows[:4]))
+    assert {name for name, *_ in some} == {"turn 1", "later turns"}

@@ -174,7 +174,7 @@ def test_identity_holds_what_matters_and_no_paths(tmp_path):
 @pytest.mark.parametrize(
     ("label", "values", "message"),
     [
-        ("ruler_niah_single_1", {"family": "naih"}, r"family: .*'naih'.*niah.*known: cwe, .*fwe, jsonl"),
+        ("ruler_niah_single_1", {"family": "naih"}, r"family: .*'naih'.*niah.*known: cwe, .*fwe, .*jsonl"),
         ("ruler_niah_single_1", {"kyes": 3}, r"kyes: .*did you mean keys"),
         ("ruler_niah_single_1", {"wording": "theirs"}, r"wording: .*known: own, ruler"),
         ("ruler_niah_single_1", {"haystack": "hay"}, r"haystack: .*known: noise, needles, prose, essay"),
