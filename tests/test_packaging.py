@@ -161,7 +161,7 @@ EXTRAS = {
     "kvbench/vllm": {"serving", "claude"},
     "experiments/vllm": {"serving", "claude"},
     "kvbench/engine": {"flash"},
-    "kvbench/tasks": {"tasks"},
+    "kvbench/tasks": {"tasks", "repoqa"},
     # the GPU builds of torch bring triton
     "kernels": {"flash", "test"},
 }
