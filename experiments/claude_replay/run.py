@@ -18,6 +18,7 @@ from kvbench.claude.prices import PriceBook
 from kvbench.claude.simulate import Range, Trace, simulate, simulate_range
 from kvbench.claude.traces.kv_cache_tester import KvCacheTesterTrace
 from kvbench.claude.traces.open import FileTrace, open_trace
+from kvbench.claude.traces.problems import Problems
 from kvbench.claude.traces.recorded import RecordedTrace
 from kvbench.claude.traces.transcripts import TranscriptTrace
 from kvbench.config.errors import UserError
@@ -122,7 +123,13 @@ def _choice_deltas(
         return pd.DataFrame()
     fixed = {name: placement for name, placement in placements.items() if name not in PLANS}
     changed = {
-        name: simulate(replace(trace, choices=choices).requests(cfg.switches), fixed, prices, cfg.switches)
+        name: simulate(
+            # its defects are those of the trace, which are reported already
+            replace(trace, choices=choices, problems=Problems()).requests(cfg.switches),
+            fixed,
+            prices,
+            cfg.switches,
+        )
         for name, choices in trace.choices.flips()
     }
     return tables.choice_deltas({name: ranges[name].base for name in fixed}, changed)

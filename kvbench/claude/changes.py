@@ -32,6 +32,7 @@ PARAMETERS = {
     "context_management": "context_management changed",
     "betas": "beta headers changed",
 }
+MASKED = ("date or time changed", "number or random id changed")
 TOGGLED = "server tool added or removed"
 # the API's `diagnostics.cache_miss_reason` by tier of the first changed block
 API_REASONS = ("tools_changed", "system_changed", "messages_changed")
@@ -120,6 +121,13 @@ def first_change(before: Request, now: Request) -> Change | None:
 def _sizes(before: Request, now: Request, first: Node) -> str:
     """What is known of a change in a trace without contents."""
     shared = first.parent.tokens if first.parent is not None and first.parent.index else 0
+    # the cuts of both prompts differ, their hash ids can be compared one by one
+    old, new = (
+        [content for node in path(request.head)[first.index - 1 :] for content in node.contents]
+        for request in (before, now)
+    )
+    same = next((i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), 0)
+    shared += same * (first.tokens - shared) // max(1, len(first.contents))
     return (
         f"{shared} tokens are the same; the prompt went from {before.head.tokens} to {now.head.tokens} tokens"
     )

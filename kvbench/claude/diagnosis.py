@@ -21,6 +21,10 @@ class Finding:
         cost: what reading them would have saved on this request, nano-dollars.
         blocks: how many blocks they are (hash ids, if the trace has no blocks).
         behind: tokens from the change on that were not read, new ones included; 0 if nothing changed.
+        within: tokens of the changed block, if only a date, a time, a number or a random id in it changed: at most so
+            many would be read as well if that stood apart.
+        within_cost: what reading them would save beyond `cost`, nano-dollars; no part of the difference, which goes by
+            whole blocks.
         compared: id of the request that it differs from, or whose entry it could have read.
         api_reason: the API's own reason, "" if it gave none.
         agrees: the API names the same part of the request; None if it gave no reason.
@@ -34,6 +38,8 @@ class Finding:
     cost: int
     blocks: int = 0
     behind: int = 0
+    within: int = 0
+    within_cost: int = 0
     compared: str = ""
     api_reason: str = ""
     agrees: bool | None = None
@@ -67,6 +73,13 @@ class Diagnosis:
             tokens[finding.cause] += finding.tokens
             money[finding.cause] += finding.cost
         return {cause: (count[cause], tokens[cause], money[cause]) for cause, _ in money.most_common()}
+
+    def within(self) -> dict[str, int]:
+        """What changed blocks hide, in nano-dollars, by cause."""
+        money = Counter[str]()
+        for finding in self.findings:
+            money[finding.cause] += finding.within_cost
+        return dict(money)
 
     def fixable(self) -> dict[str, int]:
         """Cost in nano-dollars by who can avoid it."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 import gzip
 import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kvbench.claude.traces.problems import Problems
 from kvbench.config.errors import UserError
 from kvbench.config.numbers import read_json
+from kvbench.config.text import one_line
 
-# what reading a gzipped file raises if it is cut off or damaged
 # bytes of a line, and of a file that is read whole, unpacked
 LONGEST_LINE, LARGEST = 256 * 2**20, 2**30
+# what reading a gzipped file raises if it is cut off or damaged
 UNREADABLE = (OSError, EOFError, zlib.error)
 
 
@@ -59,6 +60,21 @@ def lines_of(file: Path, place: str, problems: Problems) -> Iterator[tuple[int, 
                     yield number, line
     except UNREADABLE as error:
         problems.corrected(place, f"it cannot be read beyond line {number} ({type(error).__name__}: {error})")
+
+
+def rows_of(file: Path, place: str, problems: Problems) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+    """The JSON objects of a file of lines, each with its number and its place; other lines are defects."""
+    for number, line in lines_of(file, place, problems):
+        where = f"{place}, line {number}"
+        try:
+            row = read_json(line)
+        except (ValueError, RecursionError) as error:
+            problems.skip(where, one_line(error))
+            continue
+        if isinstance(row, Mapping):
+            yield number, where, row
+        else:
+            problems.skip(where, "not a JSON object")
 
 
 def content_of(file: Path) -> bytes:

@@ -18,6 +18,9 @@ LARGEST = 32 * 1024 * 1024  # bytes of a request's body that the Messages API ta
 PATIENCE = 60.0  # seconds without a byte after which a connection ends
 WHOLE = 300.0  # seconds within which a request is there as a whole
 CONNECTIONS = 64  # at most so many at a time
+REST = (
+    8 * LARGEST
+)  # bytes of a body that was refused which are still read, so that its sender gets the answer
 
 
 class RequestError(Exception):
@@ -44,6 +47,16 @@ class Handler(BaseHTTPRequestHandler):
     sys_version = ""
     timeout = PATIENCE
     whole = WHOLE
+    _unread = 0  # bytes of a body that was refused
+
+    def finish(self) -> None:
+        """Lets a client that sends before it reads finish a body that was refused: otherwise it gets no answer."""
+        left = min(self._unread, REST)
+        with contextlib.suppress(OSError):
+            self.wfile.flush()
+            while left > 0 and (part := self.rfile.read(min(left, 65_536))):
+                left -= len(part)
+        super().finish()
 
     def handle_one_request(self) -> None:
         """Reads and answers a request; a client that sends it drop by drop is cut off."""
@@ -86,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
             raise RequestError(400, "invalid_request_error", f"content-length: {given!r} is not a length")
         length = int(text)
         if length > LARGEST:
-            # the body stays unread
+            self._unread = length
             self.close_connection = True
             raise RequestError(
                 413,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.changes import Change, common_blocks, first_change, path
 from kvbench.claude.diagnosis import Diagnosis, Finding
+from kvbench.claude.edited import Edited, EditedBlocks
 from kvbench.claude.placements import HOUR, Placement, as_sent
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.repeats import Unit, also_sent, missed_units, with_read
@@ -104,6 +105,7 @@ class _Finder:
         ] = {}  # prefix -> last request, by workspace and model
         self._sent: dict[str, dict[int, int]] = {}  # content -> last request, by workspace
         self._last: dict[tuple[str, str], int] = {}  # last request of a session
+        self._edited: dict[tuple[str, str], EditedBlocks] = {}  # by workspace and model
         self._changing: Counter[tuple[str, int]] = Counter()
 
     def run(self, requests: Iterable[Request]) -> None:
@@ -135,11 +137,26 @@ class _Finder:
                 split.setdefault(key, (why, []))[1].extend(units)
         elif shared is None:
             self._check_other_workspaces(request, nodes, minimum)
-        self._settle(request, usage, list(split.values()))
+        edited = None
+        if not wrong and nodes[-1].tokens >= minimum:
+            held = self._edited.setdefault((request.workspace, request.model), EditedBlocks())
+            number = self._last.get((request.workspace, request.session))
+            previous = None if number is None else self._served[number].request
+            edited = held.find(request, nodes, shared.index if shared is not None else 0, previous)
+            held.remember(request, nodes)
+        self._settle(request, usage, list(split.values()), edited)
         self._remember(request, nodes, usable, seen, sent)
 
-    def _settle(self, request: Request, usage: Usage, split: list[tuple[_Why, list[Unit]]]) -> None:
+    def _settle(
+        self, request: Request, usage: Usage, split: list[tuple[_Why, list[Unit]]], edited: Edited | None
+    ) -> None:
         """Prices the causes one after another, so that they add up to the whole difference."""
+        if edited is not None and edited.end <= usage.read:
+            edited = None
+        if edited is not None and all(why.place != edited.change.place for why, _ in split):
+            change = edited.change
+            why = _Why(change.reason, change.place, change.detail, edited.end, edited.other.id, change.api)
+            split = [*split, (why, [])]
         now, cost = usage, self._cost(request, usage)
         self.result.requests += 1
         self.result.cost += cost
@@ -147,6 +164,11 @@ class _Finder:
         for why, units in split:
             fixed = with_read(now, usage, units)
             after = self._cost(request, fixed)
+            within = within_cost = 0
+            if edited is not None and edited.same and why.place == edited.change.place:
+                block = Unit(0, max(edited.start, usage.read), edited.end, edited.change.index + 1)
+                within = block.end - block.start
+                within_cost = after - self._cost(request, with_read(fixed, usage, [block]))
             behind = max(0, total - max(why.behind, usage.read)) if why.behind >= 0 else 0
             self.result.findings.append(
                 Finding(
@@ -158,6 +180,8 @@ class _Finder:
                     cost - after,
                     len(units),
                     behind,
+                    within,
+                    within_cost,
                     why.compared,
                     request.api_reason,
                     _agrees(why.api, request.api_reason),
@@ -395,8 +419,10 @@ def _rejected(wrong: str) -> _Why:
 
 
 def _agrees(ours: str, theirs: str) -> bool | None:
-    """Whether the API names the same part of the request; None if it names nothing."""
-    return None if theirs in ("", "previous_message_not_found") else ours == theirs
+    """Whether the API names the same part of the request; None if it names nothing that could be compared."""
+    if theirs in ("", "previous_message_not_found") or (theirs == "unavailable" and not ours):
+        return None
+    return ours == theirs
 
 
 def _why(change: Change, case: _Case, other: Request) -> _Why:

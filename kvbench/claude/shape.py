@@ -7,7 +7,7 @@ change.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 Json = Mapping[str, Any]
@@ -18,6 +18,18 @@ ROLES = ("user", "assistant", "system")
 MESSAGE_FIELDS = ("role", "content")
 GEOS = ("us", "global")
 SPEEDS = ("standard", "fast")
+# fields of a request, beta ones included (anthropic 2.12.0, types/beta/message_create_params.py, and older SDKs)
+TOP = frozenset(
+    "cache_control compaction container context_management diagnostics fallback_credit_token fallbacks inference_geo"
+    " max_tokens mcp_servers messages metadata model output_config output_format billing_policy service_tier speed"
+    " stop_sequences stream system temperature thinking thread tool_choice tools top_k top_p user_profile_id"
+    " workspace_id".split()
+)
+THINKING = ("enabled", "adaptive", "disabled")
+CHOICES = ("auto", "any", "tool", "none")
+EFFORTS = ("low", "medium", "high", "xhigh", "max")
+TIERS = ("auto", "standard_only")
+LEAST_BUDGET = 1024  # of thinking
 
 
 def shape_errors(body: object, *, needs_max: bool = True) -> Iterator[str]:
@@ -32,8 +44,12 @@ def shape_errors(body: object, *, needs_max: bool = True) -> Iterator[str]:
         return
     yield from _field(body, "model", _text, required=True)
     yield from _field(body, "max_tokens", _tokens, required=needs_max)
+    for name in body:
+        if name not in TOP:
+            yield f"{name}: Extra inputs are not permitted"
     for name, check in _FIELDS.items():
         yield from _field(body, name, check)
+    yield from _options(body)
     system = body.get("system")
     if isinstance(system, list):
         yield from _blocks("system", system)
@@ -83,6 +99,36 @@ def _field(body: Json, name: str, check: Check, *, required: bool = False) -> It
         yield f"{name}: {error}"
 
 
+def _options(body: Json) -> Iterator[str]:
+    """Errors inside the options of a request."""
+    for name, allowed in (("thinking", THINKING), ("tool_choice", CHOICES)):
+        option = body.get(name)
+        if not isinstance(option, Mapping):
+            continue
+        kind = option.get("type")
+        if kind is None:
+            yield f"{name}.type: Field required"
+        elif kind not in allowed:
+            expected = ", ".join(f"'{tag}'" for tag in allowed)
+            yield (
+                f"{name}: Input tag '{kind}' found using 'type' does not match any of the expected tags: {expected}"
+            )
+        else:
+            checks = {"enabled": (("budget_tokens", _budget),), "tool": (("name", _text),)}.get(kind, ())
+            for field, check in checks:
+                yield from (f"{name}.{kind}.{error}" for error in _field(option, field, check, required=True))
+            yield from (
+                f"{name}.{kind}.{error}" for error in _field(option, "disable_parallel_tool_use", _bool)
+            )
+    for name, field, check in (("metadata", "user_id", _text), ("output_config", "effort", _one_of(EFFORTS))):
+        if isinstance(option := body.get(name), Mapping):
+            yield from (f"{name}.{error}" for error in _field(option, field, check))
+    stops = body.get("stop_sequences")
+    for number, stop in enumerate(stops if isinstance(stops, list) else ()):
+        if not isinstance(stop, str):
+            yield f"stop_sequences.{number}: Input should be a valid string"
+
+
 def _tools(tools: Any) -> Iterator[str]:
     if tools is None:
         return
@@ -98,6 +144,8 @@ def _tools(tools: Any) -> Iterator[str]:
             yield from (f"tools.{number}.{error}" for error in _field(tool, "name", _text, required=True))
         yield from (f"tools.{number}.{error}" for error in _field(tool, "description", _text))
         yield from (f"tools.{number}.{error}" for error in _field(tool, "input_schema", _object))
+        if tool.get("type") in (None, "custom") and "name" in tool and tool.get("input_schema") is None:
+            yield f"tools.{number}.custom.input_schema: Field required"
         yield from (f"tools.{number}.{error}" for error in _field(tool, "configs", _objects))
 
 
@@ -173,9 +221,26 @@ def _number(value: Any) -> str:
     return "" if fine else "Input should be a valid number"
 
 
+def _integer(value: Any) -> str:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return "" if whole else "Input should be a valid integer"
+
+
+def _budget(value: Any) -> str:
+    if error := _integer(value):
+        return error
+    return "" if value >= LEAST_BUDGET else f"Input should be greater than or equal to {LEAST_BUDGET}"
+
+
+def _one_of(allowed: Sequence[str]) -> Check:
+    quoted = [f"'{value}'" for value in allowed]
+    words = f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+    return lambda value: "" if value in allowed else f"Input should be {words}"
+
+
 def _tokens(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int):
-        return "Input should be a valid integer"
+    if error := _integer(value):
+        return error
     # 0 only writes the cache (R26)
     return "" if value >= 0 else "Input should be greater than or equal to 1"
 
@@ -184,7 +249,7 @@ _FIELDS: Mapping[str, Check] = {
     "stream": _bool,
     "temperature": _number,
     "top_p": _number,
-    "top_k": _number,
+    "top_k": _integer,
     "stop_sequences": _list,
     "metadata": _object,
     "thinking": _object,
@@ -194,7 +259,7 @@ _FIELDS: Mapping[str, Check] = {
     "context_management": _object,
     "inference_geo": _text,
     "speed": _text,
-    "service_tier": _text,
+    "service_tier": _one_of(TIERS),
 }
 _BLOCK_FIELDS: Mapping[str, Mapping[str, Check]] = {
     "text": {"text": _text},

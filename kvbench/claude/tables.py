@@ -112,6 +112,7 @@ def choice_deltas(base: Mapping[str, Totals], changed: Mapping[str, Mapping[str,
 
 def diagnosis_table(diagnosis: Diagnosis) -> pd.DataFrame:
     """Misses by cause with a suggested fix, most expensive first; only causes that occur."""
+    within = diagnosis.within()
     rows = [
         {
             "cause": cause,
@@ -119,11 +120,12 @@ def diagnosis_table(diagnosis: Diagnosis) -> pd.DataFrame:
             "misses": count,
             "tokens": tokens,
             "usd": usd(money),
+            "within_usd": usd(within[cause]),
             "fix": CAUSES[cause].fix,
         }
         for cause, (count, tokens, money) in diagnosis.causes().items()
     ]
-    return pd.DataFrame(rows, columns=["cause", "by", "misses", "tokens", "usd", "fix"])
+    return pd.DataFrame(rows, columns=["cause", "by", "misses", "tokens", "usd", "within_usd", "fix"])
 
 
 def diagnosis_text(diagnosis: Diagnosis) -> str:
@@ -139,6 +141,9 @@ def diagnosis_text(diagnosis: Diagnosis) -> str:
     else:
         table = diagnosis_table(diagnosis)
         table["tokens"], table["usd"] = table["tokens"].map("{:,}".format), table["usd"].map("{:.4f}".format)
+        hidden = table.pop("within_usd")
+        if hidden.any():
+            table.insert(5, "in the changed block, usd", hidden.map("{:.4f}".format))
         sums = diagnosis.fixable()
         lines += [
             frame_table(table),
@@ -147,6 +152,12 @@ def diagnosis_text(diagnosis: Diagnosis) -> str:
             + ".",
             *_first_examples(diagnosis.findings),
         ]
+        if hidden.any():
+            lines.append(
+                "In the changed block: only a date, a time, a number or a random id in it changed. Split off and moved "
+                f"to the end it would leave the rest of it to be read, at most ${hidden.sum():.4f} more: no part "
+                "of the difference, which goes by whole blocks."
+            )
     asked = [finding for finding in diagnosis.findings if finding.agrees is not None]
     if asked:
         agree = sum(bool(finding.agrees) for finding in asked)
@@ -177,6 +188,8 @@ def _first_examples(findings: Sequence[Finding]) -> list[str]:
             if finding.place
             else ""
         )
+        if finding.within:
+            behind += f", and up to {finding.within:,} tokens of the block itself"
         lines.append(
             f"- {cause}, first in {finding.request}{against}{place}: {finding.detail}{behind} "
             f"({finding.tokens:,} tokens, ${usd(finding.cost):.6f})"
@@ -196,6 +209,8 @@ def findings_table(diagnosis: Diagnosis) -> pd.DataFrame:
             "detail": finding.detail,
             "behind_tokens": finding.behind,
             "unchanged_blocks": finding.blocks,
+            "within_tokens": finding.within,
+            "within_usd": usd(finding.within_cost),
             "tokens": finding.tokens,
             "usd": usd(finding.cost),
             "api_reason": finding.api_reason,
@@ -212,6 +227,8 @@ def findings_table(diagnosis: Diagnosis) -> pd.DataFrame:
         "detail",
         "behind_tokens",
         "unchanged_blocks",
+        "within_tokens",
+        "within_usd",
     ]
     return pd.DataFrame(rows, columns=[*names, "tokens", "usd", "api_reason", "api_agrees"])
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvbench.claude.request import Usage
-from kvbench.claude.traces.checks import whole
-from kvbench.config.errors import UserError
+from kvbench.claude.traces.checks import text_of, whole
 
 _COUNTS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _SPLIT = ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
@@ -69,9 +68,9 @@ def read_usage(content: Mapping[str, Any]) -> Billed:
     tools = content.get("server_tool_use")
     return Billed(
         Usage(read, five, hour, uncached, output),
-        _text(content, "inference_geo"),
-        _text(content, "speed"),
-        _text(content, "service_tier"),
+        text_of(content, "inference_geo"),
+        text_of(content, "speed"),
+        text_of(content, "service_tier"),
         {str(name): whole(str(name), count) for name, count in tools.items() if count}
         if isinstance(tools, Mapping)
         else {},
@@ -89,10 +88,3 @@ def _split(content: Mapping[str, Any]) -> tuple[int, int] | None:
         return None
     five, hour = (whole(name, split.get(name) or 0) for name in _SPLIT)
     return five, hour
-
-
-def _text(content: Mapping[str, Any], name: str) -> str:
-    value = content.get(name)
-    if value is not None and not isinstance(value, str):
-        raise UserError(f"{name}={value}: must be a text")
-    return value or ""

@@ -46,6 +46,8 @@ def serve(port: int, answer: str, prices: str | None) -> None:
 def _until_interrupted(url: str) -> None:
     print(f"export ANTHROPIC_BASE_URL={url}", flush=True)
     try:
-        threading.Event().wait()
+        # a wait without end is not woken where another thread takes the signal
+        while not threading.Event().wait(0.5):
+            pass
     except KeyboardInterrupt:
         print()

@@ -123,7 +123,7 @@ def test_the_open_point_that_gives_the_bill_is_named(trace, prices):
         ({"blocks": 3}, "TypeError"),
         ({"model": 7}, "TypeError"),
         ({"duration": 10**400}, "OverflowError"),
-        ({"session": []}, "TypeError"),
+        ({"session": []}, "session=[]: must be a text"),
     ],
 )
 def test_one_odd_line_is_a_row_and_the_rest_is_priced(trace, prices, fields, message):

@@ -7,6 +7,7 @@ from kvbench_testing.claude_requests import at, body, found, grown, request, sys
 
 from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.causes import CAUSES, FIXABLE
+from kvbench.claude.tables import diagnosis_text
 
 # What is lost with automatic caching: every token that the first request sent and the second sends again, unless the
 # change touches it. 2 x 600 tools, 1500 + 1000 system, 800 + 400 + 200 messages = 5,100.
@@ -380,6 +381,61 @@ def test_a_clock_in_ten_requests_is_nine_misses():
     first = diagnosis.findings[0]
     # behind the clock 1000 + 800 + 400 + 200 tokens are paid again, and are the same; before it two tools are
     assert (first.request, first.behind, first.blocks) == ("q1", 2400, 6)
+
+
+@pytest.mark.parametrize("session", ["s", ""])
+@pytest.mark.parametrize(
+    ("values", "cause", "within"),
+    [
+        ([f"12:00:{n:02d}" for n in range(10)], "date or time changed", 1500),
+        ([f"user {n}4711" for n in range(10)], "number or random id changed", 1501),
+        ("Ann Bob Cid Dan Eve Fay Gil Hal Ida Jon".split(), "system prompt changed", 0),
+    ],
+)
+def test_a_change_inside_the_only_system_block(values, cause, within, session):
+    """Ten full writes and another question each: no block was sent before, and nine times the system prompt changed.
+
+    Without a conversation only what differs in a clock, a number or an id can be compared with an earlier prompt.
+    """
+    rows = []
+    for number, value in enumerate(values):
+        row = body()
+        row["system"] = [{"type": "text", "text": f"{value} {words(1499, 'rule')}"}]
+        row["tools"] = []
+        row["messages"] = [{"role": "user", "content": [text(200, f"question{number}")]}]
+        rows.append(request(row, number, session=session))
+    diagnosis = found(rows)
+    assert diagnosis.cost == diagnosis.perfect
+    if not session and not within:
+        assert diagnosis.findings == []
+        return
+    assert {(f.cause, f.place, f.tokens) for f in diagnosis.findings} == {
+        (cause, "block 1 (system, text)", 0)
+    }
+    assert len(diagnosis.findings) == 9
+    # written at 6.25 dollars per million instead of read at 0.50
+    assert {(f.within, f.within_cost) for f in diagnosis.findings} == {(within, within * 5_750)}
+
+
+def test_what_a_changed_block_hides_is_no_part_of_the_difference():
+    """The golden clock: 3,600 tokens beside the block, and up to the 1,500 of the block itself."""
+    rows = [body(f"12:00:{number:02d}") for number in range(2)]
+    (only,) = found([request(row, number) for number, row in enumerate(rows)]).findings
+    assert (only.tokens, only.within, only.within_cost) == (3600, 1500, 1500 * 5_750)
+    page = diagnosis_text(found([request(row, number) for number, row in enumerate(rows)]))
+    assert "| date or time changed | user | 1 | 3,600 | 0.0207 | 0.0086 |" in page
+    assert "up to 1,500 tokens of the block itself" in page and "at most $0.0086 more" in page
+
+
+def test_the_end_of_a_conversation_is_new_by_nature():
+    """Questions that differ in a number are no fault; the same question inside the history is one."""
+    for number, expected in ((2, [0]), (0, [200])):
+        old = body()
+        at(old, number)["text"] = f"{words(199, 'ask')} 17"
+        new = copy.deepcopy(old)
+        at(new, number)["text"] = f"{words(199, 'ask')} 18"
+        findings = found([request(old, 0), request(new, 1)]).findings
+        assert [f.within for f in findings] == expected
 
 
 def test_small_tools_are_not_the_cause_when_tool_choice_changed():

@@ -9,6 +9,7 @@ from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.traces import sessions
 from kvbench.claude.traces.open import open_trace
 from kvbench.claude.traces.recorded import RecordedTrace
+from kvbench.claude.usage.open import read_calls
 from kvbench.config.errors import UserError
 
 BASE = Assumptions()
@@ -59,6 +60,28 @@ def test_the_former_name_of_a_format_is_explained(tmp_path, prices):
     assert len(list(open_trace(tmp_path / "t", prices, format="kv_cache_tester").requests(BASE))) == 2
     with pytest.raises(UserError, match="is a session of kv-cache-tester; give format=kv_cache_tester"):
         open_trace(tmp_path / "t", prices, format="claude_code")
+
+
+def test_a_bill_of_a_trace_without_usage_says_what_prices_it(tmp_path, prices):
+    sessions.write_sessions(tmp_path / "t", 1)
+    with pytest.raises(UserError, match="is a session of kv-cache-tester; give format=kv_cache_tester"):
+        read_calls(tmp_path / "t", prices, format="claude_code")
+    with pytest.raises(
+        UserError, match="kv_cache_tester holds prompts and no usage; experiment=claude_replay"
+    ):
+        read_calls(tmp_path / "t", prices)
+
+
+@pytest.mark.parametrize("name", ["geo", "speed", "session", "workspace"])
+def test_terms_that_are_no_text_are_a_defect_of_both_readers(tmp_path, prices, name):
+    usage = {"read": 0, "write_5m": 5_000, "write_1h": 0, "uncached": 0, "output": 1}
+    good = row("r1", 1.7955e9, usage=usage)
+    (tmp_path / "a.jsonl").write_text(good + row("r2", 1.7955e9 + 9, **{"usage": usage, name: 5}))
+    trace, calls = open_trace(tmp_path / "a.jsonl", prices), read_calls(tmp_path / "a.jsonl", prices)
+    assert [request.id for request in trace.requests(BASE)] == ["r1"]
+    wanted = [f"a.jsonl, line 2: {name}=5: must be a text; this request is left out"]
+    assert trace.problems.lines == wanted
+    assert calls.problems.lines == ([] if name == "workspace" else wanted)
 
 
 def test_without_prices_every_model_and_any_day_will_do(tmp_path):

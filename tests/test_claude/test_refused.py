@@ -75,6 +75,28 @@ CASES = [
     (body(tools=[{"name": "a", "input_schema": []}]), "tools.0.input_schema: Input should be a valid dictionary"),
     (body(temperature="hot"), "temperature: Input should be a valid number"),
     (body(stream="yes"), "stream: Input should be a valid boolean"),
+    (body(extra=1), "extra: Extra inputs are not permitted"),
+    (body(top_k=1.5), "top_k: Input should be a valid integer"),
+    (body(stop_sequences=["a", 5]), "stop_sequences.1: Input should be a valid string"),
+    (body(metadata={"user_id": 5}), "metadata.user_id: Input should be a valid string"),
+    (body(service_tier="gold"), "service_tier: Input should be 'auto' or 'standard_only'"),
+    (
+        body(output_config={"effort": "huge"}),
+        "output_config.effort: Input should be 'low', 'medium', 'high', 'xhigh' or 'max'",
+    ),
+    (body(tool_choice={}), "tool_choice.type: Field required"),
+    (body(tool_choice={"type": "tool"}), "tool_choice.tool.name: Field required"),
+    (
+        body(tool_choice={"type": "x"}),
+        "tool_choice: Input tag 'x' found using 'type' does not match any of the expected tags: "
+        "'auto', 'any', 'tool', 'none'",
+    ),
+    (body(thinking={"type": "enabled"}), "thinking.enabled.budget_tokens: Field required"),
+    (
+        body(thinking={"type": "enabled", "budget_tokens": 5}),
+        "thinking.enabled.budget_tokens: Input should be greater than or equal to 1024",
+    ),
+    (body(tools=[{"name": "a"}]), "tools.0.custom.input_schema: Field required"),
     (body(thinking=True), "thinking: Input should be a valid dictionary"),
     (body(inference_geo="mars"), "inference_geo: Input should be 'us' or 'global'"),
     (body(**OLD), "inference_geo: claude-opus-4-5 does not support inference_geo"),
@@ -186,6 +208,11 @@ def test_lengths(server, monkeypatch, head, status):
     assert answer.startswith(b"HTTP/1.1 " + status)
     assert b'"type": "error"' in answer
     assert b"connection: close" in answer.lower()
+
+
+def test_a_client_that_sends_before_it_reads_is_told_that_33_mb_are_too_many(server):
+    status, answer = post(server, b"x" * 33 * 2**20)
+    assert (status, answer["error"]["type"]) == (413, "request_too_large")
 
 
 def test_bodies_that_are_no_json(server):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from kvbench.claude.prices import PriceBook, Terms
 from kvbench.claude.request import Request, Usage
@@ -38,6 +40,18 @@ def check_terms(call: Terms, prices: PriceBook) -> None:
     if not math.isfinite(call.t) or not 0 <= call.t < END_OF_TIME:
         raise UserError(f"t={call.t}: must be seconds since 1970-01-01")
     prices.cost(call, Usage())
+
+
+def text_of(row: Mapping[str, Any], name: str) -> str:
+    """A field of a row that is a text, "" if it is missing or null.
+
+    Raises:
+        UserError: it is something else.
+    """
+    value = row.get(name)
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{name}={value}: must be a text")
+    return value or ""
 
 
 def whole(name: str, value: object) -> int:

@@ -51,7 +51,7 @@ def open_trace(
     problems = Problems(strict)
     prices = prices or NoPrices()
     if format == "claude_code":
-        _refuse_former_name(path)
+        refuse_former_name(path)
         return TranscriptTrace(path, prices, problems=problems)
     if format == "kv_cache_tester":
         return KvCacheTesterTrace(path, prices, choices or Choices(), problems, date)
@@ -83,8 +83,18 @@ def _format(row: object) -> Format | None:
     return "claude_code" if transcripts.looks_so(row) else None
 
 
-def _refuse_former_name(path: Path) -> None:
-    """The format of kv-cache-tester had the name claude_code."""
+def without_usage(path: Path) -> str:
+    """Format of a file's trace if it holds prompts and no usage, "" otherwise."""
+    found = next((name for name in map(_format, objects_of(path)) if name is not None), "")
+    return found if found in ("kv_cache_tester", "mooncake") else ""
+
+
+def refuse_former_name(path: Path) -> None:
+    """The format of kv-cache-tester had the name claude_code.
+
+    Raises:
+        UserError: the first file is one of its sessions.
+    """
     for file in files_of(path, (".json", ".jsonl"))[:1]:
         if "kv_cache_tester" in map(_format, objects_of(file)):
             raise UserError(

@@ -11,7 +11,7 @@ from typing import Any
 
 from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.behaviour import resolved
-from kvbench.claude.files import files_of, lines_of, place_of
+from kvbench.claude.files import files_of, place_of, rows_of
 from kvbench.claude.names import BEDROCK, VERTEX, parse_name
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.request import (
@@ -33,10 +33,9 @@ from kvbench.claude.request_json import ParsedRequest, placed_markers, salts, sp
 from kvbench.claude.rules import marker_error
 from kvbench.claude.simulate import Trace
 from kvbench.claude.tokens import weakest
-from kvbench.claude.traces.checks import MALFORMED, check, whole
+from kvbench.claude.traces.checks import MALFORMED, check, text_of, whole
 from kvbench.claude.traces.problems import Problems
 from kvbench.config.errors import UserError
-from kvbench.config.numbers import read_json
 
 Row = tuple[int, str, Any]
 """Number of a line, its place for messages, and its JSON."""
@@ -125,14 +124,7 @@ class RecordedTrace(Trace):
 
     def _rows(self, file: Path, place: str, problems: Problems) -> Iterator[Row]:
         """The lines of one file."""
-        for number, line in lines_of(file, place, problems):
-            where = f"{place}, line {number}"
-            try:
-                row = read_json(line)
-            except MALFORMED as error:
-                problems.skip(where, f"{type(error).__name__}: {error}")
-                continue
-            yield number, where, row
+        yield from rows_of(file, place, problems)
 
     def _row(
         self, row: Mapping[str, Any], sessions: dict[str, _Session], hashing: Hashing, prefix: str
@@ -141,7 +133,7 @@ class RecordedTrace(Trace):
             if not self._reported:
                 self.rejected.append((f"{prefix}{row['id']}", (row.get("error") or {}).get("message", "")))
             return None
-        session = sessions.setdefault(row.get("session", ""), _Session())
+        session = sessions.setdefault(text_of(row, "session"), _Session())
         # first of all, because later lines extend this prompt even if nothing else of the line can be used
         prompt, same = session.read(row)
         model = self.prices.resolve(row["model"])
@@ -150,7 +142,7 @@ class RecordedTrace(Trace):
         usage = usage_of(row.get("usage"))
         if usage is not None and self.calibrate:
             prompt.calibrate(row, same, usage, hidden)
-        params = resolved(row.get("params") or {}, model, row.get("speed", ""))
+        params = resolved(row.get("params") or {}, model, text_of(row, "speed"))
         nodes = prompt.chain(salts(params, hashing), hidden[0], hashing)
         parsed = ParsedRequest(
             tuple(prompt.blocks),
@@ -172,7 +164,7 @@ class RecordedTrace(Trace):
             tools_end=tools_end,
             system_end=system_end,
             markers=markers,
-            session=f"{prefix}{row.get('session', '')}",
+            session=f"{prefix}{text_of(row, 'session')}",
             workspace=f"{prefix}{_scope(model, row)}",
             ttft=float(row.get("ttft") or 0.0),
             output=usage.output if usage is not None else int(row.get("output") or 0),
@@ -180,8 +172,8 @@ class RecordedTrace(Trace):
             source=weakest({block.source for block in parsed.blocks}),
             batch=bool(row.get("batch")),
             batch_id=f"{prefix}{row['batch']}" if isinstance(row.get("batch"), str) else "",
-            geo=row.get("geo", ""),
-            speed=row.get("speed", ""),
+            geo=text_of(row, "geo"),
+            speed=text_of(row, "speed"),
             server_tools=tools_of(row.get("server_tools")),
             tail=hidden[1],
             blocks=parsed.blocks,
@@ -196,7 +188,7 @@ class RecordedTrace(Trace):
 def _scope(model: str, row: Mapping[str, Any]) -> str:
     """Isolation scope of a line: Bedrock and Google Cloud isolate organisations only (R25)."""
     cloud = parse_name(model).platform in (BEDROCK, VERTEX)
-    return "organization" if cloud else row.get("workspace", "default")
+    return "organization" if cloud else text_of(row, "workspace") or "default"
 
 
 def _api_reason(row: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Literal
 from kvbench.claude.files import files_of, objects_of
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.traces.checks import check_terms
+from kvbench.claude.traces.open import refuse_former_name, without_usage
 from kvbench.claude.traces.problems import Problems
 from kvbench.claude.usage import litellm, opentelemetry, recordings, transcripts
 from kvbench.claude.usage.call import Call
@@ -71,7 +72,10 @@ def read_calls(
     root = Path(path)
     found = BilledCalls(problems=Problems(strict))
     grouped: dict[str, list[Path]] = {}
-    for file in files_of(root, SUFFIXES):
+    files = files_of(root, SUFFIXES)
+    if format == "claude_code":
+        refuse_former_name(root)
+    for file in files:
         name = _guess(file) if format == "auto" else format
         if name is None:
             found.left["files of another format"] += 1
@@ -79,15 +83,19 @@ def read_calls(
             grouped.setdefault(name, []).append(file)
     if not grouped:
         known = ", ".join(READERS)
+        if other := next(filter(None, map(without_usage, files)), ""):
+            raise UserError(
+                f"trace={path}: a trace of {other} holds prompts and no usage; experiment=claude_replay prices it"
+            )
         raise UserError(f"trace={path}: no file with usage of a known format; give format={known}")
-    for name, files in grouped.items():
+    for name, of_format in grouped.items():
         reader = READERS[name]
-        found.sources.append(f"{reader.SOURCE}: {counted(len(files), 'file')}")
+        found.sources.append(f"{reader.SOURCE}: {counted(len(of_format), 'file')}")
         inputs = Inputs(input_tokens)
         if name in ("litellm", "opentelemetry"):
-            calls = reader.calls(files, root, found.problems, inputs, found.left)
+            calls = reader.calls(of_format, root, found.problems, inputs, found.left)
         else:
-            calls = reader.calls(files, root, found.problems)
+            calls = reader.calls(of_format, root, found.problems)
         kept = [call for call in calls if _priced(call, prices, found.problems)]
         found.calls += kept
         found.notes += getattr(reader, "NOTES", ())

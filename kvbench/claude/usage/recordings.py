@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kvbench.claude.files import lines_of, place_of
-from kvbench.claude.traces.checks import MALFORMED
+from kvbench.claude.files import place_of, rows_of
+from kvbench.claude.traces.checks import text_of
 from kvbench.claude.traces.problems import Problems
 from kvbench.claude.traces.recorded import tools_of, usage_of
 from kvbench.claude.usage.call import Call
+from kvbench.claude.usage.documents import read_rows
 from kvbench.config.errors import UserError
-from kvbench.config.numbers import read_json
 
 SOURCE = "recordings of kvbench (trace format 1)"
 NOTES: tuple[str, ...] = ()
@@ -28,21 +29,11 @@ def calls(files: Sequence[Path], root: Path, problems: Problems) -> Iterator[Cal
     for file in files:
         place = place_of(file, root)
         prefix = "" if file == root else f"{place}: "
-        for number, text in lines_of(file, place, problems):
-            where = f"{place}, line {number}"
-            try:
-                call = _call(read_json(text), prefix, where)
-            except UserError as error:
-                problems.skip(where, str(error))
-                continue
-            except MALFORMED as error:
-                problems.skip(where, f"{type(error).__name__}: {error}")
-                continue
-            if call is not None:
-                yield call
+        rows = ((where, row) for _, where, row in rows_of(file, place, problems))
+        yield from read_rows(rows, problems, partial(_call, prefix))
 
 
-def _call(row: Mapping[str, Any], prefix: str, where: str) -> Call | None:
+def _call(prefix: str, row: Mapping[str, Any], where: str) -> Call | None:
     if row.get("status", 200) >= 400:
         return None
     usage = usage_of(row.get("usage"))
@@ -53,10 +44,10 @@ def _call(row: Mapping[str, Any], prefix: str, where: str) -> Call | None:
         t=float(row["t"]),
         model=str(row["model"]),
         usage=usage,
-        session=f"{prefix}{row.get('session', '')}",
+        session=f"{prefix}{text_of(row, 'session')}",
         batch=bool(row.get("batch")),
-        geo=row.get("geo", ""),
-        speed=row.get("speed", ""),
+        geo=text_of(row, "geo"),
+        speed=text_of(row, "speed"),
         server_tools=tools_of(row.get("server_tools")),
         place=where,
     )

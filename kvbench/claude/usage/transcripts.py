@@ -16,13 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kvbench.claude.files import lines_of, place_of
+from kvbench.claude.files import place_of, rows_of
 from kvbench.claude.traces.checks import MALFORMED
 from kvbench.claude.traces.problems import Problems
 from kvbench.claude.usage.call import Call, seconds
 from kvbench.claude.usage_json import read_usage
 from kvbench.config.errors import UserError
-from kvbench.config.numbers import read_json
 
 SOURCE = (
     "Claude Code transcripts (schema: ccusage 0ed94176, microsoft/amplifier 0e671211, copilot-lens 3163988e)"
@@ -98,16 +97,7 @@ class Line:
 def read_lines(file: Path, place: str, problems: Problems) -> Iterator[Line]:
     """The lines of a transcript, each with its sub-agent."""
     chains: dict[str, str] = {}  # side chain of each message, by uuid
-    for number, text in lines_of(file, place, problems):
-        where = f"{place}, line {number}"
-        try:
-            row = read_json(text)
-        except (ValueError, RecursionError) as error:
-            problems.skip(where, f"{type(error).__name__}: {error}")
-            continue
-        if not isinstance(row, Mapping):
-            problems.skip(where, "not a JSON object")
-            continue
+    for _, where, row in rows_of(file, place, problems):
         agent = ""
         if row.get("isSidechain"):
             # without an id, a side chain is named by its first message
