@@ -13,6 +13,7 @@ from kvbench.report.format import Table, number
 from kvbench.report.plots import save
 from kvbench.runs.store import Record
 from kvbench.vllm import page
+from kvbench.vllm.blocks import short_prefix
 from kvbench.vllm.campaign import of_kind
 from kvbench.vllm.page import milliseconds
 
@@ -82,6 +83,7 @@ def table(rows: Sequence[Record], device: str) -> Table:
         f"{first['model']}, vLLM {first['vllm']} on {device}; {first['sessions']} sessions of {first['source']}; at "
         f"most {first['most']} requests at once; first token within {first['ttft_limit_s']:g} s. Milliseconds."
     )
+    caption = " ".join([caption, *short_prefix(rows)])
     return Table(f"Load: {device}", caption, header, [_line(row) for row in rows])
 
 

@@ -12,10 +12,11 @@ from kvbench.experiments.vllm_load.trace import recorded_sessions
 from kvbench.runs.store import Record, digest
 from kvbench.vllm import measure, prompts
 from kvbench.vllm.arrivals import Session
+from kvbench.vllm.blocks import shared_prefix
 from kvbench.vllm.campaign import Campaign, Measurement, MeasurementContext
 from kvbench.vllm.measure import LoadConfig
 from kvbench.vllm.prompts import ServedPrompt
-from kvbench.vllm.servers import ServerSpec
+from kvbench.vllm.servers import ServerSpec, block_size
 
 VERSION = "vllm_load 1"  # raised when the same configuration would give other numbers
 
@@ -60,6 +61,7 @@ def run(cfg: LoadRunConfig, specs: Sequence[ServerSpec], load: Load, campaign: C
     Returns:
         All rows of these servers and rates, old and new.
     """
+    shared = shared_prefix(turn.prompt for session in load.sessions for turn in session.turns)
     content = digest({"sessions": [asdict(session) for session in load.sessions]})
 
     def measurements(_: ServerSpec) -> Iterator[Measurement]:
@@ -72,6 +74,7 @@ def run(cfg: LoadRunConfig, specs: Sequence[ServerSpec], load: Load, campaign: C
                 "most": arrivals.most,
                 "source": load.source,
                 "recorded": cfg.trace.path is not None,
+                "shared_prefix": shared,
             }
             yield Measurement("load", f"rate {rate}", key, fields, partial(_load, arrivals, load.sessions))
 
@@ -79,4 +82,5 @@ def run(cfg: LoadRunConfig, specs: Sequence[ServerSpec], load: Load, campaign: C
 
 
 async def _load(cfg: LoadConfig, sessions: Sequence[Session], context: MeasurementContext) -> Record:
-    return await measure.under_load(context.server, sessions, cfg, context.cell, stage=context.stage)
+    numbers = await measure.under_load(context.server, sessions, cfg, context.cell, stage=context.stage)
+    return {**numbers, "block": block_size(context.server)}

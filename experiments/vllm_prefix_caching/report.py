@@ -16,6 +16,7 @@ from kvbench.report.format import Table
 from kvbench.report.plots import save
 from kvbench.runs.store import Record
 from kvbench.vllm import page
+from kvbench.vllm.blocks import short_prefix
 
 GUIDE = (
     "Everything here is measured, but for `predicted`: whole blocks of the shared prefix, never the last token of a "
@@ -103,11 +104,7 @@ def grid(settings: Mapping[Key, Mapping[Way, Record]]) -> Table:
 
 def _shorter(rows: Iterable[Record]) -> list[str]:
     """One line if a shared prefix is shorter than a block."""
-    short = {(row["prefix"], row["block"]) for row in rows if 0 < row["prefix"] < row["block"]}
-    return [
-        f"A shared prefix of {prefix} tokens is shorter than a block of {block}: nothing of it can be found."
-        for prefix, block in sorted(short)[-1:]
-    ]
+    return short_prefix({"shared_prefix": row["prefix"], "block": row["block"]} for row in rows)
 
 
 def grains(rows: Sequence[Record]) -> Table:

@@ -17,6 +17,7 @@ from kvbench.report.format import Table, csv_text, number
 from kvbench.report.plots import save
 from kvbench.runs.store import Record
 from kvbench.vllm import page
+from kvbench.vllm.blocks import short_prefix
 from kvbench.vllm.campaign import of_kind
 
 GUIDE = (
@@ -81,7 +82,13 @@ def table(rows: Sequence[Record], label: str) -> Table:
         f"{len(first['turns'])} questions per layout, grades {grades}. "
         "server: the whole layout by vLLM's own counters."
     )
+    caption = " ".join([caption, *_short(rows)])
     return Table(f"Prefix cache by step: {label}, {first['device']}", caption, header, body)
+
+
+def _short(rows: Sequence[Record]) -> list[str]:
+    """One line per layout whose requests share less than a block."""
+    return [f"{row['layout']}: {line}" for row in rows for line in short_prefix([row])]
 
 
 def _failures(rows: Sequence[Record]) -> list[str]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 from kvbench.experiments.vllm_rag import workload as rag
 from kvbench.experiments.vllm_rag.config import RagRunConfig, Workload
 from kvbench.runs.store import Record
 from kvbench.vllm import latency
+from kvbench.vllm.blocks import shared_prefix
 from kvbench.vllm.campaign import Campaign, Measurement, MeasurementContext
+from kvbench.vllm.driver import Driver
 from kvbench.vllm.errors import ServingError
 from kvbench.vllm.metrics import Delta
-from kvbench.vllm.servers import ServerSpec
+from kvbench.vllm.servers import ServerSpec, block_size
 
 VERSION = "vllm_rag 1"  # raised when the same configuration would give other numbers
 
@@ -45,12 +48,14 @@ async def _run_layout(
     layout: str, workload: Workload, retriever: rag.Retriever, context: MeasurementContext
 ) -> Record:
     server, driver = context.server, context.driver
+    sent: list[dict[str, Any]] = []
     chat = rag.chat_model(
         server.url,
         await driver.model(),
         salt=context.cell,
         max_tokens=workload.max_tokens,
         timeout=server.cfg.timeout,
+        sent=sent,
     )
     before = await driver.metrics()
     steps, turns = await asyncio.to_thread(
@@ -64,4 +69,16 @@ async def _run_layout(
         "steps": [asdict(step) for step in steps],
         "turns": [asdict(turn) for turn in turns],
         **latency.by_server(Delta(before, await driver.metrics())),
+        "shared_prefix": await _shared(driver, sent),
+        "block": block_size(server),
     }
+
+
+async def _shared(driver: Driver, sent: Sequence[Mapping[str, Any]]) -> int | None:
+    """Tokens that the requests share, by the server's own tokenizer; None if it has no /tokenize for conversations."""
+    try:
+        return shared_prefix(
+            [await driver.prompt_tokens(body["messages"], body.get("tools") or ()) for body in sent]
+        )
+    except ServingError:
+        return None

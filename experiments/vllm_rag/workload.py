@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from functools import cached_property
@@ -91,7 +92,15 @@ class RequestRecorder(BaseCallbackHandler):
             self.steps.append(GraphStep(self._layout, self.conversation, self.turn, node, *counts, seconds))
 
 
-def chat_model(base_url: str, model: str, *, salt: str, max_tokens: int, timeout: float) -> ChatOpenAI:
+def chat_model(
+    base_url: str,
+    model: str,
+    *,
+    salt: str,
+    max_tokens: int,
+    timeout: float,
+    sent: list[dict[str, Any]] | None = None,
+) -> ChatOpenAI:
     """A LangChain model on a vLLM server.
 
     Args:
@@ -100,7 +109,13 @@ def chat_model(base_url: str, model: str, *, salt: str, max_tokens: int, timeout
         salt: separates the run's cached prefixes from others (vLLM's `cache_salt`).
         max_tokens: longest answer.
         timeout: seconds for one answer.
+        sent: is given the JSON of every request.
     """
+
+    def keep(request: httpx2.Request) -> None:
+        if sent is not None:
+            sent.append(json.loads(request.content))
+
     return ChatOpenAI(
         base_url=f"{base_url}/v1",
         model=model,
@@ -112,7 +127,7 @@ def chat_model(base_url: str, model: str, *, salt: str, max_tokens: int, timeout
         timeout=timeout,
         use_responses_api=False,
         extra_body={"cache_salt": salt},
-        http_client=httpx2.Client(trust_env=False),
+        http_client=httpx2.Client(trust_env=False, event_hooks={"request": [keep]}),
     )
 
 

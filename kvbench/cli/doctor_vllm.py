@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from kvbench.config.cpuinfo import features
 from kvbench.config.errors import UserError
@@ -13,7 +13,7 @@ from kvbench.vllm import environment
 from kvbench.vllm.config import KV_DTYPES, ServerConfig
 from kvbench.vllm.environment import FP8_CPU, Environment
 from kvbench.vllm.errors import ServingError
-from kvbench.vllm.launcher import THIRD_PARTY
+from kvbench.vllm.launcher import BLOCK, THIRD_PARTY
 
 # command line of the article that the project started from: vLLM with an FP8 KV cache and prefix caching
 ARTICLE = (
@@ -108,6 +108,7 @@ def _own(words: Sequence[str], env: Environment | None) -> Iterator[str]:
     """Every flag of a command line with what there is to say about it, and the command without unknown ones."""
     flags = flags_in(shlex.join(words))
     known = None if env is None else env.server_flags
+    yield f"blocks    {_blocks(flags, env)}"
     if not flags:
         yield "command   it has no flags"
     unknown: set[str] = set()
@@ -126,6 +127,26 @@ def _own(words: Sequence[str], env: Environment | None) -> Iterator[str]:
         yield f"  {flag}: {'; '.join([state, *said])}"
     if unknown:
         yield f"instead   {shlex.join(_without(words, unknown))}"
+
+
+def _blocks(flags: Mapping[str, str | None], env: Environment | None) -> str:
+    """What can be found of a prefix that requests share."""
+    plain = {name.replace("_", "-"): value for name, value in flags.items()}
+    if "--no-enable-prefix-caching" in plain:
+        return "prefix caching is off: nothing that requests share is found again"
+    given = plain.get("--block-size")
+    block = int(given) if given is not None and given.isdigit() else BLOCK[env.device if env else "cuda"]
+    how = (
+        ""
+        if given is not None and given.isdigit()
+        else ", the default here"
+        if env
+        else ", the default on a GPU"
+    )
+    return (
+        f"prefixes are found in whole blocks of {block} tokens{how}: where requests share fewer, nothing is found,"
+        " and no error says so"
+    )
 
 
 def known_name(name: str, known: frozenset[str]) -> bool:

@@ -257,6 +257,8 @@ DECLARED = (
     ),
     *_of(
         _COUNTED,
+        Field("shared_prefix", int | None, "tokens", "longest prefix that two of the prompts share; null if not known"),
+        Field("block", int | None, "tokens", "block size of the server; null where it does not report it"),
         Field("server_prefix_queries", float | None, "tokens", "looked up in the prefix cache, by the server"),
         Field("server_prefix_hits", float | None, "tokens", "found in the prefix cache, by the server"),
         Field("server_prompt_tokens", float | None, "tokens", "prompts, by the server"),

@@ -139,6 +139,19 @@ class Driver:
         response = await self._json("POST", "/tokenize", body)
         return answers.field(response.content, "tokens", list, f"{self.url}/tokenize")
 
+    async def prompt_tokens(self, messages: Sequence[Json], tools: Sequence[Json]) -> list[int]:
+        """Token ids of a conversation, as the server's chat template makes them.
+
+        Args:
+            messages: the conversation.
+            tools: as in a request.
+        """
+        body: dict[str, Any] = {"model": await self.model(), "messages": list(messages)}
+        response = await self._json(
+            "POST", "/tokenize", {**body, **({"tools": list(tools)} if tools else {})}
+        )
+        return answers.field(response.content, "tokens", list, f"{self.url}/tokenize")
+
     async def model(self) -> str:
         """Name of the model: the one passed in, else the only one that the server lists.
 

@@ -133,6 +133,12 @@ def device(server: Server) -> str:
     return known or ("cpu" if "cpu" in str(server.facts.get("vllm")) else "not given")
 
 
+def block_size(server: Server) -> int | None:
+    """Tokens per block of the KV cache; None if the server does not report it."""
+    capacity = server.facts.get("capacity")
+    return capacity["block_size"] if capacity else None
+
+
 def cache_bits(server: Server, numbers_per_token: int) -> float | None:
     """Bits per number in the KV cache, from its memory and capacity; None if the server does not report its memory.
 

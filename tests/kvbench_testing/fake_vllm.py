@@ -204,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"error": {"message": message, "type": "NotFoundError", "code": 404}}, 404)
             return
         if self.path == "/tokenize":
-            tokens = tokenize(body["prompt"])
+            tokens = tokenize(body["prompt"] if "prompt" in body else rendered(body))
             self._json({"count": len(tokens), "max_model_len": 4096, "tokens": tokens})
             return
         self._complete(body, chat=self.path.endswith("chat/completions"))

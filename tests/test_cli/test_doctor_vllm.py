@@ -130,9 +130,24 @@ def test_commands_that_start_no_server(tmp_path, capsys):
         assert (message in err, err.count("\n")) == (True, 1)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "whole blocks of 32 tokens, the default here: where requests share fewer, nothing is found"),
+        ("--block-size 64", "whole blocks of 64 tokens: where"),
+        ("--block_size=128", "whole blocks of 128 tokens: where"),
+        ("--no-enable-prefix-caching --block-size 64", "prefix caching is off"),
+    ],
+)
+def test_what_of_a_shared_prefix_is_found(tmp_path, words, said):
+    assert said in own(tmp_path, f"vllm serve m {words}")["blocks"]
+
+
 def test_without_vllm_a_command_is_read_too(tmp_path, capsys):
     assert (
         cli.main(["doctor", "--vllm", str(tmp_path / "none"), "--command", "vllm serve m --block-size 16"])
         == 0
     )
-    assert "  --block-size 16: not checked, there is no vLLM here" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "  --block-size 16: not checked, there is no vLLM here" in out
+    assert "whole blocks of 16 tokens" in out

