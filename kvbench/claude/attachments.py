@@ -13,10 +13,10 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from kvbench.claude.names import parse_name
-from kvbench.claude.tokens import IMAGE_TOKENS
+from kvbench.claude.images import UP_TO_4_6, image_tokens
+from kvbench.claude.names import is_older
 
-PAGE_TOKENS = 2_250 + IMAGE_TOKENS  # the middle of the published range, and the page's image
+PAGE_TOKENS = 2_250 + UP_TO_4_6.tokens  # the middle of the published range, and the page's image
 UNKNOWN_PAGES = 10  # of a PDF behind a URL or a file id: nothing is published; the reported usage corrects it
 
 # tokens of a definition by the start of its type, before and from the 4.7 models on
@@ -28,20 +28,19 @@ _OWN_TOOLS = {
     "browser_toolset_": (6_600 - 290, 6_600 - 290),
     "computer_": (735, 735),
 }
-_OLD = re.compile(r"claude-[a-z]+-(?:3(?:-\d)?|4(?:-[0-6])?)(?:-\d{8})?$")  # up to 4.6
 _OBJECT_STREAM = re.compile(rb"/ObjStm\b.*?stream\r?\n(.*?)endstream", re.DOTALL)
 _PAGE = re.compile(rb"/Type\s*/Page(?![a-zA-Z])")
 
 
-def attached_tokens(item: Mapping[str, Any]) -> int:
+def attached_tokens(item: Mapping[str, Any], model: str) -> int:
     """Tokens of the images and PDFs in a block, those inside of a tool result or a document included."""
     source = item.get("source")
     source = source if isinstance(source, Mapping) else {}
     inner = [item.get("content"), source.get("content")]
     parts = [part for content in inner if isinstance(content, list) for part in content]
-    total = sum(attached_tokens(part) for part in parts if isinstance(part, Mapping))
+    total = sum(attached_tokens(part, model) for part in parts if isinstance(part, Mapping))
     if item.get("type") == "image":
-        return total + IMAGE_TOKENS
+        return total + image_tokens(source.get("data"), model)
     if item.get("type") == "document" and source.get("type") in ("base64", "url", "file"):
         pages = pdf_pages(source.get("data")) if source["type"] == "base64" else None
         return total + (UNKNOWN_PAGES if pages is None else pages) * PAGE_TOKENS
@@ -68,5 +67,5 @@ def own_tool_tokens(tool: Mapping[str, Any], model: str) -> int | None:
     type_ = str(tool.get("type", ""))
     for start, (old, new) in _OWN_TOOLS.items():
         if type_.startswith(start):
-            return old if _OLD.match(parse_name(model).model) else new
+            return old if is_older(model) else new
     return None

@@ -9,6 +9,8 @@ Sources, by the letters of the table:
 - A: anthropics/claude-code issue 92444 (2026-09-06), usage of sessions whose effort was changed: Opus 5 writes
   everything again, Sonnet 5 the messages, Fable 5.1 nothing.
 - B: anthropics/claude-code issue 61984 (2026-05-24): Opus 4.7 writes all or nearly all again, 5 of 6 changes.
+- P: platform.claude.com, "Per-message effort", 2026-11-30: a system message with `output_config` keeps what stands
+  before.
 - C: open-gsd/gsd-core issue 3151 (2026-08-08): Fable 5 writes everything again.
 
 A, B and C were measured through Claude Code. The documentation says only that messages are always lost, and tools and

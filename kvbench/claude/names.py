@@ -54,6 +54,14 @@ class Name:
         return "/".join(part for part in (self.platform, self.region, self.model) if part)
 
 
+_UP_TO_4_6 = re.compile(r"claude-[a-z]+-(?:3(?:-\d)?|4(?:-[0-6])?)(?:-\d{8})?$")
+
+
+def is_older(model: str) -> bool:
+    """Whether a model is of the generations up to 4.6, which have another tokenizer and smaller images."""
+    return _UP_TO_4_6.match(parse_name(model).model) is not None
+
+
 def parse_name(text: str) -> Name:
     """The parts of a model id; what is no known form stays as it is.
 

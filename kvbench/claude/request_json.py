@@ -38,6 +38,11 @@ Json = Mapping[str, Any]
 # tool definitions whose presence is documented to affect system and messages, not the tools tier
 TOGGLES = ("web_search", "web_fetch")
 
+# per-message effort: a system message without content, and a beta that is documented to keep the cached prefix
+# (platform.claude.com, "Per-message effort", read 2026-11-30)
+SETTING = "output_config"
+KEEPS_PREFIX = "mid-conversation-output-config-"
+
 _KINDS = {
     "tool_use": TOOL_USE,
     "tool_result": TOOL_RESULT,
@@ -256,6 +261,8 @@ def _items(body: Json, model: str) -> Iterator[tuple[int, int, str, bool, dict[s
                 continue
             yield MESSAGES, number, str(message.get("role")), first, item, string
             first = False
+        if message.get("role") == "system" and message.get(SETTING):
+            yield MESSAGES, number, "system", first, {"type": SETTING, SETTING: message[SETTING]}, False
 
 
 def deferred(tool: Json) -> bool:
@@ -307,7 +314,9 @@ def _block(
     elif tier == TOOLS and str(item.get("type", "")).endswith("_toolset"):
         # one entry stands for several tools whose definitions the API adds
         source = "estimate"
-    if attached := attached_tokens(item):
+    if item.get("type") == SETTING:
+        tokens = 0
+    if attached := attached_tokens(item, model):
         tokens, source = tokens + attached, "estimate"
     return ContentBlock(
         tier=tier,
@@ -332,7 +341,7 @@ def markable(item: Json) -> bool:
     """Whether a block may carry cache_control (R5)."""
     if _KINDS.get(str(item.get("type", ""))) == THINKING:
         return False
-    return not (item.get("type") == "text" and not item.get("text"))
+    return item.get("type") != SETTING and not (item.get("type") == "text" and not item.get("text"))
 
 
 def _kind(tier: int, type_: str) -> int:
@@ -388,7 +397,7 @@ def _params(body: Json, betas: Sequence[str]) -> dict[str, dict[str, str]]:
         "effort": config.get("effort"),
         "format": config.get("format") or body.get("output_format"),
         "context_management": body.get("context_management"),
-        "betas": sorted(betas) or None,
+        "betas": sorted(beta for beta in betas if not beta.startswith(KEEPS_PREFIX)) or None,
     }
     groups = {"system": system, "messages": messages, "model": model}
     kept = {

@@ -154,8 +154,12 @@ def _message(path: str, message: Any) -> Iterator[str]:
         yield f"{path}: Input should be a valid dictionary"
         return
     for name in message:
-        if name not in MESSAGE_FIELDS:
+        # a system message may change the effort from there on (beta)
+        if name not in MESSAGE_FIELDS and not (name == "output_config" and message.get("role") == "system"):
             yield f"{path}.{name}: Extra inputs are not permitted"
+    setting = message.get("output_config")
+    if setting is not None and not isinstance(setting, Mapping):
+        yield f"{path}.output_config: Input should be a valid dictionary"
     role, content = message.get("role"), message.get("content")
     if role is None:
         yield f"{path}.role: Field required"

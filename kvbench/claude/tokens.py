@@ -18,8 +18,6 @@ from kvbench.config.errors import UserError
 from kvbench.config.numbers import read_json
 from kvbench.config.reading import file_text
 
-IMAGE_TOKENS = 1600  # of the largest image that is not scaled down; actual sizes are not read
-
 
 class Counter(Protocol):
     """Counts the tokens of one block's text."""

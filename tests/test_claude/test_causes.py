@@ -488,6 +488,24 @@ def test_thinking_that_the_model_drops():
         assert [f.cause for f in found([request(old, 0), request(new, 1)]).findings] == causes
 
 
+def test_effort_in_a_message_keeps_what_stands_before():
+    """The beta header and a system message without content change nothing before them; one that goes away does."""
+    beta = "mid-conversation-output-config-2026-07-01"
+    low = {"role": "system", "content": [], "output_config": {"effort": "low"}}
+    old = body()
+    new = copy.deepcopy(old)
+    new["messages"] += [{"role": "assistant", "content": [text(100, "reply")]}, low]
+    new["messages"] += [{"role": "user", "content": [text(50, "next")]}]
+    later = copy.deepcopy(new)
+    later["messages"] += [{"role": "assistant", "content": [text(70, "later")]}]
+    rows = [request(old, 0), request(new, 1, betas=[beta]), request(later, 2, betas=[beta])]
+    assert found(rows).findings == []
+    assert rows[1].head.tokens == ALL + 150
+    del later["messages"][4]
+    (lost,) = found([rows[0], rows[1], request(later, 2, betas=[beta])]).findings
+    assert (lost.cause, lost.place) == ("blocks removed", "block 9 (messages, text)")
+
+
 def test_every_cause_is_fixable_by_somebody():
     assert {cause.by for cause in CAUSES.values()} == set(FIXABLE)
 

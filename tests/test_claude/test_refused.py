@@ -49,7 +49,10 @@ def said(messages):
 MARKED = {"role": "user", "content": "x", "cache_control": {"type": "ephemeral"}}
 NUMBER = {"role": "user", "content": [{"type": "text", "text": 3}]}
 OLD = {"model": "claude-opus-4-5", "inference_geo": "us"}
+LOW = {"role": "system", "output_config": {"effort": "low"}}
 CASES = [
+    (said([{**LOW, "role": "user"}]), "messages.0.output_config: Extra inputs are not permitted"),
+    (said([{**LOW, "output_config": 3}]), "messages.0.output_config: Input should be a valid dictionary"),
     (said([MARKED]), "messages.0.cache_control: Extra inputs are not permitted"),
     (body(max_tokens=-1), "max_tokens: Input should be greater than or equal to 1"),
     (body(max_tokens="5"), "max_tokens: Input should be a valid integer"),
@@ -120,6 +123,13 @@ def test_what_is_right_is_answered(server):
     for fields in (
         {"inference_geo": "us"},
         {"speed": "standard"},
+        {
+            "messages": [
+                {"role": "user", "content": "x"},
+                {**LOW, "content": []},
+                {"role": "user", "content": "y"},
+            ]
+        },
         {"model": "claude-opus-5", "speed": "fast"},
     ):
         status, answer = post(server, body(**fields))
