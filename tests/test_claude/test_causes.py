@@ -3,7 +3,18 @@
 import copy
 
 import pytest
-from kvbench_testing.claude_requests import at, body, found, grown, request, system, text, tool, words
+from kvbench_testing.claude_requests import (
+    PLACEMENTS,
+    at,
+    body,
+    found,
+    grown,
+    request,
+    system,
+    text,
+    tool,
+    words,
+)
 
 from kvbench.claude.assumptions import Assumptions
 from kvbench.claude.causes import CAUSES, FIXABLE
@@ -12,6 +23,8 @@ from kvbench.claude.tables import diagnosis_text
 # What is lost with automatic caching: every token that the first request sent and the second sends again, unless the
 # change touches it. 2 x 600 tools, 1500 + 1000 system, 800 + 400 + 200 messages = 5,100.
 ALL = 5100
+AUTOMATIC = ("as_sent", "automatic", "automatic_1h")
+MARKED = ("tools_system", "explicit_four", "middleware_5m", "middleware_1h", "stable_1h_tail_5m")
 GOLDEN = [
     # name, clock before, change, cause, place, tokens lost with automatic caching, of them behind the change
     (
@@ -308,35 +321,108 @@ GOLDEN = [
 ]
 
 
+# Where tools, system and the end are marked, a change costs what stands behind it. Two changes lie inside a marked
+# part, so that what precedes them there goes too: the first tool (600), and the first message (800), which
+# explicit_four marks.
+INSIDE = {
+    "block keys": dict.fromkeys(MARKED, 5100),
+    "text keys": {"middleware_5m": 1400, "middleware_1h": 1400},
+}
+
+
+def dollars_lost(placement, tokens, said, rates):
+    """By hand, in nano-dollars: a token that is written or sent plainly instead of being read.
+
+    Args:
+        tokens: not read; the last `said` of them are messages.
+        rates: per token, beyond reading it: uncached, written for five minutes, written for an hour.
+    """
+    plain, five, hour = rates
+    before, messages = {
+        "none": (plain, plain),
+        "tools_system": (five, plain),
+        "stable_1h_tail_5m": (hour, five),
+    }.get(placement, (hour, hour) if "1h" in placement else (five, five))
+    return (tokens - said) * before + said * messages
+
+
+OPUS = (4_500, 5_750, 9_500)  # 5, 6.25 and 10 dollars per million, less 0.50 for reading; Opus 4.8 and Opus 5
+SONNET = (1_800, 2_300, 3_800)  # 2, 2.50 and 4, less 0.20; Sonnet 5
+FAST = tuple(2 * rate for rate in OPUS)
+
+
+def changes_of(rows, placement):
+    return [finding for finding in found(rows, placement).findings if finding.place]
+
+
 @pytest.mark.parametrize(
-    "placement", ["as_sent", "automatic_1h", "middleware_5m", "tools_system", "explicit_four", "none"]
+    ("name", "clock", "change", "cause", "place", "lost", "behind"), GOLDEN, ids=[row[0] for row in GOLDEN]
 )
-@pytest.mark.parametrize(
-    ("clock", "change", "cause", "place", "lost", "behind"),
-    [row[1:] for row in GOLDEN],
-    ids=[row[0] for row in GOLDEN],
-)
-def test_golden_pairs(clock, change, cause, place, lost, behind, placement):
-    """The change is named under every placement; automatic caching loses the part before it as well."""
+def test_golden_pairs(name, clock, change, cause, place, lost, behind):
+    """The change is named under every placement, with its tokens and dollars."""
     old = body(clock)
     new = grown(old)
     change(new)
-    diagnosis = found([request(old, 0), request(new, 1)], placement)
-    changes = [finding for finding in diagnosis.findings if finding.place]
-    if cause is None:
-        assert changes == []
-        return
-    assert [(finding.cause, finding.place, finding.compared) for finding in changes] == [(cause, place, "q0")]
-    if placement == "as_sent":
-        assert changes == diagnosis.findings
-        assert changes[0].tokens == lost
-        # 6.25 dollars per million to write, 0.50 to read, on Opus 4.8 and on Opus 5; fast mode doubles both
-        assert changes[0].cost == lost * (11_500 if cause == "speed changed" else 5_750)
-    elif placement == "none":
-        # what stands before the change was only not marked
-        assert changes[0].tokens == behind
-        assert {finding.cause for finding in diagnosis.findings} <= {cause, "no cache_control"}
-        assert sum(finding.tokens for finding in diagnosis.findings) == lost
+    rows = [request(old, 0), request(new, 1)]
+    for placement in PLACEMENTS:
+        changes = changes_of(rows, placement)
+        if cause is None:
+            assert changes == []
+            continue
+        expected = lost if placement in AUTOMATIC else INSIDE.get(name, {}).get(placement, behind)
+        (only,) = changes
+        assert (only.cause, only.place, only.compared, only.tokens) == (cause, place, "q0", expected), (
+            placement
+        )
+        rates = FAST if cause == "speed changed" else OPUS
+        # 1,400 tokens of messages, or what is left of them behind the change
+        said = min(expected if name == "text keys" else behind, 1400)
+        assert only.cost == dollars_lost(placement, expected, said, rates), placement
+        if placement == "none":
+            # what stands before the change was only not marked
+            findings = found(rows, placement).findings
+            assert {finding.cause for finding in findings} <= {cause, "no cache_control"}
+            assert sum(finding.tokens for finding in findings) == lost
+
+
+@pytest.mark.parametrize(
+    ("model", "rates", "automatic", "others"),
+    [
+        ("claude-opus-5", OPUS, 5100, 5100),  # everything is lost
+        ("claude-sonnet-5", SONNET, 5100, 1400),  # the messages are
+        ("claude-fable-5-1", None, 0, 0),  # nothing is
+    ],
+)
+def test_effort_by_model_under_every_placement(model, rates, automatic, others):
+    old = {**body(), "model": model}
+    new = {**grown(old), "output_config": {"effort": "low"}}
+    rows = [request(old, 0), request(new, 1)]
+    for placement in PLACEMENTS:
+        changes = changes_of(rows, placement)
+        tokens = automatic if placement in AUTOMATIC else others
+        assert [(f.cause, f.tokens) for f in changes] == ([("effort changed", tokens)] if tokens else [])
+        if rates is not None:
+            assert changes[0].cost == dollars_lost(placement, tokens, 1400, rates)
+
+
+def test_items_of_one_batch_under_every_placement():
+    """What the first item wrote the second cannot read: the whole of its prompt, or what was marked; at half price."""
+    old = body()
+    rows = [request(old, 0, batch=True), request(grown(old), 1, batch=True)]
+    for row in rows:
+        row.batch_id = "b"
+    for placement in PLACEMENTS:
+        findings = {finding.cause: finding for finding in found(rows, placement).findings}
+        if placement == "none":
+            assert set(findings) == {"no cache_control"}
+            continue
+        item = findings.pop("item of the same batch")
+        tokens, said = (3700, 0) if placement == "tools_system" else (5100, 1400)
+        assert (item.tokens, item.cost) == (tokens, dollars_lost(placement, tokens, said, OPUS) // 2), (
+            placement
+        )
+        # tools_system never marks the messages
+        assert set(findings) == ({"shared part not marked"} if placement == "tools_system" else set())
 
 
 def test_a_beta_header_is_named():

@@ -129,8 +129,99 @@ def _sent_behind(old, new):
     while shared < min(len(first), len(second)) and first[shared] == second[shared]:
         shared += 1
     return bool({b.content or b.hash for b in first} & {b.content or b.hash for b in second[shared:]}) or any(
-        old.get(key) != new.get(key) for key in ("model", "speed", "tool_choice", "thinking", "output_config")
+        old.get(key) != new.get(key)
+        for key in ("model", "speed", "tool_choice", "thinking", "output_config", "context_management")
     )
+
+
+# any field of any request
+
+
+def full():
+    """A request that has every field, without numbers in its texts."""
+    row = body()
+    row["messages"][1]["content"].append(
+        {"type": "tool_use", "id": "call", "name": "alpha", "input": {"a": "x", "b": 2}}
+    )
+    row["messages"][2]["content"].insert(0, {"type": "tool_result", "tool_use_id": "call", "content": "fine"})
+    return {
+        **row,
+        "tool_choice": {"type": "tool", "name": "alpha"},
+        "thinking": {"type": "enabled", "budget_tokens": 2000},
+        "output_config": {"effort": "low", "format": {"schema": {"title": "t"}}},
+        "context_management": {"edits": [{"keep": {"value": 3}}]},
+        "metadata": {"user_id": "u"},
+        "stop_sequences": ["x"],
+        "temperature": 0.5,
+        "service_tier": "auto",
+    }
+
+
+CONTENT = {
+    "tools": "tool definition changed",
+    "system": "system prompt changed",
+    "messages": "message changed",
+}
+OPTIONS = {
+    ("model",): "model changed",
+    ("tool_choice",): "tool_choice changed",
+    ("thinking",): "thinking changed",
+    ("output_config", "effort"): "effort changed",
+    ("output_config", "format"): "output format changed",
+    ("context_management",): "context_management changed",
+}
+
+
+def leaves(value, path=()):
+    """Every field that is a text or a number, but for kinds, roles and markers."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in pairs:
+        if key not in ("type", "role", "cache_control"):
+            yield from leaves(inner, (*path, key))
+    if not isinstance(value, dict | list):
+        yield path, value
+
+
+def expected_cause(path, value):
+    """What follows from the place of a field and its kind; None for fields that are no part of the prefix."""
+    if path[0] in CONTENT:
+        return CONTENT[path[0]] if isinstance(value, str) else "number or random id changed"
+    return next((cause for key, cause in OPTIONS.items() if path[: len(key)] == key), None)
+
+
+@st.composite
+def any_field(draw):
+    """A conversation of three requests, of which one has one field changed: (requests, which, cause)."""
+    rows = [full()]
+    for word in ("reply", "reaction"):
+        new = copy.deepcopy(rows[-1])
+        new["messages"] += [
+            {"role": "assistant", "content": [text(100, word)]},
+            {"role": "user", "content": [text(50, f"{word}to")]},
+        ]
+        rows.append(new)
+    which = draw(st.integers(1, 2))
+    path, value = draw(st.sampled_from(sorted(leaves(rows[which]), key=str)))
+    holder = rows[which]
+    for key in path[:-1]:
+        holder = holder[key]
+    changed = value + draw(st.sampled_from([" indeed", " perhaps"])) if isinstance(value, str) else value + 1
+    holder[path[-1]] = "claude-opus-5" if path == ("model",) else changed
+    return rows, which, expected_cause(path, value)
+
+
+@settings(max_examples=80, deadline=None)
+@given(any_field(), st.sampled_from(sorted(PLACEMENTS)), st.sampled_from([20.0, 400.0]))
+def test_a_change_of_any_field_of_any_request_is_named(drawn, placement, gap):
+    rows, which, cause = drawn
+    diagnosis = found([request(row, number, gap=gap) for number, row in enumerate(rows)], placement)
+    changes = {f.cause for f in diagnosis.findings if f.place and f.request == f"q{which}"}
+    allowed = [set() if cause is None else {cause}]
+    if not _sent_behind(rows[which - 1], rows[which]):
+        allowed.append(set())
+    assert changes in allowed
+    # nothing is named before the change, and at most its way back behind it
+    assert not any(f.place for f in diagnosis.findings if f.request < f"q{which}")
 
 
 def shuffled(value, draw):
