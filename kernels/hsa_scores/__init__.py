@@ -51,7 +51,8 @@ def hsa_select(
 ) -> Tensor:
     """Slots of the most probable pages, up to `tokens` tokens.
 
-    The same as `top_k.select_tokens` of `hsa_scores`; three launches on a GPU, one call of the compiled form.
+    The same as `top_k.select_tokens` of `hsa_scores`; on a GPU three launches, four for long rows; one call of the
+    compiled form.
 
     Args:
         q_RHGD: queries, and the further arguments as for `hsa_scores`.

@@ -1,11 +1,11 @@
-"""The Triton form: three launches; of the bounds only the chosen channels are read, once for the whole group."""
+"""The Triton form: of the bounds only the chosen channels are read, once for the whole group."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kvbench.kernels.top_k.triton_form import BLOCK, take_highest
+from kvbench.kernels.top_k.triton_form import BLOCK, WARPS, list_highest, lists, merge, split, take_highest
 
 PAGES, CHANNELS = 128, 16
 
@@ -99,6 +99,19 @@ def _mean(Logits, job, p, pages, some, lse, G: tl.constexpr, GP: tl.constexpr):
 
 
 @triton.jit
+def _means(
+    Logits, Lse, Scores, job, first, end, pages, blocks,
+    G: tl.constexpr, GP: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Stores the probabilities of the pages from `first` to `end`, for all threads of the program to read."""
+    lse = _whole_lse(Lse, job, blocks, G, GP, BLOCKS)
+    for start in range(first, end, BLOCK):
+        p = start + tl.arange(0, BLOCK)
+        tl.store(Scores + p, _mean(Logits, job, p, pages, p < end, lse, G, GP), mask=p < end)
+    tl.debug_barrier()
+
+
+@triton.jit
 def hsa_probabilities(
     Logits, Lse, Length, Out, page, pages, blocks,
     G: tl.constexpr, GP: tl.constexpr, PAGES: tl.constexpr, BLOCKS: tl.constexpr,
@@ -118,15 +131,55 @@ def hsa_choose(
 ):  # fmt: skip
     """The tokens of one row's and KV head's most probable pages."""
     job = tl.program_id(0).to(tl.int64)
-    lse = _whole_lse(Lse, job, blocks, G, GP, BLOCKS)
     length = tl.load(Length).to(tl.int32)
-    used = tl.minimum(tl.cdiv(length, page), pages)
-    for start in range(0, used, BLOCK):
-        p = start + tl.arange(0, BLOCK)
-        tl.store(Scores + job * pages + p, _mean(Logits, job, p, pages, p < used, lse, G, GP), mask=p < used)
-    # the other threads' scores are read next
-    tl.debug_barrier()
-    take_highest(Scores + job * pages, length, Out + job * wanted, pages, page, wanted, BLOCK)
+    scores = Scores + job * pages
+    _means(
+        Logits,
+        Lse,
+        scores,
+        job,
+        0,
+        tl.minimum(tl.cdiv(length, page), pages),
+        pages,
+        blocks,
+        G,
+        GP,
+        BLOCKS,
+        BLOCK,
+    )
+    take_highest(scores, None, 0, length, Out + job * wanted, pages, page, wanted, BLOCK)
+
+
+@triton.jit
+def hsa_choose_chunks(
+    Logits, Lse, Scores, Length, Listed, Listed_scores, page, pages, blocks, wanted, chunk, width,
+    G: tl.constexpr, GP: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Lists the pages that one chunk of a row's and KV head's pages can give."""
+    job, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    length = tl.load(Length).to(tl.int32)
+    first = part * chunk
+    end = tl.minimum(first + chunk, pages)
+    scores = Scores + job * pages
+    _means(
+        Logits,
+        Lse,
+        scores,
+        job,
+        first,
+        tl.minimum(tl.cdiv(length, page), end),
+        pages,
+        blocks,
+        G,
+        GP,
+        BLOCKS,
+        BLOCK,
+    )
+    to = (job * tl.num_programs(1) + part) * width
+    list_highest(
+        scores + first, length - first * page, Listed + to, Listed_scores + to, first, end - first, page, wanted,
+        width, BLOCK,
+    )  # fmt: skip
 
 
 def hsa_scores(q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, length: Tensor) -> Tensor:
@@ -147,15 +200,40 @@ def hsa_scores(q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, le
 def hsa_select(
     q_RHGD: Tensor, bounds_RHEP: Tensor, channels: int, page: int, length: Tensor, tokens: int
 ) -> Tensor:
-    """Slots of the most probable pages; see `kernels.hsa_scores.hsa_select`. Three launches."""
+    """Slots of the most probable pages; see `kernels.hsa_scores.hsa_select`.
+
+    Three launches, four where the pages of a row are shared among programs.
+    """
     logits, lse = _logits(q_RHGD, bounds_RHEP, channels, page, length)
     rows, heads, group, pages = logits.shape
     scores = logits.new_empty(rows, heads, pages)
     out = logits.new_empty(rows, heads, tokens, dtype=torch.int32)
-    hsa_choose[(rows * heads,)](
-        logits, lse, scores, length, out, page, pages, lse.shape[-1], tokens,
-        G=group, GP=triton.next_power_of_2(group), BLOCKS=triton.next_power_of_2(lse.shape[-1]), BLOCK=BLOCK,
+    jobs, chunk, width = rows * heads, *split(pages, tokens, page)
+    blocks = lse.shape[-1]
+    sizes = {"G": group, "GP": triton.next_power_of_2(group), "BLOCKS": triton.next_power_of_2(blocks)}
+    if chunk == pages:
+        hsa_choose[(jobs,)](
+            logits,
+            lse,
+            scores,
+            length,
+            out,
+            page,
+            pages,
+            blocks,
+            tokens,
+            **sizes,
+            BLOCK=BLOCK,
+            num_warps=WARPS,
+        )
+        return out
+    parts = triton.cdiv(pages, chunk)
+    listed, listed_scores = lists(logits, jobs, parts * width)
+    hsa_choose_chunks[(jobs, parts)](
+        logits, lse, scores, length, listed, listed_scores, page, pages, blocks, tokens, chunk, width,
+        **sizes, BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
+    merge(listed, listed_scores, length, out, pages, page)
     return out
 
 

@@ -137,3 +137,30 @@ def watched(**tensors) -> Iterator[Traffic]:
         mock.patch.object(builder, "create_masked_store", store),
     ):
         yield traffic
+
+
+@contextlib.contextmanager
+def histograms() -> Iterator[list[dict[tuple[int, ...], int]]]:
+    """Count the histograms of every program inside the context: one dictionary per launch that takes any."""
+    from triton.runtime import interpreter
+
+    launches: list[dict[tuple[int, ...], int]] = []
+    builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
+    stock, launch = builder.create_histogram, executor.__call__
+
+    def counting(self, *args):
+        launches[-1][self.grid_idx] = launches[-1].get(self.grid_idx, 0) + 1
+        return stock(self, *args)
+
+    def launching(self, *args, **kwargs):
+        launches.append({})
+        result = launch(self, *args, **kwargs)
+        if not launches[-1]:
+            launches.pop()
+        return result
+
+    with (
+        mock.patch.object(builder, "create_histogram", counting),
+        mock.patch.object(executor, "__call__", launching),
+    ):
+        yield launches

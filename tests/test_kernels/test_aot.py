@@ -18,6 +18,12 @@ DOTS = {"sparse_decode_pieces", "window_lse", "window_sums", "quest_bounds"}
 FEW = {("sm_100", "window_sums"), ("sm_100", "sparse_decode_pieces")}
 # gfx942, whose wavefronts have 64 lanes: three blocks, two of window_sums, which runs once per prompt
 FEW |= {("gfx942", kernel) for kernel in ("sparse_decode_pieces", "window_lse", "window_sums")}
+# a choice of tokens: few programs, each walking pages one block after the other, so that large blocks are faster
+FEW |= {
+    (target, kernel)
+    for target in ("sm_80", "sm_90", "sm_100", "gfx942")
+    for kernel in ("hsa_choose", "hsa_choose_chunks", "top_k_merge")
+}
 
 
 def compiled(folder, *arguments):

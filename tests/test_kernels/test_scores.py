@@ -3,7 +3,7 @@
 import pytest
 import torch
 from kvbench_testing.forms import forms_of
-from kvbench_testing.triton import DEVICE
+from kvbench_testing.triton import DEVICE, needs_triton
 
 from kvbench.kernels import attention_sum, forms, hsa_scores, page_bounds, quest_scores, window_scores
 from kvbench.kernels.attention_sum import naive as naive_sum
@@ -205,6 +205,21 @@ def test_hsa_select_takes_the_most_probable_pages(form, length, page, tokens):
             scores = naive_hsa.of_keys(q[row, head], k[row, head, :length], page, 20)
             expected = naive_top_k.slots_of(scores[::page], tokens, page, length)
             assert out[row, head].tolist() == expected + [-1] * (tokens - len(expected))
+
+
+@needs_triton
+def test_hsa_select_of_a_long_row_takes_the_pages_of_highest_score():
+    from kvbench.kernels.top_k import triton_form
+
+    pages, page, tokens, length = 7_000, 3, 200, 20_000
+    assert triton_form.split(pages, tokens, page)[0] < pages
+    q, bounds = draw(1, 2, 3, 16).to(DEVICE), draw(1, 2, 32, pages).to(DEVICE)
+    with forms.using("triton"):
+        slots = torch.tensor(length, device=DEVICE)
+        out = hsa_scores.hsa_select(q, bounds, 4, page, slots, tokens).cpu()
+        scores = hsa_scores.hsa_scores(q, bounds, 4, page, slots).cpu()
+    for head in range(2):
+        assert out[0, head].tolist() == naive_top_k.slots_of(scores[0, head], tokens, page, length)
 
 
 @pytest.mark.parametrize("form", forms_of(hsa_scores, "channel_logits", "naive"))

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kvbench_testing.forms import forms_of
-from kvbench_testing.triton import DEVICE
+from kvbench_testing.interpreter import histograms
+from kvbench_testing.triton import DEVICE, INTERPRETED, needs_triton
 
 from kvbench.kernels import forms, top_k
 from kvbench.kernels.top_k import naive
@@ -80,3 +81,41 @@ def test_select_tokens_takes_whole_pages_and_a_part_of_the_last(
     out = run(form, "select_tokens", scores[None], tokens, page, torch.tensor([length]))[0].tolist()
     expected = naive.slots_of(scores, tokens, page, length)
     assert out == expected + [-1] * (tokens - len(expected))
+
+
+@needs_triton
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    pages=st.integers(6_145, 30_000), page=st.integers(1, 4), tokens=st.integers(1, 300), seed=st.integers(0, 99),
+    levels=st.sampled_from([1, 3, 900, 10**6]), spare=st.integers(0, 6_000),
+)  # fmt: skip
+def test_a_long_row_is_shared_among_programs(pages, page, tokens, seed, levels, spare):
+    from kvbench.kernels.top_k import triton_form
+
+    assert triton_form.split(pages, tokens, page)[0] < pages
+    draw = torch.Generator().manual_seed(seed)
+    scores = torch.randint(-levels, levels, (2, pages), generator=draw) / 7
+    scores[1, ::5] = math.inf
+    # the last chunks may hold no token, and the last page a part of one
+    length = max(1, pages * page - spare - seed % page)
+    out = run("triton", "select_tokens", scores, tokens, page, torch.tensor([length]))
+    for row in range(2):
+        expected = naive.slots_of(scores[row], tokens, page, length)
+        assert out[row].tolist() == expected + [-1] * (tokens - len(expected))
+
+
+@needs_triton
+@pytest.mark.skipif(not INTERPRETED, reason="counts what the interpreter runs")
+def test_no_program_walks_a_long_row():
+    """A row of 131,072 scores: 640 blocks one after the other when one program walks it in blocks of 1,024."""
+    from kvbench.kernels.top_k import triton_form
+
+    with histograms() as counted:
+        run("triton", "top_k", torch.randn(1, 131_072), 1024)
+    (chunks, lists) = counted
+    assert len(chunks) == 16 and len(lists) == 1
+    # four rounds over the blocks count, and a fifth one writes
+    assert 5 * (max(chunks.values()) + max(lists.values())) // 4 == 5 * (4 + 9)
+    # most of a row: the lists would be as long as the row
+    assert triton_form.split(131_072, 65_536, 1)[0] == 131_072
+    assert triton_form.split(4_096, 512, 1)[0] == 4_096
