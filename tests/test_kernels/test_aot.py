@@ -49,9 +49,8 @@ def check(frame):
     assert (frame.loc[wide, "loads_16_bytes"] > 0).all()
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
-def test_bf16(tmp_path, target):
-    check(compiled(tmp_path, "--targets", target, "--dtypes", "bf16"))
+def test_bf16(tmp_path):
+    check(compiled(tmp_path, "--targets", "sm_90", "--dtypes", "bf16"))
 
 
 @pytest.mark.slow
