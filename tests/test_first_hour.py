@@ -96,5 +96,9 @@ def test_the_rehearsal(tmp_path, tiny_model_dir):
     assert report.count("| done |") == 6
     assert {"kernels.csv", "efficiency.csv", "accuracy.csv"} <= {path.name for path in folder.iterdir()}
     measured = pd.read_csv(folder / "efficiency.csv")
-    assert set(measured["length"]) == {1500, 2000} and set(measured["method"]) >= {"dense", "quest", "rocketkv"}
+    assert set(measured["length"]) == {1500, 2000} and set(measured["method"]) >= {
+        "dense",
+        "quest",
+        "rocketkv",
+    }
     assert "launches and host" in report and "rocketkv" in report

@@ -107,7 +107,10 @@ def steps(model: Sequence[str], folder: Path, *, rehearse: bool) -> list[Step]:
             600,
             [
                 *[*_KVBENCH, "run", "experiment=efficiency", *model, *place, _METHODS, *few],
-                *[f"task.length=[{'1500,' if rehearse else '2048,8192,'}{long}]", f"budget.tokens=[{budget}]"],
+                *[
+                    f"task.length=[{'1500,' if rehearse else '2048,8192,'}{long}]",
+                    f"budget.tokens=[{budget}]",
+                ],
                 *["stop_after=9m", f"run_dir={efficiency}"],
             ],
             run=efficiency,
