@@ -31,10 +31,7 @@ class Stages:
 def measure_all(cfg: RunConfig, progress: ProgressFactory) -> dict[str, Stages]:
     """The median run of each setting, by its name."""
     settings = {
-        # batches of one row: the fastest dense, because it computes no rows for other cells
-        "dense": replace(
-            cfg, method={"dense": {"method": "dense"}}, kl=False, decode=replace(cfg.decode, block_rows=1)
-        ),
+        "dense": replace(cfg, method={"dense": {"method": "dense"}}, kl=False),
         "ablation": replace(cfg, kl=False),
         "ablation with KL": replace(cfg, kl=True),
     }

@@ -12,7 +12,7 @@ import torch
 
 from kvbench.config.errors import UserError
 from kvbench.engine.batch import BatchCache
-from kvbench.engine.compress import RowSpan, build_batches
+from kvbench.engine.compress import build_batch
 from kvbench.engine.failures import Failure, device_lost
 from kvbench.engine.finite import check_snapshot
 from kvbench.engine.prefill import Snapshot, prefill_for
@@ -259,10 +259,9 @@ def _measure(run: RunContext, snapshot: Snapshot, last: int, cell: Resolved, bat
     clock = clock_for(model.device)
     provenance.reset_peak(model.device)
     room = options.warmup + options.steps + Step.CAPTURE_STEPS
-    span = RowSpan(0, slice(0, batch))
 
     def compress() -> BatchCache:
-        (cache,) = build_batches(snapshot, [cell], [span], 1, batch, room, with_dense=False, share=False)
+        cache = build_batch(snapshot, cell, batch, room)
         synchronize(model.device)
         return cache
 

@@ -16,6 +16,11 @@ from kvbench.cost.shapes import ModelShape
 from kvbench.methods.dense import Dense
 from kvbench.runs.config import RunConfig
 
+#: rows of a pass of known tokens, see engine/forced.py
+PASS_ROWS = 128
+#: least bytes of the caches of cells that are decoded together, see engine/blocks.py
+BLOCK_BYTES = 384 * 2**20
+
 
 @dataclass(frozen=True)
 class Duration:
@@ -105,23 +110,24 @@ def _cells(cfg: RunConfig) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
 
 
 def _together(cfg: RunConfig, accounts: list[Account], device: Hardware) -> tuple[int, float, float]:
-    """Cells, seconds and bytes of one prompt whose cells are decoded together."""
+    """Cells, seconds and bytes of one prompt: dense alone, then the cells, which at least are fed its answer."""
     dense, others = accounts[0], accounts[1:]
     shape, element, bandwidth, rate = dense.shape, dense.element, device.bandwidth(), device.flops()
-    copies = 2 if cfg.kl else 1
-    batches = math.ceil((1 + copies * len(others)) / cfg.decode.block_rows)
-    weights = shape.weights_read(element)
-    products = 2 * cfg.decode.block_rows * shape.weights_read(1)
-    caches = [dense.mean_step(), *(cell.mean_step().times(copies) for cell in others)]
-    step = batches * max(weights / bandwidth, products / rate) + math.fsum(
-        seconds(work, bandwidth, rate) for work in caches
-    )
-    spent = seconds(dense.prefill(), bandwidth, rate) + dense.new * step
+
+    def products(rows: int) -> float:
+        return max(shape.weights_read(element) / bandwidth, 2 * rows * shape.weights_read(1) / rate)
+
+    # dense's steps, and the passes that check its answer
+    passes = math.ceil(dense.new / PASS_ROWS) + len(others) * dense.new / PASS_ROWS
+    caches = [dense.mean_step(), *(cell.mean_step() for cell in accounts)]
+    spent = seconds(dense.prefill(), bandwidth, rate) + dense.new * products(1) + passes * products(PASS_ROWS)
+    spent += dense.new * math.fsum(seconds(work, bandwidth, rate) for work in caches)
     spent += math.fsum(seconds(cell.compress, bandwidth, rate) for cell in others)
-    # cells that evict nothing share the snapshot's keys and values; the two rows of a cell share what it keeps
+    # cells that evict nothing share the snapshot's keys and values
     whole = shape.kv_bytes(dense.prompt, element)
-    extra = [cell.resident_end - (whole if cell.kept == cell.prompt else 0) for cell in others]
-    return len(accounts), spent, decode_peak(dense) + sum(max(0, size) for size in extra)
+    extra = [max(0, cell.resident_end - (whole if cell.kept == cell.prompt else 0)) for cell in others]
+    block = max([BLOCK_BYTES, whole, *extra])
+    return len(accounts), spent, decode_peak(dense) + min(block, sum(extra))
 
 
 def _one_by_one(cfg: RunConfig, accounts: list[Account], device: Hardware) -> tuple[int, float, float]:

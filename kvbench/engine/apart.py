@@ -20,10 +20,10 @@ def decode_apart(
     model: PreTrainedModel, snapshot: Snapshot, question: list[int], last: int, cells: list[Resolved],
     options: DecodeOptions,
 ) -> Group:  # fmt: skip
-    """Decode all cells together, or where that raises, in passes of fewer and fewer cells.
+    """Decode all cells together, or where that raises, fewer and fewer of them at a time.
 
-    Every pass has the dense row and the same number of rows, so that no number depends on the passes; memory that does
-    not suffice for all cells may suffice for half of them. Arguments as for `decode_cells`.
+    No number depends on which cells are decoded together. Memory that does not suffice for all cells may suffice for
+    half of them. Arguments as for `decode_cells`.
 
     Returns:
         The results; a failure in place of a cell that raises when it is decoded with dense alone.

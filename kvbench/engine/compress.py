@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,9 +11,9 @@ from torch import Tensor
 
 from kvbench.engine.batch import BatchCache, BatchLayer
 from kvbench.engine.dropping import POSITION, Dropping
-from kvbench.engine.failures import AuditError, Failure, out_of_memory
+from kvbench.engine.failures import AuditError
 from kvbench.engine.finite import check_scores
-from kvbench.engine.lanes import Lane, plain_lane
+from kvbench.engine.lanes import Lane
 from kvbench.engine.prefill import Snapshot
 from kvbench.engine.stored import StoredLane
 from kvbench.kernels.rope import rotate
@@ -22,82 +21,28 @@ from kvbench.methods.base import Eviction, Kept, LayerRule, LayerSnapshot, Nativ
 from kvbench.methods.per_query_head import PerQueryHead
 
 
-@dataclass(frozen=True)
-class RowSpan:
-    """The rows of a cell in one batch: the first is free-running, the second (if any) teacher-forced."""
+def build_batch(snapshot: Snapshot, cell: Resolved, rows: int, room: int) -> BatchCache:
+    """Compress for one cell whose rows have a cache of their own each, as separate requests would.
 
-    batch: int
-    rows: slice
-
-
-def assign_rows(cells: int, batch_rows: int, rows_each: int) -> tuple[list[RowSpan], int]:
-    """Assign rows to cells, after the dense row, which is row 0 of batch 0.
-
-    Args:
-        cells: number of cells.
-        batch_rows: rows per batch, the same for every run of a configuration.
-        rows_each: rows per cell: 1, or 2 with a teacher-forced row.
-
-    Returns:
-        One span per cell, and the number of batches.
-    """
-    spans, batch, row = [], 0, 1
-    for _ in range(cells):
-        if row + rows_each > batch_rows:
-            batch, row = batch + 1, 0
-        spans.append(RowSpan(batch, slice(row, row + rows_each)))
-        row += rows_each
-    return spans, batch + 1
-
-
-def build_batches(
-    snapshot: Snapshot, cells: list[Resolved], spans: list[RowSpan], batches: int, batch_rows: int, room: int,
-    with_dense: bool = True, share: bool = True, failed: dict[int, Failure] | None = None,
-) -> list[BatchCache]:  # fmt: skip
-    """Compress for every cell and lay the caches out in batches.
-
-    Scores are computed once per eviction and layer, kept tokens once per eviction and budget. The rows of a cell that
-    fails are left empty, so that the other cells stand where they would without the failure.
+    A single row refers to the snapshot where nothing is evicted.
 
     Args:
         snapshot: the prefilled prompt.
-        cells: methods with their budgets.
-        spans: from `assign_rows`, one per cell.
-        batches: number of batches.
-        batch_rows: rows per batch.
+        cell: the method with its budgets.
+        rows: rows, which advance in step.
         room: maximum number of tokens that will be appended.
-        with_dense: row 0 of batch 0 is the dense row.
-        share: rows of a cell share one prefix; False gives each its own, as separate requests would have.
-        failed: is given the failures, by index of the cell; None to raise the first.
 
     Raises:
         AuditError: an eviction kept tokens that it may not keep.
         NotFiniteError: an eviction's scores are not finite.
     """
     kept_so_far: dict[tuple[Any, ...], list[Kept]] = {}
-    layers: list[list[BatchLayer]] = [[] for _ in range(batches)]
+    layers = []
     for layer in snapshot.layers:
-        scores: dict[Eviction, Any] = {}
-        lanes: list[list[Lane | StoredLane]] = [[] for _ in range(batches)]
-        if with_dense:
-            lanes[0].append(plain_lane(layer, slice(0, 1)))
-        for number, (cell, span) in enumerate(zip(cells, spans, strict=True)):
-            if failed is not None and number in failed:
-                continue
-            try:
-                lanes[span.batch] += cell_lanes(layer, cell, span.rows, room, scores, kept_so_far, share)
-            except Exception as error:
-                # what does not fit is all cells together
-                if failed is None or out_of_memory(error):
-                    raise
-                failed[number] = Failure.of(error, "compress")
+        lanes = cell_lanes(layer, cell, slice(0, rows), room, {}, kept_so_far, share=rows == 1)
         layer.forget()
-        for batch in range(batches):
-            lanes[batch] += _padding(layer, lanes[batch], batch_rows)
-            layers[batch].append(
-                BatchLayer(lanes[batch], batch_rows, layer.group, layer.k_HTD, layer.heads, room)
-            )
-    return [BatchCache(batch, snapshot.length) for batch in layers]
+        layers.append(BatchLayer(lanes, rows, layer.group, layer.k_HTD, layer.heads, room))
+    return BatchCache(layers, snapshot.length)
 
 
 def cell_lanes(
@@ -229,18 +174,6 @@ def _margins(positions: Tensor, length: int) -> Tensor:
     return torch.stack([ends.min(), steps.min()])
 
 
-def _padding(layer: LayerSnapshot, lanes: list[Lane | StoredLane], batch_rows: int) -> list[Lane]:
-    """Empty lanes for the unused rows of a batch."""
-    empty: Tensor = layer.k_HTD[None, :, :0]
-    heads = slice(0, layer.heads)
-    # lanes of a cell differ in heads, not in rows
-    used = sorted({(lane.rows.start, lane.rows.stop) for lane in lanes})
-    starts = [0, *(stop for _, stop in used)]
-    stops = [*(start for start, _ in used), batch_rows]
-    gaps = [slice(start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop]
-    return [Lane(rows=gap, heads=heads, k_BHKD=empty, v_BHKD=empty) for gap in gaps]
-
-
 def make_lanes(
     snapshot: LayerSnapshot, cell: Resolved, rule: LayerRule, kept: Kept | None, rows: slice, room: int,
     share: bool = True, carried: Mapping[str, list[Tensor]] | None = None,
@@ -259,11 +192,11 @@ def make_lanes(
         carried: what the eviction carries along, see `Eviction.carry`.
         prepared: states of this layer's selections so far, to be shared and added to; None to share none.
     """
-    stores = rule.hold is not None or not isinstance(cell.format, Native)
     parts = [slice(0, snapshot.heads)]
     if kept is not None and len({len(p) for p in kept.positions}) > 1:
         parts = [slice(head, head + 1) for head in range(snapshot.heads)]
     count, form = rows.stop - rows.start, cell.format_of(snapshot.layer)
+    stores = rule.hold is not None or not isinstance(form, Native)
     lanes: list[Lane | StoredLane] = []
     for part in parts:
         k_HKD, v_HKD, mask = _gather(snapshot, kept, part)

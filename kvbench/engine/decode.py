@@ -1,172 +1,49 @@
-"""Decodes all cells of a prompt together, one row each, with the dense row that every group has."""
+"""Decodes all cells of a prompt: dense alone, then every cell along dense's answer, then from where a cell parts.
+
+Dense's answer is known once dense is decoded. Cells are fed it, many steps of many cells at once (`forced.py`): that
+gives the divergence from dense, and a cell's own answer up to the first token that differs. Only from there on a cell
+is decoded freely.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvbench.config.numbers import NotFiniteError, clamped
-from kvbench.engine.batch import BatchCache
-from kvbench.engine.compress import RowSpan, assign_rows, build_batches
-from kvbench.engine.draw import Draw
+from kvbench.engine.blocks import blocks
+from kvbench.engine.dense_answer import decode_dense
 from kvbench.engine.failures import DenseError, Failure
 from kvbench.engine.finite import check_snapshot, total
+from kvbench.engine.forced import PASS_ROWS, Rows
 from kvbench.engine.prefill import Snapshot
-from kvbench.engine.rope import check_rope
+from kvbench.engine.results import Decoded, DecodeOptions, Group
 from kvbench.kernels.clock import synchronize
-from kvbench.methods.base import Resolved
+from kvbench.methods.base import Eviction, Resolved
 
-_DENSE = RowSpan(0, slice(0, 1))
+__all__ = ["DecodeOptions", "Decoded", "Group", "decode_cells"]
+
 #: largest rounding error of a mean KL divergence in nats, of fp32 log probabilities
 _KL_ERROR = 1e-3
-
-
-@dataclass(frozen=True)
-class DecodeOptions:
-    """How the cells of a prompt are decoded.
-
-    Attributes:
-        max_new_tokens: maximum number of tokens to generate, M.
-        eos: ids that end an answer; empty to generate all M tokens.
-        batch_rows: rows per forward pass; a cell's last digits depend on it, so that it is part of the cell's
-            id.
-        kl: add a teacher-forced row per cell and measure the divergence from dense.
-        first_token: "compressed" (the last prompt token is a decode step) or "dense" (prefill gives the first
-            token).
-        ends: whether an answer ends with the last of these tokens, by its text; None for end tokens only.
-        draw: chooses tokens at random; None for the likeliest.
-    """
-
-    max_new_tokens: int
-    eos: frozenset[int] = frozenset()
-    batch_rows: int = 48
-    kl: bool = True
-    first_token: str = "compressed"
-    ends: Callable[[Sequence[int]], bool] | None = None
-    draw: Draw | None = None
-
-    def choose(self, logits_RV: Tensor, step: int) -> Tensor:
-        """The token of each row, `[R]`; `step` is its number in the answer."""
-        return logits_RV.argmax(-1) if self.draw is None else self.draw(logits_RV, step)
-
-
-@dataclass
-class Decoded:
-    """The result of one cell.
-
-    Attributes:
-        ids: generated tokens, the end token included.
-        stop: "eos", "string" (the text ended it) or "length".
-        kl: mean KL(dense || cell) in nats over dense's own continuation, or None.
-        kl_tokens: tokens that the mean is over.
-        agree: fraction of those where the cell's most likely token is dense's, or None.
-        kept: kept prompt tokens, mean over layers and KV heads.
-        resident: bytes after compression; `resident_bf16` with a bf16 model.
-        resident_end: bytes after decoding.
-        read: bytes of K, V and auxiliary data read per decode step, mean over steps; `read_bf16` likewise.
-    """
-
-    ids: list[int] = field(default_factory=list)
-    stop: str = "length"
-    kl: float | None = None
-    kl_tokens: int = 0
-    agree: float | None = None
-    kept: float = 0.0
-    resident: int = 0
-    resident_bf16: int = 0
-    resident_end: int = 0
-    read: float = 0.0
-    read_bf16: float = 0.0
-
-
-@dataclass
-class Group:
-    """The results of one prompt, dense and the other cells, with the times they shared."""
-
-    dense: Decoded
-    cells: list[Decoded | Failure]
-    compress_seconds: float
-    decode_seconds: float
-    steps: int
-
-
-class _Row:
-    """A cell: the row that generates freely, and the teacher-forced one, if any."""
-
-    def __init__(self, span: RowSpan, caches: list[BatchCache], options: DecodeOptions, name: str) -> None:
-        self.batch, self.row, self.options = span.batch, span.rows.start, options
-        # dense is its own reference
-        self.forced = span.rows.stop - 1 if span.rows.stop - span.rows.start > 1 else None
-        self.cache, self.name = caches[span.batch], name
-        self.done = False
-        self.failure: Failure | None = None
-        self.steps = self.forced_steps = 0
-        resident = self.cache.resident(self.row)
-        self.out = Decoded(
-            kept=resident.kept,
-            resident=resident.bytes,
-            resident_bf16=resident.bf16,
-            resident_end=resident.bytes,
-        )
-
-    def append(self, token: int) -> None:
-        self.out.ids.append(token)
-        if token in self.options.eos:
-            self.out.stop, self.done = "eos", True
-        elif self.options.ends is not None and self.options.ends(self.out.ids):
-            self.out.stop, self.done = "string", True
-
-    def measure(self, steps: int) -> None:
-        """Record the bytes read in all steps so far and the bytes held now."""
-        self.out.read, self.out.read_bf16 = self.cache.bytes_read(self.row, steps)
-        self.out.resident_end = self.cache.resident(self.row).bytes
-
-    def check(self, finite_R: list[bool], step: int, dense_runs: bool) -> None:
-        """Fail if the logits of a step that counts are not finite.
-
-        Args:
-            finite_R: which rows of the batch have finite logits.
-            step: number of the step.
-            dense_runs: whether dense's answer goes on, which the teacher-forced row is fed.
-        """
-        if not self.done:
-            self.steps = step + 1
-            if not finite_R[self.row]:
-                self.fail(f"logits of decode step {step} are not finite")
-        if self.forced is not None and dense_runs:
-            self.forced_steps = step + 1
-            if not finite_R[self.forced]:
-                self.fail(f"logits of step {step} of dense's answer are not finite")
-
-    def check_appended(self, finite_RT: list[list[bool]], before: int) -> None:
-        """Fail if a key or value appended in a step that counts is not finite, even if no step read it.
-
-        Args:
-            finite_RT: by row of the batch and appended token.
-            before: tokens appended before the first step.
-        """
-        for row, steps in ((self.row, self.steps), (self.forced, self.forced_steps)):
-            if row is not None and not all(finite_RT[row][: before + steps]):
-                step = finite_RT[row].index(False) - before
-                where = f"decode step {step}" if step >= 0 else "the question"
-                self.fail(f"keys or values of {where} are not finite")
-
-    def fail(self, reason: str) -> None:
-        if self.failure is None:
-            self.failure = Failure.of(NotFiniteError(f"{self.name}: {reason}"), "decode")
-            self.done = True
+#: bytes of dense's log probabilities that are kept; longer answers go in parts, dense beside the cells
+REFERENCE_BYTES = 64 * 2**20
+#: least steps along dense's answer between looks at which cells have parted, where nothing else needs the later steps
+LOOK_EVERY = 8
+#: rows of which log probabilities are compared at once
+_COMPARED = 16
 
 
 @torch.inference_mode()
 def decode_cells(
     model: PreTrainedModel, snapshot: Snapshot, question: list[int], last: int, cells: list[Resolved],
-    options: DecodeOptions, progress: Callable[[int, int], None] = lambda step, steps: None,
+    options: DecodeOptions,
 ) -> Group:  # fmt: skip
     """Compress a snapshot for every cell and decode them all, with the dense cell.
 
@@ -177,7 +54,6 @@ def decode_cells(
         last: the last prompt token (ignored when the first token is dense).
         cells: methods with their budgets, without those that equal dense.
         options: see DecodeOptions.
-        progress: called after each step with (steps done, maximum number of steps).
 
     Returns:
         The results; a failure in place of a cell that raised while compressing, or has numbers that are not finite.
@@ -192,146 +68,309 @@ def decode_cells(
         check_snapshot(snapshot.layers, snapshot.logits)
     except NotFiniteError as error:
         raise DenseError(Failure.of(error, "prefill")) from None
-    spans, batches = assign_rows(len(cells), options.batch_rows, 2 if options.kl else 1)
     room = len(question) + options.max_new_tokens
-    last_fed = snapshot.length + room - (options.first_token == "dense")
-    check_rope(snapshot.rope_until, snapshot.length, last_fed)
-    failed: dict[int, Failure] = {}
-    caches = build_batches(snapshot, cells, spans, batches, options.batch_rows, room, failed=failed)
+    reference = _Reference(model) if options.kl and cells else None
+    try:
+        see = None if reference is None else reference.see
+        dense = decode_dense(model, snapshot, question, last, options, see)
+    except NotFiniteError as error:
+        raise DenseError(Failure.of(error, "decode")) from None
+    answer = _Answer.of(dense, last, options)
+    prompt = _Prompt(model, snapshot, question, answer, options)
+    if reference is not None:
+        reference.prompt = prompt
+    found: list[Decoded | Failure | None] = [None] * len(cells)
+    compressing = 0.0
+    parts = list(blocks(snapshot, cells, room, options.block_bytes))
+    scores: list[dict[Eviction, Any]] = [{} for _ in snapshot.layers]
+    for number, part in enumerate(parts):
+        block = _Block(prompt, [cells[index] for index in part], scores)
+        compressing += block.compress_seconds
+        for index, result in zip(part, block.decoded(reference), strict=True):
+            found[index] = result
+        # caches of one block at a time
+        del block
+        later = {cells[index].eviction for rest in parts[number + 1 :] for index in rest}
+        for known in scores:
+            for eviction in known.keys() - later:
+                del known[eviction]
+    for layer in snapshot.layers:
+        layer.forget()
     synchronize(model.device)
-    compressed = time.perf_counter()
-
-    names = ["dense", *(_name(cell) for cell in cells)]
-    rows = [_Row(span, caches, options, name) for span, name in zip((_DENSE, *spans), names, strict=True)]
-    for number, failure in failed.items():
-        rows[number + 1].failure, rows[number + 1].done = failure, True
-    if question:
-        _feed(model, caches, question, options.batch_rows)
-    divergence = _Divergence(spans) if options.kl and cells else None
-    steps = _decode(model, snapshot, caches, rows, divergence, last, options, progress)
-    _check_appended(caches, rows, len(question))
-    synchronize(model.device)
-    if divergence is not None:
-        divergence.report(rows[1:])
+    results = [result for result in found if result is not None]
     return Group(
-        dense=rows[0].out,
-        cells=[row.failure or row.out for row in rows[1:]],
-        compress_seconds=compressed - started,
-        decode_seconds=time.perf_counter() - compressed,
-        steps=steps,
+        dense=dense,
+        cells=results,
+        compress_seconds=compressing,
+        decode_seconds=time.perf_counter() - started - compressing,
+        steps=max(len(result.ids) for result in (dense, *results) if isinstance(result, Decoded))
+        - answer.given,
     )
 
 
-def _name(cell: Resolved) -> str:
-    """The parts of a cell, for messages."""
-    return f"{cell.eviction.name} x {cell.selection.name} x {cell.format.name}"
+@dataclass(frozen=True)
+class _Answer:
+    """Dense's answer.
+
+    Attributes:
+        ids: all of it.
+        given: how many of its tokens the prefill gave: 1 where the first token is dense, else 0.
+        fed: tokens of its decode steps.
+        stop: see `Decoded.stop`.
+    """
+
+    ids: list[int]
+    given: int
+    fed: list[int]
+    stop: str
+
+    @classmethod
+    def of(cls, dense: Decoded, last: int, options: DecodeOptions) -> _Answer:
+        given = int(options.first_token == "dense")
+        fed = dense.ids[:-1] if given else [last, *dense.ids[:-1]]
+        return cls(dense.ids, given, fed, dense.stop)
 
 
-def _check_appended(caches: list[BatchCache], rows: list[_Row], before: int) -> None:
-    """Check the keys and values of every appended token; `before` of them came before the first step."""
-    for batch, cache in enumerate(caches):
-        finite_RT = cache.finite_tokens().tolist()
-        for row in rows:
-            if row.batch == batch and row.failure is None:
-                row.check_appended(finite_RT, before)
-    _check_dense(rows)
+@dataclass(frozen=True)
+class _Prompt:
+    """What all blocks of a prompt have in common."""
+
+    model: PreTrainedModel
+    snapshot: Snapshot
+    question: list[int]
+    answer: _Answer
+    options: DecodeOptions
+
+    def rows(self, cells: Sequence[Resolved | None], **known: Any) -> Rows:
+        """Cells, compressed."""
+        return Rows(self.model, self.snapshot, cells, self.options.max_new_tokens, self.question, **known)
 
 
-def _check_dense(rows: list[_Row]) -> None:
-    if rows[0].failure is not None:
-        raise DenseError(rows[0].failure)
+class _Reference:
+    """Dense's log probabilities along its own answer, as many steps at once as `REFERENCE_BYTES` hold.
+
+    The passes are those that dense's answer was taken from, and of the same size as the cells', so that equal caches
+    have no divergence.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.prompt: _Prompt | None = None
+        self.steps = range(0)
+        self.parts: list[Tensor] = []
+        self.log_p_SV = self.most_likely = torch.empty(0)
+        self.span = max(1, REFERENCE_BYTES // (4 * model.config.get_text_config().vocab_size))
+        self.rows: Rows | None = None
+
+    def see(self, logits_RV: Tensor, count: int) -> None:
+        """Keep the log probabilities of the next steps, as far as there is room."""
+        count = min(count, self.span - len(self.steps))
+        if count > 0:
+            log_p_RV = torch.cat([part.log_softmax(-1) for part in logits_RV.split(_COMPARED)])
+            self.parts.append(log_p_RV[:count])
+            self.steps = range(self.steps.start, self.steps.stop + count)
+
+    def load(self, steps: range) -> None:
+        """Have the log probabilities of some steps, at most `span`."""
+        assert self.prompt is not None
+        fed = self.prompt.answer.fed
+        if steps != self.steps:
+            if self.rows is None or len(self.rows.fed[0]) != steps.start:
+                self.rows = self.prompt.rows([None])
+                self.rows.feed({0: fed[: steps.start]})
+            self.parts, self.steps, self.log_p_SV = [], range(steps.start, steps.start), torch.empty(0)
+            given = {0: fed[steps.start : steps.stop]}
+            self.rows.feed(given, lambda logits_RV, rows, _: self.see(logits_RV, len(rows)))
+            if steps.stop == len(fed):
+                self.rows = None
+        if self.parts:
+            self.log_p_SV, self.parts = torch.cat(self.parts), []
+            self.most_likely = self.log_p_SV.argmax(-1)
+
+    def compare(self, logits_RV: Tensor, steps: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Divergences from dense in nats, and whether the most likely token is dense's, both fp64 `[R]`."""
+        # always the same number of rows, as sums of other shapes may differ in their last digits
+        at = [step - self.steps.start for step in steps]
+        at_R = torch.tensor(at + [0] * (len(logits_RV) - len(at)), device=logits_RV.device)
+        found = []
+        for logits, at in zip(logits_RV.split(_COMPARED), at_R.split(_COMPARED), strict=True):
+            log_p, log_q = self.log_p_SV[at], logits.log_softmax(-1)
+            found.append((log_p.exp() * (log_p - log_q)).sum(-1).double())
+        agree = logits_RV.argmax(-1) == self.most_likely[at_R]
+        return torch.cat(found), agree.double()
 
 
-def _decode(
-    model: PreTrainedModel, snapshot: Snapshot, caches: list[BatchCache], rows: list[_Row],
-    divergence: _Divergence | None, last: int, options: DecodeOptions, progress: Callable[[int, int], None],
-) -> int:  # fmt: skip
-    """Decode until every free row has ended; returns the number of steps."""
-    steps = options.max_new_tokens
-    if options.first_token == "dense":
-        last = int(options.choose(snapshot.logits[None], 0))
-        steps -= 1
-        for row in rows:
-            row.append(last)
-    tokens = torch.full((len(caches), options.batch_rows), last, device=model.device)
-    done, before = 0, options.max_new_tokens - steps
-    for step in range(steps):
-        if all(row.done for row in rows):
-            break
-        dense_runs = not rows[0].done
-        next_tokens, sums = [], []
-        for batch, cache in enumerate(caches):
-            position = torch.full((options.batch_rows, 1), cache.get_seq_length(), device=model.device)
-            logits = model(
-                input_ids=tokens[batch][:, None], position_ids=position, past_key_values=cache, use_cache=True
-            ).logits[:, -1].float()  # fmt: skip
-            chosen = options.choose(logits, before + step)
-            if divergence is not None:
-                divergence.add_step(batch, logits, chosen, active=dense_runs)
-            next_tokens.append(chosen)
-            sums.append(total(logits, -1))
-        tokens = torch.stack(next_tokens)
-        on_host, finite_BR = torch.stack([tokens, torch.stack(sums).isfinite().long()]).tolist()
-        for row in rows:
-            row.check(finite_BR[row.batch], step, dense_runs)
-        _check_dense(rows)
-        for row in rows:
-            if row.done:
+@dataclass
+class _Cell:
+    """One cell of a block.
+
+    Attributes:
+        row: of the block.
+        name: for messages.
+        out: its result so far.
+        forced: its tokens along dense's answer, one per step.
+        parted: the step at which its own token differs from dense's, or None.
+        bad: the first step along dense's answer whose logits are not finite, or None.
+        divergence: sum of the divergences from dense so far, and of the steps whose most likely token is dense's.
+        done: its answer has ended.
+        failure: why it has none.
+    """
+
+    row: int
+    name: str
+    out: Decoded
+    forced: list[int] = field(default_factory=list)
+    parted: int | None = None
+    bad: int | None = None
+    divergence: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    done: bool = False
+    failure: Failure | None = None
+
+    def fail(self, reason: str) -> None:
+        if self.failure is None:
+            self.failure = Failure.of(NotFiniteError(f"{self.name}: {reason}"), "decode")
+            self.done = True
+
+
+class _Block:
+    """Some cells of a prompt, compressed together."""
+
+    def __init__(self, prompt: _Prompt, cells: list[Resolved], scores: list[dict[Eviction, Any]]) -> None:
+        started = time.perf_counter()
+        self.prompt, self.answer, self.options = prompt, prompt.answer, prompt.options
+        failed: dict[int, Failure] = {}
+        self.rows = prompt.rows(cells, scores=scores, failed=failed)
+        synchronize(prompt.model.device)
+        self.compress_seconds = time.perf_counter() - started
+        self.cells = []
+        for row, (cell, held) in enumerate(zip(cells, self.rows.resident, strict=True)):
+            name = f"{cell.eviction.name} x {cell.selection.name} x {cell.format.name}"
+            out = Decoded(list(self.answer.ids[: self.answer.given]))
+            if held is not None:
+                out.kept, out.resident, out.resident_bf16 = held.kept, held.bytes, held.bf16
+                out.resident_end = held.bytes
+            self.cells.append(_Cell(row, name, out, failure=failed.get(row), done=row in failed))
+
+    def decoded(self, reference: _Reference | None) -> list[Decoded | Failure]:
+        """The results, in order."""
+        if self.answer.fed:
+            self._along_dense(reference)
+            self._part()
+            self._freely()
+            for cell in self.cells:
+                self._check_appended(cell, len(self.rows.fed[cell.row]), "decode step")
+        else:
+            for cell in self.cells:
+                cell.out.stop = self.answer.stop
+        for cell in self.cells:
+            self._report(cell)
+        return [cell.failure or cell.out for cell in self.cells]
+
+    def _along_dense(self, reference: _Reference | None) -> None:
+        """Feed dense's answer to all cells; without a reference, only until they part from it."""
+        fed, given = self.answer.fed, self.answer.given
+        live = [cell for cell in self.cells if cell.failure is None]
+        steps = range(0)
+        while live and steps.stop < len(fed):
+            low = steps.stop
+            # what a pass has room for costs nothing
+            span = max(LOOK_EVERY, PASS_ROWS // len(live)) if reference is None else reference.span
+            steps = range(low, min(low + span, len(fed)))
+            if reference is not None:
+                reference.load(steps)
+            self.rows.feed(
+                {cell.row: fed[low : steps.stop] for cell in live},
+                lambda logits, rows, steps: self._see_forced(logits, rows, steps, reference),
+            )
+            for cell in live:
+                for step in steps:
+                    if cell.parted is None and cell.forced[step] != self.answer.ids[given + step]:
+                        cell.parted = step
+            if reference is None:
+                live = [cell for cell in live if cell.parted is None]
+        for cell in self.cells:
+            if cell.failure is not None:
                 continue
-            row.append(on_host[row.batch][row.row])
-            if row.done or step == steps - 1:
-                row.measure(step + 1)
-        done = step + 1
-        progress(done, steps)
-    return done
+            # a step beyond the last one that counts is nobody's
+            last = len(fed) - 1 if reference is not None or cell.parted is None else cell.parted
+            if cell.bad is not None and cell.bad <= last:
+                cell.fail(f"logits of step {cell.bad} of dense's answer are not finite")
+            self._check_appended(cell, last + 1, "step", " of dense's answer")
 
+    def _see_forced(
+        self, logits_RV: Tensor, rows: Sequence[int], steps: Sequence[int], reference: _Reference | None
+    ) -> None:
+        seen = self._chosen(logits_RV, steps)
+        if reference is not None:
+            seen += reference.compare(logits_RV, steps)
+        # one transfer per pass
+        for row, step, token, good, *divergence in zip(
+            rows, steps, *torch.stack(seen).tolist(), strict=False
+        ):
+            cell = self.cells[row]
+            cell.forced.append(int(token))
+            if not good and cell.bad is None:
+                cell.bad = step
+            for n, value in enumerate(divergence):
+                cell.divergence[n] += value
 
-class _Divergence:
-    """KL from dense over its own continuation, from rows that are fed dense's tokens in step with it."""
+    def _chosen(self, logits_RV: Tensor, steps: Sequence[int]) -> list[Tensor]:
+        """The token that follows each step, and whether its logits are finite, both fp64 `[R]`."""
+        chosen = self.options.choose(logits_RV, [self.answer.given + step for step in steps])
+        return [chosen.double(), total(logits_RV, -1).isfinite().double()]
 
-    def __init__(self, spans: list[RowSpan]) -> None:
-        self.rows: dict[int, list[int]] = {}
-        self.cells: dict[int, list[int]] = {}
-        for cell, span in enumerate(spans):
-            self.rows.setdefault(span.batch, []).append(span.rows.stop - 1)
-            self.cells.setdefault(span.batch, []).append(cell)
-        self.kl = torch.zeros(len(spans), dtype=torch.float64)
-        self.agree = torch.zeros(len(spans))
-        self.tokens = 0
+    def _part(self) -> None:
+        """Take each answer as far as it is known; cells that parted go back to that step."""
+        live = [cell for cell in self.cells if cell.failure is None]
+        for cell in live:
+            known = cell.forced if cell.parted is None else cell.forced[: cell.parted + 1]
+            cell.out.ids += known
+        self.rows.rewind({cell.row: cell.parted + 1 for cell in live if cell.parted is not None})
+        for cell in live:
+            self._end(cell)
 
-    def add_step(self, batch: int, logits_RV: Tensor, chosen_R: Tensor, active: bool) -> None:
-        """Account for one step of a batch, and replace the teacher-forced rows' tokens by dense's."""
-        if batch == 0:
-            self.log_p = logits_RV[0].log_softmax(-1)
-            self.likeliest, self.token = logits_RV[0].argmax(), chosen_R[0].clone()
-            self.tokens += active
-        rows, cells = self.rows.get(batch, []), self.cells.get(batch, [])
-        if rows and active:
-            log_q = logits_RV[rows].log_softmax(-1)
-            self.kl[cells] += (self.log_p.exp() * (self.log_p - log_q)).sum(-1).double().cpu()
-            self.agree[cells] += (logits_RV[rows].argmax(-1) == self.likeliest).float().cpu()
-        chosen_R[rows] = self.token
+    def _end(self, cell: _Cell) -> None:
+        """Note the end of an answer, and what was held and read until then."""
+        stop = self.options.stop(cell.out.ids)
+        if stop is None:
+            return
+        cell.out.stop, cell.done = stop, True
+        cell.out.read, cell.out.read_bf16 = self.rows.bytes_read(cell.row)
+        cell.out.resident_end = self.rows.cache.resident(cell.row).bytes
 
-    def report(self, rows: list[_Row]) -> None:
-        """Enter the means into the cells' results."""
-        for cell, row in enumerate(rows):
-            row.out.kl_tokens = self.tokens
-            if not self.tokens or row.failure is not None:
-                continue
-            kl = float(self.kl[cell]) / self.tokens
-            try:
-                row.out.kl = clamped(kl, 0.0, math.inf, _KL_ERROR, f"{row.name}: KL divergence from dense")
-            except ArithmeticError as error:
-                row.failure = Failure.of(error, "decode")
-            row.out.agree = float(self.agree[cell]) / self.tokens
+    def _freely(self) -> None:
+        """Decode the cells that have not ended, each from where it is."""
 
+        def see(logits_RV: Tensor, rows: Sequence[int], steps: Sequence[int]) -> None:
+            seen = torch.stack(self._chosen(logits_RV, steps))
+            for row, step, token, good in zip(rows, steps, *seen.tolist(), strict=False):
+                cell = self.cells[row]
+                cell.out.ids.append(int(token))
+                if not good:
+                    cell.fail(f"logits of decode step {step} are not finite")
 
-def _feed(model: PreTrainedModel, caches: list[BatchCache], question: list[int], rows: int) -> None:
-    """Feed a question to every row, which reads everything it kept."""
-    ids = torch.tensor(question, device=model.device).expand(rows, -1)
-    for cache in caches:
-        start = cache.get_seq_length()
-        position = torch.arange(start, start + len(question), device=model.device).expand(rows, -1)
-        cache.set_selecting(False)
-        model.base_model(input_ids=ids, position_ids=position, past_key_values=cache, use_cache=True)
-        cache.set_selecting(True)
+        while live := [cell for cell in self.cells if not cell.done]:
+            self.rows.feed({cell.row: cell.out.ids[-1:] for cell in live}, see, self.options.batch_rows)
+            for cell in live:
+                if not cell.done:
+                    self._end(cell)
+
+    def _check_appended(self, cell: _Cell, steps: int, what: str, of: str = "") -> None:
+        """Fail a cell if a key or value that it appended is not finite, even if no step read it."""
+        if cell.failure is None and not all(finite := self.rows.finite(cell.row, steps)):
+            step = finite.index(False) - len(self.prompt.question)
+            where = f"{what} {step}{of}" if step >= 0 else "the question"
+            cell.fail(f"keys or values of {where} are not finite")
+
+    def _report(self, cell: _Cell) -> None:
+        """Enter the means of the divergence."""
+        if not self.options.kl or cell.failure is not None:
+            return
+        cell.out.kl_tokens = count = len(self.answer.fed)
+        if not count:
+            return
+        kl, agree = (value / count for value in cell.divergence)
+        try:
+            cell.out.kl = clamped(kl, 0.0, math.inf, _KL_ERROR, f"{cell.name}: KL divergence from dense")
+        except ArithmeticError as error:
+            cell.failure = Failure.of(error, "decode")
+        cell.out.agree = agree

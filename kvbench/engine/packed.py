@@ -80,6 +80,8 @@ class PackedLayer(BatchLayer):
         self.slots_at = torch.zeros(rows, room, dtype=torch.long, device=template.device)
         self.scored_at = [[0] * room for _ in range(rows)]
         self.current: Pass | Question | None = None
+        #: queries of passes of tokens, where a caller wants them
+        self.queries_NHGD: list[Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         now = self.current
@@ -104,6 +106,8 @@ class PackedLayer(BatchLayer):
         assert now is not None
         out = q_BQTD.new_zeros(q_BQTD.shape[0], 1, *q_BQTD.shape[1::2])
         q_NHGD = q_BHGTD[: len(now.rows), :, :, 0].contiguous()
+        if self.queries_NHGD is not None:
+            self.queries_NHGD.append(q_NHGD)
         out[: len(now.rows), 0] = self._attend_pass(now, q_NHGD, scaling).flatten(1, 2)
         for row, tokens in now.segments:
             self.counts[row] += len(tokens)

@@ -55,12 +55,12 @@ class DecodeConfig:
     """How answers are generated.
 
     Attributes:
-        block_rows: rows decoded together; smaller batches are padded to it.
+        block_rows: rows of a decode step of cells whose answers differ from dense's; fewer are padded to it.
         ignore_eos: whether to always generate max_new_tokens.
         first_token: whether the first answer token comes from the compressed cache or from the dense prefill.
     """
 
-    block_rows: int = 48
+    block_rows: int = 16
     ignore_eos: bool = False
     first_token: Literal["compressed", "dense"] = "compressed"
 

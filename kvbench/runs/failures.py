@@ -70,8 +70,8 @@ def first_prompt(at: PromptContext, failure: Failure) -> UserError:
         )
     if failure.kind == "out_of_memory":
         return UserError(
-            f"decode.block_rows: {name} does not fit in memory with {at.run.cfg.decode.block_rows}; give less, "
-            "or a smaller model.prefill_chunk, fewer methods or budgets at once"
+            f"model.prefill_chunk: {name} does not fit in memory with {at.run.cfg.model.prefill_chunk}; give less, "
+            "or shorter prompts"
         )
     return UserError(
         f"model: dense {model.name} in {dtype} fails on the first prompt ({name}): {failure.reason}; its traceback "

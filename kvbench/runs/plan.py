@@ -33,7 +33,7 @@ FAULTS = (
     ValueError,
 )
 #: raised when the engine would give other numbers for the same configuration
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvbench.config.errors import UserError
-from kvbench.engine.compress import RowSpan, build_batches
+from kvbench.engine.compress import build_batch
 from kvbench.engine.prefill import Snapshot
 from kvbench.kernels import forms
 from kvbench.kernels.attention_sum import attention_sum
@@ -149,8 +149,7 @@ def _rotations(positions: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 def _decode(snapshot: Snapshot, resolved: Resolved, room: int) -> None:
     """Compresses, reads a question, and takes some decode steps."""
-    span = RowSpan(0, slice(0, 1))
-    (cache,) = build_batches(snapshot, [resolved], [span], 1, 1, room, with_dense=False, share=False)
+    cache = build_batch(snapshot, resolved, 1, room)
     draw = torch.Generator().manual_seed(1)
     for count in (QUESTION, *[1] * STEPS):
         cache.set_selecting(count == 1)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from kvbench.engine import compress
 from kvbench.engine.attention import register_attention
-from kvbench.engine.compress import RowSpan, build_batches
+from kvbench.engine.compress import build_batch
 from kvbench.engine.prefill import prefill
 from kvbench.engine.step import Step
 from kvbench.kernels import forms
@@ -85,9 +85,7 @@ def main(form: str, folder: str, methods: list[str]) -> None:
             if form == "triton":
                 stack.enter_context(zeroed())
                 compiled = stack.enter_context(stub.compiling_for(stub.CHIPS["sm_90"]))
-            (cache,) = build_batches(
-                snapshot, [cell], [RowSpan(0, slice(0, 2))], 1, 2, 8, with_dense=False, share=False
-            )
+            cache = build_batch(snapshot, cell, 2, 8)
             step = Step(model, cache, PROMPT[-1], 2)
             with watching(raising=False) as waits:
                 step.eager()

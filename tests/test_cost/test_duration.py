@@ -5,7 +5,9 @@ import pytest
 from kvbench import cost
 from kvbench.cli.reproduce import commands
 from kvbench.config.errors import UserError
-from kvbench.cost.duration import duration
+from kvbench.cost.duration import BLOCK_BYTES, PASS_ROWS, duration
+from kvbench.cost.roofline import seconds
+from kvbench.engine import blocks, forced
 from kvbench.runs.config import load
 
 SHAPE = cost.model_shape("llama31_8b")
@@ -19,11 +21,14 @@ def of(tmp_path, *overrides, experiment="quickstart"):
 
 
 def test_dense_alone_is_a_prefill_and_its_steps(tmp_path):
-    found = of(tmp_path, "method=[dense]", "decode.block_rows=1")
+    found = of(tmp_path, "method=[dense]")
     account = cost.account("dense", SHAPE, prompt=4096 - 32, new=32)
     alone = cost.estimate(account, DEVICE)
     assert (found.prompts, found.cells) == (1, 1)
-    assert found.seconds == pytest.approx(alone.prefill_s + 32 * alone.step_s)
+    # and a pass that checks its answer, in which each step reads the cache once more
+    read = account.mean_step().bytes
+    check = (SHAPE.weights_read() + 32 * read) / DEVICE.bandwidth()
+    assert found.seconds == pytest.approx(alone.prefill_s + 32 * alone.step_s + check)
     assert found.memory == alone.memory
     assert found.usd == pytest.approx(found.seconds * DEVICE.usd_per_hour / 3600)
 
@@ -45,13 +50,28 @@ def test_more_cells_cost_less_than_more_prompts(tmp_path):
     assert one.seconds < ten.seconds < 2 * one.seconds
 
 
-def test_the_rows_for_kl_are_counted(tmp_path):
-    cells = ["method=[quest]", "budget.tokens=[256]", "decode.block_rows=2"]
-    with_kl, without = of(tmp_path, *cells), of(tmp_path, *cells, "kl=false")
-    # a second batch reads the weights once more at every step
-    more = 32 * SHAPE.weights_read() / DEVICE.bandwidth()
-    read = cost.account("quest", SHAPE, prompt=4096 - 32, new=32, tokens=256).mean_step().bytes
-    assert with_kl.seconds - without.seconds == pytest.approx(more + 32 * read / DEVICE.bandwidth())
+def test_a_cell_costs_its_share_of_passes_and_its_reads(tmp_path):
+    dense, cell = of(tmp_path, "method=[dense]"), of(tmp_path, "method=[quest]", "budget.tokens=[256]")
+    account = cost.account("quest", SHAPE, prompt=4096 - 32, new=32, tokens=256)
+    more = 32 * (SHAPE.weights_read() / PASS_ROWS + account.mean_step().bytes) / DEVICE.bandwidth()
+    compress = seconds(account.compress, DEVICE.bandwidth(), DEVICE.flops())
+    assert cell.seconds - dense.seconds == pytest.approx(more + compress)
+
+
+def test_memory_is_bounded_by_a_block_of_cells(tmp_path):
+    peaks = [
+        of(
+            tmp_path, "method=[snapkv]", f"budget.tokens=[{','.join(str(2000 + n) for n in range(count))}]"
+        ).memory
+        for count in (1, 3, 30)
+    ]
+    alone = of(tmp_path, "method=[dense]").memory
+    prompt = SHAPE.kv_bytes(4096 - 32)
+    assert 0 < peaks[0] - alone < peaks[1] - alone <= peaks[2] - alone == max(BLOCK_BYTES, prompt)
+
+
+def test_passes_and_blocks_are_those_of_the_engine():
+    assert (PASS_ROWS, BLOCK_BYTES) == (forced.PASS_ROWS, blocks.BLOCK_BYTES)
 
 
 def test_an_efficiency_run_measures_each_batch_alone(tmp_path):

@@ -1,15 +1,20 @@
 """The engine compared with decoding by transformers and its caches, and with itself."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from kvbench.engine import decode, dense_answer
 from kvbench.engine.attention import register_attention
 from kvbench.engine.batch import BatchLayer
-from kvbench.engine.compress import AuditError, assign_rows, audit
+from kvbench.engine.compress import AuditError, audit
 from kvbench.engine.decode import DecodeOptions, decode_cells
+from kvbench.engine.dense_answer import decode_dense_answer
+from kvbench.engine.forced import Rows
 from kvbench.engine.prefill import prefill
 from kvbench.kernels.forms import using
 from kvbench.kernels.pool import pool
@@ -101,16 +106,12 @@ def reference(model, positions_per_layer, prompt=PROMPT, steps=NEW):
     return out, torch.stack(logits)
 
 
-class Recorder:
-    """A model that records the logits of every decode step."""
-
-    def __init__(self, model):
-        self.model, self.device, self.base_model, self.seen = model, model.device, model.base_model, []
-
-    def __call__(self, **kwargs):
-        result = self.model(**kwargs)
-        self.seen.append(result.logits[:, -1].clone())
-        return result
+def along(model, cell, tokens, snapshot=None):
+    """The logits of a cell, None for dense, that is fed these tokens after the prompt's last one."""
+    rows = Rows(model, snapshot or prefill(model, PROMPT[:-1], 64), [cell], len(tokens) + 1)
+    found = []
+    rows.feed({0: [PROMPT[-1], *tokens]}, lambda logits, at, _: found.extend(logits[: len(at)].clone()))
+    return torch.stack(found)
 
 
 @pytest.mark.parametrize("chunk", [37, 128, 299])
@@ -141,47 +142,124 @@ def test_evictions_decode_as_an_eager_model_on_the_cut_cache(model, entry):
     for layer in snapshot.layers:
         scores = cell.eviction.scores(layer)
         kept.append(cell.eviction.keep(layer, scores, Quota(cell.rules[layer.layer].keep, earlier=kept)))
-    recorder = Recorder(model)
-    ours = run(recorder, [cell], snapshot)
+    ours = run(model, [cell], snapshot)
     tokens, logits = reference(model, [k.positions for k in kept])
     assert ours.cells[0].ids == tokens
-    assert torch.allclose(torch.stack(recorder.seen)[:, 1], logits, atol=1e-3)
+    assert torch.allclose(along(model, cell, tokens[:-1], snapshot), logits, atol=1e-3)
 
 
-def test_many_cells_together_equal_each_alone(llama):
-    cells = [resolve(llama, *entry) for entry in ENTRIES]
-    snapshot = prefill(llama, PROMPT[:-1], 64)
-    together, alone = Recorder(llama), Recorder(llama)
-    many = run(together, cells, snapshot, rows=32)
-    for row, cell in enumerate(cells):
-        alone.seen.clear()
-        one = run(alone, [cell], snapshot)
-        assert one.cells[0].ids == many.cells[row].ids, ENTRIES[row]
-        difference = torch.stack(alone.seen)[:, 1] - torch.stack(together.seen)[:, row + 1]
-        assert float(difference.abs().max()) < 1e-3
-        assert one.cells[0].resident == many.cells[row].resident
-        assert one.cells[0].read == many.cells[row].read
+@pytest.mark.parametrize("kl", [False, True])
+@pytest.mark.parametrize("question", [[], PROMPT[-21:-1]], ids=["aware", "agnostic"])
+def test_a_cell_is_bitwise_the_same_alone_and_among_others_in_any_order_and_blocks(llama, kl, question):
+    compressed = COMPRESSED - len(question)
+    cells = [resolve(llama, *entry, compressed=compressed) for entry in ENTRIES]
+    snapshot = prefill(llama, PROMPT[:compressed], 64)
+    options = {"kl": kl, "question": question, "rows": 3}
+    many = run(llama, cells, snapshot, **options)
+    ways = {"reversed": run(llama, cells[::-1], snapshot, **options).cells[::-1]}
+    ways["a block each"] = run(llama, cells, snapshot, **options, block_bytes=1).cells
+    ways["some"] = run(llama, cells[3:9], snapshot, **options).cells
+    ways["alone"] = [run(llama, [cell], snapshot, **options).cells[0] for cell in cells]
+    for name, found in ways.items():
+        assert found == (many.cells[3:9] if name == "some" else many.cells), name
     assert len({tuple(cell.ids) for cell in many.cells}) > 7, (
         "the methods must differ here, or the test shows nothing"
     )
+    assert {cell.kl is not None for cell in many.cells} == {kl}
 
 
-def test_more_cells_than_rows_go_to_further_batches(llama):
+def test_kl_changes_no_answer(llama):
     cells = [resolve(llama, *entry) for entry in ENTRIES]
-    wide, narrow = run(llama, cells, rows=32, kl=True), run(llama, cells, rows=4, kl=True)
-    assert [c.ids for c in narrow.cells] == [c.ids for c in wide.cells]
-    for a, b in zip(narrow.cells, wide.cells, strict=True):
-        assert a.kl == pytest.approx(b.kl, abs=1e-4) and a.agree == b.agree
+    with_kl, without = run(llama, cells, kl=True), run(llama, cells)
+    assert [c.ids for c in with_kl.cells] == [c.ids for c in without.cells]
+    for a, b in zip(with_kl.cells, without.cells, strict=True):
+        assert (a.read, a.resident_end, a.stop) == (b.read, b.resident_end, b.stop)
+
+
+def test_an_answer_that_parts_from_dense_is_that_of_free_steps(llama):
+    """What a cell says after it has parted is what it says when it is fed its own tokens from the start."""
+    cells = [resolve(llama, *entry) for entry in ENTRIES]
+    result = run(llama, cells, kl=True)
+    parted = 0
+    for cell, out in zip(cells, result.cells, strict=True):
+        assert along(llama, cell, out.ids[:-1]).argmax(-1).tolist() == out.ids
+        parted += out.ids[:-1] != result.dense.ids[:-1]
+    assert parted > 7
+
+
+def test_dense_and_its_log_probabilities_in_parts_change_nothing(llama, monkeypatch):
+    cells = [resolve(llama, *entry) for entry in ENTRIES]
+    whole = run(llama, cells, kl=True)
+    # three steps of log probabilities at a time
+    monkeypatch.setattr(decode, "REFERENCE_BYTES", 3 * 4 * llama.config.vocab_size)
+    parts = run(llama, cells, kl=True)
+    blocks = run(llama, cells, kl=True, block_bytes=1)
+    assert parts == replace(
+        whole, compress_seconds=parts.compress_seconds, decode_seconds=parts.decode_seconds
+    )
+    assert blocks.cells == whole.cells
+
+
+class SingleRowsDiffer:
+    """A model whose products of one row make another token the most likely one at some calls."""
+
+    def __init__(self, model, calls):
+        self.model, self.calls, self.seen = model, calls, 0
+        self.device, self.config, self.base_model = model.device, model.config, model.base_model
+
+    def __call__(self, **kwargs):
+        result = self.model(**kwargs)
+        if len(kwargs["input_ids"]) == 1:
+            if self.seen in self.calls:
+                result.logits[0, -1, (int(result.logits[0, -1].argmax()) + 1) % 250] = 1e3
+            self.seen += 1
+        return result
+
+
+def whole(cell):
+    """The cell with budgets that keep and read everything, so that its cache is dense's."""
+    rules = [replace(rule, keep=None, read=None) for rule in cell.rules]
+    return replace(cell, rules=rules)
+
+
+@pytest.mark.parametrize("first_token", ["compressed", "dense"])
+@pytest.mark.parametrize("kl", [False, True])
+@pytest.mark.parametrize("calls", [{0}, {NEW - 2}, {1, 2, 9, 20}, range(99)], ids=str)
+def test_a_near_tie_of_single_rows_parts_no_equal_cache_from_dense(llama, calls, kl, first_token):
+    cells = [whole(resolve(llama, *ENTRIES[2])), resolve(llama, *ENTRIES[3])]
+    snapshot = prefill(llama, PROMPT[:-1], 64)
+    expected = run(llama, cells, snapshot, kl=kl, first_token=first_token)
+    other = SingleRowsDiffer(llama, calls)
+    found = run(other, cells, snapshot, kl=kl, first_token=first_token)
+    assert found.dense == expected.dense and found.cells == expected.cells
+    assert found.cells[0].ids == found.dense.ids and found.cells[0].kl == (0.0 if kl else None)
+    assert other.seen >= NEW - 1
+
+
+def test_the_attention_of_dense_is_that_of_the_answer_that_holds(llama):
+    found = []
+    for model in (llama, SingleRowsDiffer(llama, {2, 4, 7})):
+        snapshot = prefill(llama, PROMPT[:-1], 64)
+        decode_dense_answer(model, snapshot, [], PROMPT[-1], DecodeOptions(NEW))
+        found.append([layer.answer_sum_QT for layer in snapshot.layers])
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, atol=1e-5) and float(a.sum(-1).min()) > NEW - 5
+
+
+def test_a_long_answer_is_drafted_in_parts(llama, monkeypatch):
+    cells = [resolve(llama, *ENTRIES[2])]
+    once = run(llama, cells, kl=True)
+    monkeypatch.setattr(dense_answer, "PASS_ROWS", 5)
+    parts = run(llama, cells, kl=True)
+    assert (parts.dense, parts.cells) == (once.dense, once.cells)
 
 
 def test_a_used_snapshot_equals_a_fresh_one_bit_for_bit(llama):
     cells = [resolve(llama, *entry) for entry in ENTRIES]
     used = prefill(llama, PROMPT[:-1], 64)
-    run(llama, cells, used)
-    again, fresh = Recorder(llama), Recorder(llama)
-    run(again, cells, used)
-    run(fresh, cells, prefill(llama, PROMPT[:-1], 64))
-    assert torch.equal(torch.stack(again.seen), torch.stack(fresh.seen))
+    run(llama, cells, used, kl=True)
+    again = run(llama, cells, used, kl=True)
+    assert again.cells == run(llama, cells, prefill(llama, PROMPT[:-1], 64), kl=True).cells
 
 
 def test_portable_and_compiled_kernels_give_the_same_tokens(llama):
@@ -198,10 +276,8 @@ def test_portable_and_compiled_kernels_give_the_same_tokens(llama):
 
 def test_kl_is_the_divergence_over_the_tokens_of_dense(llama):
     cell = resolve(llama, *ENTRIES[2])
-    recorder = Recorder(llama)
-    result = run(recorder, [cell], prefill(llama, PROMPT[:-1], 64), kl=True)
-    log_p = torch.stack(recorder.seen)[:, 0].double().log_softmax(-1)
-    log_q = torch.stack(recorder.seen)[:, 2].double().log_softmax(-1)
+    result = run(llama, [cell], kl=True)
+    log_p, log_q = (along(llama, c, result.dense.ids[:-1]).double().log_softmax(-1) for c in (None, cell))
     expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
     out = result.cells[0]
     assert out.kl_tokens == NEW and out.kl == pytest.approx(float(expected), rel=1e-4)
@@ -330,14 +406,6 @@ def test_first_token_dense_takes_it_from_the_prefill(llama):
     assert result.dense.ids == dense
     assert result.cells[0].ids[0] == dense[0] and len(result.cells[0].ids) == NEW
     assert result.cells[0].kl_tokens == NEW - 1
-
-
-def test_a_cell_stays_in_one_batch():
-    spans, batches = assign_rows(5, batch_rows=4, rows_each=2)
-    assert batches == 3
-    assert [(s.batch, s.rows.start, s.rows.stop) for s in spans] == [
-        (0, 1, 3), (1, 0, 2), (1, 2, 4), (2, 0, 2), (2, 2, 4),
-    ]  # fmt: skip
 
 
 def test_a_cell_that_keeps_too_much_or_repeats_positions_fails_loudly(llama):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -12,11 +11,11 @@ from kvbench_testing.cases import EVERY, add_repetition, name_of
 from transformers import AutoModelForCausalLM
 
 from kvbench.engine.attention import register_attention
-from kvbench.engine.batch import BatchLayer
-from kvbench.engine.compress import assign_rows
+from kvbench.engine.blocks import blocks
 from kvbench.engine.decode import DecodeOptions, decode_cells
 from kvbench.engine.dense_answer import decode_dense_answer
 from kvbench.engine.failures import DenseError, Failure
+from kvbench.engine.forced import PASS_ROWS
 from kvbench.engine.prefill import PrefillLayer, prefill
 from kvbench.methods import Budget, Shape, build
 
@@ -77,49 +76,69 @@ def run(model, snapshot, cells):
         return decode_cells(model, copied(snapshot), [], PROMPT[-1], cells, OPTIONS)
 
 
-@contextmanager
-def planted_in_step(layer, batch, row, step, where, value):
-    """A key, a value or the queries of one row in one layer and step are not finite."""
-    update, attend, seen = BatchLayer.update, BatchLayer.attend, {}
+class Planted:
+    """A model in which a number of one token is not finite.
 
-    def is_target(self):
-        # layers are updated in order, batch by batch
-        seen.setdefault(id(self), len(seen))
-        number = seen[id(self)]
-        return number == batch * LAYERS + layer
+    Args:
+        model: the model.
+        row: of a cell in its block; None for dense.
+        forced: along dense's answer, else where the cell decodes freely or dense's answer is drafted.
+        step: decode step.
+        layer: where keys, values and queries are planted.
+        where: k, v, q or logits.
+        value: NaN or an infinity.
+    """
 
-    def updated(self, k, v, *args, **kwargs):
-        if is_target(self) and self.filled == step and where in ("k", "v"):
-            x = k if where == "k" else v
-            x[row, 1, 0, 5] = value
-        return update(self, k, v, *args, **kwargs)
-
-    def attended(self, q, scaling):
-        if is_target(self) and self.filled == step + 1 and where == "q":
-            q[row, :, 0, 5] = value
-        return attend(self, q, scaling)
-
-    BatchLayer.update, BatchLayer.attend = updated, attended
-    try:
-        yield
-    finally:
-        BatchLayer.update, BatchLayer.attend = update, attend
-
-
-class PlantedLogits:
-    """A model whose logits of one row and step are not finite."""
-
-    def __init__(self, model, batch, batches, row, step, value):
-        self.model, self.device, self.base_model = model, model.device, model.base_model
-        self.call, self.at, self.value = 0, step * batches + batch, value
-        self.row = row
+    def __init__(self, model, row, forced, step, layer, where, value):
+        self.model, self.device, self.config = model, model.device, model.config
+        self.row, self.forced, self.step = row, forced, step
+        self.layer, self.where, self.value = layer, where, value
+        self.dense = None
 
     def __call__(self, **kwargs):
-        result = self.model(**kwargs)
-        if self.call == self.at:
-            result.logits[self.row, -1, 17] = self.value
-        self.call += 1
+        return self.call(self.model, **kwargs)
+
+    def base_model(self, **kwargs):
+        return self.call(self.model.base_model, **kwargs)
+
+    def call(self, part, **kwargs):
+        cache = kwargs["past_key_values"]
+        index = self.index(cache, len(kwargs["input_ids"]))
+        if index is None:
+            return part(**kwargs)
+        layer = cache.layers[self.layer]
+        update, attend = layer.update, layer.attend
+
+        def updated(k, v, *args, **kwargs):
+            if self.where in ("k", "v"):
+                (k if self.where == "k" else v)[index, 1, 0, 5] = self.value
+            return update(k, v, *args, **kwargs)
+
+        def attended(q, scaling):
+            if self.where == "q":
+                q[index, :, 0, 5] = self.value
+            return attend(q, scaling)
+
+        layer.update, layer.attend = updated, attended
+        try:
+            result = part(**kwargs)
+        finally:
+            del layer.update, layer.attend
+        if self.where == "logits" and "logits" in result:
+            result.logits[index, -1, 17] = self.value
         return result
+
+    def index(self, cache, size):
+        """The token's place in a pass, or None."""
+        if self.dense is None:
+            # dense's answer comes first
+            self.dense = cache
+        if (cache is self.dense) != (self.row is None) or (size == PASS_ROWS) != self.forced:
+            return None
+        now = cache.packed_layers[0].current
+        tokens = list(zip(now.rows, now.slots, strict=True))
+        at = (self.row or 0, self.step)
+        return tokens.index(at) if at in tokens else None
 
 
 def same(found, expected):
@@ -130,28 +149,27 @@ def same(found, expected):
 
 def check_step(model, clean, cells, expected, target, forced, layer, step, where, value):
     """Plant in a decode step of one row: its cell fails, with a row that is dense all do, and nothing else changes."""
-    spans, batches = assign_rows(len(cells), ROWS, 2)
-    if target is None:
-        batch, row, steps = 0, 0, len(expected.dense.ids)
-    else:
-        span = spans[target]
-        batch, row = span.batch, span.rows.stop - 1 if forced else span.rows.start
-        steps = len(expected.dense.ids if forced else expected.cells[target].ids)
+    first, steps = 0, len(expected.dense.ids)
+    if target is not None and not forced:
+        ids, dense = expected.cells[target].ids, expected.dense.ids
+        # free steps begin behind the first token that differs
+        first = next((n for n, token in enumerate(ids) if token != dense[n]), NEW) + 1
+        steps = len(ids)
+    # what a draft holds is computed again
+    counts = first <= step < steps and (forced or target is not None)
+    # cells with one eviction stand next to each other
+    row = None if target is None else next(blocks(clean, cells, NEW)).index(target)
     try:
-        if where == "logits":
-            found = run(PlantedLogits(model, batch, batches, row, step, value), clean, cells)
-        else:
-            with planted_in_step(layer, batch, row, step, where, value):
-                found = run(model, clean, cells)
+        found = run(Planted(model, row, forced, step, layer, where, value), clean, cells)
     except DenseError as error:
         failure = error.failure
         found = None
     if found is None:
-        assert target is None and failure.kind == "not_finite" and step < steps
+        assert target is None and failure.kind == "not_finite" and counts
         return
-    assert target is not None or step >= steps, "dense took no notice"
+    assert target is not None or not counts, "dense took no notice"
     for number, (now, before) in enumerate(zip(found.cells, expected.cells, strict=True)):
-        if number == target and step < steps:
+        if number == target and counts:
             assert isinstance(now, Failure) and now.kind == "not_finite", (now, where, value)
         else:
             same(now, before)

@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from kvbench.config.errors import UserError
 from kvbench.engine.attention import register_attention
-from kvbench.engine.compress import RowSpan, build_batches
+from kvbench.engine.compress import build_batch
 from kvbench.engine.decode import DecodeOptions, decode_cells
 from kvbench.engine.prefill import prefill
 from kvbench.engine.rope import rope_of
@@ -212,7 +212,7 @@ def test_reindexed_streaming_equals_positions_inside_the_cache(model, eager, sna
 def test_rounding_of_reindexed_sinks_does_not_add_up(model, snapshot, format):
     entry = {"method": "streaming_llm", "positions": "reindexed", "format": {"name": format}}
     cell = resolve(entry, 40, new=600)
-    (cache,) = build_batches(snapshot, [cell], [RowSpan(0, slice(0, 1))], 1, 1, 600, with_dense=False)
+    cache = build_batch(snapshot, cell, 1, 600)
     lane = cache.batch_layers[0].stored[0]
     if format == "native":
         lane.store.slots[:2] = [x.bfloat16() for x in lane.store.slots[:2]]
@@ -229,7 +229,7 @@ def test_rounding_of_reindexed_sinks_does_not_add_up(model, snapshot, format):
 @pytest.mark.parametrize("entry", STEPPING, ids=lambda e: e["method"])
 def test_memory_stays_constant_while_decoding(model, snapshot, entry):
     cell = resolve(entry, 40)
-    (cache,) = build_batches(snapshot, [cell], [RowSpan(0, slice(0, 2))], 1, 2, NEW, with_dense=False)
+    cache = build_batch(snapshot, cell, 2, NEW)
     places = [
         [x.data_ptr() for x in lane.store.slots] for layer in cache.batch_layers for lane in layer.stored
     ]

@@ -206,7 +206,9 @@ def test_a_gpu_without_memory_for_a_prompt_is_one_line(config, tmp_path, monkeyp
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr("kvbench.engine.apart.decode_cells", full)
-    with pytest.raises(UserError, match=r"decode\.block_rows: .* does not fit in memory with 8; give less"):
+    with pytest.raises(
+        UserError, match=r"model\.prefill_chunk: .* does not fit in memory with \d+; give less"
+    ):
         run_accuracy(config(tmp_path, "limit=1"), Progress)
 
 

@@ -62,18 +62,6 @@ def test_from_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("cells-*"))
 
 
-def test_dense_has_no_rows_for_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen: list[RunConfig] = []
-
-    def watched(cfg: RunConfig, progress: Any) -> None:
-        seen.append(cfg)
-        fake_run(cfg, progress)
-
-    monkeypatch.setattr(accuracy, "run_accuracy", watched)
-    bench_ablation.main(composed(tmp_path), None)
-    assert {cfg.decode.block_rows for cfg in seen if list(cfg.method) == ["dense"]} == {1}
-
-
 def test_more_than_one_prompt_is_a_mistake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def two_prompts(cfg: RunConfig, progress: Any) -> None:
         for limit in (1, 2):

@@ -5,7 +5,7 @@ import torch
 from kvbench_testing.recording import Graph
 
 from kvbench.engine.attention import register_attention
-from kvbench.engine.compress import RowSpan, build_batches
+from kvbench.engine.compress import build_batch
 from kvbench.engine.prefill import prefill
 from kvbench.engine.step import Step
 from kvbench.kernels.forms import using
@@ -49,9 +49,7 @@ def portable():
 def make_step(model, entry, rows=2):
     snapshot = prefill(model, PROMPT[:-1], 64, needs=frozenset({"attention_sum", "rope"}))
     cell = build(entry).resolve(Shape(len(PROMPT) - 1, 16, 3, 16), Budget(tokens=48))
-    (cache,) = build_batches(
-        snapshot, [cell], [RowSpan(0, slice(0, rows))], 1, rows, 16, with_dense=False, share=False
-    )
+    cache = build_batch(snapshot, cell, rows, 16)
     return Step(model, cache, PROMPT[-1], rows)
 
 

