@@ -95,11 +95,14 @@ def choose(
     """The form that an operation runs in: Triton on an NVIDIA GPU, compiled on a CPU, else portable.
 
     Args:
-        device: where the tensors are.
+        device: where the tensors are; tensors without data run in the portable form.
         dtype: of the keys; only the naive and portable forms take other dtypes than 16-bit and 32-bit floating point.
         compiled: whether the operation's compiled form can be used here.
         triton: whether the operation has a Triton form.
     """
+    if device.type == "meta":
+        # whatever is forced: there is no data, and no address that a compiled form may read
+        return "portable"
     form = _forced.get() or _best(device)
     if form == "naive":
         return form

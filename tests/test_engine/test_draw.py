@@ -38,3 +38,10 @@ def test_a_certain_token_is_drawn_whatever_the_number(rows):
     logits = torch.full((rows, 10), -1e9)
     logits[:, 4] = 0
     assert Draw(1.0, 0.9, "x")(logits, 0).tolist() == [4] * rows
+
+
+def test_each_row_may_be_at_a_step_of_its_own():
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)).expand(9, -1)
+    draw = Draw(1.0, 0.9, "0/1/2")
+    expected = [int(draw(logits[:1], step)) for step in (5, 0, 7, 7, 3)]
+    assert draw(logits, [5, 0, 7, 7, 3]).tolist()[:5] == expected and len(set(expected)) > 2

@@ -14,6 +14,7 @@ from kvbench.engine.batch import BatchLayer
 from kvbench.engine.compress import AuditError, audit
 from kvbench.engine.decode import DecodeOptions, decode_cells
 from kvbench.engine.dense_answer import decode_dense_answer
+from kvbench.engine.draw import Draw
 from kvbench.engine.forced import Rows
 from kvbench.engine.prefill import prefill
 from kvbench.kernels.forms import using
@@ -176,13 +177,14 @@ def test_kl_changes_no_answer(llama):
         assert (a.read, a.resident_end, a.stop) == (b.read, b.resident_end, b.stop)
 
 
-def test_an_answer_that_parts_from_dense_is_that_of_free_steps(llama):
+@pytest.mark.parametrize("draw", [None, Draw(0.7, 0.95, "0/1")], ids=["greedy", "draw"])
+def test_an_answer_that_parts_from_dense_is_that_of_free_steps(llama, draw):
     """What a cell says after it has parted is what it says when it is fed its own tokens from the start."""
     cells = [resolve(llama, *entry) for entry in ENTRIES]
-    result = run(llama, cells, kl=True)
-    parted = 0
+    result = run(llama, cells, kl=True, draw=draw)
+    choose, parted = DecodeOptions(NEW, draw=draw).choose, 0
     for cell, out in zip(cells, result.cells, strict=True):
-        assert along(llama, cell, out.ids[:-1]).argmax(-1).tolist() == out.ids
+        assert choose(along(llama, cell, out.ids[:-1]), range(NEW)).tolist() == out.ids
         parted += out.ids[:-1] != result.dense.ids[:-1]
     assert parted > 7
 
@@ -222,17 +224,20 @@ def whole(cell):
     return replace(cell, rules=rules)
 
 
-@pytest.mark.parametrize("first_token", ["compressed", "dense"])
-@pytest.mark.parametrize("kl", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"kl": True}, {"kl": True, "first_token": "dense"}, {"draw": Draw(0.7, 0.95, "0/1")}],
+    ids=["plain", "kl", "first_token", "draw"],
+)
 @pytest.mark.parametrize("calls", [{0}, {NEW - 2}, {1, 2, 9, 20}, range(99)], ids=str)
-def test_a_near_tie_of_single_rows_parts_no_equal_cache_from_dense(llama, calls, kl, first_token):
+def test_a_near_tie_of_single_rows_parts_no_equal_cache_from_dense(llama, calls, options):
     cells = [whole(resolve(llama, *ENTRIES[2])), resolve(llama, *ENTRIES[3])]
     snapshot = prefill(llama, PROMPT[:-1], 64)
-    expected = run(llama, cells, snapshot, kl=kl, first_token=first_token)
+    expected = run(llama, cells, snapshot, **options)
     other = SingleRowsDiffer(llama, calls)
-    found = run(other, cells, snapshot, kl=kl, first_token=first_token)
+    found = run(other, cells, snapshot, **options)
     assert found.dense == expected.dense and found.cells == expected.cells
-    assert found.cells[0].ids == found.dense.ids and found.cells[0].kl == (0.0 if kl else None)
+    assert found.cells[0].ids == found.dense.ids and found.cells[0].kl == (0.0 if "kl" in options else None)
     assert other.seen >= NEW - 1
 
 

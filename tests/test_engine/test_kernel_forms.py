@@ -9,6 +9,7 @@ from kvbench_testing.triton import INTERPRETED, needs_triton
 from transformers import AutoModelForCausalLM
 
 from kvbench.engine.attention import register_attention
+from kvbench.engine.blocks import cell_bytes
 from kvbench.engine.decode import DecodeOptions, decode_cells
 from kvbench.engine.prefill import prefill
 from kvbench.kernels import forms, hsa_scores, sparse_decode
@@ -121,6 +122,18 @@ def test_a_form_is_forced_only_inside():
         thread.join()
         assert seen == [usual] and hsa_scores.form(where, dtype) == "naive"
     assert hsa_scores.form(where, dtype) == usual
+
+
+@pytest.mark.parametrize("form", forms.MODULES)
+def test_tensors_without_data_are_sized_whatever_form_is_forced(model, form):
+    """A compiled form would read from address 0."""
+    shape = Shape(len(PROMPT) - 1, NEW, LAYERS, DIM)
+    snapshot = prefill(model, PROMPT[:-1], 16, needs=frozenset({"attention_sum"}))
+    cells = [build(entry).resolve(shape, Budget(tokens=tokens)) for entry, tokens in SMALL + MORE]
+    expected = [cell_bytes(snapshot, cell, NEW) for cell in cells]
+    with forms.using(form):
+        assert [cell_bytes(snapshot, cell, NEW) for cell in cells] == expected
+        assert forms.choose(torch.device("meta"), torch.float32, lambda: True) == "portable"
 
 
 def test_unsupported_arguments_run_the_portable_form():
