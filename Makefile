@@ -12,7 +12,7 @@ VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check
 .PHONY: demo test lint check setup test-slow test-chaos test-gpu bench-gpu gpu gpu-rehearsal vllm test-vllm notebooks tables bench docs clean help
 
 help:
-	@echo "make demo       compare methods on the embedded model: table, plots, report.html (about 4 minutes on 2 cores, after the set-up)"
+	@echo "make demo       compare methods on the embedded model: table, plots, report.html (4 to 7 minutes on 2 idle cores, after the set-up)"
 	@echo "make test       lint, types and the quick tests"
 	@echo "make lint       format and mend what ruff can"
 	@echo "make test-slow  the slow tests;  make test-gpu: those that need a CUDA device, and the kernels' on it"

@@ -44,7 +44,6 @@ EXCUSED = {
 SLOW = (
     "kvbench claims",
     "kvbench doctor --bandwidth",
-    "kvbench report RUN",
     "kvbench run bench_ablation",
     "kvbench run chunkkv_table10",
     "kvbench run claude_rag_cost",
@@ -61,6 +60,7 @@ SLOW = (
     "kvbench run roofline --config-dir",
     "kvbench run roofline_check",
     "kvbench run two_layer",
+    "kvbench run verdict",
 )
 RUN = {text: words for text, words in COMMANDS.items() if not text.startswith(tuple(EXCUSED))}
 

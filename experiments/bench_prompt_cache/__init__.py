@@ -17,5 +17,5 @@ def main(composed: Composed, progress: ProgressFactory) -> str:
     from kvbench.experiments.bench_prompt_cache.report import write_report
     from kvbench.experiments.bench_prompt_cache.run import measure_all
 
-    speeds = measure_all(cfg)
+    speeds = measure_all(cfg, progress)
     return "\n".join([*map(str, speeds), f"written to {write_report(cfg, speeds)}"])

@@ -18,6 +18,7 @@ from kvbench.claude.traces import sessions
 from kvbench.claude.traces.kv_cache_tester import Choices, KvCacheTesterTrace
 from kvbench.config.text import counted
 from kvbench.experiments.bench_prompt_cache.config import BenchConfig
+from kvbench.runs.progress import ProgressFactory, staged
 
 PLACEMENTS = ("none", "automatic", "explicit_four", "stable_1h_tail_5m")
 
@@ -52,13 +53,26 @@ class Speed:
         )
 
 
-def measure_all(cfg: BenchConfig) -> list[Speed]:
-    """Speeds with one block per content type and with 64-token blocks."""
+BLOCKS: tuple[Literal["types", "hash"], ...] = ("types", "hash")
+
+
+def measure_all(cfg: BenchConfig, progress: ProgressFactory) -> list[Speed]:
+    """Speeds with one block per content type and with 64-token blocks.
+
+    Args:
+        cfg: the configuration.
+        progress: makes the progress display, with a line per cut of the prompts.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(cfg.trace or scratch)
         if cfg.trace is None:
             sessions.write_sessions(folder, cfg.sessions)
-        return [measure(folder, blocks="types"), measure(folder, blocks="hash")]
+        speeds = []
+        with staged(progress, [f"blocks={cut}" for cut in BLOCKS]) as begin:
+            for cut in BLOCKS:
+                begin()
+                speeds.append(measure(folder, blocks=cut))
+        return speeds
 
 
 def measure(

@@ -16,4 +16,4 @@ def main(composed: Composed, progress: ProgressFactory) -> str:
     # pandas and matplotlib load only once the configuration is valid
     from kvbench.experiments.claude_bill.report import write_report
 
-    return result(write_report(cfg))
+    return result(write_report(cfg, progress))

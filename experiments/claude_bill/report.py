@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pandas as pd
 
+from kvbench.claude.files import files_of
 from kvbench.claude.plots import bill_by_day
 from kvbench.claude.prices import PriceBook
 from kvbench.claude.usage import tables
 from kvbench.claude.usage.account import Account, Pings, account
-from kvbench.claude.usage.open import BilledCalls, read_calls
+from kvbench.claude.usage.open import SUFFIXES, BilledCalls, read_calls
 from kvbench.config.files import write
 from kvbench.config.text import counted
 from kvbench.config.typed import as_yaml
 from kvbench.experiments.claude_bill.config import BillConfig
 from kvbench.report.format import csv_text, escaped
+from kvbench.runs.progress import ProgressFactory, staged
 
 GUIDE = (
     "Paid: the usage that the API reported, at list prices of its day; your contract, taxes and credits are not in it. "
@@ -33,14 +35,23 @@ ASSUMPTIONS = (
 MOST = 200  # defects that the page shows; problems.txt has all
 
 
-def write_report(cfg: BillConfig) -> Path:
-    """Writes tables, figure and config.yaml into the run's folder; returns the Markdown file."""
+def write_report(cfg: BillConfig, progress: ProgressFactory) -> Path:
+    """Writes tables, figure and config.yaml into the run's folder; returns the Markdown file.
+
+    Args:
+        cfg: the configuration.
+        progress: makes the progress display, with a line for the files and one for the calls.
+    """
     assert cfg.trace is not None  # the configuration refuses it
     prices = PriceBook.load(cfg.prices)
     path = Path(cfg.trace).expanduser()
-    found = read_calls(path, prices, format=cfg.format, input_tokens=cfg.input_tokens, strict=cfg.strict)
     pings = Pings(cfg.ping_every, cfg.ping_for)
-    result = account(found.calls, prices, pings)
+    files = counted(len(list(files_of(path, SUFFIXES))), "file")
+    with staged(progress, (files, "the calls, and what other settings would have cost")) as begin:
+        begin()
+        found = read_calls(path, prices, format=cfg.format, input_tokens=cfg.input_tokens, strict=cfg.strict)
+        begin()
+        result = account(found.calls, prices, pings)
     folder = Path(cfg.run_dir)
     models = tables.sums(result.models, result.total)
     instead = tables.instead(result, pings)

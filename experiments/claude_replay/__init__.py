@@ -17,4 +17,4 @@ def main(composed: Composed, progress: ProgressFactory) -> str:
     from kvbench.experiments.claude_replay.report import write_report
     from kvbench.experiments.claude_replay.run import replay
 
-    return result(write_report(cfg, replay(cfg)))
+    return result(write_report(cfg, replay(cfg, progress)))

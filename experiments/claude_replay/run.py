@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -24,6 +24,7 @@ from kvbench.claude.traces.transcripts import TranscriptTrace
 from kvbench.config.errors import UserError
 from kvbench.config.text import counted
 from kvbench.experiments.claude_replay.config import ReplayConfig
+from kvbench.runs.progress import ProgressFactory, staged
 
 AUTO = "auto"
 PLANS = ("planner", "planner_cautious")
@@ -44,8 +45,12 @@ class ReplayResult:
     notes: list[str]
 
 
-def replay(cfg: ReplayConfig) -> ReplayResult:
+def replay(cfg: ReplayConfig, progress: ProgressFactory) -> ReplayResult:
     """Replays a trace under every placement.
+
+    Args:
+        cfg: the configuration.
+        progress: makes the progress display; a plan, a simulation and the causes of misses have a line each.
 
     Raises:
         UserError: anything wrong in the configuration; defects of the trace are collected unless strict.
@@ -57,6 +62,30 @@ def replay(cfg: ReplayConfig) -> ReplayResult:
     trace = _trace(cfg, prices)
     if isinstance(trace, RecordedTrace):
         placements["as_sent"] = as_sent
+    doctor = cfg.doctor
+    if doctor == AUTO:
+        doctor = "as_sent" if isinstance(trace, RecordedTrace) else "automatic"
+    with staged(progress, list(_stages(cfg, doctor))) as begin:
+        return _replay(cfg, trace, placements, prices, doctor, begin)
+
+
+def _stages(cfg: ReplayConfig, doctor: str | None) -> Iterator[str]:
+    """What `_replay` does, in order."""
+    if cfg.plan:
+        yield from PLANS
+    yield "placements"
+    yield from (f"placements, {code} read the other way" for code, *_ in cfg.switches.flips())
+    yield f"causes of misses under {doctor}" if doctor else "tables"
+
+
+def _replay(
+    cfg: ReplayConfig,
+    trace: Trace,
+    placements: dict[str, Placement],
+    prices: PriceBook,
+    doctor: str | None,
+    begin: Callable[[], None],
+) -> ReplayResult:
     notes: list[str] = []
     bound = None
     if cfg.plan:
@@ -64,6 +93,7 @@ def replay(cfg: ReplayConfig) -> ReplayResult:
         cautious = replace(cfg.switches, ttl_lookup="matched")
         fixed = dict(placements)
         for name, assumptions in zip(PLANS, (cfg.switches, cautious), strict=True):
+            begin()
             found = plan(trace.requests(assumptions), prices, assumptions, width=cfg.width, fixed=fixed)
             placements[name] = found.placement
             if not found.exact:
@@ -71,15 +101,13 @@ def replay(cfg: ReplayConfig) -> ReplayResult:
                     f"{name} kept the {cfg.width} most promising states; the bound says what is left"
                 )
         bound = lower_bound(trace.requests(cfg.switches), prices, cfg.switches)
-    ranges = simulate_range(trace, placements, prices, cfg.switches)
+    ranges = simulate_range(trace, placements, prices, cfg.switches, begin)
+    begin()
     plain = ranges["none"].base
     if not plain.requests:
         raise UserError(f"trace={cfg.trace}: no request could be read; {'; '.join(_problems(trace)[:1])}")
     costs = pd.DataFrame([tables.cost_row(name, result, plain) for name, result in ranges.items()])
     choices = _choice_deltas(cfg, trace, placements, ranges, prices)
-    doctor = cfg.doctor
-    if doctor == AUTO:
-        doctor = "as_sent" if isinstance(trace, RecordedTrace) else "automatic"
     diagnosis = diagnose(trace, named(doctor), prices, cfg.switches) if doctor else None
     bill = compare(trace, prices, cfg.switches) if isinstance(trace, RecordedTrace) else None
     if bill is not None:

@@ -19,4 +19,4 @@ def main(composed: Composed, progress: ProgressFactory) -> str:
     from kvbench.experiments.roofline.report import write_report
     from kvbench.experiments.roofline.run import scan
 
-    return result(write_report(scan(cfg), Path(cfg.run_dir)))
+    return result(write_report(scan(cfg, progress), Path(cfg.run_dir)))

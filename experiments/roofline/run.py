@@ -13,30 +13,38 @@ from kvbench.cost.hardware import Hardware, hardware
 from kvbench.cost.shapes import ModelShape, model_shape
 from kvbench.experiments.roofline.config import RooflineConfig
 from kvbench.experiments.roofline.matched import matched_budgets
+from kvbench.runs.progress import ProgressFactory, staged
 
 if TYPE_CHECKING:
     from kvbench.cost.accounting import Account
 
 
-def scan(cfg: RooflineConfig) -> pd.DataFrame:
+def scan(cfg: RooflineConfig, progress: ProgressFactory) -> pd.DataFrame:
     """One row per model, device, length, method and budget; every figure is `modelled`.
 
     `step_ms`, `fits` and `usd_per_million_whole` are for `batch` sequences, columns `*_max` for as many as fit: no load
     is modelled. `*_decode_max` is decoding alone, `*_whole*` prefill, compression and decoding. A budget that covers
     prompt and answer is left out: it equals dense.
 
+    Args:
+        cfg: the configuration.
+        progress: makes the progress display; a length of a model has a line.
+
     Raises:
         UserError: an unknown name, a length beyond the model's positions, or a missing budget.
     """
     devices = [hardware(name, cfg.config_dirs) for name in cfg.devices]
     matched = matched_budgets(cfg) if cfg.matched else None
+    points = [(model_shape(name, cfg.config_dirs), length) for name in cfg.models for length in cfg.lengths]
+    for shape, length in points:
+        if length + cfg.new > shape.positions:
+            raise UserError(
+                f"lengths: {length} + new={cfg.new} exceed the {shape.positions} positions of {shape.name}"
+            )
     rows = []
-    for shape in [model_shape(name, cfg.config_dirs) for name in cfg.models]:
-        for length in cfg.lengths:
-            if length + cfg.new > shape.positions:
-                raise UserError(
-                    f"lengths: {length} + new={cfg.new} exceed the {shape.positions} positions of {shape.name}"
-                )
+    with staged(progress, [f"{shape.name} {length}" for shape, length in points]) as begin:
+        for shape, length in points:
+            begin()
             for label, budget, account in _accounts(cfg, shape, length, matched):
                 rows += [_row(cfg, label, budget, account, device) for device in devices]
     frame = pd.DataFrame(rows)

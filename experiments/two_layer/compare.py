@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from kvbench.experiments.two_layer import claude_api
 from kvbench.experiments.two_layer.breakeven import BreakEven, Fleet, break_even
 from kvbench.experiments.two_layer.config import TwoLayerConfig
 from kvbench.experiments.two_layer.sessions import IsolatedSessions, Session, sessions
-from kvbench.runs.progress import ProgressDisplay, ProgressFactory
+from kvbench.runs.progress import ProgressFactory, staged
 
 if TYPE_CHECKING:
     from kvbench.experiments.two_layer.hosted import CopyCost, Host, ServingCost
@@ -144,7 +144,7 @@ def compare(cfg: TwoLayerConfig, progress: ProgressFactory) -> Comparison:
 
     Args:
         cfg: the configuration.
-        progress: makes the progress display; each of `STAGES` counts as a prompt with one cell.
+        progress: makes the progress display, with a line per entry of `STAGES`.
 
     Raises:
         UserError: anything wrong in the configuration or the trace.
@@ -152,44 +152,30 @@ def compare(cfg: TwoLayerConfig, progress: ProgressFactory) -> Comparison:
     prices = PriceBook.load(cfg.prices)
     # mistakes surface before the workload runs
     models = [prices.resolve(name) for name in cfg.claude_models]
-    with progress(len(STAGES), len(STAGES)) as display:
-        return _compare(cfg, prices, models, _Stages(display))
+    with staged(progress, STAGES) as begin:
+        return _compare(cfg, prices, models, begin)
 
 
-class _Stages:
-    """Says which of `STAGES` begins; the one before it is then done."""
-
-    def __init__(self, display: ProgressDisplay) -> None:
-        self._display, self._begun = display, 0
-
-    def next(self) -> None:
-        self.done()
-        self._display.start_prompt(STAGES[self._begun])
-        self._begun += 1
-
-    def done(self) -> None:
-        if self._begun:
-            self._display.cells_done(1)
-
-
-def _compare(cfg: TwoLayerConfig, prices: PriceBook, models: Sequence[str], stages: _Stages) -> Comparison:
+def _compare(
+    cfg: TwoLayerConfig, prices: PriceBook, models: Sequence[str], begin: Callable[[], None]
+) -> Comparison:
     host = None
     if cfg.layer != "api":
         # loads torch
         from kvbench.experiments.two_layer.hosted import Host
 
         host = Host(cfg)
-    stages.next()
+    begin()
     source = _trace(cfg, prices)
     trace = IsolatedSessions(source)
     requests = list(trace.requests(cfg.switches))
     recorded = sessions(requests)
-    stages.next()
+    begin()
     priced = [] if cfg.layer == "model" else claude_api.price(trace, cfg, prices, len(recorded))
-    stages.next()
+    begin()
     served = host.serve(recorded) if host else []
     as_recorded = LengthCase(1, _generated(recorded), priced, served)
-    stages.next()
+    begin()
     rent_cases: list[RentCase] = []
     length_cases: list[LengthCase] = []
     model_cases: list[ModelCase] = []
@@ -200,7 +186,6 @@ def _compare(cfg: TwoLayerConfig, prices: PriceBook, models: Sequence[str], stag
         length_cases = [
             as_recorded if times == 1 else _longer(cfg, host, trace, prices, times) for times in cfg.outputs
         ]
-    stages.done()
     return Comparison(
         recorded=recorded,
         sources=sorted({request.source for request in requests}),

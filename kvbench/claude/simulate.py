@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvbench.claude.assumptions import Assumptions
@@ -171,18 +171,28 @@ def simulate_range(
     placements: Mapping[str, Placement],
     prices: PriceBook,
     assumptions: Assumptions | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> dict[str, Range]:
     """Results as ranges over the assumptions, not as points.
 
     Every point is turned alone; then all points that alone lower (raise) a placement's cost are turned
     together. The ends are those found: points that only act in combination may lie outside.
+
+    Args:
+        trace: the requests.
+        placements: by name.
+        prices: of the models.
+        assumptions: how the open points are taken; the default reading of each.
+        begin: called before the simulation as assumed, and before that of each open point.
     """
     assumptions = assumptions or Assumptions()
+    begin()
     base = simulate(trace.requests(assumptions), placements, prices, assumptions)
     ranges = {name: Range(totals) for name, totals in base.items()}
     changed: dict[str, Assumptions] = {}
     for code, _, flipped in assumptions.flips():
         changed[code] = flipped
+        begin()
         for name, totals in simulate(trace.requests(flipped), placements, prices, flipped).items():
             ranges[name].flips[code] = totals.cost - base[name].cost
     for name, placement in placements.items():

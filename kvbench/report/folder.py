@@ -13,31 +13,26 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
 from kvbench.config.files import write
-from kvbench.report import style
+from kvbench.report import charts, style
 from kvbench.report.page import Column, Explorer, Page, Picture
 
 _FEW = 12  # values of a column that are worth a filter
 
 
-def write_page(folder: Path, explorers: Sequence[Explorer] = ()) -> Path:
-    """Write report.html from table.md, figures/*.svg, *.csv and config.yaml.
+def write_page(folder: Path) -> Path:
+    """Write report.html from table.md, figures/*.svg, *.csv and config.yaml; returns it.
 
     Args:
         folder: the run's.
-        explorers: charts of its rows; the table of each CSV file where there is none.
-
-    Returns:
-        The page.
     """
-    return write(folder / "report.html", page(folder, explorers).html())
+    return write(folder / "report.html", page(folder).html())
 
 
-def page(folder: Path, explorers: Sequence[Explorer] = ()) -> Page:
-    """The page of a folder.
+def page(folder: Path) -> Page:
+    """The page of a folder: its text, and charts or the table of each CSV file.
 
     Args:
         folder: the run's; needs table.md.
-        explorers: charts of its rows; the table of each CSV file where there is none.
     """
     text = (folder / "table.md").read_text(encoding="utf-8")
     title, body = _split(text, folder.resolve().name)
@@ -45,7 +40,7 @@ def page(folder: Path, explorers: Sequence[Explorer] = ()) -> Page:
     config = folder / "config.yaml"
     return Page(
         title=title,
-        explorers=list(explorers) or list(_tables(folder)),
+        explorers=list(_explorers(folder)),
         text=rendered(body),
         pictures=[Picture(_caption(path), path.stem, path.read_bytes()) for path in figures],
         config=config.read_text(encoding="utf-8") if config.exists() else "",
@@ -98,12 +93,12 @@ def _caption(path: Path) -> str:
     return path.stem.replace("_", " ").replace(".", ", ")
 
 
-def _tables(folder: Path) -> Iterator[Explorer]:
-    """The rows of each CSV file, with filters for columns of few values."""
+def _explorers(folder: Path) -> Iterator[Explorer]:
+    """Charts of each CSV file where it has some, its rows elsewhere."""
     for path in sorted(folder.glob("*.csv")):
         frame = pd.read_csv(path)
         if len(frame):
-            yield table(path.stem, frame)
+            yield charts.chart(path.stem, frame) or table(path.stem, frame)
 
 
 def table(title: str, frame: pd.DataFrame) -> Explorer:

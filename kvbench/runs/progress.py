@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -36,6 +38,27 @@ class ProgressFactory(Protocol):
     """Makes the display of a run: `Progress`, or any callable with its first two arguments."""
 
     def __call__(self, total_cells: int, total_prompts: int, /) -> ProgressDisplay: ...
+
+
+@contextmanager
+def staged(progress: ProgressFactory, names: Sequence[str]) -> Iterator[Callable[[], None]]:
+    """Progress of a run that has stages and no cells; yields a function that says that the next stage begins.
+
+    Args:
+        progress: makes the display.
+        names: the stages, in order; each counts as a prompt with one cell.
+    """
+    with progress(len(names), len(names)) as display:
+        waiting = list(names)
+
+        def begin() -> None:
+            if len(waiting) < len(names):
+                display.cells_done(1)
+            display.start_prompt(waiting.pop(0))
+
+        yield begin
+        if len(waiting) < len(names):
+            display.cells_done(1)
 
 
 def nothing_to_do(planned: int, failed: int = 0) -> None:
@@ -122,10 +145,15 @@ class Progress:
         elapsed = time.monotonic() - self._started
         per_cell = elapsed / self._cells if self._cells else 0
         left = f", {_clock(per_cell * (self.total_cells - self._cells))} left" if self._cells else ""
+        # of a cell per prompt one count is enough
+        cells = (
+            f"cells {self._cells}/{self.total_cells}, prompt "
+            if self.total_cells != self.total_prompts
+            else ""
+        )
         # without rich, which turns every line into an HTML block in a notebook
         print(
-            f"cells {self._cells}/{self.total_cells}, prompt {self._prompt}/{self.total_prompts},"
-            f" {_clock(elapsed)}{left}: {self._running}",
+            f"{cells}{self._prompt}/{self.total_prompts}, {_clock(elapsed)}{left}: {self._running}",
             file=self._console.file,
             flush=True,
         )

@@ -327,6 +327,7 @@ def test_a_recorded_trace_can_be_replayed_as_an_experiment(server, recorder, clo
     from kvbench.experiments.claude_replay.config import ReplayConfig
     from kvbench.experiments.claude_replay.report import write_report
     from kvbench.experiments.claude_replay.run import replay
+    from kvbench.runs.progress import Progress
 
     sdk = client(server, recorder)
     for turn in range(3):
@@ -335,7 +336,7 @@ def test_a_recorded_trace_can_be_replayed_as_an_experiment(server, recorder, clo
     with pytest.raises(anthropic.BadRequestError):
         sdk.messages.create(**request(extra_body={"temperature": 0.0}))
     cfg = ReplayConfig(run_dir=str(tmp_path / "out"), trace=str(recorder.path), doctor="as_sent")
-    results = replay(cfg)
+    results = replay(cfg, Progress)
     costs = results.costs.set_index("placement")["cost_usd"]
     assert costs["planner"] <= costs["as_sent"] < costs["none"]
     assert results.diagnosis.findings == []

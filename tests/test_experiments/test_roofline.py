@@ -12,10 +12,11 @@ from kvbench.cli import main as cli
 from kvbench.config.compose import compose
 from kvbench.config.errors import UserError
 from kvbench.experiments import run
+from kvbench.experiments.roofline import run as roofline_run
 from kvbench.experiments.roofline.config import RooflineConfig
 from kvbench.experiments.roofline.report import markdown
-from kvbench.experiments.roofline.run import scan
 from kvbench.runs.config import BudgetConfig
+from kvbench.runs.progress import Progress
 from kvbench.runs.store import Store
 
 COMMITTED = Path(__file__).parents[2] / "results" / "roofline"
@@ -23,6 +24,10 @@ SMALL = {
     "run_dir": "unused", "models": ("llama31_8b",), "devices": ("l4", "h100_sxm"), "lengths": (4096, 65_536),
     "method": {"dense": {"method": "dense"}, "snapkv": {"method": "snapkv"}},
 }  # fmt: skip
+
+
+def scan(cfg):
+    return roofline_run.scan(cfg, Progress)
 
 
 def config(**changes):
@@ -136,7 +141,7 @@ def test_the_whole_experiment(tmp_path):
         "experiment=roofline", "devices=[mine]", "lengths=[4096]", "method=[dense,snapkv]",
         f"run_dir={tmp_path / 'out'}", "ablate.snapkv.heads=[kv_head,query_head]",
     ]  # fmt: skip
-    printed = run(compose(overrides, [str(tmp_path / "mine")]), None)
+    printed = run(compose(overrides, [str(tmp_path / "mine")]), Progress)
     assert "llama31_8b on mine" in printed and "| 4096 | snapkv[heads=query_head] | 1024 | ≤ " in printed
     frame = pd.read_csv(tmp_path / "out" / "roofline.csv")
     assert frame["usd_per_million_decode_max"].isna().all()

@@ -2,11 +2,14 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
+import pandas as pd
 import pytest
 from kvbench_testing import browser
 
-from kvbench.report import load
+from kvbench.report import charts, folder, load
 from kvbench.report.format import Table
 from kvbench.report.html import page
 from kvbench.report.page import Column, Explorer, Page, Picture
@@ -125,6 +128,75 @@ def test_a_script_that_is_not_the_pages_own_does_not_run(tab, tmp_path):
     tab.open(tmp_path / "x.html")
     assert tab.evaluate("document.title") == "kvbench: x"
     assert any("Content Security Policy" in error for error in tab.errors)
+
+
+RESULTS = Path(__file__).parents[2] / "results"
+
+
+@chromium
+@pytest.mark.parametrize(
+    ("name", "across", "hovered", "filtered", "hidden"),
+    [
+        (
+            "roofline",
+            "prompt, tokens",
+            r"method and budget: \w.*\$ per million",
+            ("device", "h100_sxm"),
+            "dense",
+        ),
+        (
+            "two_layer/append_only",
+            "sessions per day",
+            r"how: .*\$ per session: [\d.]+",
+            ("layer", "api"),
+            "none",
+        ),
+    ],
+)
+def test_modelled_runs_have_charts_with_values_filters_and_a_legend(
+    tab, tmp_path, name, across, hovered, filtered, hidden
+):
+    for file in (RESULTS / name).glob("*.*"):
+        shutil.copy(file, tmp_path)
+    made = folder.write_page(tmp_path)
+    tab.errors.clear()
+    for width in (390, 1280):
+        tab.open(made, width)
+        assert tab.overflow() == [] and tab.errors == []
+    assert across in tab.evaluate("document.querySelector('.panels svg').textContent")
+    points = "document.querySelectorAll('.panels .hit').length"
+    everything = tab.evaluate(points)
+    tab.hover(".panels .hit")
+    assert re.search(hovered, tab.evaluate("document.getElementById('tip').textContent"), re.DOTALL)
+    choose(tab, *filtered)
+    some = tab.evaluate(points)
+    assert 0 < some < everything and len(rows(tab)) >= some
+    tab.evaluate(
+        f"[...document.querySelectorAll('.legend button')].find(b => b.textContent === '{hidden}').click()"
+    )
+    assert 0 < tab.evaluate(points) < some and hidden not in {row[0] for row in rows(tab)}
+
+
+def test_the_chart_of_two_layer_has_the_costs_of_its_table():
+    frame = pd.read_csv(RESULTS / "two_layer" / "append_only" / "rows.csv")
+    points = pd.DataFrame(charts.two_layer(frame).rows)
+    served = frame[(frame["layer"] == "model") & frame["sessions_per_day"].gt(0)].iloc[0]
+    own = points[points["how"] == served["how"]]
+    rent = served["usd_per_session"] * served["sessions_per_day"]
+    # one device costs its rent, whatever it serves; two cost twice that
+    one = own[own["sessions"] <= served["sessions_per_day"]]
+    two = own[
+        (own["sessions"] > served["sessions_per_day"]) & (own["sessions"] <= 2 * served["sessions_per_day"])
+    ]
+    assert (one["usd"] * one["sessions"]).to_numpy() == pytest.approx(rent)
+    assert (two["usd"] * two["sessions"]).to_numpy() == pytest.approx(2 * rent)
+    plain = points[points["how"] == "none"]["usd"].unique()
+    assert plain == pytest.approx(frame.loc[frame["how"] == "none", "usd_per_session"])
+
+
+def test_a_csv_of_a_known_name_with_other_columns_is_a_table():
+    assert charts.chart("roofline", pd.DataFrame({"method": ["dense"]})) is None
+    assert charts.chart("costs", pd.read_csv(RESULTS / "roofline" / "roofline.csv")) is None
 
 
 def explorer(rows):

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from kvbench.runs.progress import Progress
+from kvbench.runs.progress import Progress, staged
 
 
 def test_plain_lines_without_a_terminal() -> None:
@@ -37,3 +37,24 @@ def test_nothing_to_do() -> None:
     for terminal in (True, False):
         with Progress(0, 0, Console(file=io.StringIO(), force_terminal=terminal)):
             pass
+
+
+def test_stages_have_a_line_each_with_the_time_left(monkeypatch) -> None:
+    console = Console(file=io.StringIO(), force_terminal=False)
+    now = iter(range(0, 100, 10))
+    monkeypatch.setattr("kvbench.runs.progress.time.monotonic", lambda: next(now))
+    with staged(lambda *totals: Progress(*totals, console), ["plan", "prices", "tables"]) as begin:
+        for _ in range(3):
+            begin()
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines == ["1/3, 0:10: plan", "2/3, 0:20, 0:40 left: prices", "3/3, 0:30, 0:15 left: tables"]
+
+
+def test_all_stages_are_counted() -> None:
+    class Counting(Progress):
+        def __exit__(self, *_) -> None:
+            assert self._cells == self.total_cells == 2
+
+    with staged(Counting, ["one", "two"]) as begin:
+        begin()
+        begin()
