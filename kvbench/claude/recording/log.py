@@ -11,11 +11,12 @@ import json
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvbench.claude import request_json
+from kvbench.claude.recording.batches import Batches, is_batch
+from kvbench.claude.recording.exchange import ENDPOINT, Exchange
 from kvbench.claude.recording.sse import Reply, decoded
 from kvbench.claude.request import KINDS, TIERS, TTL_NAMES, ContentBlock, mix
 from kvbench.claude.server import workspace_of
@@ -25,7 +26,6 @@ from kvbench.config.text import one_line
 
 FORMAT = 1
 WHOLE_EVERY = 20  # interval of self-contained lines in a session, so that a lost line affects few others
-ENDPOINT = "/v1/messages"
 
 
 @contextlib.contextmanager
@@ -42,31 +42,10 @@ def harmless() -> Iterator[None]:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exchange:
-    """A request and its response.
-
-    Attributes:
-        sent: headers of the request, names in lower case.
-        request: its body.
-        status: of the response.
-        encoding: content encoding of the response's body.
-        body: the response's body, as far as it was read.
-        start, began, end: when the request was sent, the response began and ended; seconds since the epoch.
-        session: conversation.
-        retries: attempts before this one.
-    """
-
-    sent: Mapping[str, str]
-    request: bytes
-    status: int
-    encoding: str
-    body: bytes
-    start: float
-    began: float
-    end: float
-    session: str = ""
-    retries: int = 0
+def is_recorded(method: str, path: str) -> bool:
+    """Whether a call is written down: messages, and batches of them."""
+    path = path.split("?")[0]
+    return (method == "POST" and path.rstrip("/").endswith(ENDPOINT)) or is_batch(method, path)
 
 
 class TraceLog:
@@ -87,27 +66,37 @@ class TraceLog:
         self._blocks: dict[str, tuple[ContentBlock, ...]] = {}
         self._session_lines: dict[str, int] = {}
         self._workspaces: dict[str, str] = {}
+        self._batches = Batches()
         self._number = 0
         self._lock = threading.Lock()
 
     def write(self, exchange: Exchange) -> None:
-        """Appends the line of an exchange.
+        """Appends the lines of an exchange.
 
         Raises:
             OSError: the file cannot be written.
             ValueError: the request is no JSON object.
         """
         with self._lock:
-            line = self._line(exchange)
-            text = json.dumps(line, separators=(",", ":")) + "\n"
+            lines = self._lines(exchange)
+            text = [json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines]
             try:
-                append(self.path, [text.encode()])
+                append(self.path, text)
             except BaseException:
                 # later lines must not build on one that is not there
                 self._blocks.clear()
                 self._session_lines.clear()
                 raise
-            self.lines += 1
+            self.lines += len(lines)
+
+    def _lines(self, exchange: Exchange) -> list[dict[str, Any]]:
+        """The line of a message, or of every item whose result has come."""
+        if exchange.path.rstrip("/").endswith(ENDPOINT):
+            return [self._line(exchange)]
+        return [
+            {**self._line(item.exchange), "id": f"{item.batch}/{item.name}", "batch": item.batch}
+            for item in self._batches.items(exchange)
+        ]
 
     def _line(self, exchange: Exchange) -> dict[str, Any]:
         request = json.loads(exchange.request)

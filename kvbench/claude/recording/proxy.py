@@ -16,7 +16,8 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from kvbench.claude.http import Handler, Loopback, RequestError
-from kvbench.claude.recording.log import ENDPOINT, Exchange, TraceLog, harmless
+from kvbench.claude.recording.exchange import Exchange
+from kvbench.claude.recording.log import TraceLog, harmless, is_recorded
 from kvbench.claude.request import digest
 from kvbench.config.errors import UserError
 
@@ -184,7 +185,7 @@ class _Proxy(Handler):
         if length is not None and sum(map(len, pieces)) < int(length):
             # upstream ended early, and so does the client's body
             self.close_connection = True
-        if self.command == "POST" and self.path.split("?")[0].rstrip("/").endswith(ENDPOINT):
+        if is_recorded(self.command, self.path):
             with harmless():
                 self._record(response, body, b"".join(pieces), start, began)
 
@@ -201,13 +202,14 @@ class _Proxy(Handler):
             Exchange(
                 sent={name.lower(): value for name, value in self.headers.items()},
                 request=body,
+                path=self.path.split("?")[0],
                 status=response.status,
                 encoding=response.headers.get("content-encoding", ""),
                 body=answer,
                 start=start,
                 began=end if began is None else began,
                 end=end,
-                session=conversation_of(json.loads(body)),
+                session=conversation_of(json.loads(body)) if body else "",
             )
         )
 

@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kvbench.claude.recording.log import ENDPOINT, Exchange, TraceLog, harmless
+from kvbench.claude.recording.exchange import Exchange
+from kvbench.claude.recording.log import TraceLog, harmless, is_recorded
 from kvbench.claude.recording.tee import AsyncTee, AsyncTransport, SyncTee, Transport
 from kvbench.claude.tokens import Counter
 
@@ -102,7 +103,7 @@ class Recorder:
         return self._session.get()
 
     def _watched(self, http: Any) -> bool:
-        return http.request.url.path.rstrip("/").endswith(ENDPOINT)
+        return is_recorded(http.request.method, http.request.url.path)
 
     def _finish(self, http: Any, start: float, session: str, retries: int) -> Callable[[list[bytes]], None]:
         """Callback for the first chunk of the response and for its end (all chunks)."""
@@ -112,6 +113,7 @@ class Recorder:
             exchange = Exchange(
                 sent={name.lower(): value for name, value in http.request.headers.items()},
                 request=http.request.content,
+                path=http.request.url.path,
                 status=http.status_code,
                 encoding=encoding,
                 body=body,

@@ -112,6 +112,9 @@ class RecordedTrace(Trace):
                 continue
             if request is None:
                 continue
+            if request.batch_id and request.id in names:
+                problems.skip(where, f"the item {request.id} stands on an earlier line")
+                continue
             # tolerate a millisecond of rounding
             if end < ended - 1e-3:
                 problems.corrected(where, "its time runs backwards; used in order of start time")

@@ -30,12 +30,17 @@ def calls(files: Sequence[Path], root: Path, problems: Problems) -> Iterator[Cal
         place = place_of(file, root)
         prefix = "" if file == root else f"{place}: "
         rows = ((where, row) for _, where, row in rows_of(file, place, problems))
-        yield from read_rows(rows, problems, partial(_call, prefix))
+        yield from read_rows(rows, problems, partial(_call, prefix, set()))
 
 
-def _call(prefix: str, row: Mapping[str, Any], where: str) -> Call | None:
+def _call(prefix: str, items: set[str], row: Mapping[str, Any], where: str) -> Call | None:
+    """The call of a line; an item of a batch whose results were fetched again is billed once."""
     if row.get("status", 200) >= 400:
         return None
+    if isinstance(row.get("batch"), str):
+        if row["id"] in items:
+            raise UserError(f"the item {row['id']} stands on an earlier line")
+        items.add(row["id"])
     usage = usage_of(row.get("usage"))
     if usage is None:
         raise UserError("it has no usage")
