@@ -12,6 +12,7 @@ import pytest
 anthropic = pytest.importorskip("anthropic")
 
 from kvbench.claude.assumptions import Assumptions  # noqa: E402
+from kvbench.claude.recording.log import TraceLog  # noqa: E402
 from kvbench.claude.recording.proxy import OFFICIAL, RecordingProxy, conversation_of, upstream_of  # noqa: E402
 from kvbench.claude.server import Engine, LoopbackServer  # noqa: E402
 from kvbench.claude.traces.recorded import RecordedTrace  # noqa: E402
@@ -65,6 +66,7 @@ def test_the_sdk_sees_what_the_server_says_and_the_trace_has_it(server, proxy, p
     assert [usage.cache_read_input_tokens > 0 for usage in got] == [False, True, False, True]
     with pytest.raises(anthropic.BadRequestError, match="Input should be 'ephemeral'"):
         sdk.messages.create(model=MODEL, max_tokens=9, messages=talks[0], cache_control={"type": "x"})
+    proxy.settle()
     trace = RecordedTrace(tmp_path / "t.jsonl", prices)
     found = list(trace.requests(Assumptions()))
     assert trace.problems.lines == []
@@ -79,6 +81,23 @@ def test_the_sdk_sees_what_the_server_says_and_the_trace_has_it(server, proxy, p
     assert KEY not in text and "quick brown fox" not in text
     assert len(server.engine.log) == 5
     assert proxy.log.lines == 5
+
+
+def test_what_was_answered_is_written_before_the_proxy_ends(server, tmp_path, monkeypatch):
+    """Writing is held back until the proxy is told to end; the client had its answer long before."""
+    ends = threading.Event()
+    write = TraceLog.write
+
+    def late(log, exchange):
+        assert ends.wait(5)
+        write(log, exchange)
+
+    monkeypatch.setattr(TraceLog, "write", late)
+    with RecordingProxy(tmp_path / "t.jsonl", upstream=server.url) as proxy:
+        client(proxy.url).messages.create(model=MODEL, max_tokens=9, messages=messages("hello"))
+        assert proxy.log.lines == 0
+        ends.set()
+    assert proxy.log.lines == 1
 
 
 def test_contents_on_demand(server, tmp_path):

@@ -9,9 +9,11 @@ from __future__ import annotations
 import http.client
 import ipaddress
 import json
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -66,6 +68,28 @@ def _loopback(host: str) -> bool:
         return False
 
 
+class _UnderWay:
+    """Counts the calls under way."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._changed = threading.Condition()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()
+
+    def wait(self, seconds: float) -> None:
+        """Returns when there are none, or after some seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._count, seconds)
+
+
 class RecordingProxy(Loopback):
     """The proxy as a context manager; `url` is what ANTHROPIC_BASE_URL is set to."""
 
@@ -96,12 +120,30 @@ class RecordingProxy(Loopback):
         if path.is_dir() or not path.parent.is_dir():
             raise UserError(f"file={path}: give a file in a folder that exists")
         self.log = TraceLog(path, contents=contents)
-        values = {"upstream": upstream_of(upstream), "log": self.log, "clock": staticmethod(clock)}
+        self._under_way = _UnderWay()
+        values = {
+            "upstream": upstream_of(upstream),
+            "log": self.log,
+            "clock": staticmethod(clock),
+            "under_way": self._under_way,
+        }
         super().__init__(type("ProxyHandler", (_Proxy,), {**values, "patience": patience}), port)
+
+    def settle(self, seconds: float = 5.0) -> None:
+        """Waits until the calls under way are written: a client has its answer a little earlier."""
+        self._under_way.wait(seconds)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stops serving, once what was answered is written."""
+        super().__exit__(kind, error, trace)
+        self.settle()
 
 
 class _Proxy(Handler):
     upstream: SplitResult
+    under_way: _UnderWay
     log: TraceLog
     clock: Callable[[], float]
     patience: float
@@ -119,6 +161,10 @@ class _Proxy(Handler):
         self._pass()
 
     def _pass(self) -> None:
+        with self.under_way:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
         start = self.clock()
         try:
             body = self.read_body()
