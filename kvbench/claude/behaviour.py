@@ -11,6 +11,8 @@ Sources, by the letters of the table:
 - B: anthropics/claude-code issue 61984 (2026-05-24): Opus 4.7 writes all or nearly all again, 5 of 6 changes.
 - P: platform.claude.com, "Per-message effort", 2026-11-30: a system message with `output_config` keeps what stands
   before.
+- W: docs.aws.amazon.com, Bedrock, "Adaptive thinking", read 2026-11-30: Mythos Preview thinks adaptively only, and
+  refuses `disabled`.
 - C: open-gsd/gsd-core issue 3151 (2026-08-08): Fable 5 writes everything again.
 
 A, B and C were measured through Claude Code. The documentation says only that messages are always lost, and tools and
@@ -62,6 +64,7 @@ _MODELS: Mapping[str, Behaviour] = {
     "claude-mythos-5-1": Behaviour(thinks=True, source="E"),
     "claude-fable-5": Behaviour(thinks=True, loses="all", source="E T K C"),
     "claude-mythos-5": Behaviour(thinks=True, source="E T K"),
+    "claude-mythos-preview": Behaviour(thinks=True, source="W"),
     "claude-opus-5-5": Behaviour(effort="medium", thinks=True, source="E M"),
     "claude-sonnet-5-5": Behaviour(thinks=True, source="E M"),
     "claude-haiku-5-5": Behaviour(effort="medium", thinks=True, source="E M"),

@@ -30,6 +30,15 @@ CHOICES = ("auto", "any", "tool", "none")
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
 TIERS = ("auto", "standard_only")
 LEAST_BUDGET = 1024  # of thinking
+# blocks of a message, and what a tool's result may hold (anthropic 2.12.0, types/beta/beta_content_block_param.py and
+# beta_tool_result_block_param.py)
+BLOCKS = tuple(
+    "text image document search_result thinking redacted_thinking tool_use tool_result server_tool_use"
+    " web_search_tool_result web_fetch_tool_result advisor_tool_result code_execution_tool_result"
+    " bash_code_execution_tool_result text_editor_code_execution_tool_result tool_search_tool_result mcp_tool_use"
+    " mcp_tool_result container_upload compaction tool_addition tool_removal mcp_tool_listing fallback".split()
+)
+INNER_BLOCKS = ("text", "image", "search_result", "document", "tool_reference", "browser_state")
 
 
 def shape_errors(body: object, *, needs_max: bool = True) -> Iterator[str]:
@@ -109,10 +118,7 @@ def _options(body: Json) -> Iterator[str]:
         if kind is None:
             yield f"{name}.type: Field required"
         elif kind not in allowed:
-            expected = ", ".join(f"'{tag}'" for tag in allowed)
-            yield (
-                f"{name}: Input tag '{kind}' found using 'type' does not match any of the expected tags: {expected}"
-            )
+            yield f"{name}: {_unknown_tag(kind, allowed)}"
         else:
             checks = {"enabled": (("budget_tokens", _budget),), "tool": (("name", _text),)}.get(kind, ())
             for field, check in checks:
@@ -120,6 +126,7 @@ def _options(body: Json) -> Iterator[str]:
             yield from (
                 f"{name}.{kind}.{error}" for error in _field(option, "disable_parallel_tool_use", _bool)
             )
+    yield from _room(body)
     for name, field, check in (("metadata", "user_id", _text), ("output_config", "effort", _one_of(EFFORTS))):
         if isinstance(option := body.get(name), Mapping):
             yield from (f"{name}.{error}" for error in _field(option, field, check))
@@ -127,6 +134,16 @@ def _options(body: Json) -> Iterator[str]:
     for number, stop in enumerate(stops if isinstance(stops, list) else ()):
         if not isinstance(stop, str):
             yield f"stop_sequences.{number}: Input should be a valid string"
+
+
+def _room(body: Json) -> Iterator[str]:
+    """An error where thinking leaves no room for an answer; with tools, thinking may be interleaved and go on."""
+    thinking, most = body.get("thinking"), body.get("max_tokens")
+    if not isinstance(thinking, Mapping) or thinking.get("type") != "enabled" or body.get("tools"):
+        return
+    budget = thinking.get("budget_tokens")
+    if not _integer(budget) and not _integer(most) and 0 < most <= budget:
+        yield "`max_tokens` must be greater than `thinking.budget_tokens`"
 
 
 def _tools(tools: Any) -> Iterator[str]:
@@ -184,6 +201,8 @@ def _blocks(path: str, blocks: list[Any], *, inner: bool = False) -> Iterator[st
             yield f"{place}.type: Field required"
         elif not isinstance(kind, str):
             yield f"{place}.type: Input should be a valid string"
+        elif kind not in (allowed := INNER_BLOCKS if inner else BLOCKS):
+            yield f"{place}: {_unknown_tag(kind, allowed)}"
         for name, check in _BLOCK_FIELDS.get(kind, {}).items() if isinstance(kind, str) else ():
             yield from (f"{place}.{kind}.{error}" for error in _field(block, name, check, required=True))
         if kind == "tool_result":
@@ -192,6 +211,11 @@ def _blocks(path: str, blocks: list[Any], *, inner: bool = False) -> Iterator[st
                 yield from _blocks(f"{place}.content", content, inner=True)
             elif content is not None and not isinstance(content, str):
                 yield f"{place}.tool_result.content: Input should be a valid list"
+
+
+def _unknown_tag(kind: object, allowed: Sequence[str]) -> str:
+    expected = ", ".join(f"'{tag}'" for tag in allowed)
+    return f"Input tag '{kind}' found using 'type' does not match any of the expected tags: {expected}"
 
 
 def _text(value: Any) -> str:
@@ -225,6 +249,14 @@ def _number(value: Any) -> str:
     return "" if fine else "Input should be a valid number"
 
 
+def _share(value: Any) -> str:
+    if error := _number(value):
+        return error
+    if value < 0:
+        return "Input should be greater than or equal to 0"
+    return "" if value <= 1 else "Input should be less than or equal to 1"
+
+
 def _integer(value: Any) -> str:
     whole = isinstance(value, int) and not isinstance(value, bool)
     return "" if whole else "Input should be a valid integer"
@@ -251,8 +283,8 @@ def _tokens(value: Any) -> str:
 
 _FIELDS: Mapping[str, Check] = {
     "stream": _bool,
-    "temperature": _number,
-    "top_p": _number,
+    "temperature": _share,
+    "top_p": _share,
     "top_k": _integer,
     "stop_sequences": _list,
     "metadata": _object,

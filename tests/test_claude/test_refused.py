@@ -77,6 +77,12 @@ CASES = [
     (body(tools=[{"name": 3}]), "tools.0.name: Input should be a valid string"),
     (body(tools=[{"name": "a", "input_schema": []}]), "tools.0.input_schema: Input should be a valid dictionary"),
     (body(temperature="hot"), "temperature: Input should be a valid number"),
+    (body(temperature=1.1), "temperature: Input should be less than or equal to 1"),
+    (body(top_p=-0.1), "top_p: Input should be greater than or equal to 0"),
+    (
+        body(max_tokens=2048, thinking={"type": "enabled", "budget_tokens": 2048}),
+        "`max_tokens` must be greater than `thinking.budget_tokens`",
+    ),
     (body(stream="yes"), "stream: Input should be a valid boolean"),
     (body(extra=1), "extra: Extra inputs are not permitted"),
     (body(top_k=1.5), "top_k: Input should be a valid integer"),
@@ -117,6 +123,25 @@ def test_wrong_types_and_what_a_model_does_not_offer(server, content, message):
         "invalid_request_error",
         message,
     )
+
+
+def test_blocks_of_unknown_types():
+    def first(block):
+        return next(shape_errors(said([{"role": "user", "content": [block]}])), "")
+
+    tag = "Input tag '{}' found using 'type' does not match any of the expected tags: 'text', 'image', "
+    assert first({"type": "video"}).startswith(f"messages.0.content.0: {tag.format('video')}")
+    inside = {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "tool_use"}]}
+    assert first(inside).startswith(f"messages.0.content.0.content.0: {tag.format('tool_use')}")
+    assert first({"type": "server_tool_use"}) == ""
+
+
+def test_interleaved_thinking_may_be_longer_than_an_answer():
+    thinking = {"type": "enabled", "budget_tokens": 4096}
+    tools = [{"name": "a", "input_schema": {"type": "object"}}]
+    assert list(shape_errors(body(thinking=thinking, tools=tools))) == []
+    assert list(shape_errors(body(thinking=thinking, max_tokens=4097))) == []
+    assert list(shape_errors(body(thinking=thinking, max_tokens=4096)))
 
 
 def test_what_is_right_is_answered(server):
