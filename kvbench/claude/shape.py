@@ -142,7 +142,8 @@ def _room(body: Json) -> Iterator[str]:
     if not isinstance(thinking, Mapping) or thinking.get("type") != "enabled" or body.get("tools"):
         return
     budget = thinking.get("budget_tokens")
-    if not _integer(budget) and not _integer(most) and 0 < most <= budget:
+    # other types have errors of their own
+    if isinstance(budget, int) and isinstance(most, int) and 0 < most <= budget:
         yield "`max_tokens` must be greater than `thinking.budget_tokens`"
 
 
