@@ -1,10 +1,12 @@
 """Every notebook runs from a clean kernel, on what is public, and is committed as its text form has it."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
 import jupytext
+import matplotlib
 import nbformat
 import pytest
 from kvbench_testing import notebooks
@@ -14,6 +16,23 @@ LIMIT = 200_000  # bytes
 LOCAL_PATH = re.compile(r"(?<![\w.:/])/(tmp|home|root|work|Users|opt|usr)/")
 
 
+@TEXTS
+def test_its_code_runs_in_short(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    registry = importlib.import_module("kvbench.methods.registry")
+    monkeypatch.setattr(registry, "_CLASSES", registry.registry())
+    matplotlib.use("Agg")
+    runs = notebooks.execute_short(text, tmp_path, monkeypatch)
+    assert ("kvbench.run(" in text.read_text(encoding="utf-8")) == bool(runs)
+    assert all(run["limit"] == 2 for run in runs if "method" in run)
+
+
+def test_a_call_that_does_not_exist_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "x.py").write_text("# %%\nimport kvbench\n# %%\nkvbench.keeps('snapkv')\n")
+    with pytest.raises(AttributeError, match="keeps"):
+        notebooks.execute_short(tmp_path / "x.py", tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
 @TEXTS
 def test_it_runs_from_a_clean_kernel(text: Path, tmp_path: Path):
     notebook = notebooks.execute(text, tmp_path)
