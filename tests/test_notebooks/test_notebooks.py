@@ -16,7 +16,13 @@ LIMIT = 200_000  # bytes
 LOCAL_PATH = re.compile(r"(?<![\w.:/])/(tmp|home|root|work|Users|opt|usr)/")
 
 
-@TEXTS
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(path, marks=pytest.mark.slow if path.stem.startswith("07") else (), id=path.stem)
+        for path in notebooks.texts()
+    ],
+)
 def test_its_code_runs_in_short(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     registry = importlib.import_module("kvbench.methods.registry")
     monkeypatch.setattr(registry, "_CLASSES", registry.registry())
