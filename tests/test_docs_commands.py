@@ -26,6 +26,17 @@ EXCUSED = {
     "kvbench run vllm_prefix_caching": "vLLM",
     "kvbench run experiment=quickstart model=llama31_8b": "a GPU",
     "kvbench run rocketkv_longbench model=llama31_8b": "a GPU",
+    **{
+        f"kvbench run experiment={name} model=llama31_8b": "a GPU"
+        for name in (
+            "rocketkv_longbench",
+            "rocketkv_table2",
+            "rocketkv_scbench",
+            "chunkkv_longbench",
+            "chunkkv_gsm8k",
+            "chunkkv_jailbreakv",
+        )
+    },
     "kvbench run experiment=reference model=llama31_8b": "a GPU",
     "kvbench run experiment=efficiency model=llama31_8b": "a GPU",
     "kvbench run experiment=rocketkv_fig_efficiency model=llama31_8b": "a GPU",

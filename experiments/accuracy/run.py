@@ -8,6 +8,7 @@ from functools import partial
 
 from kvbench.config.errors import UserError
 from kvbench.engine.apart import decode_apart
+from kvbench.engine.continuations import judge_cells
 from kvbench.engine.decode import Decoded, DecodeOptions
 from kvbench.engine.decode import Group as DecodedGroup
 from kvbench.engine.dense_answer import decode_dense_answer
@@ -179,9 +180,13 @@ def _score_part(
     shape = Shape(snapshot.length, at.group.sample.max_new_tokens, layer.num_layers, layer.k_HTD.shape[-1])
     resolved = [_resolved(part, cell, shape) for cell in cells]
     running = [r for r in resolved if not isinstance(r, Failure) and not r.dense]
-    result = decode_apart(
-        loaded.model, snapshot, part.split.question, part.split.last, running, _decode_options(at, part.split)
-    )
+    split = part.split
+    if at.group.sample.continuations:
+        texts = [at.run.renderer.continuation(at.prompt, text) for text in at.group.sample.continuations]
+        result = judge_cells(loaded.model, snapshot, split.question, split.last, running, texts)
+    else:
+        options = _decode_options(at, split)
+        result = decode_apart(loaded.model, snapshot, split.question, split.last, running, options)
     rows = iter(result.cells)
     shared = _shared_fields(at, snapshot, result, len(cells))
     found: list[Record | Failure] = []
@@ -287,7 +292,7 @@ def _shared_fields(at: PromptContext, snapshot: Snapshot, result: DecodedGroup, 
 
 
 def _cell_fields(at: PromptContext, cell: Cell, resolved: Resolved, out: Decoded) -> Record:
-    dense_kl = resolved.dense and at.run.cfg.kl
+    dense_kl = resolved.dense and at.run.cfg.kl and out.log_probs is None
     return {
         "cell": cell.id,
         "method": cell.label,
@@ -306,6 +311,9 @@ def _cell_fields(at: PromptContext, cell: Cell, resolved: Resolved, out: Decoded
 
 def _score_fields(at: PromptContext, out: Decoded) -> Record:
     sample, tokenizer = at.group.sample, at.run.loaded.tokenizer
+    if out.log_probs is not None:
+        text, score, by_metric = at.group.task.judged(out.log_probs, sample)
+        return {"score": score, "scores": by_metric, "output": text, "output_ids": [], "stop": out.stop}
     text = sample.stop.cut(out.ids, tokenizer)
     raw = {"output_raw": str(tokenizer.decode(out.ids, skip_special_tokens=True))} if sample.stop else {}
     score, by_metric = at.group.task.scores(text, sample)

@@ -1,8 +1,8 @@
 """Regenerates committed files from other committed files: `python -m kvbench.cli.regenerate` (make tables).
 
 Sources: results/RUN/summary.csv for the run's table.md and figures; check.csv for those of roofline_check; the code
-and conf/ for modelled experiments and the table of docs/gpu.md; conf/claims/ and the summaries for the tables of
-claims, in docs/findings.md too; all of them for the README.
+and conf/ for modelled experiments and the tables of docs/gpu.md and docs/reproduce.md; conf/claims/ and the summaries
+for the tables of claims, in docs/findings.md too; all of them for the README.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from kvbench.vllm.config import ServerConfig
 
 RESULTS = Path("results")
 GUIDE, FINDINGS = Path("docs") / "gpu.md", Path("docs") / "findings.md"
+PAPERS = Path("docs") / "reproduce.md"
 VERDICT, CLAIMS, CHECK = "verdict", "claims", "roofline_check"
 # overrides of deterministic experiments (they measure nothing) by folder of results: quick ones and slow ones
 QUICK = {"roofline": ["experiment=roofline"]}
@@ -98,6 +99,8 @@ def regenerated(root: Path, modelled: Mapping[str, Sequence[str]] = QUICK | SLOW
     found[root / RESULTS / overview.INDEX] = index.html().encode()
     guide = (root / GUIDE).read_text(encoding="utf-8")
     found[root / GUIDE] = readme.insert(guide, "modelled runs", reproduce.table(guide)).encode()
+    papers = (root / PAPERS).read_text(encoding="utf-8")
+    found[root / PAPERS] = readme.insert(papers, "modelled papers", reproduce.table(papers)).encode()
     page = (root / FINDINGS).read_text(encoding="utf-8")
     found[root / FINDINGS] = readme.insert(page, CLAIMS, table.headlines(results)).encode()
     page = (root / "README.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The table of docs/gpu.md: lower bounds on time and cost of its GPU commands."""
+"""The tables of docs/gpu.md and docs/reproduce.md: lower bounds on time and cost of its GPU commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def table(document: str) -> str:
     """Prompts, cells, memory, and seconds and rent per device, of each of these commands.
 
     Args:
-        document: text of docs/gpu.md.
+        document: text of docs/gpu.md or docs/reproduce.md.
     """
     devices = [hardware(name) for name in DEVICES]
     header = ["run", "prompts", "cells", "GB", *(f"{device.name}: s, USD" for device in devices)]

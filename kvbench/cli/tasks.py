@@ -49,7 +49,7 @@ def preview(overrides: Sequence[str], config_dirs: Sequence[str], index: int, wh
 
 
 def _shown(task: Any, length: int, index: int, sample: Any, prompt: Any, whole: bool) -> str:
-    stop = sample.stop
+    stop, sampling = sample.stop, sample.sampling
     ends = [repr(text) for text in stop.strings] + (["the end of the first line"] if stop.first_line else [])
     facts = {
         "task": f"{task.label}, sample {index}" + (f", length {length}" if length else ""),
@@ -58,6 +58,11 @@ def _shown(task: Any, length: int, index: int, sample: Any, prompt: Any, whole: 
         if sample.context_known
         else "its end is not known: query_aware only",
         "template": "off for this task" if sample.plain else "as the model is set",
+        "tokens chosen": f"at random, temperature {sampling.temperature:g}, top_p {sampling.top_p:g}"
+        if sampling
+        else "the likeliest",
+        "judged": " | ".join(_short(text, whole) for text in sample.continuations)
+        or "an answer, as it is generated",
         "answer": f"begins with {sample.answer_prefix!r}" if sample.answer_prefix else "begins freely",
         "ends at": ", ".join(["an end token", *ends]),
         "metric": task.metric,
@@ -78,6 +83,8 @@ def _shown(task: Any, length: int, index: int, sample: Any, prompt: Any, whole: 
     else:
         text = _short(text, whole)
     lines = [f"{name:<{width}}  {fact}" for name, fact in facts.items()]
+    if sample.meta.get("hidden"):
+        return "\n".join([*lines, "", "the text is not shown"])
     return "\n".join([*lines, "", text])
 
 

@@ -83,18 +83,27 @@ def _work(cfg: RunConfig, shape: ModelShape, element: int) -> Iterator[tuple[int
         accuracy = cfg.kind == "accuracy"
         seeds = len(cfg.seeds) if task.seeded else 1
         wanted = built.wanted(cfg.limit)
-        if wanted is None:
+        repeats = seeds * len(cfg.protocol) if accuracy else 1
+        if task.typical is not None:
+            rows, prompt, answer = task.typical
+            count = (rows if wanted is None else min(rows, wanted)) if accuracy else 1
+            sizes = [(count * repeats, prompt, answer)]
+        elif wanted is None:
             raise UserError(f"task.{label}.samples: all of a file are not counted here, give a number")
-        samples = wanted * seeds * len(cfg.protocol) if accuracy else 1
-        new = task.max_new_tokens if accuracy else cfg.efficiency.warmup + cfg.efficiency.steps
-        for length in task.length:
-            if length <= task.max_new_tokens:
-                raise UserError(
-                    f"task.{label}.length: {length} is not a length of prompt and answer, give more than "
-                    f"{task.max_new_tokens}"
-                )
-            sizes = {"prompt": length - task.max_new_tokens, "new": new, "element": element}
-            yield samples, [account(entry, shape, **sizes, **budget) for entry, budget in _cells(cfg)]
+        else:
+            sizes = []
+            for length in task.length:
+                if length <= task.max_new_tokens:
+                    raise UserError(
+                        f"task.{label}.length: {length} is not a length of prompt and answer, give more than "
+                        f"{task.max_new_tokens}"
+                    )
+                count = wanted if accuracy else 1
+                sizes.append((count * repeats, length - task.max_new_tokens, task.max_new_tokens))
+        for count, prompt, answer in sizes:
+            new = answer if accuracy else cfg.efficiency.warmup + cfg.efficiency.steps
+            size = {"prompt": prompt, "new": new, "element": element}
+            yield count, [account(entry, shape, **size, **budget) for entry, budget in _cells(cfg)]
 
 
 def _cells(cfg: RunConfig) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

@@ -58,7 +58,7 @@ class Decoded:
 
     Attributes:
         ids: generated tokens, the end token included.
-        stop: "eos", "string" (the text ended it) or "length".
+        stop: "eos", "string" (the text ended it), "length" or "forced" (nothing was generated).
         kl: mean KL(dense || cell) in nats over dense's own continuation, or None.
         kl_tokens: tokens that the mean is over.
         agree: fraction of those where the cell's most likely token is dense's, or None.
@@ -66,6 +66,7 @@ class Decoded:
         resident: bytes after compression; `resident_bf16` with a bf16 model.
         resident_end: bytes after decoding.
         read: bytes of K, V and auxiliary data read per decode step, mean over steps; `read_bf16` likewise.
+        log_probs: of texts that were fed, by text and token; None where an answer was generated.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -79,6 +80,7 @@ class Decoded:
     resident_end: int = 0
     read: float = 0.0
     read_bf16: float = 0.0
+    log_probs: list[list[float]] | None = None
 
 
 @dataclass

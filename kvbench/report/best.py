@@ -17,7 +17,7 @@ from kvbench.report import margins
 from kvbench.report.failures import note
 from kvbench.report.format import MB, MISSING, Table, number
 from kvbench.report.margins import KL_MARGIN, OVER_TASKS
-from kvbench.report.summary import METHOD, SETTING, budget_key
+from kvbench.report.summary import METHOD, SETTING, budget_key, is_loss
 from kvbench.runs.store import Record
 
 MARGIN = 0.05
@@ -168,7 +168,8 @@ def judged(
         `state_above`, `kl_state_above` (a larger budget that is worse, of rows that are within),
         `decode_ms_per_token` (median of one method at a time and the smallest batch, where that was measured).
     """
-    scored = cells[cells["difference"].notna()]
+    # a margin of the score is one of shares
+    scored = cells[cells["difference"].notna() & ~is_loss(cells)]
     covered = scored.groupby([*_TABLE, *METHOD], dropna=False)["budget_covers_prompt"].transform("all")
     scored = scored[scored["is_dense"] | ~covered.astype(bool)]
     if scored["is_dense"].all():

@@ -6,12 +6,13 @@ from pathlib import Path
 import pandas as pd
 
 from kvbench.config.errors import UserError
+from kvbench.config.scales import lower_is_better
 from kvbench.config.text import counted
 from kvbench.report import significance, stats
 from kvbench.report.clusters import Clusters
 from kvbench.report.format import MB, Table, number
 from kvbench.report.run import load
-from kvbench.report.summary import METHOD, SAMPLE, TASK
+from kvbench.report.summary import METHOD, SAMPLE, TASK, gain, is_loss
 from kvbench.report.tables import configurations
 
 KEY = ["model", "protocol", *TASK, *METHOD]
@@ -48,13 +49,17 @@ def compare(run_a: str | Path, run_b: str | Path) -> pd.DataFrame:
     floor = frame.assign(score=frame[["score_a", "score_b"]].max(axis=1).where(frame["is_dense"]))
     frame["floor"] = (
         floor.groupby(["model", "protocol", *TASK], dropna=False)["score"].transform("max") < stats.FLOOR
-    )
+    ) & ~is_loss(frame)
     covered = frame["budget_covers_prompt"] & (frame["n_different"] == 0)
     tested = ~(frame["is_dense"] | frame["floor"] | covered)
     frame["p_holm"] = significance.holm(frame["p_value"].where(tested))
     frame["verdict"] = [
         significance.verdict(
-            row.delta, (row.ci_low, row.ci_high), row.p_value, row.p_holm, row.n, tested.sum()
+            *gain(row.metric, row.delta, row.ci_low, row.ci_high),
+            row.p_value,
+            row.p_holm,
+            row.n,
+            tested.sum(),
         )
         for row in frame.itertuples(index=False)
     ]
@@ -76,7 +81,8 @@ def _row(key: dict[Hashable, object], pairs: pd.DataFrame) -> dict[Hashable, obj
         for column in (*values, "delta", "same_output")
     }
     delta = Clusters(pairs["delta"], pairs["cluster_a"])
-    low, high = stats.difference_interval(delta)
+    loss = lower_is_better(key["metric"])
+    low, high = (stats.kl_difference_interval if loss else stats.difference_interval)(delta)
     kl = Clusters(pairs["kl_delta"], pairs["cluster_a"])
     kl_low, kl_high = stats.kl_difference_interval(kl)
     of_kl = {

@@ -221,7 +221,8 @@ def _budget(requested: Any) -> str:
 
 def examples(cells: pd.DataFrame) -> list[Example]:
     """The sample with the largest disagreement between methods, per setting and task; up to four."""
-    scored = cells[cells["score"].notna()]
+    hidden = [bool(meta.get("hidden")) for meta in cells["meta"]]
+    scored = cells[cells["score"].notna() & ~pd.Series(hidden, cells.index, dtype=bool)]
     found = []
     for (*setting, task, length), group in scored.groupby([*SETTING, "task_label", "length"], dropna=False):
         spread = group.groupby(["seed", "sample"])["score"].std().fillna(0)

@@ -123,11 +123,12 @@ def _buckets(name: str, argument: str, cells: Sequence[Mapping[str, Any]]) -> It
 
 
 def _by_value(name: str, field: str, cells: Sequence[Mapping[str, Any]]) -> Iterator[_Value]:
-    """A mean over all samples, and one per value of a fact of the samples."""
+    """A mean over all samples, and one per value of facts of the samples, `FACT,FACT`."""
     yield from _plain(name, "", cells)
-    for value in sorted({cell["meta"][field] for cell in cells}, key=str):
-        values = [cell["scores"][name] for cell in cells if cell["meta"][field] == value]
-        yield _Value(f"{name}, {field} {value}", "mean", _mean(values), len(values))
+    for fact in field.split(","):
+        for value in sorted({cell["meta"][fact] for cell in cells}, key=str):
+            values = [cell["scores"][name] for cell in cells if cell["meta"][fact] == value]
+            yield _Value(f"{name}, {fact} {value}", "mean", _mean(values), len(values))
 
 
 def _exp_weighted(name: str, weights: str, cells: Sequence[Mapping[str, Any]]) -> Iterator[_Value]:
@@ -135,6 +136,13 @@ def _exp_weighted(name: str, weights: str, cells: Sequence[Mapping[str, Any]]) -
     total = sum(cell["scores"][weights] for cell in cells)
     value = math.exp(min(sum(cell["scores"][name] for cell in cells) / total, 700)) if total else math.nan
     yield _Value(f"exp of {name} per {weights}", "exp(sum / sum)", value, len(cells))
+
+
+def _ratio(name: str, weights: str, cells: Sequence[Mapping[str, Any]]) -> Iterator[_Value]:
+    """The sum over the sum of the weights, as bits per byte."""
+    total = sum(cell["scores"][weights] for cell in cells)
+    value = sum(cell["scores"][name] for cell in cells) / total if total else math.nan
+    yield _Value(f"{name} per {weights}", "sum / sum", value, len(cells))
 
 
 def _pass_at(name: str, _: str, cells: Sequence[Mapping[str, Any]]) -> Iterator[_Value]:
@@ -166,5 +174,6 @@ _RULES: dict[str, Callable[[str, str, Sequence[Mapping[str, Any]]], Iterator[_Va
     "buckets": _buckets,
     "by": _by_value,
     "exp_weighted": _exp_weighted,
+    "ratio": _ratio,
     "pass@k": _pass_at,
 }

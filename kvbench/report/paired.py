@@ -12,7 +12,7 @@ from kvbench.config.errors import UserError
 from kvbench.config.typed import unknown
 from kvbench.report import clusters, stats, style
 from kvbench.report.clusters import Clusters
-from kvbench.report.summary import SAMPLE, SETTING, budget_key
+from kvbench.report.summary import SAMPLE, SETTING, budget_key, is_loss
 
 _PAIRED = [*SETTING, "task", "length", *SAMPLE]
 _ALL = "all budgets"
@@ -41,6 +41,8 @@ def pairs(cells: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
             raise unknown(key, name, sorted(set(cells["method"])), "method in this run")
     if a == b:
         raise UserError(f"b: {b} is a too; give another method")
+    # losses without bounds have other intervals
+    cells = cells[~is_loss(cells)]
     columns = [*_PAIRED, "budget_requested", "meta", *_VALUES]
     one, other = (cells.loc[cells["method"] == name, columns] for name in (a, b))
     without = [rows for rows in (one, other) if (rows["budget_requested"] == "").all()]

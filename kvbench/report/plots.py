@@ -23,7 +23,7 @@ from kvbench.report import (
     times,
     turns,
 )
-from kvbench.report.summary import SETTING
+from kvbench.report.summary import SETTING, is_loss
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,10 @@ def figures(kind: str, source: pd.DataFrame) -> Iterator[tuple[str, style.Figure
         source: prepared cells where the kind is drawn `from_cells`, otherwise summary rows with seeds pooled.
     """
     spec = KINDS[kind]
+    # losses without bounds are in the tables; axes of scores end at 1
+    source = source[~is_loss(source)]
+    if source.empty:
+        return
     source = source[spec.wanted(source)]
     seen: set[str] = set()
     for _, group in source.groupby([*SETTING, *spec.by], dropna=False):

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from kvbench.config.errors import UserError
+from kvbench.config.scales import lower_is_better
 from kvbench.report import clusters, significance, stats
 from kvbench.report.clusters import Clusters
 from kvbench.runs import fields
@@ -70,7 +71,7 @@ def prepare(cells: pd.DataFrame) -> pd.DataFrame:
     `bytes_..._share` (of dense's); NaN where dense has no cell for the sample. `params` becomes JSON text.
 
     Raises:
-        UserError: a score that is not between 0 and 1.
+        UserError: a score that is not between 0 and 1, or a loss below 0.
     """
     # efficiency rows have fewer fields
     needed = [*ROW, *SAMPLE, *_NUMBERS, *_OTHERS]
@@ -80,7 +81,8 @@ def prepare(cells: pd.DataFrame) -> pd.DataFrame:
     cells["device"] = cells["device"].replace(r"\b1 threads$", "1 thread", regex=True)
     cells["meta"] = [meta if isinstance(meta, dict) else {} for meta in cells["meta"]]
     cells[_NUMBERS] = cells[_NUMBERS].apply(pd.to_numeric)
-    for _, cell in cells[(cells["score"] < 0) | (cells["score"] > 1)].head(1).iterrows():
+    most = np.where(is_loss(cells), np.inf, 1)
+    for _, cell in cells[(cells["score"] < 0) | (cells["score"] > most)].head(1).iterrows():
         raise UserError(f"score: {cell['score']:g} of task {cell['task']}, allowed: 0 to 1")
     # null for a user's own prompts; an empty column would have another type in a merge
     cells["wording"] = cells["wording"].fillna("-").astype(str)
@@ -179,8 +181,12 @@ def _statistics(cells: pd.DataFrame) -> dict[str, float]:
     differences, dense = (
         Clusters(paired[column], paired["cluster"]) for column in ("difference", "dense_score")
     )
-    ci_low, ci_high = stats.score_interval(scores)
-    delta_ci_low, delta_ci_high = stats.difference_interval(differences)
+    loss = lower_is_better(cells["metric"].iloc[0])
+    # without bounds, as KL
+    ci_low, ci_high = stats.kl_interval(scores) if loss else stats.score_interval(scores)
+    delta_ci_low, delta_ci_high = (
+        stats.kl_difference_interval(differences) if loss else stats.difference_interval(differences)
+    )
     kl_ci_low, kl_ci_high = stats.kl_interval(kl)
     return {
         "stats_version": stats.VERSION,
@@ -211,7 +217,7 @@ def _judged(rows: pd.DataFrame) -> pd.DataFrame:
     dense_score = rows.assign(dense=rows["score"].where(is_dense)).groupby(
         [*SETTING, *TASK, *seed], dropna=False
     )
-    rows["floor"] = dense_score["dense"].transform("max") < stats.FLOOR
+    rows["floor"] = (dense_score["dense"].transform("max") < stats.FLOOR) & ~is_loss(rows)
     covered = rows["budget_covers_prompt"] & (rows["n_pairs"] > 0) & (rows["n_different"] == 0)
     rows["p_value"] = rows["p_value"].mask(rows["floor"])
     rows["p_holm"] = rows["p_value"].mask(covered)
@@ -220,8 +226,7 @@ def _judged(rows: pd.DataFrame) -> pd.DataFrame:
     rows["p_holm"] = families.transform(significance.holm)
     rows["verdict"] = [
         significance.verdict(
-            row.delta_vs_dense,
-            (row.delta_ci_low, row.delta_ci_high),
+            *gain(row.metric, row.delta_vs_dense, row.delta_ci_low, row.delta_ci_high),
             row.p_value,
             row.p_holm,
             row.n_pairs,
@@ -234,6 +239,16 @@ def _judged(rows: pd.DataFrame) -> pd.DataFrame:
     rows.loc[rows["floor"], "verdict"] = "floor"
     rows.loc[rows["score"].isna(), "verdict"] = ""
     return rows
+
+
+def is_loss(rows: pd.DataFrame) -> pd.Series:
+    """Which rows have a metric that is better when it is lower."""
+    return pd.Series([lower_is_better(name) for name in rows["metric"]], rows.index, dtype=bool)
+
+
+def gain(metric: str, delta: float, low: float, high: float) -> tuple[float, tuple[float, float]]:
+    """A difference and its interval so that more is better."""
+    return (-delta, (-high, -low)) if lower_is_better(metric) else (delta, (low, high))
 
 
 def _flat(params: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -238,16 +238,30 @@ def _samples(cfg: RunConfig, renderer: Renderer) -> Iterator[_Part]:
                     yield task, length, seed, index, sample, prompt.hash, prompt.turn_start
 
 
+def _check_judged(cfg: RunConfig, task: Task, entries: Sequence[_Entry]) -> None:
+    """Refuse settings under which log probabilities of texts would not measure a method."""
+    if cfg.decode.first_token == "dense":
+        raise UserError(
+            f"decode.first_token: dense is not for task {task.label}: the first judged token would come from the dense "
+            "prefill, the same for every method; allowed: compressed"
+        )
+    answering = [entry.label for entry in entries if "answer" in entry.method.needs]
+    if answering:
+        raise UserError(f"method.{answering[0]}: needs dense's answer, and task {task.label} generates none")
+
+
 def _groups(
     cfg: RunConfig, part: _Part, entries: list[_Entry], engine: dict[str, Any],
 ) -> Iterator[Group]:  # fmt: skip
     task, length, seed, index, sample, prompt_hash, turn_start = part
     for protocol in cfg.protocol:
-        if sample.earlier and protocol == "query_agnostic":
+        if sample.earlier and not sample.one_prompt and protocol == "query_agnostic":
             raise UserError(
                 f"protocol: query_agnostic is not for task {task.label}: in a conversation only the first "
                 "question is seen; allowed: query_aware"
             )
+        if sample.continuations:
+            _check_judged(cfg, task, entries)
         if not sample.context_known and protocol == "query_agnostic":
             raise UserError(
                 f"protocol: query_agnostic is not for task {task.label}: where the context of sample {index} ends is "
@@ -262,6 +276,7 @@ def _groups(
             "seed": seed,
             **({"stop": sample.stop.identity} if sample.stop else {}),
             **({"sampling": asdict(sample.sampling)} if sample.sampling else {}),
+            **({"continuations": sample.continuations} if sample.continuations else {}),
         }
         planned = [entry for entry in entries if protocol == "query_agnostic" or not _agnostic(entry.method)]
         cells = tuple(entry.cell(setting, turn_start) for entry in planned)

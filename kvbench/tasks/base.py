@@ -3,7 +3,7 @@
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -90,6 +90,11 @@ class Family(ABC):
         """Name of their file, or name and commit of a data set of the hub."""
         return None
 
+    @property
+    def typical(self) -> tuple[int, int, int] | None:
+        """Samples, tokens of a prompt and of an answer in the published data, for modelled times; None if unknown."""
+        return None
+
     @abstractmethod
     def sample(self, index: int, seed: int, length: int, renderer: Renderer) -> Sample:
         """Make sample number `index`; a function of the arguments and the parameters only."""
@@ -105,9 +110,24 @@ class Family(ABC):
         """
         return {}
 
+    def judged(
+        self, log_probs: Sequence[Sequence[float]], sample: Sample
+    ) -> tuple[str, dict[str, float | list[float]]]:
+        """Of a sample with `continuations`: the text that stands for its answer, and scores as `scores` gives them.
+
+        Args:
+            log_probs: natural logarithms by text and token, each given all before it.
+            sample: the sample.
+        """
+        raise NotImplementedError
+
     def available(self) -> int | None:
-        """Number of available samples; None if unlimited."""
+        """Number of available samples; None if unlimited, or where it depends on the tokenizer."""
         return None
+
+    def count(self, length: int, renderer: Renderer) -> int | None:
+        """Number of available samples of a length for a tokenizer; None if unlimited."""
+        return self.available()
 
 
 @dataclass(frozen=True)
@@ -201,9 +221,9 @@ class Task:
             raise UserError(
                 f"task.{self.label}.length: {length} is beyond the model's {renderer.limit} positions or window"
             )
-        available = self._available()
-        count = min(k for k in (n, available) if k is not None)
         try:
+            available = self.config.count(length, renderer)
+            count = min(k for k in (n, available) if k is not None)
             return [self.config.sample(i, seed, length, renderer) for i in range(count)]
         except UserError as error:
             raise UserError(f"task.{self.label}.{error}") from None
@@ -231,6 +251,15 @@ class Task:
             return headline, found
         except ScoreError as error:
             raise ScoreError(f"task.{self.label}.{error}") from None
+
+    def judged(
+        self, log_probs: Sequence[Sequence[float]], sample: Sample
+    ) -> tuple[str, float, dict[str, float | list[float]]]:
+        """The text that stands for the answer, its score, and scores by metric; see `Family.judged`."""
+        text, found = self.config.judged(log_probs, sample)
+        headline = found[self.metric]
+        assert not isinstance(headline, list)
+        return text, headline, found
 
 
 def refuse_twins(prompts: Iterable[tuple[str, str, Hashable]]) -> None:

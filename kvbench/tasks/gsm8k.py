@@ -75,6 +75,11 @@ class Gsm8kShots(DataSet):
         return "flexible"
 
     @property
+    def typical(self) -> tuple[int, int, int]:
+        # 110 tokens of an example, 100 of a question with the template
+        return 1319, 110 * self.shots + 100, self.max_new_tokens or 256
+
+    @property
     def wording(self) -> str:
         return "lm-eval gsm8k_cot"
 

@@ -72,7 +72,9 @@ def needles(other: Callable[[], str]) -> Haystack:
 
 
 def text(kind: HaystackKind, essay: str | None, rng: random.Random) -> Haystack:
-    """Running text: a file from its start, repeated if too short, or generated prose; a unit is a word.
+    """Running text: a file from its start, or those of a folder by name, repeated if too short, or generated prose.
+
+    A unit is a word.
 
     Raises:
         UserError: the file cannot be read or is empty.
@@ -108,9 +110,15 @@ def _read(path: str | None) -> tuple[list[str], str]:
     try:
         file = Path(path).expanduser()
         stat = file.stat()
-        if not file.is_file():
-            raise IsADirectoryError("not a file")
-        words, digest = _read_state(file, stat.st_mtime_ns, stat.st_size)
+        if file.is_dir():
+            files = tuple(sorted(file.glob("*.txt")))
+            if not files:
+                raise FileNotFoundError("a folder without .txt files")
+            words, digest = _read_folder(files, tuple(one.stat().st_mtime_ns for one in files))
+        elif file.is_file():
+            words, digest = _read_state(file, stat.st_mtime_ns, stat.st_size)
+        else:
+            raise FileNotFoundError("neither a file nor a folder")
     # a path with a null character, or with the home of a user who does not exist
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"essay: {path} cannot be read as UTF-8 text ({error})") from None
@@ -123,3 +131,11 @@ def _read(path: str | None) -> tuple[list[str], str]:
 def _read_state(file: Path, mtime_ns: int, size: int) -> tuple[list[str], str]:
     data = file.read_bytes()
     return data.decode("utf-8-sig").split(), hashlib.sha256(data).hexdigest()
+
+
+@lru_cache(maxsize=4)
+def _read_folder(files: tuple[Path, ...], mtimes: tuple[int, ...]) -> tuple[list[str], str]:
+    """The words of all files, one after the other."""
+    data = [file.read_bytes() for file in files]
+    words = [word for part in data for word in part.decode("utf-8-sig").split()]
+    return words, hashlib.sha256(b"\n".join(data)).hexdigest()

@@ -72,6 +72,13 @@ _TASKS = {
     "lcc": _Task("code_sim", 64, "6a1f24cf0bb83cd9", True, extended=True),
     "repobench-p": _Task("code_sim", 64, "ee9ec182ea5ffeb7", True, extended=True),
 }
+# mean words of a context, of characters in Chinese (Bai et al., 2023, Table 1)
+_WORDS = {
+    "narrativeqa": 18409, "qasper": 3619, "multifieldqa_en": 4559, "multifieldqa_zh": 6701, "hotpotqa": 9151,
+    "2wikimqa": 4887, "musique": 11214, "dureader": 15768, "gov_report": 8734, "qmsum": 10614, "multi_news": 2113,
+    "vcsum": 15380, "trec": 5177, "triviaqa": 8209, "samsum": 6258, "lsht": 22337, "passage_count": 11141,
+    "passage_retrieval_en": 9289, "passage_retrieval_zh": 6745, "lcc": 1235, "repobench-p": 4206,
+}  # fmt: skip
 _CLASSES: Kind = (
     "a list of texts or null",
     lambda value: value is None or (isinstance(value, list) and all(isinstance(item, str) for item in value)),
@@ -151,6 +158,11 @@ class LongBench(DataSet):
     @property
     def aggregate(self) -> Mapping[str, str]:
         return {self.metric: "buckets:words:4000,8000"} if self.extended else {}
+
+    @property
+    def typical(self) -> tuple[int, int, int]:
+        rows = {"multifieldqa_en": 150, "lcc": 500, "repobench-p": 500}.get(self.name, 200)
+        return rows, round(1.4 * _WORDS[self.name]), self.max_new_tokens or self._task.tokens
 
     @property
     def wording(self) -> str:

@@ -69,6 +69,8 @@ class Sample:
         context_known: whether the context ends where it says; otherwise it may hold part of the question.
         sampling: how tokens are drawn; None for the likeliest.
         shared: whether neighbouring samples have the same compressed tokens, so that their prefill is kept.
+        continuations: texts that are judged by their log probabilities behind the prompt; nothing is generated then.
+        one_prompt: whether the earlier turns are compressed with the question, as one prompt.
     """
 
     context: str
@@ -84,6 +86,8 @@ class Sample:
     context_known: bool = True
     sampling: Sampling | None = None
     shared: bool = False
+    continuations: tuple[str, ...] = ()
+    one_prompt: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,11 +171,11 @@ class Renderer:
         context_end, first_end, turn_start = (
             next((i for i, end in enumerate(ends) if end > char), len(ids)) for char in char_ends
         )
-        later = [first_end] if sample.earlier else []
+        later = [first_end] if sample.earlier and not sample.one_prompt else []
         repeat = [{"repeat": sample.repeat}] if sample.repeat else []
         key = json.dumps([ids, context_end, list(sample.gold), *later, *repeat])
         digest = hashlib.sha256(key.encode()).hexdigest()
-        if not sample.earlier:
+        if not later:
             return Prompt(ids, context_end, text, digest, plain=plain)
         return Prompt(ids, context_end, text, digest, first_end, turn_start, plain)
 
@@ -183,6 +187,17 @@ class Renderer:
     def count(self, sample: Sample) -> int:
         """Number of tokens of the sample's prompt."""
         return len(self._encode(self._text(sample)[0], self._template(sample) is None)["input_ids"])
+
+    def continuation(self, prompt: Prompt, text: str) -> list[int]:
+        """The tokens of a text behind a prompt: those of both together, without as many as the prompt has.
+
+        Raises:
+            UserError: the text is only part of a token.
+        """
+        ids = self._encode(prompt.text + text, prompt.plain)["input_ids"][len(prompt.ids) :]
+        if not ids:
+            raise UserError(f"a text of {text[:40]!r} behind the prompt has no token of its own")
+        return ids
 
     def spans(self, prompt: Prompt) -> list[tuple[int, int]]:
         """Character range [start, end) in `prompt.text` of every token of a prompt; empty for special tokens."""

@@ -30,6 +30,15 @@ _TOKENS: Mapping[str, int | Mapping[str, int]] = {
     "summary": 200, "vt": 30, "many_shot": 10, "summary_with_needles": {"summary": 800, "passkey": 15},
     "repoqa_and_kv": {"repoqa": 1024, "kv": 80},
 }  # fmt: skip
+# rows and thousands of tokens of a prompt on the hub, cut to 128K; some are not known and taken as their like
+_SIZES = {
+    name: (rows, 1000 * min(tokens, 127))
+    for name, (rows, tokens) in {
+        "choice_eng": (58, 119), "kv": (100, 169), "prefix_suffix": (100, 113), "vt": (90, 125), "repoqa": (88, 72),
+        "qa_eng": (69, 122), "qa_chn": (35, 127), "many_shot": (54, 26), "mf": (100, 150), "summary": (70, 118),
+        "summary_with_needles": (70, 118), "repoqa_and_kv": (88, 72),
+    }.items()
+}  # fmt: skip
 _LETTERS = "ABCD"
 #: tokens that the official code leaves free for a question where the context is alone
 _ROOM = 1000
@@ -96,6 +105,13 @@ class SCBench(DataSet):
     @property
     def metric(self) -> str:
         return "fixed"
+
+    @property
+    def typical(self) -> tuple[int, int, int]:
+        rows, tokens = _SIZES[self.name]
+        limits = _TOKENS[self.name]
+        answer = limits if isinstance(limits, int) else max(limits.values())
+        return rows * self.max_turns, tokens, self.max_new_tokens or answer
 
     @property
     def wording(self) -> str:

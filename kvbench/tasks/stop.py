@@ -70,7 +70,16 @@ class Stop:
                 text = text.replace(token, "")
         else:
             text = str(tokenizer.decode(list(ids), skip_special_tokens=True))
-        text = _before(text, plain)
+        return self.cut_text(text, plain)
+
+    def cut_text(self, text: str, stops: Sequence[str] | None = None) -> str:
+        """The part of a text that stands before the earliest stop text, or is its first line.
+
+        Args:
+            text: without special tokens.
+            stops: those of the stop texts to look for; None for all.
+        """
+        text = _before(text, self.strings if stops is None else stops)
         if self.first_line:
             start = len(text) - len(text.lstrip("\n"))
             end = text.find("\n", start)

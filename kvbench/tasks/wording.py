@@ -15,7 +15,7 @@ from typing import Any, Literal
 from kvbench.config.errors import UserError
 
 Wording = Literal["own", "ruler"]
-Part = Literal["niah_one", "niah_many", "vt", "cwe", "fwe"]
+Part = Literal["niah_one", "niah_many", "vt", "cwe", "fwe", "qa"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Sentences:
         head: text before the haystack.
         question: text after it, with its line break.
         prefix: start of the answer, without a leading space.
-        needle: a needle, for the needle tasks.
+        needle: a needle, for the needle tasks; a document, with {i} and {document}, for the questions.
         noise: a line of filler.
     """
 
@@ -108,10 +108,22 @@ def _own(part: Part) -> Sentences:
             "not count. Give the words alone.",
             prefix="Answer: In the text above, the three code words that come up most are:",
         ),
+        "qa": Sentences(
+            head="Here are some documents. Answer the question behind them from what they say, with the answer "
+            "alone.\n\n",
+            question="\n\nNow answer from the documents above, with the answer alone.\n\nQuestion: {query}",
+            prefix="Answer:",
+            needle="Document {i}:\n{document}",
+        ),
     }[part]
 
 
 def _ruler(part: Part) -> Sentences:
+    if part == "qa":
+        tree = _tree("qa_utils.py")
+        config = _assigned(tree, "CONFIG")
+        head, question = config["template"].split("{context}")
+        return Sentences(head, question, config["answer_prefix"].lstrip(), _assigned(tree, "DOCUMENT_PROMPT"))
     if part in ("vt", "cwe", "fwe"):
         tree = _tree(f"{part}_utils.py")
         config = _assigned(tree, "CONFIG")

@@ -60,9 +60,11 @@ async def answer_alone(driver: Driver, item: ServedPrompt, salt: str) -> tuple[A
             f"model: {item.name} has {len(item.prompt.ids)} tokens, the server counts {answer.prompt_tokens}; "
             "give the model that the server serves"
         )
+    # the server ends an answer at end tokens only
+    text = item.sample.stop.cut_text(answer.text)
     return answer, {
-        "score": item.task.score(answer.text, item.sample),
-        "output": answer.text,
+        "score": item.task.score(text, item.sample),
+        "output": text,
         "output_ids": None if answer.token_ids is None else list(answer.token_ids),
         "stop": answer.finish_reason,
         "cached_tokens": answer.cached_tokens,

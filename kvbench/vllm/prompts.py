@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kvbench import tasks
+from kvbench.config.errors import UserError
 from kvbench.models.load import ModelConfig, check_folder, locate
 from kvbench.tasks import Prompt, Renderer, Sample, Task
 from kvbench.tasks.base import refuse_twins
@@ -122,6 +123,9 @@ def _made(
         for length in task.config.length:
             for seed in seeds if task.config.seeded else seeds[:1]:
                 for index, (sample, prompt) in enumerate(task.prompts(count, seed, length, renderer)):
+                    if sample.continuations or sample.sampling:
+                        what = "judges known texts" if sample.continuations else "draws its answers"
+                        raise UserError(f"task.{label}: {what}; servers are asked for greedy answers")
                     yield ServedPrompt(task, length, seed, index, sample, prompt)
 
 

@@ -83,6 +83,13 @@ def test_an_efficiency_run_measures_each_batch_alone(tmp_path):
     assert found.seconds == pytest.approx(alone[0].prefill_s + 10 * sum(one.step_s for one in alone))
 
 
+def test_published_rows_have_their_typical_sizes(tmp_path):
+    settings = ["task=[gsm8k_shots]", "task.download=true", "task.samples=10", "method=[dense]"]
+    found = of(tmp_path, *settings, experiment="jsonl")
+    one = cost.estimate(cost.account("dense", SHAPE, prompt=8 * 110 + 100, new=256), DEVICE, 1)
+    assert found.prompts == 10 and found.seconds == pytest.approx(10 * (one.prefill_s + 256 * one.step_s))
+
+
 def test_other_kinds_are_refused(tmp_path):
     cfg = load(["experiment=bench_ablation", f"run_dir={tmp_path}"])
     with pytest.raises(UserError, match="kind: bench_ablation is not one of accuracy, efficiency"):

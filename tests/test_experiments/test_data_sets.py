@@ -1,17 +1,14 @@
 """Published data sets end to end on made-up rows: loader, prompt, run, score, metrics, page."""
 
-import json
 from importlib.util import find_spec
 
 import pytest
+from kvbench_testing.made_up import write_rows
 
 from kvbench import experiments, report
 from kvbench.config.compose import compose
-from kvbench.config.groups import Groups
 from kvbench.experiments.accuracy import run as accuracy
 from kvbench.runs.progress import Progress
-from kvbench.tasks import registry
-from kvbench.tasks.dataset import DataSet
 
 #: by task: more settings, whether there is a context without a question, prefills of two samples (query_aware,
 #: query_agnostic), and a package that it needs
@@ -25,18 +22,13 @@ RUNS: dict[str, tuple[list[str], bool, tuple[int, int], str]] = {
     "math_aime24": ([], False, (2, 0), "math_verify"),
     # the second turn finds the first one's prefill; what filters in every turn has its own
     "scbench_kv": ([], False, (2, 0), "kvbench"),
+    "jailbreakv": ([], False, (2, 0), "kvbench"),
+    "longbench2": (["max_length=400"], True, (2, 2), "kvbench"),
+    "mrcr": ([], False, (2, 0), "kvbench"),
+    "choices": ([], True, (2, 2), "kvbench"),
     "scbench_mf": (["mode=multi_request"], True, (2, 1), "kvbench"),
 }
 METHODS = ["dense", "snapkv", "chunkkv", "rocketkv", "rocketkv_mt"]
-
-
-def write_rows(folder, option: str, more: list[str]) -> None:
-    entry = Groups().entry("task", option)
-    config = registry()[entry["family"]](**({"name": entry["name"]} if "name" in entry else {}), data="-")
-    assert isinstance(config, DataSet)
-    stem = (config.data_name or option) + ("_e" if "extended=true" in more else "")
-    lines = (json.dumps(row, ensure_ascii=False) for row in config.examples(3, 60))
-    (folder / f"{stem}.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

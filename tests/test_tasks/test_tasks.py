@@ -56,7 +56,7 @@ def test_shipped_tasks_have_rulers_sizes(label):
     assert task.max_new_tokens == {"vt": 30, "cwe": 120, "fwe": 50}.get(task.family, 128)
 
 
-def test_labels_are_rulers_thirteen_without_qa_and_ours():
+def test_labels_are_rulers_thirteen_and_ours():
     niah = [
         "single_1",
         "single_2",
@@ -68,6 +68,7 @@ def test_labels_are_rulers_thirteen_without_qa_and_ours():
         "multiquery",
     ]
     labels = {f"ruler_niah_{name}" for name in niah} | {"ruler_vt", "ruler_cwe", "ruler_fwe"}
+    labels |= {"ruler_qa_1", "ruler_qa_2"}
     assert {label for label in ENTRIES if label.startswith("ruler_")} == labels
     assert {"needle_grid", "niah_turns", "jsonl"} <= set(ENTRIES)
     # families that are named by their settings only
@@ -174,7 +175,7 @@ def test_identity_holds_what_matters_and_no_paths(tmp_path):
 @pytest.mark.parametrize(
     ("label", "values", "message"),
     [
-        ("ruler_niah_single_1", {"family": "naih"}, r"family: .*'naih'.*niah.*known: cwe, .*fwe, .*jsonl"),
+        ("ruler_niah_single_1", {"family": "naih"}, r"family: .*'naih'.*niah.*known: .*cwe, .*fwe, .*jsonl"),
         ("ruler_niah_single_1", {"kyes": 3}, r"kyes: .*did you mean keys"),
         ("ruler_niah_single_1", {"wording": "theirs"}, r"wording: .*known: own, ruler"),
         ("ruler_niah_single_1", {"haystack": "hay"}, r"haystack: .*known: noise, needles, prose, essay"),
