@@ -71,6 +71,12 @@ _PREVIEW = """\
 """
 
 
+_LM_EVAL = """\
+for people who live in lm-eval; task=[lm_eval] runs its tasks with one prefill for all methods, and dense beside each:
+  kvbench lm-eval --tasks gsm8k_cot --method rocketkv --tokens 512 --limit 20
+"""
+
+
 _CLAUDE = """\
 in another shell, with the address that the command prints:
   ANTHROPIC_BASE_URL=http://127.0.0.1:8787 claude
@@ -214,6 +220,26 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--check", action="store_true", help=text)
     text = "put the rows of all workers into one file, each cell once; no worker may be at work"
     status.add_argument("--compact", action="store_true", help=text)
+    bridge = add(
+        "lm-eval", _lm_eval, "run lm-eval with a method's cache; every method prefills anew", _LM_EVAL
+    )
+    bridge.add_argument(
+        "--tasks", required=True, metavar="NAME,NAME", help="tasks of lm-eval that generate text"
+    )
+    bridge.add_argument(
+        "--model", default="smollm2_135m", help="one of kvbench ls models, or a folder; %(default)s"
+    )
+    bridge.add_argument("--method", default="dense", help="one of kvbench ls methods; %(default)s")
+    bridge.add_argument("--tokens", type=int, metavar="N", help="budget in tokens")
+    bridge.add_argument("--ratio", type=float, metavar="R", help="budget as a fraction of the prompt")
+    bridge.add_argument("--limit", type=int, metavar="N", help="documents of each task, the first ones")
+    bridge.add_argument("--include-path", metavar="FOLDER", help="a folder with tasks of your own")
+    bridge.add_argument(
+        "--output", metavar="FILE", help="results as JSON, with what was kept and how many bytes"
+    )
+    bridge.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="parameters, as window=16"
+    )
     text = "say which methods and budgets lose less than a margin against dense"
     best = add("best", _best, text)
     best.add_argument("folder", metavar="RUN", help=a_run)
@@ -445,6 +471,13 @@ def _data(args: argparse.Namespace) -> None:
     from kvbench.cli import tasks
 
     print(tasks.data(args.task, args.file, args.rows, args.words))
+
+
+def _lm_eval(args: argparse.Namespace) -> None:
+    from kvbench.cli import lm_eval
+
+    _tell(lm_eval.WARNING)
+    print(lm_eval.run(args))
 
 
 def _new(args: argparse.Namespace) -> None:

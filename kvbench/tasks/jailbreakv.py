@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from kvbench.config.errors import UserError
+from kvbench.tasks import made_up
 from kvbench.tasks.base import register
 from kvbench.tasks.dataset import DataSet
 from kvbench.tasks.prompt import Renderer, Sample
@@ -116,15 +118,18 @@ class JailbreakV(DataSet):
         }
 
     def examples(self, count: int, words: int) -> Sequence[Mapping[str, Any]]:
-        return [
-            {
-                "id": index, "jailbreak_query": f"A made-up request, number {index}.",
-                "redteam_query": "A made-up request.", "format": ("Template", "Logic", "Persuade")[index % 3],
-                "policy": "made up", "image_path": "", "from": "made up", "selected_mini": index % 2 == 0,
-                "transfer_from_llm": True,
-            }
-            for index in range(count)
-        ]  # fmt: skip
+        found = []
+        for index in range(count):
+            text = made_up.fact(random.Random(f"jailbreakv/{index}"), words).text
+            found.append(
+                {
+                    "id": index, "jailbreak_query": f"A made-up request, number {index}. {text}",
+                    "redteam_query": "A made-up request.", "format": ("Template", "Logic", "Persuade")[index % 3],
+                    "policy": "made up", "image_path": "", "from": "made up", "selected_mini": index % 2 == 0,
+                    "transfer_from_llm": True,
+                }
+            )  # fmt: skip
+        return found
 
 
 def degenerate(output: str) -> float:

@@ -85,9 +85,11 @@ def test_an_efficiency_run_measures_each_batch_alone(tmp_path):
 
 def test_published_rows_have_their_typical_sizes(tmp_path):
     settings = ["task=[gsm8k_shots]", "task.download=true", "task.samples=10", "method=[dense]"]
-    found = of(tmp_path, *settings, experiment="jsonl")
+    cfg = load(["experiment=jsonl", *settings, f"run_dir={tmp_path}"])
+    (found,) = duration(cfg, SHAPE, DEVICE)
     one = cost.estimate(cost.account("dense", SHAPE, prompt=8 * 110 + 100, new=256), DEVICE, 1)
-    assert found.prompts == 10 and found.seconds == pytest.approx(10 * (one.prefill_s + 256 * one.step_s))
+    assert found.prompts == 10 == found.cells
+    assert found.seconds == pytest.approx(10 * (one.prefill_s + 256 * one.step_s), rel=0.02)
 
 
 def test_other_kinds_are_refused(tmp_path):

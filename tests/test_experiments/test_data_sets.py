@@ -23,7 +23,7 @@ RUNS: dict[str, tuple[list[str], bool, tuple[int, int], str]] = {
     # the second turn finds the first one's prefill; what filters in every turn has its own
     "scbench_kv": ([], False, (2, 0), "kvbench"),
     "jailbreakv": ([], False, (2, 0), "kvbench"),
-    "longbench2": (["max_length=400"], True, (2, 2), "kvbench"),
+    "longbench2": ([], True, (2, 2), "kvbench"),
     "mrcr": ([], False, (2, 0), "kvbench"),
     "choices": ([], True, (2, 2), "kvbench"),
     "scbench_mf": (["mode=multi_request"], True, (2, 1), "kvbench"),
