@@ -108,7 +108,7 @@ def data(option: str, path: str | None, count: int, words: int) -> str:
     """
     from kvbench.config.groups import Groups
     from kvbench.config.typed import unknown
-    from kvbench.tasks import registry
+    from kvbench.tasks import lm_eval_tasks, registry
     from kvbench.tasks.dataset import DataSet
     from kvbench.tasks.made_up import questions
 
@@ -124,6 +124,10 @@ def data(option: str, path: str | None, count: int, words: int) -> str:
     elif issubclass(cls, DataSet):
         config = cls(**({"name": entry["name"]} if "name" in entry else {}), data="-")
         rows, name, key = config.examples(count, words), config.data_name or option, "task.data"
+    elif option == "lm_eval":
+        rows, name, key = lm_eval_tasks.examples(count), "gsm8k", "task.name=gsm8k_cot task.data"
+    elif cls.from_file:
+        raise UserError(f"data: there are no made-up rows of {option}; it needs {cls.needs}")
     else:
         raise UserError(
             f"data: {option} needs none, its prompts are generated: kvbench preview 'task=[{option}]'"
