@@ -162,6 +162,7 @@ EXTRAS = {
     "experiments/vllm": {"serving", "claude"},
     "kvbench/engine": {"flash"},
     "kvbench/tasks": {"tasks", "repoqa"},
+    "kvbench/cli/lm_eval": {"tasks"},
     # the GPU builds of torch bring triton
     "kernels": {"flash", "test"},
 }
