@@ -19,7 +19,7 @@ from kvbench.runs.config import RunConfig
 #: rows of a pass of known tokens, see engine/forced.py
 PASS_ROWS = 128
 #: least bytes of the caches of cells that are decoded together, see engine/blocks.py
-BLOCK_BYTES = 384 * 2**20
+BLOCK_BYTES = 768 * 2**20
 
 
 @dataclass(frozen=True)

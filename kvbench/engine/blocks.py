@@ -14,7 +14,7 @@ from kvbench.engine.prefill import Snapshot
 from kvbench.methods.base import LayerRule, LayerSnapshot, Native, Resolved
 
 #: least bytes of caches in a block
-BLOCK_BYTES = 384 * 2**20
+BLOCK_BYTES = 768 * 2**20
 
 
 def blocks(

@@ -34,7 +34,7 @@ __all__ = ["DecodeOptions", "Decoded", "Group", "decode_cells"]
 _KL_ERROR = 1e-3
 #: bytes of dense's log probabilities that are kept; longer answers go in parts, dense beside the cells
 REFERENCE_BYTES = 64 * 2**20
-#: least steps along dense's answer between looks at which cells have parted, where nothing else needs the later steps
+#: steps along dense's answer between looks at which cells have parted, where more cells are left than a pass holds
 LOOK_EVERY = 8
 #: rows of which log probabilities are compared at once
 _COMPARED = 16
@@ -272,8 +272,8 @@ class _Block:
         steps = range(0)
         while live and steps.stop < len(fed):
             low = steps.stop
-            # what a pass has room for costs nothing
-            span = max(LOOK_EVERY, PASS_ROWS // len(live)) if reference is None else reference.span
+            # one pass between looks, if it holds all cells
+            span = (PASS_ROWS // len(live) or LOOK_EVERY) if reference is None else reference.span
             steps = range(low, min(low + span, len(fed)))
             if reference is not None:
                 reference.load(steps)

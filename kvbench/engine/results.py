@@ -32,7 +32,7 @@ class DecodeOptions:
 
     max_new_tokens: int
     eos: frozenset[int] = frozenset()
-    batch_rows: int = 16
+    batch_rows: int = 32
     kl: bool = True
     first_token: str = "compressed"
     ends: Callable[[Sequence[int]], bool] | None = None

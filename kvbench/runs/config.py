@@ -60,7 +60,7 @@ class DecodeConfig:
         first_token: whether the first answer token comes from the compressed cache or from the dense prefill.
     """
 
-    block_rows: int = 16
+    block_rows: int = 32
     ignore_eos: bool = False
     first_token: Literal["compressed", "dense"] = "compressed"
 

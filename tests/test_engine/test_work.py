@@ -120,6 +120,23 @@ def in_passes(tokens, size):
     return -(-tokens // size)
 
 
+def parted(result):
+    """The step at which each cell's answer differs from dense's, or the number of steps."""
+    dense = result.dense.ids
+    found = [[a != b for a, b in zip(cell.ids, dense, strict=True)] for cell in result.cells]
+    return [differs.index(True) if any(differs) else len(dense) for differs in found]
+
+
+def looks(parts, steps):
+    """Passes along dense's answer of cells that leave it where a look finds that they have parted."""
+    passes, step, live = 0, 0, len(parts)
+    while live and step < steps:
+        span = min(forced.PASS_ROWS // live or decode.LOOK_EVERY, steps - step)
+        passes, step = passes + in_passes(live * span, forced.PASS_ROWS), step + span
+        live = sum(part >= step for part in parts)
+    return passes
+
+
 @pytest.mark.parametrize("kl", [False, True])
 def test_passes_of_known_tokens_are_full_and_free_steps_are_of_cells_that_parted(model, monkeypatch, kl):
     calls = []
@@ -128,16 +145,14 @@ def test_passes_of_known_tokens_are_full_and_free_steps_are_of_cells_that_parted
     snapshot = prefill(model, [(7 * i * i + 3 * i) % 250 for i in range(300)], 64)
     cells, counted = cells_of(model, 300, 40, 280), Counted(model)
     result = decoded(counted, snapshot, cells, kl=kl, batch_rows=8)
-    dense = result.dense.ids
+    parts = parted(result)
     # steps that a cell takes by itself: behind its first token that differs
-    own = [
-        len(cell.ids) - 1 - next((n for n, token in enumerate(cell.ids) if token != dense[n]), NEW - 1)
-        for cell in result.cells
-    ]
+    own = [NEW - 1 - min(step, NEW - 1) for step in parts]
     assert 0 < sum(own) < len(cells) * (NEW - 1), "some part here, or the test shows nothing"
     free = sum(in_passes(sum(count > step for count in own), 8) for step in range(NEW))
+    known = in_passes(40 * NEW, forced.PASS_ROWS) if kl else looks(parts, NEW)
     # dense: its draft, and a pass that checks it
-    assert counted.passes == {1: NEW, forced.PASS_ROWS: 1 + in_passes(40 * NEW, forced.PASS_ROWS), 8: free}
+    assert counted.passes == {1: NEW, forced.PASS_ROWS: 1 + known, 8: free}
     # one attention call per layer and pass, whatever the number of cells
     if calls:
         assert len(calls) == sum(counted.passes.values()) * len(snapshot.layers)
@@ -146,7 +161,13 @@ def test_passes_of_known_tokens_are_full_and_free_steps_are_of_cells_that_parted
 def test_cells_that_part_leave_the_passes_of_known_tokens(model, monkeypatch):
     snapshot = prefill(model, [(7 * i * i + 3 * i) % 250 for i in range(300)], 64)
     cells, counted = cells_of(model, 300, 40, 40), Counted(model)
-    options = DecodeOptions(20, kl=False, batch_rows=8)
-    result = decode_cells(counted, snapshot, [], 7, cells, options)
-    assert all(cell.ids[:8] != result.dense.ids[:8] for cell in result.cells)
-    assert counted.passes[forced.PASS_ROWS] == 1 + in_passes(40 * decode.LOOK_EVERY, forced.PASS_ROWS)
+    result = decode_cells(counted, snapshot, [], 7, cells, DecodeOptions(20, kl=False, batch_rows=8))
+    parts = parted(result)
+    assert 1 + looks(parts, 20) == counted.passes[forced.PASS_ROWS] < 1 + in_passes(40 * 20, forced.PASS_ROWS)
+
+
+def test_more_cells_than_a_pass_holds_are_looked_at_every_few_steps(model):
+    snapshot = prefill(model, [(7 * i * i + 3 * i) % 250 for i in range(300)], 64)
+    cells, counted = cells_of(model, 300, 130, 290), Counted(model)
+    result = decode_cells(counted, snapshot, [], 7, cells, DecodeOptions(9, kl=False))
+    assert counted.passes[forced.PASS_ROWS] == 1 + looks(parted(result), 9)
