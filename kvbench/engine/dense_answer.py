@@ -82,7 +82,9 @@ class _DenseAnswer:
         self.queries: list[list[Tensor]] = [[] for _ in self.layers]
 
     def decode(self, last: int) -> Decoded:
-        held = self.rows.cache.resident(0)
+        # after compression, before the question
+        held = self.rows.resident[0]
+        assert held is not None
         out = Decoded(kept=held.kept, resident=held.bytes, resident_bf16=held.bf16, resident_end=held.bytes)
         stop = None
         if self.first is not None:

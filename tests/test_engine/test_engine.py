@@ -241,6 +241,15 @@ def test_a_near_tie_of_single_rows_parts_no_equal_cache_from_dense(llama, calls,
     assert other.seen >= NEW - 1
 
 
+@pytest.mark.parametrize("question", [[], PROMPT[-21:-1]], ids=["aware", "agnostic"])
+def test_dense_holds_the_prompt_and_no_question_after_compression(llama, question):
+    snapshot = prefill(llama, PROMPT[: COMPRESSED - len(question)], 64)
+    held = run(llama, [], snapshot, question=question).dense
+    size = sum(layer.k_HTD.nbytes + layer.v_HTD.nbytes for layer in snapshot.layers)
+    assert held.resident == size
+    assert held.resident_end == size * (COMPRESSED + NEW) // snapshot.length
+
+
 def test_the_attention_of_dense_is_that_of_the_answer_that_holds(llama):
     found = []
     for model in (llama, SingleRowsDiffer(llama, {2, 4, 7})):
