@@ -9,7 +9,7 @@ LINKS := $(VENV)/links/kvbench
 VLLM := .venv-vllm
 VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint check setup test-slow test-chaos test-gpu bench-gpu gpu gpu-rehearsal vllm test-vllm notebooks tables bench docs clean help
+.PHONY: demo test lint check setup test-slow test-chaos test-cluster test-gpu bench-gpu gpu gpu-rehearsal vllm test-vllm notebooks tables bench bench-store docs clean help
 
 help:
 	@echo "make demo       compare methods on the embedded model: table, plots, report.html (4 to 7 minutes on 2 idle cores, after the set-up)"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint       format and mend what ruff can"
 	@echo "make test-slow  the slow tests;  make test-gpu: those that need a CUDA device, and the kernels' on it"
 	@echo "make test-chaos  200 kills of workers that share a run, and what came of it"
+	@echo "make test-cluster  workers by Ray on two local nodes, submitit and joblib give the same table"
 	@echo "make gpu        the first hour on a GPU: every check and measurement within 45 minutes, into results/gpu/<date>"
 	@echo "                (MODEL=smollm2_135m, or a folder);  make gpu-rehearsal: a small form of it on the CPU"
 	@echo "make bench-gpu  of these, the times of kernels and methods alone"
@@ -25,6 +26,7 @@ help:
 	@echo "make notebooks  run the notebooks and write them anew from their .py"
 	@echo "make tables     write anew every committed table and figure that follows from other committed files"
 	@echo "make bench      40 cells on one prompt against dense alone"
+	@echo "make bench-store  CPU time and memory of status, resume and report on a folder of 100,000 cells (10 minutes)"
 	@echo "make docs       docs/methods.md and docs/columns.md from the code"
 	@echo "make clean      remove .venv, $(VLLM) and caches; results stay"
 
@@ -50,6 +52,10 @@ test-slow: $(READY)
 
 test-chaos: $(READY)
 	$(BIN)/pytest -n 0 -s -m slow tests/test_experiments/test_workers.py -k kills
+
+test-cluster: $(READY)
+	$(PIP) install -q -c constraints.txt -e '.[cluster]'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 0 -m cluster
 
 test-gpu: $(READY)
 	$(BIN)/python $(FIRST_HOUR) --only kernel_tests,device_tests
@@ -81,6 +87,14 @@ tables: $(READY)
 
 bench: $(READY)
 	$(BIN)/kvbench run experiment=bench_ablation
+
+# a folder of this many cells is filled and looked at; the table goes to docs/sweeps.md
+CELLS ?= 20500 102500
+STORE ?= /tmp/kvbench-bench-store
+
+bench-store: $(READY)
+	@mkdir -p $(STORE)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m kvbench_testing.large_store $(STORE) $(CELLS)
 
 docs: $(READY)
 	$(BIN)/kvbench ls methods --markdown > docs/methods.md

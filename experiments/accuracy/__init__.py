@@ -13,7 +13,7 @@ from kvbench.runs.store import Record
 def main(composed: Composed, progress: ProgressFactory) -> str:
     """Run the cells that are not in the run's folder yet, and write the report."""
     cfg = validate(composed)
-    if cfg.workers > 1:
+    if cfg.workers > 1 or cfg.launcher is not None:
         return by_workers(cfg, progress)
     # imported after validation: torch and transformers load slowly, and mistakes should show at once
     from kvbench.experiments.accuracy.run import run_accuracy
@@ -47,7 +47,7 @@ def reported(folder: str, failures: Sequence[Record]) -> str:
         CellsFailed: with the same text, and the failures.
     """
     run = report.load(folder)
-    if failures and not run.records:
+    if failures and not run.columns:
         return with_failures(f"{folder}: no cell is finished", failures, folder)
     files = report.write_report(run)
     return with_failures(f"{report.finding(run)}\nreport: {files['report.html']}", failures, folder)

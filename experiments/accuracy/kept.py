@@ -75,7 +75,7 @@ def _compressed(record: Mapping[str, Any]) -> KeptPrompt:
     )  # fmt: skip
     snapshot = prefill_part(at, part, [cell])
     layer = snapshot.layers[0]
-    shape = Shape(snapshot.length, group.sample.max_new_tokens, layer.num_layers, layer.k_HTD.shape[-1])
+    shape = Shape(snapshot.length, at.sample.max_new_tokens, layer.num_layers, layer.k_HTD.shape[-1])
     resolved = part.resolve(cell.method, cell.budget, shape)
     kept_LHT = torch.ones(layer.num_layers, layer.heads, snapshot.length, dtype=torch.bool)
     if not resolved.dense:
@@ -83,7 +83,7 @@ def _compressed(record: Mapping[str, Any]) -> KeptPrompt:
             if kept is not None:
                 kept_LHT[number] = _mask(kept, snapshot.length)
     remarks = list(_remarks(resolved, part.split))
-    return KeptPrompt(prompt.text, run.renderer.spans(prompt), kept_LHT, group.sample.gold, remarks)
+    return KeptPrompt(prompt.text, run.renderer.spans(prompt), kept_LHT, at.sample.gold, remarks)
 
 
 def shown(kept: KeptPrompt) -> str:

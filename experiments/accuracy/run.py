@@ -57,7 +57,7 @@ def run_accuracy(cfg: RunConfig, progress: ProgressFactory) -> list[Record]:
 def _run(run: RunContext, progress: ProgressFactory, stop: Stop) -> list[Record]:
     cfg, store = run.cfg, Store(run.cfg.run_dir)
     follow = Follow(store)
-    groups = with_stored_ids(run.plan(), follow.done | follow.failed, store.planned().cells)
+    groups = with_stored_ids(run.plan(store.run_dir), follow.done | follow.failed, store.planned().cells)
     cells = [(group.task.label, cell.label, cell.id) for group in groups for cell in group.cells]
     planned = {cell for *_, cell in cells}
     store.write_config(resolved_yaml(cfg))
@@ -73,7 +73,8 @@ def _run(run: RunContext, progress: ProgressFactory, stop: Stop) -> list[Record]
         for group, ids in left:
             stop.check_between()
             with stop.working():
-                found, lost = _prompt(run, group, ids, store, display, rerun, untried, prefills)
+                found, lost, tokens = _prompt(run, group, ids, store, display, rerun, untried, prefills)
+            left.tell(tokens, provenance.peak_bytes(run.loaded.device))
             untried = False
             failures.warn(found)
             if lost:
@@ -85,15 +86,15 @@ def _run(run: RunContext, progress: ProgressFactory, stop: Stop) -> list[Record]
 
 
 def _item(run: RunContext, group: Group) -> Item[Group]:
-    key = key_of(run.loaded.fingerprint, group.prompt_hash, group.protocol)
+    key = key_of(run.loaded.fingerprint, group.prompt.hash, group.protocol)
     return Item(key, frozenset(cell.id for cell in group.cells), group, group.name)
 
 
 def _prompt(
     run: RunContext, group: Group, ids: frozenset[str], store: Store, display: ProgressDisplay, rerun: Rerun,
     untried: bool, prefills: Prefills,
-) -> tuple[list[Record], bool]:  # fmt: skip
-    """Score some cells of a prompt and store them; the failures, and whether the GPU is lost."""
+) -> tuple[list[Record], bool, int]:  # fmt: skip
+    """Score some cells of a prompt and store them; the failures, whether the GPU is lost, and tokens that were read."""
     group = replace(group, cells=tuple(cell for cell in group.cells if cell.id in ids))
     display.start_prompt(group.name)
     at = PromptContext.render(run, group)
@@ -115,7 +116,9 @@ def _prompt(
     display.cells_done(len(outcomes))
     if untried:
         _check_dense(at, outcomes)
-    return failed, lost
+    tokens = len(at.prompt.ids)
+    tokens += sum(len(found["output_ids"]) for _, found in outcomes if not isinstance(found, Failure))
+    return failed, lost, tokens
 
 
 def _check_dense(at: PromptContext, outcomes: Sequence[Outcome]) -> None:
@@ -171,18 +174,18 @@ def _score_part(
     make = partial(prefill_part, at, part, cells)
     if part.turn is None:
         used = [cell.method for cell in cells]
-        snapshot = prefills.get(part.split.compressed, used, at.group.sample.shared, make)
+        snapshot = prefills.get(part.split.compressed, used, at.sample.shared, make)
     else:
         # what filters in every turn has tokens of its own, between turns that share the first one's
         snapshot = make()
     display.stage("compress and decode")
     layer = snapshot.layers[0]
-    shape = Shape(snapshot.length, at.group.sample.max_new_tokens, layer.num_layers, layer.k_HTD.shape[-1])
+    shape = Shape(snapshot.length, at.sample.max_new_tokens, layer.num_layers, layer.k_HTD.shape[-1])
     resolved = [_resolved(part, cell, shape) for cell in cells]
     running = [r for r in resolved if not isinstance(r, Failure) and not r.dense]
     split = part.split
-    if at.group.sample.continuations:
-        texts = [at.run.renderer.continuation(at.prompt, text) for text in at.group.sample.continuations]
+    if at.sample.continuations:
+        texts = [at.run.renderer.continuation(at.prompt, text) for text in at.sample.continuations]
         result = judge_cells(loaded.model, snapshot, split.question, split.last, running, texts)
     else:
         options = _decode_options(at, split)
@@ -238,7 +241,7 @@ def prefill_part(at: PromptContext, part: Part, cells: Sequence[Cell]) -> Snapsh
             options = _decode_options(at, split)
             decode_dense_answer(loaded.model, snapshot, split.question, split.last, options)
         for chunk, sinks in sorted({wanted for cell in cells if (wanted := _repeats(cell)) is not None}):
-            tail = partial(at.run.renderer.tail, at.group.sample)
+            tail = partial(at.run.renderer.tail, at.sample)
             asked = requests(split.compressed, chunk, sinks, tail, loaded.tokenizer)
             repeat(loaded.model, snapshot, chunk, sinks, asked)
     except UserError:
@@ -263,11 +266,11 @@ def _repeats(cell: Cell) -> tuple[int, int] | None:
 
 
 def _decode_options(at: PromptContext, split: Split) -> DecodeOptions:
-    cfg, stop, sampling = at.run.cfg, at.group.sample.stop, at.group.sample.sampling
+    cfg, stop, sampling = at.run.cfg, at.sample.stop, at.sample.sampling
     # only a query-aware prefill ends with the prompt
     whole_prompt = at.group.protocol == "query_aware" and not split.question
     return DecodeOptions(
-        max_new_tokens=at.group.sample.max_new_tokens,
+        max_new_tokens=at.sample.max_new_tokens,
         eos=frozenset() if cfg.decode.ignore_eos else at.run.loaded.eos_ids,
         batch_rows=cfg.decode.block_rows,
         kl=cfg.kl,
@@ -282,8 +285,8 @@ def _shared_fields(at: PromptContext, snapshot: Snapshot, result: DecodedGroup, 
     return {
         **group_fields(at, snapshot),
         "compressed_tokens": snapshot.length,
-        "gold": list(at.group.sample.gold),
-        "meta": dict(at.group.sample.meta),
+        "gold": list(at.sample.gold),
+        "meta": dict(at.sample.meta),
         "compress_s": result.compress_seconds / cells,
         "decode_ms_per_token": 1000 * result.decode_seconds / max(1, result.steps) / cells,
         "timing": "amortised",
@@ -310,7 +313,7 @@ def _cell_fields(at: PromptContext, cell: Cell, resolved: Resolved, out: Decoded
 
 
 def _score_fields(at: PromptContext, out: Decoded) -> Record:
-    sample, tokenizer = at.group.sample, at.run.loaded.tokenizer
+    sample, tokenizer = at.sample, at.run.loaded.tokenizer
     if out.log_probs is not None:
         text, score, by_metric = at.group.task.judged(out.log_probs, sample)
         return {"score": score, "scores": by_metric, "output": text, "output_ids": [], "stop": out.stop}

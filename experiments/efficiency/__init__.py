@@ -9,7 +9,7 @@ from kvbench.runs.progress import ProgressFactory
 def main(composed: Composed, progress: ProgressFactory) -> str:
     """Measure what is not in the run's folder yet, and write the report."""
     cfg = validate(composed)
-    if cfg.workers > 1:
+    if cfg.workers > 1 or cfg.launcher is not None:
         return by_workers(cfg, progress)
     # imported after validation: torch and transformers load slowly, and mistakes should show at once
     from kvbench.experiments.efficiency.run import run_efficiency

@@ -25,13 +25,13 @@ from kvbench.runs.config import RunConfig, resolved_yaml
 from kvbench.runs.context import PromptContext, RunContext
 from kvbench.runs.fields import checked
 from kvbench.runs.follow import Follow
-from kvbench.runs.plan import Cell, Group, digest, stored_id
+from kvbench.runs.plan import Cell, Group, stored_id
 from kvbench.runs.progress import ProgressDisplay, ProgressFactory, nothing_to_do
 from kvbench.runs.record import group_fields, method_fields
 from kvbench.runs.rerun import command
 from kvbench.runs.sharing import Item, dealt, key_of, part_of
 from kvbench.runs.stopping import Stop
-from kvbench.runs.store import Record, Store
+from kvbench.runs.store import Record, Store, digest
 
 #: tokens of a prefill before the one that is timed
 WARM_UP = 256
@@ -89,7 +89,7 @@ def run_efficiency(cfg: RunConfig, progress: ProgressFactory) -> list[Record]:
 
 def _run(run: RunContext, progress: ProgressFactory, stop: Stop) -> list[Record]:
     cfg, store = run.cfg, Store(run.cfg.run_dir)
-    groups = [group for group in run.plan() if group.index == 0]
+    groups = [group for group in run.plan(store.run_dir) if group.index == 0]
     _check_methods(groups)
     follow = Follow(store)
     stored, before = follow.done | follow.failed, store.planned().cells
@@ -113,12 +113,13 @@ def _run(run: RunContext, progress: ProgressFactory, stop: Stop) -> list[Record]
             if dense_failed is not None and untried:
                 raise failures.first_prompt(at, dense_failed)
             untried = False
+            left.tell(len(at.prompt.ids), provenance.peak_bytes(run.loaded.device))
             failures.warn(failed_here)
     return failures.recorded(store, planned)
 
 
 def _item(run: RunContext, group: Group, points: list[Point]) -> Item[tuple[Group, list[Point]]]:
-    key = key_of(run.loaded.fingerprint, group.prompt_hash, group.protocol)
+    key = key_of(run.loaded.fingerprint, group.prompt.hash, group.protocol)
     return Item(key, frozenset(point.id for point in points), (group, points), group.name)
 
 
@@ -234,9 +235,7 @@ def _prefill(at: PromptContext, points: Sequence[Point], ids: list[int]) -> Snap
 
 def _resolve(at: PromptContext, snapshot: Snapshot, cell: Cell) -> Resolved:
     layer, fed = snapshot.layers[0], int(at.run.cfg.decode.first_token == "compressed")
-    shape = Shape(
-        snapshot.length, at.group.sample.max_new_tokens, layer.num_layers, layer.k_HTD.shape[-1], fed
-    )
+    shape = Shape(snapshot.length, at.sample.max_new_tokens, layer.num_layers, layer.k_HTD.shape[-1], fed)
     return cell.method.resolve(shape, cell.budget)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kvbench import __version__
+from kvbench.cli import dry
 from kvbench.config.errors import CellsFailed, Stopped, UserError
 from kvbench.config.secrets import masked
 from kvbench.config.text import printable
@@ -47,6 +48,7 @@ settings that most experiments share (all of them: conf/config.yaml):
   retry_failed=true           run cells again that failed before
   run_dir=FOLDER              where results go, instead of results/runs/NAME
   workers=4                   processes that share the work; the same command on other machines joins in
+  dry=true                    only say what would be done, as kvbench plan
   stop_after=3h30m            begin no prompt after that time; the same command goes on
 quote brackets for your shell: 'method=[snapkv]'
 """
@@ -62,6 +64,13 @@ _CHECK = """\
 random prompts of several lengths and shapes, budgets from 1 to more than there is; a few seconds, no model:
   kvbench check mymethod.py window=16
 exit code: 0 if every rule is met, 1 if one is broken, 2 if there is no such method
+"""
+
+
+_PLAN = """\
+  kvbench plan quickstart hardware=h100_sxm
+  kvbench run quickstart dry=true hardware=h100_sxm      the same
+kvbench ls hardware lists the devices; kvbench doctor --bandwidth measures yours
 """
 
 
@@ -178,13 +187,15 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="NAME KEY=VALUE", help="an experiment, and settings to change"
     )
     run.add_argument("--table", action="store_true", help="also print all tables, as in table.md")
+    planned = add("plan", _plan, "what a run would do, need and cost; loads and runs nothing", _PLAN)
+    planned.add_argument("overrides", nargs="*", metavar="NAME KEY=VALUE", help="as for kvbench run")
     listing = add("ls", _ls, "list methods, tasks, models, experiments, hardware, shapes or runs")
     listing.add_argument("what", nargs="?", metavar="KIND", help=f"one of {', '.join(KINDS)}")
     listing.add_argument("name", nargs="?", metavar="NAME", help="everything about one of them")
     listing.add_argument("--json", action="store_true", help="print everything about all of them as JSON")
     text = "print docs/methods.md"
     listing.add_argument("--markdown", action="store_true", help=text)
-    for command in (run, listing):
+    for command in (run, planned, listing):
         text = "a folder with configuration of your own, laid out as conf/"
         command.add_argument("--config-dir", action="append", default=[], metavar="DIR", help=text)
     shown = add("preview", _preview, "one prompt of each chosen task, as the model reads it", _PREVIEW)
@@ -309,7 +320,9 @@ def _run(args: argparse.Namespace) -> None:
     from kvbench.config.compose import compose, run_dir
     from kvbench.runs.progress import Progress
 
-    composed = compose(args.overrides, args.config_dir)
+    if dry.wanted(args.overrides):
+        return _plan(args)
+    composed = compose(dry.taken(args.overrides)[0], args.config_dir)
     try:
         with raised_at_once():
             ends_with_parent()
@@ -325,6 +338,12 @@ def _run(args: argparse.Namespace) -> None:
         raise KeyboardInterrupt(_kept_in(composed)) from None
     except Stopped as stop:
         raise Stopped(f"{stop}; {_kept_in(composed)}") from None
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from kvbench.cli.plan import plan
+
+    _say(plan(args.overrides, args.config_dir))
 
 
 def _kept_in(composed: Composed) -> str:

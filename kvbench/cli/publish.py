@@ -32,14 +32,14 @@ def publish(run: str | Path, folder: Path) -> list[Path]:
         UserError: no such run, or not all of its cells are done.
     """
     view = load(run)
-    missing = view.plan.cells.keys() - {record["cell"] for record in view.records}
+    missing = view.plan.cells.keys() - set(view.columns["cell"])
     if missing or view.failures:
         raise UserError(
             f"run: {run} has {len(missing)} cells that are not done, and {len(view.failures)} failed"
         )
     summary, table = folder / "summary.csv", folder / "table.md"
     write(summary, csv_text(view.summary().assign(run=folder.name), "%.10g"))
-    made = max(record["time"] for record in view.records)[:10]
+    made = max(view.columns["time"])[:10]
     experiment = view.config.get("name", view.name)
     write(table, f"# Run {folder.name}\n\nMade with `kvbench run {experiment}`, {made}.\n")
     drawn = [folder / "figures" / f"{kind}.svg" for kind in FIGURES]

@@ -37,7 +37,7 @@ _MOST = 5000
 _LONGEST, _DEEPEST = 20_000, 40
 _FORM = "not of the form key=value, as experiment=quickstart; quote values with blanks, commas or ="
 # keys that accept new names without Hydra's `+`
-_EXTENSIBLE = ("variants", "ablate", "setups", "measured")
+_EXTENSIBLE = ("variants", "ablate", "setups", "measured", "launch")
 # configuration groups with one chosen option, and those with any number
 _SINGLE_CHOICE, _MULTIPLE_CHOICE = ("experiment", "model", "budget", "serving"), ("task", "method")
 

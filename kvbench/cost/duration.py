@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +11,14 @@ from kvbench import methods, tasks
 from kvbench.config.errors import UserError
 from kvbench.cost.accounting import Account, account
 from kvbench.cost.hardware import Hardware
-from kvbench.cost.roofline import decode_peak, estimate, seconds
+from kvbench.cost.memory import PASS_ROWS, Memory, memory
+from kvbench.cost.roofline import estimate, seconds
 from kvbench.cost.shapes import ModelShape
 from kvbench.methods.dense import Dense
 from kvbench.runs.config import RunConfig
 
-#: rows of a pass of known tokens, see engine/forced.py
-PASS_ROWS = 128
-#: least bytes of the caches of cells that are decoded together, see engine/blocks.py
-BLOCK_BYTES = 768 * 2**20
+#: kinds of runs that have cells
+KINDS = ("accuracy", "efficiency")
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Duration:
         cells: cells measured, dense included.
         seconds: lower bound: bytes over bandwidth or operations over rate, without loading the model, kernel launches,
             the choice of tokens and scoring.
-        memory: bytes of weights and caches at the largest prompt.
+        memory: bytes at a time at the largest prompt.
         usd: rent for these seconds, None for a device without a price.
     """
 
@@ -40,6 +39,54 @@ class Duration:
     seconds: float
     memory: float
     usd: float | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """The prompts of one task and length.
+
+    Attributes:
+        task: its label.
+        length: tokens of prompt and answer.
+        prompts: number of prompts.
+        accounts: the cells of a prompt, dense first.
+        entries: method and budget of each.
+    """
+
+    task: str
+    length: int
+    prompts: int
+    accounts: Sequence[Account]
+    entries: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
+
+    def cells(self, cfg: RunConfig) -> int:
+        """Cells of a prompt."""
+        return len(self.accounts) * (len(cfg.efficiency.batch) if cfg.kind == "efficiency" else 1)
+
+    def seconds(self, cfg: RunConfig, device: Hardware) -> float:
+        """Lower bound for one prompt."""
+        return (_together if cfg.kind == "accuracy" else _one_by_one)(cfg, self.accounts, device)
+
+    def memory(self, cfg: RunConfig, chunk: int | None = None) -> Memory:
+        """The memory of one prompt; in an efficiency run of the cell that takes the most.
+
+        Args:
+            cfg: the run.
+            chunk: prompt tokens per forward pass instead of the configured ones.
+        """
+        chunk = cfg.model.prefill_chunk if chunk is None else chunk
+        parts = [cell.resolved.eviction for cell in self.accounts]
+        window = max(1, *(part.window for part in parts))
+        if any("queries" in part.needs for part in parts):
+            window = self.accounts[0].prompt
+        sums = any("attention_sum" in part.needs for part in parts)
+        if cfg.kind == "accuracy":
+            return memory(self.accounts, chunk, window, sums)
+        batch = max(cfg.efficiency.batch)
+        alone = [
+            memory([self.accounts[0], *[cell] * batch], chunk, window, sums, batch) for cell in self.accounts
+        ]
+        return max(alone, key=lambda one: one.peak)
 
 
 def duration(cfg: RunConfig, shape: ModelShape, *devices: Hardware, element: int = 2) -> list[Duration]:
@@ -54,29 +101,40 @@ def duration(cfg: RunConfig, shape: ModelShape, *devices: Hardware, element: int
     Raises:
         UserError: a run of another kind.
     """
-    if cfg.kind not in ("accuracy", "efficiency"):
-        raise UserError(f"kind: {cfg.kind} is not one of accuracy, efficiency")
-    prompt_cost = _together if cfg.kind == "accuracy" else _one_by_one
-    work = list(_work(cfg, shape, element))
+    work = planned(cfg, shape, element)
     durations = []
     for device in devices:
-        parts = [(samples, *prompt_cost(cfg, accounts, device)) for samples, accounts in work]
-        total = math.fsum(samples * spent for samples, _, spent, _ in parts)
+        total = math.fsum(part.prompts * part.seconds(cfg, device) for part in work)
         price = device.usd_per_hour
         durations.append(
             Duration(
-                prompts=sum(samples for samples, *_ in parts),
-                cells=sum(samples * cells for samples, cells, *_ in parts),
+                prompts=sum(part.prompts for part in work),
+                cells=sum(part.prompts * part.cells(cfg) for part in work),
                 seconds=total,
-                memory=max(memory for *_, memory in parts),
+                memory=max(part.memory(cfg).peak for part in work),
                 usd=None if price is None else price * total / 3600,
             )
         )
     return durations
 
 
-def _work(cfg: RunConfig, shape: ModelShape, element: int) -> Iterator[tuple[int, list[Account]]]:
-    """Per task and length: the number of prompts, and the cells of one prompt."""
+def planned(cfg: RunConfig, shape: ModelShape, element: int = 2) -> list[Work]:
+    """The prompts of a run of kind accuracy or efficiency, by task and length.
+
+    Args:
+        cfg: the run.
+        shape: its model.
+        element: bytes per number in the model's dtype.
+
+    Raises:
+        UserError: a run of another kind, or prompts of unknown length.
+    """
+    if cfg.kind not in KINDS:
+        raise UserError(f"kind: {cfg.kind} is not one of {', '.join(KINDS)}")
+    return list(_work(cfg, shape, element))
+
+
+def _work(cfg: RunConfig, shape: ModelShape, element: int) -> Iterator[Work]:
     for label, entry in cfg.task.items():
         built = tasks.build(label, entry)
         task = built.config
@@ -103,7 +161,9 @@ def _work(cfg: RunConfig, shape: ModelShape, element: int) -> Iterator[tuple[int
         for count, prompt, answer in sizes:
             new = answer if accuracy else cfg.efficiency.warmup + cfg.efficiency.steps
             size = {"prompt": prompt, "new": new, "element": element}
-            yield count, [account(entry, shape, **size, **budget) for entry, budget in _cells(cfg)]
+            entries = list(_cells(cfg))
+            accounts = [account(entry, shape, **size, **budget) for entry, budget in entries]
+            yield Work(label, prompt + answer, count, accounts, entries)
 
 
 def _cells(cfg: RunConfig) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -118,8 +178,8 @@ def _cells(cfg: RunConfig) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
                 yield entry, budget
 
 
-def _together(cfg: RunConfig, accounts: list[Account], device: Hardware) -> tuple[int, float, float]:
-    """Cells, seconds and bytes of one prompt: dense alone, then the cells, which at least are fed its answer."""
+def _together(cfg: RunConfig, accounts: Sequence[Account], device: Hardware) -> float:
+    """Seconds of one prompt: dense alone, then the cells, which at least are fed its answer."""
     dense, others = accounts[0], accounts[1:]
     shape, element, bandwidth, rate = dense.shape, dense.element, device.bandwidth(), device.flops()
 
@@ -131,20 +191,14 @@ def _together(cfg: RunConfig, accounts: list[Account], device: Hardware) -> tupl
     caches = [dense.mean_step(), *(cell.mean_step() for cell in accounts)]
     spent = seconds(dense.prefill(), bandwidth, rate) + dense.new * products(1) + passes * products(PASS_ROWS)
     spent += dense.new * math.fsum(seconds(work, bandwidth, rate) for work in caches)
-    spent += math.fsum(seconds(cell.compress, bandwidth, rate) for cell in others)
-    # cells that evict nothing share the snapshot's keys and values
-    whole = shape.kv_bytes(dense.prompt, element)
-    extra = [max(0, cell.resident_end - (whole if cell.kept == cell.prompt else 0)) for cell in others]
-    block = max([BLOCK_BYTES, whole, *extra])
-    return len(accounts), spent, decode_peak(dense) + min(block, sum(extra))
+    return spent + math.fsum(seconds(cell.compress, bandwidth, rate) for cell in others)
 
 
-def _one_by_one(cfg: RunConfig, accounts: list[Account], device: Hardware) -> tuple[int, float, float]:
+def _one_by_one(cfg: RunConfig, accounts: Sequence[Account], device: Hardware) -> float:
     """The same for one prefill after which every method and batch size is measured alone."""
-    spent, memory = 0.0, 0.0
+    spent = 0.0
     for cell in accounts:
         spent += estimate(cell, device).compress_s
         for batch in cfg.efficiency.batch:
             spent += cell.new * estimate(cell, device, batch).step_s
-            memory = max(memory, decode_peak(cell, batch) + cell.shape.kv_bytes(cell.prompt, cell.element))
-    return len(accounts) * len(cfg.efficiency.batch), spent + estimate(accounts[0], device).prefill_s, memory
+    return spent + estimate(accounts[0], device).prefill_s

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kvbench.config.errors import UserError
+from kvbench.engine.blocks import cell_bytes
 from kvbench.engine.decode import DecodeOptions, Group, decode_cells
 from kvbench.engine.failures import DenseError, Failure, device_lost
 from kvbench.engine.prefill import Snapshot
@@ -22,8 +23,8 @@ def decode_apart(
 ) -> Group:  # fmt: skip
     """Decode all cells together, or where that raises, fewer and fewer of them at a time.
 
-    No number depends on which cells are decoded together. Memory that does not suffice for all cells may suffice for
-    half of them. Arguments as for `decode_cells`.
+    No number depends on which cells are decoded together. Where memory runs out, blocks of one cell are tried first.
+    Arguments as for `decode_cells`.
 
     Returns:
         The results; a failure in place of a cell that raises when it is decoded with dense alone.
@@ -33,7 +34,7 @@ def decode_apart(
         UserError: dense alone is refused, so that the mistake concerns every cell.
     """
 
-    def decoded(part: list[Resolved]) -> Group | Failure:
+    def decoded(part: list[Resolved], options: DecodeOptions) -> Group | Failure:
         try:
             return decode_cells(model, snapshot, question, last, part, options)
         except DenseError:
@@ -49,22 +50,34 @@ def decode_apart(
     def passes(part: list[Resolved], failure: Failure) -> Iterator[Group | Failure]:
         """Results of all of the cells, in order, after decoding them together failed."""
         if len(part) == 1:
-            yield failure
+            yield _with_size(failure, snapshot, part[0], len(question) + options.max_new_tokens)
             return
         for half in (part[: len(part) // 2], part[len(part) // 2 :]):
-            found = decoded(half)
+            found = decoded(half, options)
             if isinstance(found, Failure):
                 yield from passes(half, found)
             else:
                 yield found
 
-    whole = decoded(cells)
+    whole = decoded(cells, options)
+    if isinstance(whole, Failure) and whole.kind == "out_of_memory" and len(cells) > 1:
+        options = replace(options, block_bytes=1)
+        whole = decoded(cells, options)
     if isinstance(whole, Group):
         return whole
-    alone = decoded([]) if cells else whole
+    alone = decoded([], options) if cells else whole
     if isinstance(alone, Failure):
         raise DenseError(alone)
     return _joined(alone, list(passes(cells, whole)))
+
+
+def _with_size(failure: Failure, snapshot: Snapshot, cell: Resolved, room: int) -> Failure:
+    """The failure of a cell that does not fit even alone, with the bytes that it needs."""
+    if failure.kind != "out_of_memory":
+        return failure
+    own, whole = cell_bytes(snapshot, cell, room), sum(layer.k_HTD.nbytes * 2 for layer in snapshot.layers)
+    reason = f"{failure.reason}; alone it takes about {own:,} bytes beside the prompt's {whole:,}"
+    return replace(failure, reason=reason)
 
 
 def _joined(dense: Group, parts: list[Group | Failure]) -> Group:

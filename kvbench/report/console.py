@@ -1,5 +1,6 @@
 """Text about a run for the command line."""
 
+import math
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from kvbench.report.format import number
 from kvbench.report.run import RUNS, Run, is_run, load
 from kvbench.runs.claims import Claims, dead_here, parsed
 from kvbench.runs.plans import Planned
+from kvbench.runs.progress import clock
 from kvbench.runs.store import Record
 from kvbench.runs.told import listed, told
 
@@ -44,26 +46,28 @@ def _run(folder: Path) -> dict[str, Any]:
 def _counts(view: Run) -> tuple[int, int]:
     """Finished cells of the plan, and cells of the plan; without a plan, all finished cells and 0."""
     planned = view.plan.cells
-    done = [record for record in view.records if not planned or record["cell"] in planned]
-    return len(done), len(planned)
+    done = sum(not planned or cell in planned for cell in view.columns["cell"])
+    return done, len(planned)
 
 
 def status(run: str | Path) -> str:
     """Progress of a run by task and method, against all that its commands asked for; failed cells, a line each."""
     view = load(run)
     plan = view.plan
-    if not view.records and not plan.plans and view.files():
+    if not view.columns and not plan.plans and view.files():
         return f"{view.path}: no cells of methods; results are in {', '.join(view.files())}"
-    records = [record for record in view.records if not plan.plans or record["cell"] in plan.cells]
-    failures = view.failures
-    what = {record["cell"]: (record["task"], record["method"]) for record in [*records, *failures]}
-    done, totals = Counter(what[record["cell"]] for record in records), plan.count(what)
+    columns, failures = view.columns, view.failures
+    what = {
+        cell: (task, method)
+        for cell, task, method in zip(columns["cell"], columns["task"], columns["method"], strict=True)
+        if not plan.plans or cell in plan.cells
+    }
+    finished = len(what)
+    done = Counter(what.values())
+    what |= {record["cell"]: (record["task"], record["method"]) for record in failures}
+    totals = plan.count(what)
     failed = Counter(what[record["cell"]] for record in failures)
-    done_of = (
-        f"{len(records)} of {counted(len(plan.cells), 'cell')}"
-        if plan.plans
-        else counted(len(records), "cell")
-    )
+    done_of = f"{finished} of {counted(len(plan.cells), 'cell')}" if plan.plans else counted(finished, "cell")
     lines = [f"{view.path}: {done_of} done" + (f", {len(failures)} failed" if failures else "")]
     names = sorted({*done, *totals, *failed})
     width = max((len(_named(name)) for name in names), default=0)
@@ -85,14 +89,16 @@ def overview_of(run: str | Path) -> dict[str, Any]:
     view = load(run)
     plan, failures = view.plan, view.failures
     done, planned = _counts(view)
-    settled = {record["cell"] for record in [*view.records, *failures]}
+    workers = working(view.path)
+    settled = {*view.columns["cell"], *(record["cell"] for record in failures)}
     return {
         "run": str(view.path),
         "planned": planned or done,
         "done": done,
         "failed": len(failures),
         "complete": bool(planned) and done == planned,
-        "working": working(view.path),
+        "working": workers,
+        "seconds_left": seconds_left(planned - done - len(failures), workers),
         "unfinished": [
             {"file": one.file, "command": one.command, "missing": missing}
             for one, missing in plan.unfinished(settled)
@@ -112,7 +118,7 @@ def working(folder: Path) -> list[dict[str, Any]]:
         except OSError:
             # let go meanwhile
             continue
-        names = ("worker", "prompt", "beat", "done")
+        names = ("worker", "prompt", "beat", "done", "tokens", "seconds", "memory")
         found.append({**{name: said.get(name) for name in names}, "dead": dead_here(said)})
     return found
 
@@ -124,15 +130,35 @@ def watched(run: str | Path, before: Sequence[Mapping[str, Any]]) -> tuple[str, 
         run: folder or name.
         before: the workers of the last look.
     """
-    now = working(load(run).path)
+    view = load(run)
+    now = working(view.path)
     beats = {one["worker"]: one["beat"] for one in before}
     lines = []
     for one in now:
         state = "dead" if one["dead"] else "silent" if beats.get(one["worker"]) == one["beat"] else "alive"
-        lines.append(
-            f"working: {one['worker']} on {one['prompt'] or '?'}, {one['done'] or 0} cells done, {state}"
-        )
+        parts = [f"working: {one['worker']} on {one['prompt'] or '?'}", f"{one['done'] or 0} cells done"]
+        if one["seconds"]:
+            parts.append(f"{one['tokens'] / one['seconds']:,.0f} tokens/s")
+        parts += [f"{one['memory'] / 1e9:.1f} GB"] if one["memory"] else []
+        lines.append(", ".join([*parts, state]))
+    done, planned = _counts(view)
+    if (left := seconds_left(planned - done - len(view.failures), now)) is not None:
+        lines.append(f"left: about {clock(left)}")
     return "\n".join([status(run), *lines]), now
+
+
+def seconds_left(cells: int, workers: Sequence[Mapping[str, Any]]) -> float | None:
+    """Time for the cells that are left, at the rate at which each worker has finished cells so far; None if unknown.
+
+    Args:
+        cells: number of them.
+        workers: from `working`; dead ones do nothing more.
+    """
+    rates = (
+        one["done"] / one["seconds"] for one in workers if one["seconds"] and one["done"] and not one["dead"]
+    )
+    rate = math.fsum(rates)
+    return max(0, cells) / rate if rate else None
 
 
 def _named(name: tuple[str, str]) -> str:

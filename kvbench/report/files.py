@@ -24,7 +24,7 @@ def write_report(run_dir: str | Path | Run) -> dict[str, Path]:
         UserError: no such run, no finished cell, or the folder cannot be read.
     """
     run = run_dir if isinstance(run_dir, Run) else load(run_dir)
-    if not run.records and "table.md" in run.files():
+    if not run.columns and "table.md" in run.files():
         return {"report.html": folder.write_page(run.path)}
     paths = []
     if not run.packed:

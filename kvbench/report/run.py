@@ -23,6 +23,8 @@ from kvbench.runs.store import Record, Store
 RUNS = Path("results/runs")
 PAIRED = "paired"
 _CHECKOUT = Path(__file__).parents[2]
+# fields of rows that no table or figure shows, each another text
+_UNUSED = ("command", "output_raw")
 
 
 def load(run: str | Path) -> Run:
@@ -63,13 +65,16 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.resolve().name
-        rows, self.problems = Store(path).scan()
+        #: finished cells of methods; the vLLM experiments have other rows, and no summary
+        self.columns, self.problems = Store(path).columns("method", _UNUSED)
         self._failures, unread = Store(path).failures()
         self.problems += unread
         self._judged: dict[tuple[float, float], Best] = {}
-        self.records = [row for row in rows if "method" in row]
-        # rows of the vLLM experiments, which have no summary
-        self._others = [row for row in rows if "method" not in row]
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """Finished cells of methods, with every field; of a large run they take much memory, `columns` does not."""
+        return [row for row in Store(self.path).scan()[0] if "method" in row]
 
     @property
     def packed(self) -> bool:
@@ -98,8 +103,8 @@ class Run:
         Raises:
             UserError: there is none.
         """
-        if self._others and not self.records:
-            return pd.DataFrame(self._others)
+        if not self.columns and (others := Store(self.path).scan()[0]):
+            return pd.DataFrame(others)
         cells = pd.DataFrame(self.cells_of_methods())
         return cells.assign(budget_tokens=summary.budget_tokens(cells))
 
@@ -109,8 +114,12 @@ class Run:
         Raises:
             UserError: there is none; names the files with the results of other experiments.
         """
-        if self.records:
-            return self.records
+        self._check_cells()
+        return self.records
+
+    def _check_cells(self) -> None:
+        if self.columns:
+            return
         files = self.files()
         if self.failures and not files:
             raise UserError(
@@ -131,7 +140,7 @@ class Run:
 
     def table(self) -> str:
         """The content of table.md; for an experiment without cells, the file itself."""
-        if not self.records and "table.md" in self.files():
+        if not self.columns and "table.md" in self.files():
             return (self.path / "table.md").read_text(encoding="utf-8")
         return tables.markdown(
             self._summary, f"Run {self.name}", self.notes(), self.failures, self.further_tables()
@@ -163,7 +172,7 @@ class Run:
         return pd.read_csv(files[name])
 
     def __repr__(self) -> str:
-        what = f"{len(self.records)} cells" if self.records else ", ".join(self.files()) or "no results yet"
+        what = f"{len(self.columns)} cells" if self.columns else ", ".join(self.files()) or "no results yet"
         return f"Run({str(self.path)!r}: {what}; .summary(), .cells(), .table(), .best(), .plot(kind))"
 
     def _repr_markdown_(self) -> str:
@@ -253,7 +262,8 @@ class Run:
     @cached_property
     def prepared(self) -> pd.DataFrame:
         """Cells with labels and dense's values, see `summary.prepare`."""
-        return summary.prepare(pd.DataFrame(self.cells_of_methods()))
+        self._check_cells()
+        return summary.prepare(self.columns.frame())
 
     @cached_property
     def _summary(self) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kvbench.config.compose import Composed, compose, run_dir
@@ -19,10 +19,13 @@ from kvbench.config.groups import Groups, module_names
 from kvbench.config.reading import read_yaml
 from kvbench.config.typed import as_yaml, build, unknown
 from kvbench.models.load import ModelConfig
+from kvbench.runs.launchers import LAUNCHERS
 from kvbench.runs.stopping import seconds
 
 #: settings that say how a run is done, not what is asked of it
-HOW = frozenset("retry_failed workers shard lease stop_after report run_dir overrides config_dirs".split())
+HOW = frozenset(
+    "retry_failed workers launcher launch shard lease stop_after report run_dir overrides config_dirs".split()
+)
 
 
 def _check_each(name: str, values: Sequence[Any], allowed: Any, advice: str) -> None:
@@ -109,6 +112,8 @@ class RunConfig:
         limit: maximum number of samples per task, length and seed.
         retry_failed: whether cells that failed before run again.
         workers: processes that share the work, on this machine or by `launcher`.
+        launcher: what starts the workers: submitit_slurm, submitit_local, ray or joblib; None for this process.
+        launch: settings for it.
         shard: `i/N` for the i-th of N equal parts of the prompts, from 1; None for all.
         lease: seconds after which the prompts of a worker that gives no sign of life are taken over.
         stop_after: duration after which no further prompt is begun, as `3h30m`; None for no limit.
@@ -133,6 +138,8 @@ class RunConfig:
     limit: int | None = None
     retry_failed: bool = False
     workers: int = 1
+    launcher: str | None = None
+    launch: dict[str, Any] = field(default_factory=dict)
     shard: str | None = None
     lease: float = 60.0
     stop_after: str | None = None
@@ -153,7 +160,11 @@ class RunConfig:
         _check_each("workers", (self.workers,), lambda n: n > 0, "give a positive whole number")
         _check_each("lease", (self.lease,), lambda s: s >= 1, "give a second or more")
         _ = self.part, self.stop_seconds
-        if self.shard is not None and self.workers > 1:
+        if self.launcher is not None and self.launcher not in LAUNCHERS:
+            raise unknown("launcher", self.launcher, LAUNCHERS, "launcher")
+        if self.launch and self.launcher is None:
+            raise UserError("launch: its settings are for a launcher, give launcher=NAME")
+        if self.shard is not None and (self.workers > 1 or self.launcher is not None):
             raise UserError("shard: workers share the prompts already; give shard=i/N or workers=N")
 
     @property

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from kvbench.config.errors import UserError
 from kvbench.engine.attention import register_attention
 from kvbench.engine.prefill import sliding_window
 from kvbench.engine.rope import position_limit
@@ -11,7 +13,8 @@ from kvbench.engine.supported import check_model
 from kvbench.models.load import LoadedModel, load_model
 from kvbench.runs.config import RunConfig
 from kvbench.runs.plan import Group, make_plan
-from kvbench.tasks import Prompt, Renderer
+from kvbench.runs.prompts import PlannedPrompt, Prompts, forget
+from kvbench.tasks import Prompt, Renderer, Sample
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,16 @@ class RunContext:
         check_model(loaded.model)
         return cls(cfg, loaded, make_renderer(cfg, loaded))
 
-    def plan(self) -> list[Group]:
-        """All groups of the run, see `make_plan`."""
-        return make_plan(self.cfg, self.loaded, self.renderer)
+    def plan(self, run_dir: Path | None = None) -> list[Group]:
+        """All groups of the run, see `make_plan`.
+
+        Args:
+            run_dir: the run's folder, which keeps what its prompts are; None to keep nothing.
+        """
+        prompts = Prompts(self.renderer, run_dir)
+        groups = make_plan(self.cfg, self.loaded, prompts)
+        prompts.save()
+        return groups
 
 
 @dataclass(frozen=True)
@@ -46,12 +56,24 @@ class PromptContext:
 
     run: RunContext
     group: Group
+    sample: Sample
     prompt: Prompt
 
     @classmethod
     def render(cls, run: RunContext, group: Group) -> PromptContext:
-        """Render the prompt of a group."""
-        return cls(run, group, run.renderer.render(group.sample))
+        """Render the prompt of a group.
+
+        Raises:
+            UserError: it is not what was planned.
+        """
+        sample = group.task.sample(group.index, group.seed, group.length, run.renderer, group.prompt.repeat)
+        prompt = run.renderer.render(sample)
+        if PlannedPrompt.of(sample, prompt) != group.prompt:
+            forget(Path(run.cfg.run_dir))
+            raise UserError(
+                f"task.{group.task.label}: {group.name} is another prompt than planned; the same command plans anew"
+            )
+        return cls(run, group, sample, prompt)
 
 
 def make_renderer(cfg: RunConfig, loaded: LoadedModel) -> Renderer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 
@@ -19,18 +20,28 @@ class Follow:
     Attributes:
         done: ids of the finished cells.
         failed: ids of cells with a failed attempt, of finished ones too.
+        taken_back: how often rows that had been read were gone.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._read: dict[Path, int] = {}
+        self.taken_back = 0
         problems: list[str] = []
         self.done, self.failed = self._new(problems)
         for problem in problems:
             warnings.warn(problem, stacklevel=2)
 
     def look(self) -> tuple[set[str], set[str]]:
-        """Ids of cells that any worker finished since the last look, and of those that failed."""
+        """Ids of cells that any worker finished since the last look, and of those that failed.
+
+        Where a file is shorter than what was read of it, a worker could not write all of a piece and took it back; all
+        files are then read anew, and `done` is without the rows that are gone.
+        """
+        if any(_size(path) < read for path, read in self._read.items()):
+            self._read.clear()
+            self.taken_back += 1
+            self.done, self.failed = set(), set()
         done, failed = self._new([])
         done -= self.done
         self.done |= done
@@ -47,3 +58,11 @@ class Follow:
                     start = end
                 self._read[path] = start
         return found
+
+
+def _size(path: Path) -> float:
+    """Bytes of a file; infinite for one that was compacted away, whose rows are in another."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return math.inf

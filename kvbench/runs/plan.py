@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from kvbench import methods, tasks
 from kvbench.config.errors import UserError
@@ -13,11 +13,11 @@ from kvbench.kernels.operations import every_operation, versioned
 from kvbench.methods import Budget, Method
 from kvbench.methods.dense import Dense
 from kvbench.models.load import LoadedModel
-from kvbench.runs import earlier
+from kvbench.runs import earlier, ids
 from kvbench.runs.config import RunConfig
 from kvbench.runs.probe import heads_of, operations_called
-from kvbench.runs.store import digest
-from kvbench.tasks import Renderer, Sample, Task
+from kvbench.runs.prompts import PlannedPrompt, Prompts
+from kvbench.tasks import Task
 from kvbench.tasks.base import refuse_twins
 
 #: what the code of a method on tensors raises; anything else, as memory that runs out, is not the method's
@@ -75,8 +75,7 @@ class Group:
     length: int
     seed: int
     index: int
-    sample: Sample
-    prompt_hash: str
+    prompt: PlannedPrompt
     protocol: str
     cells: tuple[Cell, ...]
 
@@ -87,13 +86,13 @@ class Group:
         return " ".join(part for part in parts if part)
 
 
-def make_plan(cfg: RunConfig, loaded: LoadedModel, renderer: Renderer) -> list[Group]:
+def make_plan(cfg: RunConfig, loaded: LoadedModel, prompts: Prompts) -> list[Group]:
     """All groups of a run, in a fixed order.
 
     Args:
         cfg: the configuration.
         loaded: the model.
-        renderer: makes prompts for it.
+        prompts: those of the run.
 
     Raises:
         UserError: a length that a task cannot meet or the model does not take, or two tasks or lengths with the
@@ -109,13 +108,14 @@ def make_plan(cfg: RunConfig, loaded: LoadedModel, renderer: Renderer) -> list[G
         "ignore_eos": cfg.decode.ignore_eos,
         "first_token": cfg.decode.first_token,
         "kl": cfg.kl,
-        "renderer": renderer.style,
+        "renderer": prompts.style,
     }
     if not loaded.eos_agreed:
         # where its files agree, the fingerprint has them
         engine["eos"] = sorted(loaded.eos_ids)
     entries = list(_entries(cfg, loaded))
-    groups = [group for part in _samples(cfg, renderer) for group in _groups(cfg, part, entries, engine)]
+    shared = ids.texts(engine)
+    groups = [group for part in _samples(cfg, prompts) for group in _groups(cfg, part, entries, shared)]
     refuse_twins((g.task.label, f"{g.name} {g.protocol}", g.cells[0].id) for g in groups)
     return groups
 
@@ -134,13 +134,12 @@ def stored_id(ids: Sequence[str], done: Set[str], planned: Container[str] = ()) 
 
 def with_stored_ids(groups: Sequence[Group], done: Set[str], planned: Container[str] = ()) -> list[Group]:
     """The groups; cells that earlier code finished or planned have the ids that it gave them."""
-    return [
-        replace(
-            group,
-            cells=tuple(replace(cell, id=stored_id(cell.ids, done, planned)) for cell in group.cells),
-        )
-        for group in groups
-    ]
+
+    def stored(cell: Cell) -> Cell:
+        name = stored_id(cell.ids, done, planned)
+        return cell if name == cell.id else replace(cell, id=name)
+
+    return [replace(group, cells=tuple(map(stored, group.cells))) for group in groups]
 
 
 @dataclass(frozen=True)
@@ -158,25 +157,37 @@ class _Entry:
     operations: Mapping[str, tuple[str, int]]
     earlier_label: str | None
 
-    def cell(self, setting: Mapping[str, Any], turn_start: int | None) -> Cell:
+    @cached_property
+    def _key(self) -> dict[str, str]:
+        return ids.texts(
+            {
+                "method": self.method.describe(),
+                "versions": self.method.versions(),
+                "budget": self.budget.label() if self.budget is not None else None,
+            }
+        )
+
+    @cached_property
+    def _now(self) -> dict[str, str]:
+        return ids.texts({"operations": self.operations})
+
+    @cached_property
+    def _then(self) -> dict[str, str]:
+        return ids.texts({"kernels": self.earlier_label})
+
+    def cell(self, setting: Mapping[str, str], turn_start: int | None) -> Cell:
         """The cell of a prompt, `setting` being the other things that its id is made of.
 
         Args:
-            setting: what the numbers of all methods depend on.
+            setting: `ids.texts` of what the numbers of all methods depend on.
             turn_start: see `Prompt`; only what filters in every turn depends on it.
         """
-        own = {} if turn_start is None or self.method.on_turn == "keep" else {"turn_start": turn_start}
-        key = {
-            **setting,
-            **own,
-            "method": self.method.describe(),
-            "versions": self.method.versions(),
-            "budget": self.budget.label() if self.budget is not None else None,
-        }
+        keeps = turn_start is None or self.method.on_turn == "keep"
+        own = {} if keeps else ids.texts({"turn_start": turn_start})
         earlier_id = None
         if self.earlier_label is not None:
-            earlier_id = digest({**key, "kernels": self.earlier_label})
-        name = digest({**key, "operations": self.operations})
+            earlier_id = ids.joined(setting, own, self._key, self._then)
+        name = ids.joined(setting, own, self._key, self._now)
         return Cell(name, self.label, self.method, self.budget, self.operations, earlier_id)
 
 
@@ -223,10 +234,10 @@ def _budgets(cfg: RunConfig) -> list[list[Budget | None]]:
     return [[Budget(tokens=n) for n in cfg.budget.tokens], [Budget(ratio=str(r)) for r in cfg.budget.ratio]]
 
 
-_Part = tuple[Task, int, int, int, Sample, str, int | None]
+_Part = tuple[Task, int, int, int, PlannedPrompt]
 
 
-def _samples(cfg: RunConfig, renderer: Renderer) -> Iterator[_Part]:
+def _samples(cfg: RunConfig, prompts: Prompts) -> Iterator[_Part]:
     for label, entry in cfg.task.items():
         task = tasks.build(label, entry)
         count = task.wanted(cfg.limit)
@@ -234,8 +245,8 @@ def _samples(cfg: RunConfig, renderer: Renderer) -> Iterator[_Part]:
             warnings.warn(f"task.{label}.samples: the first {count} of {of} in the file", stacklevel=2)
         for length in task.config.length:
             for seed in cfg.seeds if task.config.seeded else cfg.seeds[:1]:
-                for index, (sample, prompt) in enumerate(task.prompts(count, seed, length, renderer)):
-                    yield task, length, seed, index, sample, prompt.hash, prompt.turn_start
+                for index, prompt in enumerate(prompts.of(task, count, seed, length)):
+                    yield task, length, seed, index, prompt
 
 
 def _check_judged(cfg: RunConfig, task: Task, entries: Sequence[_Entry]) -> None:
@@ -251,33 +262,34 @@ def _check_judged(cfg: RunConfig, task: Task, entries: Sequence[_Entry]) -> None
 
 
 def _groups(
-    cfg: RunConfig, part: _Part, entries: list[_Entry], engine: dict[str, Any],
+    cfg: RunConfig, part: _Part, entries: list[_Entry], engine: dict[str, str],
 ) -> Iterator[Group]:  # fmt: skip
-    task, length, seed, index, sample, prompt_hash, turn_start = part
+    task, length, seed, index, prompt = part
     for protocol in cfg.protocol:
-        if sample.earlier and not sample.one_prompt and protocol == "query_agnostic":
+        if prompt.later and protocol == "query_agnostic":
             raise UserError(
                 f"protocol: query_agnostic is not for task {task.label}: in a conversation only the first "
                 "question is seen; allowed: query_aware"
             )
-        if sample.continuations:
+        if prompt.continuations:
             _check_judged(cfg, task, entries)
-        if not sample.context_known and protocol == "query_agnostic":
+        if not prompt.context_known and protocol == "query_agnostic":
             raise UserError(
                 f"protocol: query_agnostic is not for task {task.label}: where the context of sample {index} ends is "
                 "not known; allowed: query_aware"
             )
-        setting = {
-            **engine,
-            "task": task.identity(length),
-            "prompt": prompt_hash,
-            "max_new_tokens": sample.max_new_tokens,
-            "protocol": protocol,
-            "seed": seed,
-            **({"stop": sample.stop.identity} if sample.stop else {}),
-            **({"sampling": asdict(sample.sampling)} if sample.sampling else {}),
-            **({"continuations": sample.continuations} if sample.continuations else {}),
-        }
+        setting = engine | ids.texts(
+            {
+                "task": task.identity(length),
+                "prompt": prompt.hash,
+                "max_new_tokens": prompt.max_new_tokens,
+                "protocol": protocol,
+                "seed": seed,
+                **({"stop": prompt.stop} if prompt.stop else {}),
+                **({"sampling": prompt.sampling} if prompt.sampling else {}),
+                **({"continuations": prompt.continuations} if prompt.continuations else {}),
+            }
+        )
         planned = [entry for entry in entries if protocol == "query_agnostic" or not _agnostic(entry.method)]
-        cells = tuple(entry.cell(setting, turn_start) for entry in planned)
-        yield Group(task, length, seed, index, sample, prompt_hash, protocol, cells)
+        cells = tuple(entry.cell(setting, prompt.turn_start) for entry in planned)
+        yield Group(task, length, seed, index, prompt, protocol, cells)

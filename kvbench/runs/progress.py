@@ -144,7 +144,7 @@ class Progress:
     def _line(self) -> None:
         elapsed = time.monotonic() - self._started
         per_cell = elapsed / self._cells if self._cells else 0
-        left = f", {_clock(per_cell * (self.total_cells - self._cells))} left" if self._cells else ""
+        left = f", {clock(per_cell * (self.total_cells - self._cells))} left" if self._cells else ""
         # of a cell per prompt one count is enough
         cells = (
             f"cells {self._cells}/{self.total_cells}, prompt "
@@ -153,13 +153,14 @@ class Progress:
         )
         # without rich, which turns every line into an HTML block in a notebook
         print(
-            f"{cells}{self._prompt}/{self.total_prompts}, {_clock(elapsed)}{left}: {self._running}",
+            f"{cells}{self._prompt}/{self.total_prompts}, {clock(elapsed)}{left}: {self._running}",
             file=self._console.file,
             flush=True,
         )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as `1:02:03`, or `2:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

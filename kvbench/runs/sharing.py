@@ -93,12 +93,15 @@ class Sharing(Generic[T]):
         claims: of the folder.
         elsewhere: called with the number of cells that other workers did, when that is noticed.
         pause: called where all that is left is in the hands of others, with the seconds to wait.
+        clock: monotonic seconds.
     """
 
     def __init__(
         self, items: Sequence[Item[T]], follow: Follow, skipped: Set[str], claims: Claims,
         elsewhere: Callable[[int], None], pause: Callable[[float], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
+        self._clock, self._began = clock, clock()
         self._items, self._follow, self._claims = items, follow, claims
         self._skipped, self._elsewhere, self._pause = skipped, elsewhere, pause
         #: cells that failed in any worker since this one began
@@ -107,6 +110,18 @@ class Sharing(Generic[T]):
         self._done = 0
         #: those of them that are done, or in this worker's hands
         self._counted: set[str] = set()
+
+    def tell(self, tokens: int, memory: int) -> None:
+        """What others see of this worker's progress.
+
+        Args:
+            tokens: prefilled and generated since the last call.
+            memory: bytes that it held at most.
+        """
+        facts = self._claims.facts
+        facts["tokens"] = facts.get("tokens", 0) + tokens
+        facts["seconds"] = round(self._clock() - self._began, 1)
+        facts["memory"] = memory
 
     def left(self, item: Item[T]) -> frozenset[str]:
         """Cells of an item that nobody has done, and that did not fail in any worker since this one began."""
@@ -120,6 +135,7 @@ class Sharing(Generic[T]):
         items = [item for item in self._items if self.left(item)]
         while items:
             waiting, before, listed = [], len(self._counted), self._claims.listed()
+            known = self._follow.taken_back
             for item in items:
                 if not self.left(item):
                     continue
@@ -140,6 +156,9 @@ class Sharing(Generic[T]):
                     # time has passed
                     listed = self._claims.listed()
             self._look()
+            if self._follow.taken_back > known:
+                # rows were there and are gone
+                waiting = self._items
             items = [item for item in waiting if self.left(item)]
             if items and len(self._counted) == before:
                 self._pause(min(LOOK, self._claims.lease / 4))

@@ -14,11 +14,12 @@ import secrets
 import socket
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pandas as pd
 
 from kvbench.config.errors import UserError
@@ -27,6 +28,7 @@ from kvbench.config.numbers import read_json
 from kvbench.config.reading import file_text, read_yaml
 from kvbench.config.text import counted
 from kvbench.runs import plans
+from kvbench.runs.columns import Columns
 from kvbench.runs.schema import SCHEMA
 
 Record = dict[str, Any]
@@ -98,6 +100,22 @@ class Store:
     def read(self) -> pd.DataFrame:
         """All finished cells of all workers, one row per cell; of duplicates the first is kept."""
         return pd.DataFrame(self._warned_scan())
+
+    def columns(self, having: str, without: Container[str] = ()) -> tuple[Columns, list[str]]:
+        """Finished cells as `scan` gives them, by field, in a fraction of its memory: equal values are one object.
+
+        Args:
+            having: a field; rows without it are left out.
+            without: fields that are left out.
+
+        Raises:
+            UserError: as for `scan`.
+        """
+        columns, problems = Columns(without), list[str]()
+        for record in self._lines("cells", problems):
+            if having in record:
+                columns.add(record)
+        return columns, problems
 
     def scan(self) -> tuple[list[Record], list[str]]:
         """Finished cells, and a sentence for each line that could not be read.
@@ -276,9 +294,13 @@ def _read_lines(path: Path, problems: list[str], start: int) -> Iterator[tuple[R
 
 def _parse(line: bytes) -> Record | None:
     try:
-        record = read_json(line)
-    except (ValueError, RecursionError):
-        return None
+        record = orjson.loads(line)
+    except ValueError:
+        # which refuses more, as half of a surrogate pair
+        try:
+            record = read_json(line)
+        except ValueError:
+            return None
     if not isinstance(record, dict) or not isinstance(record.get("cell"), str):
         return None
     version = record.setdefault("schema", 1)

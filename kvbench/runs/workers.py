@@ -1,4 +1,4 @@
-"""Several workers of one run on this machine: processes with the same command, each with a GPU or cores of its own."""
+"""Several workers of one run: processes with the same command, each here with its own GPU or cores, or elsewhere."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from kvbench.config.errors import CellsFailed, UserError
 from kvbench.config.text import counted
 from kvbench.runs.config import RunConfig
 from kvbench.runs.follow import Follow
+from kvbench.runs.launchers import Job, launcher
 from kvbench.runs.progress import ProgressFactory
 from kvbench.runs.rerun import key_of_override
 from kvbench.runs.stopping import PARENT, Stop
@@ -29,17 +30,25 @@ LOOK = 0.5
 
 @dataclass
 class Worker:
-    """A worker's process.
+    """A worker.
 
     Attributes:
         name: `worker 2`.
-        process: it.
+        job: its process, or what something else started.
         log: what it prints.
+        code: its exit code, once it has ended.
     """
 
     name: str
-    process: subprocess.Popen[bytes]
+    job: Job
     log: Path
+    code: int | None = None
+
+    def runs(self) -> bool:
+        """Whether it runs or waits."""
+        if self.code is None:
+            self.code = self.job.poll()
+        return self.code is None
 
     @property
     def last_words(self) -> str:
@@ -52,8 +61,8 @@ class Worker:
 
 def worker_overrides(cfg: RunConfig) -> list[str]:
     """The overrides of one worker of a run: the user's, for one process that writes no report."""
-    own = {"workers", "report", "run_dir"}
-    kept = [text for text in cfg.overrides if key_of_override(text) not in own]
+    own = {"workers", "report", "run_dir", "launcher", "launch"}
+    kept = [text for text in cfg.overrides if key_of_override(text).split(".")[0] not in own]
     return [*kept, "workers=1", "report=false", f"run_dir={Path(cfg.run_dir).absolute()}"]
 
 
@@ -72,20 +81,27 @@ def run_workers(cfg: RunConfig, progress: ProgressFactory) -> None:
         KeyboardInterrupt: on Ctrl-C.
         CellsFailed: cells are left that no worker did, as workers died.
     """
-    places = list(_places(cfg))
+    logs = _logs(cfg)
     with Stop(cfg.stop_seconds).installed() as stop, contextlib.ExitStack() as stack:
+        if cfg.launcher is None:
+            started = [_started(cfg, log, place) for log, place in zip(logs, list(_places(cfg)), strict=True)]
+            jobs = [stack.enter_context(one) for one in started]
+        else:
+            start = launcher(cfg.launcher)
+            commands = [(_words(cfg), str(log)) for log in logs]
+            jobs = stack.enter_context(start(commands, cfg.launch, logs[0].parent))
         workers = [
-            stack.enter_context(_started(cfg, number, place)) for number, place in enumerate(places, 1)
+            Worker(f"worker {number}", job, log)
+            for number, (job, log) in enumerate(zip(jobs, logs, strict=True), 1)
         ]
         with stop.working():
             _watch(cfg, workers, stop, progress)
         stop.check_between()
-    codes = {worker.name: worker.process.returncode for worker in workers}
     for worker in workers:
-        if codes[worker.name] == 2:
+        if worker.code == 2:
             raise UserError(worker.last_words.removeprefix("kvbench: error: "))
     missing = _planned(cfg).keys() - _settled(cfg)
-    ended = [worker for worker in workers if codes[worker.name] not in (0, 1)]
+    ended = [worker for worker in workers if worker.code not in (0, 1)]
     if missing or len(ended) == len(workers):
         raise CellsFailed(
             f"{cfg.run_dir}: {counted(len(missing), 'cell')} not done; the same command goes on",
@@ -103,8 +119,8 @@ def _planned(cfg: RunConfig) -> Mapping[str, object]:
 
 
 def _told(worker: Worker) -> str:
-    code = worker.process.returncode
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    code = worker.code
+    how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
     return f"{worker.name} ended with {how}: {worker.last_words or 'no output'} (all of it: {worker.log})"
 
 
@@ -158,19 +174,53 @@ def _gpus(cfg: RunConfig) -> list[str]:
     return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
 
 
-@contextlib.contextmanager
-def _started(cfg: RunConfig, number: int, place: _Place) -> Iterator[Worker]:
+def _words(cfg: RunConfig) -> list[str]:
+    """The command of a worker, behind `kvbench`."""
     folders = [word for folder in cfg.config_dirs for word in ("--config-dir", folder)]
-    words = [sys.executable, "-m", "kvbench.cli.main", "run", *folders, *worker_overrides(cfg)]
-    log = Path(cfg.run_dir) / "logs" / f"worker-{socket.gethostname()}-{os.getpid()}-{number}.log"
+    return ["run", *folders, *worker_overrides(cfg)]
+
+
+def _logs(cfg: RunConfig) -> list[Path]:
+    """A new file for what each worker prints."""
+    folder = Path(cfg.run_dir).absolute() / "logs"
+    name = f"worker-{socket.gethostname()}-{os.getpid()}"
+    logs = [folder / f"{name}-{number}.log" for number in range(1, cfg.workers + 1)]
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.touch()
+        folder.mkdir(parents=True, exist_ok=True)
+        for log in logs:
+            log.write_bytes(b"")
     except OSError as error:
-        raise UserError(f"run_dir: cannot write {log}: {error.strerror}") from None
+        raise UserError(f"run_dir: cannot write in {folder}: {error.strerror}") from None
+    return logs
+
+
+class _Process:
+    """A worker's process on this machine."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def send_signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def end(self) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+
+@contextlib.contextmanager
+def _started(cfg: RunConfig, log: Path, place: _Place) -> Iterator[Job]:
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            words,
+            [sys.executable, "-m", "kvbench.cli.main", *_words(cfg)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -181,16 +231,11 @@ def _started(cfg: RunConfig, number: int, place: _Place) -> Iterator[Worker]:
     if place.cores:
         with contextlib.suppress(OSError):
             os.sched_setaffinity(process.pid, place.cores)
+    job = _Process(process)
     try:
-        yield Worker(f"worker {number}", process, log)
+        yield job
     finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        job.end()
 
 
 def _watch(cfg: RunConfig, workers: Sequence[Worker], stop: Stop, progress: ProgressFactory) -> None:
@@ -204,8 +249,8 @@ def _watch(cfg: RunConfig, workers: Sequence[Worker], stop: Stop, progress: Prog
         time.sleep(LOOK)
         if (number := stop.taken()) is not None:
             for worker in running:
-                worker.process.send_signal(number)
-        running[:] = [worker for worker in running if worker.process.poll() is None]
+                worker.job.send_signal(number)
+        running[:] = [worker for worker in running if worker.runs()]
 
     # a worker writes the plan when it has loaded the model
     while running and (not path.exists() or path.stat().st_mtime_ns == before):

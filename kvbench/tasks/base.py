@@ -197,7 +197,8 @@ class Task:
         A sample equal to an earlier one, as a line that a file has twice, is told apart from it by `repeat`.
         """
         seen: Counter[str] = Counter()
-        for sample in self.samples(n, seed, length, renderer):
+        for index in range(self.count(n, length, renderer)):
+            sample = self.sample(index, seed, length, renderer)
             prompt = renderer.render(sample)
             seen[prompt.hash] += 1
             if (repeat := seen[prompt.hash] - 1) > 0:
@@ -217,16 +218,42 @@ class Task:
         Raises:
             UserError: the length cannot be met or exceeds the model's, or a file is missing or invalid.
         """
+        return [self.sample(i, seed, length, renderer) for i in range(self.count(n, length, renderer))]
+
+    def count(self, n: int | None, length: int, renderer: Renderer) -> int:
+        """Number of samples that `samples` makes.
+
+        Raises:
+            UserError: the length exceeds the model's, or a file is missing or invalid.
+        """
         if renderer.limit is not None and length > renderer.limit:
             raise UserError(
                 f"task.{self.label}.length: {length} is beyond the model's {renderer.limit} positions or window"
             )
         try:
             available = self.config.count(length, renderer)
-            count = min(k for k in (n, available) if k is not None)
-            return [self.config.sample(i, seed, length, renderer) for i in range(count)]
         except UserError as error:
             raise UserError(f"task.{self.label}.{error}") from None
+        return min(k for k in (n, available) if k is not None)
+
+    def sample(self, index: int, seed: int, length: int, renderer: Renderer, repeat: int = 0) -> Sample:
+        """One of `samples`.
+
+        Args:
+            index: its number.
+            seed: see `samples`.
+            length: see `samples`.
+            renderer: see `samples`.
+            repeat: see `Sample`.
+
+        Raises:
+            UserError: as there.
+        """
+        try:
+            sample = self.config.sample(index, seed, length, renderer)
+        except UserError as error:
+            raise UserError(f"task.{self.label}.{error}") from None
+        return replace(sample, repeat=repeat) if repeat else sample
 
     def _available(self) -> int | None:
         try:

@@ -6,7 +6,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
 
 from kvbench.config.errors import UserError
 from kvbench.tasks.chat import TEMPLATE_ARGUMENTS, ChatTemplate
@@ -156,6 +157,16 @@ class Renderer:
             return {"chat_template": None}
         digest = hashlib.sha256(self.chat_template.text.encode()).hexdigest()
         return {"chat_template": digest, "system": self.system, **TEMPLATE_ARGUMENTS}
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """SHA-256 of all that says how text becomes tokens."""
+        tokenizer = self.tokenizer
+        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        # checked to be a fast one
+        backend = cast(Any, tokenizer).backend_tokenizer.to_str()
+        parts = [type(tokenizer).__name__, special, backend]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def render(self, sample: Sample) -> Prompt:
         """Render the sample; find the ends of its context and of a conversation's first prompt.

@@ -138,7 +138,7 @@ def counted(cfg: RunConfig) -> None:
     log = os.open(Path(cfg.run_dir) / "prefills.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def prefill_part(at, part, cells):
-        os.write(log, f"{os.getpid()} {at.group.prompt_hash}\n".encode())
+        os.write(log, f"{os.getpid()} {at.group.prompt.hash}\n".encode())
         return original(at, part, cells)
 
     accuracy.prefill_part = prefill_part

@@ -5,7 +5,8 @@ import pytest
 from kvbench import cost
 from kvbench.cli.reproduce import commands
 from kvbench.config.errors import UserError
-from kvbench.cost.duration import BLOCK_BYTES, PASS_ROWS, duration
+from kvbench.cost.duration import duration, planned
+from kvbench.cost.memory import BLOCK_BYTES, PASS_ROWS
 from kvbench.cost.roofline import seconds
 from kvbench.engine import blocks, forced
 from kvbench.runs.config import load
@@ -29,7 +30,9 @@ def test_dense_alone_is_a_prefill_and_its_steps(tmp_path):
     read = account.mean_step().bytes
     check = (SHAPE.weights_read() + 32 * read) / DEVICE.bandwidth()
     assert found.seconds == pytest.approx(alone.prefill_s + 32 * alone.step_s + check)
-    assert found.memory == alone.memory
+    # beside weights and caches: one query, and the activations and logits of a pass
+    held = alone.memory + 32 * 32 * 128 * 2
+    assert found.memory == held + PASS_ROWS * (2 * (2 * 4096 + 3 * 14336) + 128256 * 6)
     assert found.usd == pytest.approx(found.seconds * DEVICE.usd_per_hour / 3600)
 
 
@@ -59,13 +62,16 @@ def test_a_cell_costs_its_share_of_passes_and_its_reads(tmp_path):
 
 
 def test_memory_is_bounded_by_a_block_of_cells(tmp_path):
+    def decoding(*overrides):
+        cfg = load(["experiment=quickstart", *ONE, *overrides, f"run_dir={tmp_path}"])
+        return planned(cfg, SHAPE)[0].memory(cfg).decode
+
     peaks = [
-        of(
-            tmp_path, "method=[snapkv]", f"budget.tokens=[{','.join(str(2000 + n) for n in range(count))}]"
-        ).memory
+        decoding("method=[snapkv]", f"budget.tokens=[{','.join(str(2000 + n) for n in range(count))}]")
         for count in (1, 3, 30)
     ]
-    alone = of(tmp_path, "method=[dense]").memory
+    # beside what dense alone takes, the queries of SnapKV's window
+    alone = decoding("method=[dense]") + 31 * 32 * 32 * 128 * 2
     prompt = SHAPE.kv_bytes(4096 - 32)
     assert 0 < peaks[0] - alone < peaks[1] - alone <= peaks[2] - alone == max(BLOCK_BYTES, prompt)
 
@@ -90,6 +96,14 @@ def test_published_rows_have_their_typical_sizes(tmp_path):
     one = cost.estimate(cost.account("dense", SHAPE, prompt=8 * 110 + 100, new=256), DEVICE, 1)
     assert found.prompts == 10 == found.cells
     assert found.seconds == pytest.approx(10 * (one.prefill_s + 256 * one.step_s), rel=0.02)
+
+
+def test_the_rows_of_an_efficiency_run_share_nothing(tmp_path):
+    one, four = (
+        of(tmp_path, "method=[dense]", f"efficiency.batch=[{n}]", experiment="efficiency").memory
+        for n in (1, 4)
+    )
+    assert four - one > 3 * SHAPE.kv_bytes(4096 - 32)
 
 
 def test_other_kinds_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -131,6 +132,44 @@ def test_a_step_that_raises_is_found_by_decoding_in_passes(config, undisturbed, 
     for cell, row in rows.items():
         for name in EXACT:
             assert row[name] == undisturbed[cell][name], name
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"
+        ),
+    ],
+    ids=["gpu", "cpu"],
+)
+def test_what_does_not_fit_is_decoded_a_cell_at_a_time(config, undisturbed, tmp_path, monkeypatch, error):
+    """Blocks of one cell give the same rows under the same ids; what fits in none is a failure with its size."""
+    original, limits, too_large = decode.blocks, [], []
+
+    def blocks(snapshot, cells, room, limit=None):
+        limits.append((len(cells), limit))
+        for part in original(snapshot, cells, room, limit):
+            if len(part) > 1 or (too_large and cells[part[0]].selection.name == too_large[0]):
+                raise error
+            yield part
+
+    monkeypatch.setattr(decode, "blocks", blocks)
+    assert not accuracy_run.run_accuracy(config(tmp_path / "fits"), Progress)
+    assert limits == [(6, None), (6, 1)] * 2
+    everything_else_is_the_same(tmp_path / "fits", undisturbed, [])
+    limits.clear()
+    too_large.append("quest")
+    failed = accuracy_run.run_accuracy(config(tmp_path / "not", "limit=1"), Progress)
+    assert {(row["method"], row["failure"]) for row in failed} == {("quest", "out_of_memory")} and len(
+        failed
+    ) == 2
+    told = r".*tried to allocate .*; alone it takes about [\d,]+ bytes beside the prompt's [\d,]+"
+    assert all(re.fullmatch(told, row["reason"], re.I) for row in failed), failed
+    # never more than a cell at a time once memory ran out
+    assert limits[0] == (6, None) and {limit for _, limit in limits[1:]} == {1}
+    assert len(Store(tmp_path / "not").done()) == 5
 
 
 def test_scores_that_are_not_finite_fail_and_rank_nothing(config, undisturbed, tmp_path, monkeypatch):

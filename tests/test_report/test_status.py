@@ -9,6 +9,7 @@ from kvbench.report import console
 from kvbench.report.console import status
 from kvbench.report.run import load
 from kvbench.runs.claims import Claims
+from kvbench.runs.progress import clock
 from kvbench.runs.schema import SCHEMA
 from kvbench.runs.store import Store
 
@@ -96,6 +97,7 @@ def test_compaction_waits_for_workers_and_refuses_conflicts(twins, capsys):
         assert cli.main(["status", str(folder), "--compact"]) == 2
         assert "kvbench: error: run: 1 prompt claimed in " in capsys.readouterr().err
         one = {"worker": "w", "prompt": "vt 2048 #3", "beat": 1, "done": 7, "dead": False}
+        one |= dict.fromkeys(("tokens", "seconds", "memory"))
         assert console.overview_of(folder)["working"] == [one]
         text, workers = console.watched(folder, [])
         assert text.endswith("working: w on vt 2048 #3, 7 cells done, alive") and workers == [one]
@@ -126,3 +128,25 @@ def test_status_as_json_and_watched_to_the_end(twins, capsys):
     assert cli.main(["status", str(folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert not found["complete"] and [one["missing"] for one in found["unfinished"]] == [1]
+
+
+def test_the_time_that_is_left_is_that_of_the_workers_that_live(tmp_path, accuracy):
+    records = accuracy(tasks=("vt",), samples=2)
+    store, half = Store(tmp_path), len(records) // 2
+    store.write_plan([(r["task"], r["method"], r["cell"]) for r in records], {"a": 1})
+    store.extend(records[:half])
+    claims = Claims(tmp_path, "one", 60.0)
+    with claims.taken("k", {}) as have:
+        assert have
+        assert "left: about" not in console.watched(tmp_path, [])[0]
+        claims.facts |= {"done": 10, "tokens": 5000, "seconds": 2.0, "memory": 3 * 10**9, "prompt": "vt #0"}
+        claims.beat()
+        text, workers = console.watched(tmp_path, [])
+        assert "working: one on vt #0, 10 cells done, 2,500 tokens/s, 3.0 GB, alive" in text
+        # five cells a second
+        left = (len(records) - half) / 5
+        assert f"left: about {clock(left)}" in text
+        assert console.overview_of(tmp_path)["seconds_left"] == pytest.approx(left)
+        assert console.seconds_left(100, [*workers, *workers]) == pytest.approx(10)
+        assert console.seconds_left(100, [workers[0] | {"dead": True}]) is None
+    assert console.overview_of(tmp_path)["seconds_left"] is None

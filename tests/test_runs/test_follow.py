@@ -1,10 +1,13 @@
 """Which cells are done is known in little memory, and each look reads only what is new."""
 
+import errno
 import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from kvbench.config import files
+from kvbench.config.errors import UserError
 from kvbench.runs.follow import Follow
 from kvbench.runs.store import Store
 
@@ -39,3 +42,25 @@ def test_a_look_reads_what_was_appended_and_leaves_a_torn_line_for_the_next(tmp_
     assert follow.look() == ({"4", "5"}, set())
     first.append({"cell": "1"})  # a duplicate is nothing new
     assert follow.look() == (set(), set()) and follow.done == {"1", "2", "4", "5"}
+
+
+def test_rows_that_were_taken_back_are_not_believed(tmp_path, monkeypatch):
+    """A full disk: lines of a piece are there for a moment, and another worker reads them."""
+    store, seen = Store(tmp_path, worker="a"), []
+    store.append({"cell": "1"})
+    store.extend_failures([{"cell": "9"}])
+    follow = Follow(Store(tmp_path, worker="b"))
+    real = files._put
+
+    def half(handle, data):
+        real(handle, data[: data.index(b"\n") + 5])
+        seen.append(follow.look())
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(files, "_put", half)
+    with pytest.raises(UserError, match="cannot write"):
+        store.extend([{"cell": "2"}, {"cell": "3"}])
+    assert seen == [({"2"}, set())] and "2" in follow.done
+    follow.look()
+    assert (follow.done, follow.failed, follow.taken_back) == ({"1"}, {"9"}, 1)
+    assert follow.look() == (set(), set()) and follow.taken_back == 1

@@ -31,6 +31,7 @@ from kvbench.runs.config import from_yaml
 from kvbench.runs.context import make_renderer
 from kvbench.runs.plan import make_plan, stored_id, with_stored_ids
 from kvbench.runs.probe import Heads, operations_called
+from kvbench.runs.prompts import Prompts
 from kvbench.runs.store import Store
 
 BEFORE = Path(__file__).parent / "before"
@@ -124,7 +125,7 @@ class Before:
             attention=cfg.model.attention,
             eos_ids=frozenset(),
         )
-        return make_plan(cfg, loaded, make_renderer(cfg, loaded))
+        return make_plan(cfg, loaded, Prompts(make_renderer(cfg, loaded)))
 
 
 RUNS = {kind: Before(kind) for kind in ("accuracy", "efficiency")}

@@ -94,6 +94,22 @@ def test_what_fails_in_one_worker_is_not_tried_by_the_next_and_a_retry_is_tried_
     assert b.work() == [] and b.others == 10
 
 
+def test_what_another_worker_takes_back_is_done(tmp_path):
+    """The rows of a worker whose disk is full were seen, and its prompt counted as done."""
+    full = Store(tmp_path, worker="full")
+    full.extend([{"cell": "4a"}])
+    size = full.path.stat().st_size
+    full.extend([{"cell": "0a"}, {"cell": "0b"}])
+    worker = Worker(tmp_path, "a")
+    got = []
+    for what in worker.step():
+        got.append(what)
+        if what == 2:
+            with open(full.path, "r+b") as file:
+                file.truncate(size)
+    assert got == [1, 2, 3, 4, 0] and Store(tmp_path).done() == {c for item in ITEMS for c in item.cells}
+
+
 def test_a_shard_is_every_nth_prompt(tmp_path):
     base = ["experiment=quickstart", f"run_dir={tmp_path}"]
     parts = [part_of(ITEMS, load([*base, f"shard={n}/3"])) for n in (1, 2, 3)]
@@ -132,3 +148,14 @@ def test_keys_differ_by_all_that_makes_a_prefill():
         key_of("m", "p", "query_agnostic"),
     }
     assert len(keys) == 4 and key_of(*base) in keys
+
+
+def test_what_a_worker_tells_adds_up(tmp_path):
+    claims, now = Claims(tmp_path, "a", 60.0), [5.0]
+    sharing = Sharing(
+        ITEMS, Follow(Store(tmp_path)), set(), claims, lambda n: None, lambda s: None, lambda: now[0]
+    )
+    now[0] = 7.5
+    sharing.tell(100, 10)
+    sharing.tell(50, 20)
+    assert claims.facts == {"tokens": 150, "seconds": 2.5, "memory": 20}

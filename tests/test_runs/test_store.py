@@ -2,11 +2,15 @@ import json
 import math
 import warnings
 
+import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kvbench.config.errors import UserError
+from kvbench.config.numbers import read_json
 from kvbench.runs.schema import SCHEMA
-from kvbench.runs.store import Store
+from kvbench.runs.store import Store, _parse
 
 
 def test_round_trip(tmp_path):
@@ -179,3 +183,54 @@ def test_packed_cells_are_the_same_and_the_same_file_each_time(tmp_path):
     (tmp_path / "x" / "cells-packed.jsonl.gz").write_bytes(first[:-9])
     with pytest.raises(UserError, match=r"^run: cannot read [^\n]+$"):
         Store(tmp_path / "x").scan()
+
+
+def test_columns_are_the_scan_by_field(tmp_path):
+    """Also where rows have other fields, and equal values are one object."""
+    rows = [
+        {
+            "cell": "a",
+            "method": "m",
+            "n": 1,
+            "x": 0.5,
+            "flag": True,
+            "ids": [300, 301],
+            "meta": {"k": [1, None]},
+        },
+        {"cell": "b", "method": "m", "n": 2, "x": None, "meta": {"k": [1, None]}, "text": "é\n"},
+        {"cell": "c", "row": "setup", "n": 3},
+        {"cell": "d", "method": "m", "n": 1, "x": 0.5, "flag": 1, "ids": [300, 301]},
+    ]
+    Store(tmp_path, "1").extend(rows)
+    Store(tmp_path, "2").extend([rows[0] | {"n": 99}])
+    columns, problems = Store(tmp_path).columns("method", without=("text",))
+    expected = [row for row in Store(tmp_path).scan()[0] if "method" in row]
+    frame = pd.DataFrame(expected).drop(columns="text")
+    pd.testing.assert_frame_equal(columns.frame()[list(frame)], frame)
+    assert len(columns) == 3 and not problems and columns["n"] == [1, 2, 1]
+    assert columns["ids"][0] is columns["ids"][2] and columns["meta"][0] is columns["meta"][1]
+    # True is not 1
+    assert columns["flag"][0] is True and columns["flag"][2] == 1 and columns["flag"][2] is not True
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats()
+    | st.text(st.characters(codec=None)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(json_values, st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_lines_are_read_as_json_is(value, escaped):
+    """By the fast reader as by the exact one: equal values of equal types, and the same refusals."""
+    line = json.dumps({"cell": "a", "value": value}, ensure_ascii=escaped).encode("utf-8", "surrogatepass")
+    try:
+        expected = read_json(line) | {"schema": 1}
+    except ValueError:
+        expected = None
+    assert repr(_parse(line)) == repr(expected)
