@@ -65,7 +65,8 @@ def _run(run: RunContext, progress: ProgressFactory, stop: Stop) -> list[Record]
     skipped = failures.to_skip(planned & follow.failed - follow.done, cfg.retry_failed)
     items = part_of([_item(run, group) for group in groups], cfg)
     untried = not planned & follow.done
-    if all(item.cells <= follow.done | skipped for item in items):
+    settled = follow.done | skipped
+    if all(item.cells <= settled for item in items):
         nothing_to_do(len(planned), len(skipped))
     rerun, prefills = Rerun(cfg), Prefills()
     run.loaded.model.get_input_embeddings().register_forward_pre_hook(lambda *_: stop.check())

@@ -100,7 +100,8 @@ def _run(run: RunContext, progress: ProgressFactory, stop: Stop) -> list[Record]
     store.write_plan(cells, cfg.request, command(cfg))
     skipped = failures.to_skip(planned & (follow.failed - follow.done), cfg.retry_failed)
     items = part_of([_item(run, group, points) for group, points in work], cfg)
-    if all(item.cells <= follow.done | skipped for item in items):
+    settled = follow.done | skipped
+    if all(item.cells <= settled for item in items):
         nothing_to_do(len(planned), len(skipped))
     untried = not planned & follow.done
     with dealt(items, skipped, store, follow, cfg, stop, progress) as (left, display):
