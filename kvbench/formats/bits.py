@@ -50,11 +50,11 @@ def round_half_away(x: Tensor) -> Tensor:
     return torch.trunc(x + torch.copysign(torch.full_like(x, 0.5), x))
 
 
-def hadamard(dim: int, name: str) -> Tensor:
-    """Sylvester's Hadamard matrix of entries +-1, fp32 `[D, D]`.
+def check_rotates(dim: int, name: str) -> None:
+    """Refuse heads that `walsh_hadamard` cannot rotate.
 
     Args:
-        dim: its size, D.
+        dim: channels of a head, D.
         name: the format, for the message.
 
     Raises:
@@ -62,7 +62,17 @@ def hadamard(dim: int, name: str) -> Tensor:
     """
     if dim & (dim - 1):
         raise UserError(f"format: {name} needs a head dimension that is a power of 2, the model has {dim}")
-    matrix = torch.ones(1, 1)
-    while len(matrix) < dim:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix
+
+
+def walsh_hadamard(x: Tensor) -> Tensor:
+    """`[..., D]` times Sylvester's Hadamard matrix of entries +-1, D a power of 2.
+
+    Sums and differences of channels: unlike those of a matrix product, a token's last digits do not depend on how many
+    tokens are rotated together.
+    """
+    width = 1
+    while width < x.shape[-1]:
+        first, second = x.unflatten(-1, (-1, 2, width)).unbind(-2)
+        x = torch.stack([first + second, first - second], dim=-2).flatten(-3)
+        width *= 2
+    return x

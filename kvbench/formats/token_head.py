@@ -9,12 +9,13 @@ from torch import Tensor
 
 from kvbench.formats.bits import (
     as_bytes,
+    check_rotates,
     from_bytes,
-    hadamard,
     limited,
     pack_bits,
     round_half_away,
     unpack_bits,
+    walsh_hadamard,
 )  # fmt: skip
 from kvbench.formats.floats import saturated
 from kvbench.methods.base import Format
@@ -76,10 +77,10 @@ class Int4Codec(TokenCodec):
     The rotation is a Hadamard matrix after random signs.
     """
 
-    rotation_DD: Tensor
+    signs_D: Tensor
 
     def encode(self, x: Tensor) -> Tensor:
-        y = saturated(limited(x) @ self.rotation_DD, self.model).float()
+        y = saturated(walsh_hadamard(limited(x) * self.signs_D), self.model).float()
         low, high = y.amin(-1, keepdim=True), y.amax(-1, keepdim=True)
         scale = ((high - low) / 15).clamp(min=SMALLEST)
         zero = round_half_away(-low / scale).nan_to_num(0).clamp(0, 15)
@@ -91,7 +92,7 @@ class Int4Codec(TokenCodec):
         codes = unpack_bits(stored[..., : self.dim // 2], 4, self.dim)
         marked = from_bytes(stored[..., self.dim // 2 :], torch.int32)
         y = (codes.float() - (marked & 15).float()) * (marked & ~15).view(torch.float32)
-        return saturated(y @ self.rotation_DD.T / self.dim, self.model)
+        return saturated(walsh_hadamard(y) * self.signs_D / self.dim, self.model)
 
 
 class _TokenFormat(Format):
@@ -147,6 +148,6 @@ class Int4Token(_TokenFormat):
 
     def codec(self, x_BHKD: Tensor) -> Int4Codec:
         dim = x_BHKD.shape[-1]
+        check_rotates(dim, self.name)
         signs = torch.bernoulli(torch.full((dim,), 0.5), generator=torch.Generator().manual_seed(SEED))
-        rotation = hadamard(dim, self.name) * (2 * signs[:, None] - 1)
-        return Int4Codec(model=x_BHKD.dtype, dim=dim, rotation_DD=rotation.to(x_BHKD.device))
+        return Int4Codec(model=x_BHKD.dtype, dim=dim, signs_D=(2 * signs - 1).to(x_BHKD.device))

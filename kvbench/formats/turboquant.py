@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kvbench.formats.bits import as_bytes, from_bytes, hadamard, pack_bits, unpack_bits
+from kvbench.formats.bits import as_bytes, check_rotates, from_bytes, pack_bits, unpack_bits, walsh_hadamard
 from kvbench.formats.floats import saturated
 from kvbench.formats.token_head import TokenCodec
 from kvbench.methods.base import Format, Native
@@ -71,12 +71,10 @@ class RotatedCodes(TokenCodec):
 
     Attributes:
         bits: per channel.
-        rotation_DD: orthogonal.
         centroids: of the rotated unit vector's channels, in order.
     """
 
     bits: int
-    rotation_DD: Tensor
     centroids: Tensor
 
     def encode(self, x: Tensor) -> Tensor:
@@ -86,7 +84,7 @@ class RotatedCodes(TokenCodec):
         norm = (x / largest.clamp(min=1e-30)).norm(dim=-1, keepdim=True) * largest
         unit = x / (norm + 1e-8)
         middles = (self.centroids[1:] + self.centroids[:-1]) / 2
-        codes = torch.bucketize(unit.nan_to_num(0) @ self.rotation_DD, middles, right=True)
+        codes = torch.bucketize(self._rotated(unit.nan_to_num(0)), middles, right=True)
         packed = pack_bits(codes.to(torch.uint8), self.bits)
         poison = (x - x).sum(-1, keepdim=True)
         return torch.cat([packed, as_bytes(saturated(norm, torch.float16) + poison.half())], dim=-1)
@@ -96,7 +94,11 @@ class RotatedCodes(TokenCodec):
         y = self.centroids[unpack_bits(stored[..., :size], self.bits, self.dim).long()]
         y = y / (y.square().sum(-1, keepdim=True) + 1e-16).sqrt()
         norm = from_bytes(stored[..., size:], torch.float16).float()
-        return saturated(y * norm @ self.rotation_DD.T, self.model)
+        return saturated(self._rotated(y * norm), self.model)
+
+    def _rotated(self, x: Tensor) -> Tensor:
+        """Times an orthogonal matrix that is its own inverse."""
+        return walsh_hadamard(x) / math.sqrt(self.dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +161,6 @@ class TurboQuant(Format):
             return PlainFP8(model=model, dim=dim), value_codec
         half = VLLM_TABLE[keys] if self.table == "vllm" else lloyd_max(keys)[2 ** (keys - 1) :]
         centroids = torch.tensor([*(-c for c in reversed(half)), *half]) / math.sqrt(dim)
-        rotation = hadamard(dim, self.name) / math.sqrt(dim)
-        device = k_BHKD.device
-        key_codec = RotatedCodes(
-            model=model, dim=dim, bits=keys, rotation_DD=rotation.to(device), centroids=centroids.to(device)
-        )
+        check_rotates(dim, self.name)
+        key_codec = RotatedCodes(model=model, dim=dim, bits=keys, centroids=centroids.to(k_BHKD.device))
         return key_codec, value_codec

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kvbench_testing.golden import numbers
 
 from kvbench.config.errors import UserError
-from kvbench.formats.bits import hadamard, pack_bits, round_half_away, unpack_bits
+from kvbench.formats.bits import pack_bits, round_half_away, unpack_bits, walsh_hadamard
 from kvbench.formats.turboquant import VLLM_TABLE, lloyd_max
 from kvbench.methods import build
 from kvbench.methods.base import Native
@@ -88,7 +88,7 @@ def test_int4_per_token(x):
         12,
         5,
     ]
-    signs = "".join("1" if column > 0 else "0" for column in codec.rotation_DD[:, 0])
+    signs = "".join("1" if column > 0 else "0" for column in codec.signs_D)
     assert signs == "1011000010011010110011101010011010001101101011000000000100000001"
     assert error(codec, x) == pytest.approx(6.63e-3, rel=1e-3)
 
@@ -170,8 +170,22 @@ def test_halves_go_away_from_zero():
     assert round_half_away(torch.tensor([0.5, 1.5, 2.5, -0.5, -2.5, 2.4])).tolist() == [1, 2, 3, -1, -3, 2]
 
 
+def test_the_rotation_is_sylvesters_matrix_for_any_number_of_tokens(x):
+    matrix = torch.ones(1, 1)
+    while len(matrix) < DIM:
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
+    assert torch.equal(walsh_hadamard(torch.eye(DIM)), matrix)
+    assert torch.allclose(walsh_hadamard(x), x @ matrix, atol=1e-4)
+    for format in ("int4_token", "turboquant"):
+        for codec in codecs(format, x):
+            whole = codec.encode(x)
+            for n in range(len(x)):
+                alone = codec.encode(x[n : n + 1])
+                assert torch.equal(alone, whole[n : n + 1])
+                assert torch.equal(codec.decode(alone), codec.decode(whole)[n : n + 1])
+
+
 def test_a_rotation_needs_a_power_of_two():
-    assert torch.equal(hadamard(8, "x") @ hadamard(8, "x").T, 8 * torch.eye(8))
     for name in ("int4_token", "turboquant"):
         with pytest.raises(
             UserError, match=f"^format: {name} needs a head dimension that is a power of 2, .* 96$"
