@@ -113,7 +113,7 @@ def _own(part: Part) -> Sentences:
             "alone.\n\n",
             question="\n\nNow answer from the documents above, with the answer alone.\n\nQuestion: {query}",
             prefix="Answer:",
-            needle="Document {i}:\n{document}",
+            needle="[{i}] {document}",
         ),
     }[part]
 

@@ -61,7 +61,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["rn"], "invalid choice: 'rn' (choose from 'run', 'ls', "),
+        (["rn"], "invalid choice: 'rn' (choose from 'run', 'plan', 'ls', "),
         (
             ["ls", "method"],
             "ls: there is no listing 'method' (did you mean methods?); known: methods, tasks, ",

@@ -30,10 +30,10 @@ class Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        before = {id(t.untyped_storage()._cdata) for t in _tensors((args, kwargs))}
+        before = {t.untyped_storage()._cdata for t in _tensors((args, kwargs))}
         for tensor in _tensors(out):
             storage = tensor.untyped_storage()
-            if storage._cdata not in self.known and id(storage._cdata) not in before:
+            if storage._cdata not in self.known | before:
                 self.known.add(storage._cdata)
                 self.now += storage.nbytes()
                 self.peak = max(self.peak, self.now)
@@ -64,7 +64,8 @@ def test_a_prefill_holds_what_the_model_says(tiny_model_dir):
             snapshot = prefill(loaded.model, list(range(100)) * 10 + [1] * 24, 8, chunk)
         accounts = [cost.account("dense", shape, prompt=snapshot.length, new=1, element=4)]
         found = memory(accounts, chunk, window=8)
-        modelled = found.prefill - found.weights
+        # a CPU writes the causal mask of a chunk, which flash attention on a GPU does not
+        modelled = found.prefill - found.weights + chunk * snapshot.length
         assert 0.8 < modelled / seen.peak < 1.1, (chunk, modelled, seen.peak)
 
 

@@ -142,6 +142,7 @@ def test_a_torn_last_line_is_survived(config, undisturbed, tmp_path):
     assert_same(cells(tmp_path), undisturbed)
 
 
+@pytest.mark.slow  # the kills of test_workers are quicker, and hit any worker
 def test_kill_9_at_random_moments_loses_and_repeats_nothing(config, undisturbed, tmp_path):
     cfg = config(tmp_path)
     command = [sys.executable, "-m", "kvbench.cli.main", "run", *cfg.overrides]

@@ -24,7 +24,10 @@ from kvbench.runs.config import RunConfig, load, validate
 
 ROOT = Path(__file__).resolve().parents[2]
 # the user's file says how many samples there are
-USERS_FILE = {"jsonl", "chunkkv_gsm8k", "rocketkv_longbench"}
+USERS_FILE = {
+    "jsonl", "chunkkv_gsm8k", "chunkkv_jailbreakv", "chunkkv_longbench", "rocketkv_longbench", "rocketkv_scbench",
+    "rocketkv_table2",
+}  # fmt: skip
 
 
 def shipped() -> dict[str, Path]:

@@ -60,6 +60,8 @@ def test_every_experiment_composes(name: str) -> None:
     composed = config.compose([f"experiment={name}"])
     if any("path" in entry for entry in composed.data.get("task", {}).values()):
         composed = config.compose([f"experiment={name}", "task.path=questions.jsonl"])
+    if any("data" in entry for entry in composed.data.get("task", {}).values()):
+        composed = config.compose([f"experiment={name}", "task.data=rows"])
     if composed.data["kind"] in ("accuracy", "efficiency", "bench"):
         cfg = config.validate(composed)
         assert cfg.run_dir == f"results/runs/{name}"
@@ -93,6 +95,8 @@ def test_every_task_builds(name: str) -> None:
         entry["path"] = "questions.jsonl"
     if "data" in entry:
         entry["data"] = "rows.jsonl"
+    if entry.get("family") == "lm_eval":
+        entry["name"] = "gsm8k_cot"
     assert tasks.build(name, entry).label == name
 
 

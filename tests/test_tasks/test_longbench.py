@@ -31,6 +31,8 @@ def task_of(tmp_path: Path, name: str, rows=None, **settings):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_official_prompt_is_filled_and_nothing_else(tmp_path, renderer, name):
+    if _TASKS[name].score in ("qa_f1_zh", "rouge_zh"):
+        pytest.importorskip("jieba", reason="the extra tasks")
     task = task_of(tmp_path, name)
     row = task.config.rows.rows[1]
     sample = task.samples(None, 0, 0, renderer)[1]

@@ -133,7 +133,7 @@ def test_rulers_questions_have_their_documents_among_others(tmp_path, renderer, 
     for sample in samples:
         tokens = renderer.count(sample) + 32
         assert 0.9 * 1200 <= tokens <= 1200
-        assert "Document 1:\n" in sample.context and sample.gold[0].lower() in sample.context.lower()
+        assert "[1] " in sample.context and sample.gold[0].lower() in sample.context.lower()
         assert (
             task.score(f"  It is {sample.gold[0].upper()}\x01", sample) == 1 and task.score("no", sample) == 0
         )
