@@ -450,6 +450,8 @@ def _explain(args: argparse.Namespace) -> None:
 
 def _kept(record: Mapping[str, Any]) -> str:
     """What a cell keeps of its prompt, or why that cannot be shown."""
+    if (record.get("meta") or {}).get("hidden"):
+        return "tokens kept after prefill: the text is not shown"
     if record.get("timing") == "isolated":
         return "tokens kept after prefill: shown for cells with answers, this one measures times"
     text = f"loads the model {record.get('model')} to compress the cell again; --no-tokens leaves that out"

@@ -196,6 +196,10 @@ def _argument(run: Run) -> str:
     return run.path.name if run.path.parent == RUNS else str(run.path)
 
 
+#: fields that hold a sample's text, and what stands for them where a task hides it
+_TEXTS, _NOT_SHOWN = ("output", "output_ids"), "(not shown)"
+
+
 def explain(run: str | Path, *cell: str) -> str:
     """All fields of a cell, dense's answer on the same sample, and the command that reruns it.
 
@@ -209,10 +213,11 @@ def explain(run: str | Path, *cell: str) -> str:
     """
     view, record = load(run), find(run, *cell)
     records = view.cells_of_methods()
+    hidden = (record.get("meta") or {}).get("hidden")
     width = max(map(len, record))
     lines = [f"cell {record['cell']} of {view.path}"]
     lines += [
-        f"  {name:<{width}}  {_plain(value)}"
+        f"  {name:<{width}}  {_NOT_SHOWN if hidden and name in _TEXTS else _plain(value)}"
         for name, value in record.items()
         if name not in ("cell", "command")
     ]
@@ -225,7 +230,7 @@ def explain(run: str | Path, *cell: str) -> str:
         lines += [
             "",
             f"dense on the same sample: score {_plain(dense[0]['score'])}",
-            f"  {dense[0]['output']!r}",
+            f"  {_NOT_SHOWN if hidden else repr(dense[0]['output'])}",
         ]
     if "command" in record:
         lines += ["", "repeat with", f"  {record['command']}"]

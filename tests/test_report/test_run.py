@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kvbench.cli.main import main
+from kvbench.cli.main import _kept, main
 from kvbench.config.errors import UserError
 from kvbench.report import compare, comparison_text, explain, load, status, write_report
 from kvbench.runs.store import Store
@@ -151,6 +151,18 @@ def test_explain(run_dir, tmp_path):
         explain(run_dir, "zz")
     with pytest.raises(UserError, match=r"^cell: \d+ cells match an empty condition; add method="):
         explain(run_dir, "")
+
+
+def test_explain_hides_the_answers_of_a_task_that_hides_its_texts(run_dir, tmp_path):
+    records = [
+        r | {"meta": {"hidden": True}, "output": "SECRET", "output_ids": [77777]}
+        for r in load(run_dir).records
+    ]
+    Store(tmp_path).extend(records)
+    record = next(r for r in records if r["method"] == "snapkv")
+    text = explain(tmp_path, record["cell"])
+    assert "SECRET" not in text and "77777" not in text and text.count("(not shown)") == 3
+    assert "tokens kept after prefill: the text is not shown" in _kept(record)
 
 
 def test_notes_name_what_is_mixed(accuracy, tmp_path):
