@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvbench.engine.finite import total
-from kvbench.engine.lanes import Lane, attend_many, distinct
+from kvbench.engine.lanes import Lane, PlacedLane, attend_many, distinct
 from kvbench.engine.stored import StoredLane
 from kvbench.kernels import sparse_decode
 from kvbench.kernels.sparse_decode import cpu
@@ -371,7 +371,9 @@ def _job_table(layer: BatchLayer) -> np.ndarray:
         for name, kept in (("k_prefix", lane.k_BHKD), ("v_prefix", lane.v_BHKD)):
             assert kept.stride(2) == kept.shape[3] and kept.stride(3) == 1
             fields[name][at] = cpu.addresses(kept, count)
-        fields["prefix"][at] = lane.kept
+        fields["prefix"][at] = lane.k_BHKD.shape[2]
+        if isinstance(lane, PlacedLane):
+            fields["index"][at], fields["indexed"][at] = cpu.addresses(lane.places_HS[None], count), lane.kept
         if lane.mask_HGK is not None:
             lane.mask_HGK = lane.mask_HGK.contiguous()
             fields["mask"][at] = cpu.addresses(lane.mask_HGK[None], count)

@@ -10,11 +10,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from kvbench.engine.compress import refers
 from kvbench.engine.prefill import Snapshot
 from kvbench.methods.base import LayerRule, LayerSnapshot, Native, Resolved
 
 #: least bytes of caches in a block
 BLOCK_BYTES = 768 * 2**20
+#: of a kept token's place in the snapshot
+PLACE_BYTES = 4
 
 
 def blocks(
@@ -58,13 +61,16 @@ def _layer_bytes(layer: LayerSnapshot, cell: Resolved, rule: LayerRule, room: in
     slot = 2 * heads * dim * layer.k_HTD.element_size()
     kept = length if rule.keep is None else min(length, rule.keep)
     size = room * slot
-    if rule.keep is not None or rule.hold is not None or not isinstance(cell.format, Native):
+    # what each query head of a group keeps for itself is copied
+    referred = refers(layer, cell, rule) and getattr(cell.eviction, "heads", "") != "query_head"
+    if rule.keep is not None and referred:
+        size += (kept + room) * heads * PLACE_BYTES
+    elif rule.keep is not None or rule.hold is not None or not isinstance(cell.format, Native):
         size += kept * slot
     if cell.retains:
         size += length * slot
     if rule.read is not None:
-        # as made, and as each row updates it
-        size += 2 * _state_bytes(layer, cell, kept, room)
+        size += _state_bytes(layer, cell, kept, room)
     return size
 
 

@@ -13,9 +13,10 @@ from kvbench.engine.batch import BatchCache, BatchLayer
 from kvbench.engine.dropping import POSITION, Dropping
 from kvbench.engine.failures import AuditError
 from kvbench.engine.finite import check_scores
-from kvbench.engine.lanes import Lane
+from kvbench.engine.lanes import Lane, PlacedLane
 from kvbench.engine.prefill import Snapshot
 from kvbench.engine.stored import StoredLane
+from kvbench.kernels import sparse_decode
 from kvbench.kernels.rope import rotate
 from kvbench.methods.base import Eviction, Kept, LayerRule, LayerSnapshot, Native, Quota, Resolved, Stored
 from kvbench.methods.per_query_head import PerQueryHead
@@ -76,7 +77,8 @@ def lane_maker(
     Arguments and errors as for `cell_lanes`.
 
     Args:
-        prepared: states of this layer's selections so far, which lanes that start alike share; None to make one each.
+        prepared: states of this layer's selections so far, which lanes that start alike share; lanes refer to the
+            snapshot where they can. None to make one state each, and to copy what is kept.
     """
     rule = cell.rules[layer.layer]
     kept = carried = None
@@ -190,7 +192,8 @@ def make_lanes(
         room: tokens that may be appended.
         share: one prefix for all rows; False gives every row its own, as separate requests would have.
         carried: what the eviction carries along, see `Eviction.carry`.
-        prepared: states of this layer's selections so far, to be shared and added to; None to share none.
+        prepared: states of this layer's selections so far, to be shared and added to, for lanes that refer to the
+            snapshot where they can; None to share none, and to copy what is kept.
     """
     parts = [slice(0, snapshot.heads)]
     if kept is not None and len({len(p) for p in kept.positions}) > 1:
@@ -198,8 +201,11 @@ def make_lanes(
     count, form = rows.stop - rows.start, cell.format_of(snapshot.layer)
     stores = rule.hold is not None or not isinstance(form, Native)
     lanes: list[Lane | StoredLane] = []
+    placed = (
+        prepared is not None and kept is not None and kept.members is None and refers(snapshot, cell, rule)
+    )
     for part in parts:
-        k_HKD, v_HKD, mask = _gather(snapshot, kept, part)
+        k_HKD, v_HKD, mask = _gather(snapshot, None if placed and rule.read is None else kept, part)
         if cell.eviction.reindexes and kept is not None:
             k_HKD = _reindexed(snapshot, k_HKD, torch.stack(kept.positions[part]))
         k, v = (x[None] if share else x[None].repeat(count, 1, 1, 1) for x in (k_HKD, v_HKD))
@@ -234,9 +240,26 @@ def make_lanes(
         elif not isinstance(form, Native):
             store = form.store(k, v, count, room)
             lanes.append(StoredLane(**common, **stored, store=store))
+        elif placed:
+            assert kept is not None
+            whole = {"k_BHKD": snapshot.k_HTD[None, part], "v_BHKD": snapshot.v_HTD[None, part]}
+            lanes.append(PlacedLane.of(torch.stack(kept.positions[part]), room, **common, **whole))
         else:
             lanes.append(Lane(**common, k_BHKD=k, v_BHKD=v))
     return lanes
+
+
+def refers(layer: LayerSnapshot, cell: Resolved, rule: LayerRule) -> bool:
+    """Whether a cell that keeps the same tokens for all query heads of a group can refer to the snapshot for them.
+
+    It needs attention that reads a list of places as fast as keys and values that lie together, and a selection that
+    reads no keys. A store of its own, or keys that are turned, are copies.
+    """
+    compiled = sparse_decode.form(layer.k_HTD.device, layer.k_HTD.dtype, layer.group, layer.k_HTD.shape[2])
+    return (
+        compiled == "compiled" and rule.hold is None and isinstance(cell.format_of(layer.layer), Native)
+        and not cell.eviction.reindexes and (rule.read is None or not cell.selection.reads_keys)
+    )  # fmt: skip
 
 
 def _whole(snapshot: LayerSnapshot, cell: Resolved, part: slice, copies: int) -> Stored:

@@ -25,6 +25,7 @@ from kvbench.engine.finite import check_snapshot, total
 from kvbench.engine.forced import PASS_ROWS, Rows
 from kvbench.engine.prefill import Snapshot
 from kvbench.engine.results import Decoded, DecodeOptions, Group
+from kvbench.engine.sizes import STEP
 from kvbench.kernels.clock import synchronize
 from kvbench.methods.base import Eviction, Resolved
 
@@ -36,8 +37,8 @@ _KL_ERROR = 1e-3
 REFERENCE_BYTES = 64 * 2**20
 #: steps along dense's answer between looks at which cells have parted, where more cells are left than a pass holds
 LOOK_EVERY = 8
-#: rows of which log probabilities are compared at once
-_COMPARED = 16
+#: rows of which log probabilities are compared at once; every pass has a multiple of it
+_COMPARED = STEP
 
 
 @torch.inference_mode()
@@ -149,8 +150,8 @@ class _Prompt:
 class _Reference:
     """Dense's log probabilities along its own answer, as many steps at once as `REFERENCE_BYTES` hold.
 
-    The passes are those that dense's answer was taken from, and of the same size as the cells', so that equal caches
-    have no divergence.
+    The passes are those that dense's answer was taken from, of sizes that give the same numbers as the cells', so that
+    equal caches have no divergence.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -348,8 +349,9 @@ class _Block:
                 if not good:
                     cell.fail(f"logits of decode step {step} are not finite")
 
+        sizes = self.rows.sizes if len(self.rows.sizes) > 1 else [self.options.batch_rows]
         while live := [cell for cell in self.cells if not cell.done]:
-            self.rows.feed({cell.row: cell.out.ids[-1:] for cell in live}, see, self.options.batch_rows)
+            self.rows.feed({cell.row: cell.out.ids[-1:] for cell in live}, see, sizes)
             for cell in live:
                 if not cell.done:
                     self._end(cell)

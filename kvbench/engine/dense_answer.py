@@ -1,6 +1,6 @@
 """Dense's answer: decoded alone, before any cell, and what its decode steps attend to.
 
-Steps of one row draft it, and a pass of the size that cells are fed in says whether the draft holds. Its first token
+Steps of one row draft it, and a pass as cells are fed in says whether the draft holds. Its first token
 that does not is replaced, and the draft goes on behind it. A matrix product of another size may decide a near tie in
 another way; so dense, and a cell whose cache equals dense's, are judged by the same numbers.
 """
@@ -113,7 +113,7 @@ class _DenseAnswer:
             found.append(int(self.options.choose(logits_RV, [len(answer)])))
 
         while len(found) < PASS_ROWS and (not found or self.options.stop(answer) is None):
-            self.rows.feed({0: [token]}, see, size=1)
+            self.rows.feed({0: [token]}, see, sizes=[1])
             token = found[-1]
             answer.append(token)
         self.rows.rewind({0: done})

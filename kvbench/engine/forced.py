@@ -2,8 +2,8 @@
 
 Linear layers take the tokens of all steps and cells as the rows of one matrix; attention and the per-step state of
 methods go step by step inside each layer (`packed.py`), so that every row computes what it would compute one step at
-a time, whatever its method does while decoding. All passes have a fixed number of rows, filled up with padding: a row's
-numbers depend neither on the other rows nor on how the tokens are divided into passes.
+a time, whatever its method does while decoding. Passes are filled up with padding to sizes that give the same numbers
+(`sizes.py`): those of a row depend neither on the other rows nor on how the tokens are divided into passes.
 
     rows = Rows(model, snapshot, [cell, None], room=64)       # None is dense
     rows.feed({0: answer, 1: answer}, see)                    # see(logits, rows, steps) after each pass
@@ -25,10 +25,11 @@ from kvbench.engine.failures import Failure, out_of_memory
 from kvbench.engine.lanes import Lane, plain_lane
 from kvbench.engine.packed import PackedCache, PackedLayer, Pass, Question
 from kvbench.engine.prefill import Snapshot
+from kvbench.engine.sizes import pass_sizes
 from kvbench.engine.stored import StoredLane
 from kvbench.methods.base import Eviction, Kept, Resolved
 
-#: rows of a pass of known tokens: the same for every run, as last digits depend on it
+#: most rows of a pass: the same for every run, as last digits depend on it
 PASS_ROWS = 128
 #: what the caller does with the fp32 logits `[rows of the pass, vocabulary]` after the tokens of a pass: the row of the
 #: cache that each of the first ones belongs to, and its number among the tokens fed to that row; the rest is padding
@@ -58,6 +59,8 @@ class Rows:
         failed: dict[int, Failure] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.question = model, list(question)
+        #: of passes, ascending, all of which give the same numbers
+        self.sizes = pass_sizes(model, PASS_ROWS)
         self.fed: list[list[int]] = [[] for _ in cells]
         # of the rows that cannot take back what they appended: what makes their lanes anew, by layer
         self._makers: dict[int, list[Callable[[], list[Lane | StoredLane]]]] = {}
@@ -95,22 +98,25 @@ class Rows:
 
     @torch.inference_mode()
     def feed(
-        self, tokens: Mapping[int, Sequence[int]], see: See | None = None, size: int = PASS_ROWS
+        self, tokens: Mapping[int, Sequence[int]], see: See | None = None, sizes: Sequence[int] | None = None
     ) -> None:
         """Feed each row its next tokens; each is a decode step.
 
         Args:
             tokens: by row.
             see: called after each pass; None to compute no logits.
-            size: rows of a pass; a row's last digits depend on it.
+            sizes: rows that a pass may have, ascending; None for those of known tokens. Last digits depend on it.
         """
+        sizes = sizes or self.sizes
+        most = sizes[-1]
         todo = [
             (row, len(self.fed[row]) + n, token)
             for row, given in tokens.items()
             for n, token in enumerate(given)
         ]
-        for low in range(0, len(todo), size):
-            rows, steps, given = zip(*todo[low : low + size], strict=True)
+        for low in range(0, len(todo), most):
+            rows, steps, given = zip(*todo[low : low + most], strict=True)
+            size = next(size for size in sizes if size >= len(rows))
             logits = self._run(rows, steps, given, size, see is not None)
             for row, token in zip(rows, given, strict=True):
                 self.fed[row].append(token)

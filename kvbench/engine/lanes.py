@@ -1,7 +1,8 @@
 """Lanes: the part of a cell's cache that lies in one layer, read by the cell's rows of a batch.
 
 A plain lane has a prefix, which prefill left (a reference to the snapshot where nothing was evicted), and shares
-the batch's tail for the tokens appended since. `stored.py` has the lanes that store every token themselves.
+the batch's tail for the tokens appended since. A placed lane refers to the snapshot also for what an eviction left,
+and has the places of the kept tokens there. `stored.py` has the lanes that store every token themselves.
 """
 
 from __future__ import annotations
@@ -78,7 +79,53 @@ class Lane(BaseLane):
     def resident_bytes(self) -> tuple[int, int]:
         """Bytes of one row without the tail, and those of them that no dtype of the model changes."""
         total, fixed = self.extra_bytes()
-        return (self.k_BHKD[0].numel() + self.v_BHKD[0].numel()) * self.k_BHKD.element_size() + total, fixed
+        numbers = self.width * self.kept * (self.k_BHKD.shape[3] + self.v_BHKD.shape[3])
+        return numbers * self.k_BHKD.element_size() + total, fixed
+
+    def compact(self) -> tuple[Tensor, Tensor]:
+        """Kept keys and values `[B, H, K, D]` in order of their slots."""
+        return self.k_BHKD, self.v_BHKD
+
+    def places(self, index: Tensor) -> Tensor:
+        """Where slots lie that a selection chose: in `k_BHKD`, and those of the tail behind it."""
+        return index
+
+
+@dataclass(kw_only=True)
+class PlacedLane(Lane):
+    """A lane that refers to the whole prompt, with the places of the kept tokens in it.
+
+    It counts the bytes of the kept tokens alone, as a cache does that holds nothing else.
+
+    Attributes:
+        places_HS: where each slot lies, int32 `[H, K + room]`, contiguous: positions of the K kept tokens in the
+            prompt, then the places of the appended ones behind it.
+        held: K.
+    """
+
+    places_HS: Tensor
+    held: int
+
+    @classmethod
+    def of(cls, positions_HK: Tensor, room: int, **fields: Any) -> PlacedLane:
+        """A lane for the tokens kept at some positions; `room` tokens may be appended."""
+        length = fields["k_BHKD"].shape[2]
+        behind = torch.arange(length, length + room, device=positions_HK.device).expand(len(positions_HK), -1)
+        places_HS = torch.cat([positions_HK, behind], dim=1).int()
+        return cls(**fields, places_HS=places_HS, held=positions_HK.shape[1])
+
+    @property
+    def kept(self) -> int:
+        return self.held
+
+    def compact(self) -> tuple[Tensor, Tensor]:
+        at = self.places_HS[:, : self.held].long()[None, :, :, None]
+        k, v = (x.gather(2, at.expand(-1, -1, -1, x.shape[3])) for x in (self.k_BHKD, self.v_BHKD))
+        return k, v
+
+    def places(self, index: Tensor) -> Tensor:
+        found = self.places_HS.gather(1, index[0].clamp(min=0).flatten(1).long()).view(index.shape)
+        return torch.where(index < 0, index, found)
 
 
 def plain_lane(snapshot: LayerSnapshot, rows: slice) -> Lane:

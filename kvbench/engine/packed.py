@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -56,7 +57,7 @@ class PackedLayer(BatchLayer):
 
     Args:
         lanes: of all rows and KV heads; a lane has one row. Lanes may share the state of a selection as `prepare`
-            made it: each row works on a copy.
+            made it: all but the first get a copy.
         rows: rows R.
         group: query heads per KV head.
         template: a tensor with the dtype, device and head dimension of the keys.
@@ -71,9 +72,13 @@ class PackedLayer(BatchLayer):
         self.of_row: list[list[Lane | StoredLane]] = [[] for _ in range(rows)]
         for lane in lanes:
             self.of_row[lane.rows.start].append(lane)
-        self.prepared = {id(lane): lane.state for lane in self.lanes if lane.read is not None}
+        taken: list[Any] = []
         for lane in self.lanes:
-            lane.state = copy.deepcopy(lane.state)
+            if lane.read is None:
+                continue
+            if any(lane.state is state for state in taken):
+                lane.state = copy.deepcopy(lane.state)
+            taken.append(lane.state)
         #: appended tokens of each row
         self.counts = [0] * rows
         # by row and appended token: K/V slots read by selection, summed over KV heads, and bytes read by scoring
@@ -121,11 +126,15 @@ class PackedLayer(BatchLayer):
             table = self.table[:, now.rows].copy()
             fields = dict(zip(cpu.FIELDS, table, strict=True))
             fields["tail"][:] = [[slot + 1] for slot in now.slots]
+            # of lanes whose kept tokens stay where the prompt has them
+            np.add(fields["indexed"], fields["tail"], out=fields["indexed"], where=fields["indexed"] >= 0)
         # outputs that the common call does not compute, and the lists of slots, alive during the call
         apart: list[tuple[int, slice, Tensor]] = []
         indices: list[Tensor] = []
         for row, tokens in now.segments:
             for lane in self.of_row[row]:
+                if table is not None and isinstance(lane, Lane) and lane.read is None:
+                    continue
                 heads = lane.heads
                 for n in tokens:
                     q = q_NHGD[n : n + 1, heads]
@@ -146,7 +155,7 @@ class PackedLayer(BatchLayer):
                             (n, heads, self._attend_alone(lane, row, now.slots_N[n], q, index, scaling))
                         )
                     if fields is not None:
-                        fields["prefix"][n, heads] = fields["tail"][n, heads] = 0
+                        fields["indexed"][n, heads] = 0
         if table is not None:
             q_JGD = q_NHGD.float().view(-1, self.group, q_NHGD.shape[-1])
             found, _ = cpu.decode_jobs(q_JGD, table, scaling, self.k_tail.dtype)
@@ -169,7 +178,7 @@ class PackedLayer(BatchLayer):
         element = lane.k_BHKD.element_size()
         self.scored_at[row][slot] += lane.selection.score_bytes(lane.state, lane.kept + slot + 1, element)
         self.slots_at[row, slot] += distinct(index, lane.kept + self.room)[0]
-        return index
+        return lane.places(index)
 
     def _attend_alone(
         self, lane: Lane, row: int, slot: Tensor, q_1HGD: Tensor, index: Tensor | None, scaling: float
@@ -194,7 +203,7 @@ class PackedLayer(BatchLayer):
                 out_1HGTD[:, heads] = lane.attend_many(q_1HGTD[:, heads], scaling)
                 continue
             self._append(lane, row, range(before, end))
-            k, v = (torch.cat(pair, dim=2) for pair in ((lane.k_BHKD, k_tail), (lane.v_BHKD, v_tail)))
+            k, v = (torch.cat(pair, dim=2) for pair in zip(lane.compact(), (k_tail, v_tail), strict=True))
             members = lane.mask_HGK
             if members is not None:
                 members = torch.nn.functional.pad(members, (0, end), value=True)
@@ -228,7 +237,7 @@ class PackedLayer(BatchLayer):
         self.stored = [lane for rest in self.of_row for lane in rest if isinstance(lane, StoredLane)]
         for lane in lanes:
             if isinstance(lane, Lane) and lane.read is not None:
-                lane.state = copy.deepcopy(self.prepared[id(lane)])
+                lane.state = lane.selection.prepare(*lane.compact(), 1, self.room)
                 self._append(lane, row, range(count))
         self.counts[row] = count
         self.slots_at[row, count:] = 0

@@ -18,8 +18,8 @@ class DecodeOptions:
     Attributes:
         max_new_tokens: maximum number of tokens to generate, M.
         eos: ids that end an answer; empty to generate all M tokens.
-        batch_rows: rows per forward pass once a cell's answer differs from dense's; a cell's last digits depend on it,
-            so that it is part of the cell's id.
+        batch_rows: rows per forward pass once a cell's answer differs from dense's, where last digits depend on their
+            number (`engine/sizes.py`), so that it is part of the cell's id.
         kl: measure the divergence from dense over dense's answer.
         first_token: "compressed" (the last prompt token is a decode step) or "dense" (prefill gives the first
             token).

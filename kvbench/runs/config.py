@@ -58,7 +58,8 @@ class DecodeConfig:
     """How answers are generated.
 
     Attributes:
-        block_rows: rows of a decode step of cells whose answers differ from dense's; fewer are padded to it.
+        block_rows: rows of a decode step of cells whose answers differ from dense's, on devices where the last digits
+            depend on their number; fewer are padded to it.
         ignore_eos: whether to always generate max_new_tokens.
         first_token: whether the first answer token comes from the compressed cache or from the dense prefill.
     """

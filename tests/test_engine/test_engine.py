@@ -208,6 +208,7 @@ class SingleRowsDiffer:
     def __init__(self, model, calls):
         self.model, self.calls, self.seen = model, calls, 0
         self.device, self.config, self.base_model = model.device, model.config, model.base_model
+        self.modules = model.modules
 
     def __call__(self, **kwargs):
         result = self.model(**kwargs)

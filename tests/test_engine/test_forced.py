@@ -8,7 +8,7 @@ from kvbench.engine.attention import register_attention
 from kvbench.engine.batch import BatchCache, BatchLayer
 from kvbench.engine.compress import cell_lanes
 from kvbench.engine.forced import PASS_ROWS, Rows, token_log_probs
-from kvbench.engine.lanes import plain_lane
+from kvbench.engine.lanes import PlacedLane, plain_lane
 from kvbench.engine.prefill import prefill
 from kvbench.methods import Budget, Shape, build
 
@@ -154,19 +154,76 @@ def test_a_state_that_is_not_taken_back_changes_what_follows(model, snapshot, mo
     """The tests above can fail."""
     cell = CELLS[3]
     expected = fed(model, snapshot, [cell], TOKENS[:2] + TOKENS[5:])[1][0][2:]
-    monkeypatch.setattr("kvbench.engine.packed.copy.deepcopy", lambda state: state)
     rows, _ = fed(model, snapshot, [cell], TOKENS[:10])
+    for layer in rows.cache.packed_layers:
+        for lane in layer.lanes:
+            if lane.read is not None:
+                monkeypatch.setattr(type(lane.selection), "prepare", lambda self, *args, s=lane.state: s)
     rows.rewind({0: 2})
     found = {}
     rows.feed({0: TOKENS[5:13]}, keep_logits(found))
     assert not torch.equal(torch.stack(list(found[0].values())), expected[:8])
 
 
+def test_rows_that_start_alike_do_not_share_what_they_append(model, snapshot, monkeypatch):
+    cells = [resolve({"method": "quest", "page": 4, "dense_layers": 0}, tokens) for tokens in (24, 32)]
+    tokens = {0: TOKENS, 1: TOKENS[::-1]}
+    alone = [fed(model, snapshot, [cell], tokens[row])[1][0] for row, cell in enumerate(cells)]
+
+    def together():
+        rows, found = Rows(model, snapshot, cells, NEW), {}
+        rows.feed(tokens, keep_logits(found))
+        return [torch.stack(list(found[row].values())) for row in tokens]
+
+    assert all(map(torch.equal, together(), alone))
+    # and this can fail
+    monkeypatch.setattr("kvbench.engine.packed.copy.deepcopy", lambda state: state)
+    assert not all(map(torch.equal, together(), alone))
+
+
+@pytest.mark.parametrize("question", [(), QUESTION], ids=["aware", "agnostic"])
+def test_cells_that_refer_to_the_prompt_are_bitwise_those_that_copy_what_they_keep(
+    model, snapshot, monkeypatch, question
+):
+    entries = [
+        *ENTRIES,
+        ({"method": "snapkv", "window": 8, "selection": "sparq", "keep": 90}, 40),
+        ({"method": "adakv", "window": 8, "selection": "hsa", "keep": 90}, 40),
+        (
+            {
+                "method": "snapkv",
+                "window": 8,
+                "keep": 90,
+                "selection": {"name": "quest", "page": 4, "dense_layers": 0, "heads": "query_head"},
+            },
+            24,
+        ),
+    ]
+    cells = [resolve(*entry) for entry in entries]
+
+    def found():
+        rows, logits = fed(model, snapshot, cells, question=question)
+        held = [(rows.cache.resident(row), rows.bytes_read(row)) for row in range(len(cells))]
+        layers = rows.cache.packed_layers
+        return sum(isinstance(x, PlacedLane) for layer in layers for x in layer.lanes), logits, held
+
+    placed, logits, held = found()
+    monkeypatch.setattr("kvbench.engine.compress.refers", lambda *_: False)
+    copied, expected, held_by_copies = found()
+    if any(layer.table is not None for layer in Rows(model, snapshot, cells, 1).cache.packed_layers):
+        assert placed > LAYERS * 8
+    assert not copied and held == held_by_copies
+    for row, (a, b) in enumerate(zip(logits, expected, strict=True)):
+        assert torch.equal(a, b), entries[row]
+
+
 @pytest.mark.parametrize("cells", [1, 3])
 @pytest.mark.parametrize("steps", [1, 5, NEW])
-def test_work_is_the_number_of_tokens_and_no_more_than_one_padded_pass(
-    model, snapshot, monkeypatch, cells, steps
+@pytest.mark.parametrize("sizes", [[PASS_ROWS], [16, 64, PASS_ROWS]])
+def test_work_is_the_number_of_tokens_and_the_padding_of_one_pass(
+    model, snapshot, monkeypatch, cells, steps, sizes
 ):
+    monkeypatch.setattr("kvbench.engine.forced.pass_sizes", lambda *_: sizes)
     shapes = []
     linear = torch.nn.functional.linear
     monkeypatch.setattr(
@@ -176,8 +233,8 @@ def test_work_is_the_number_of_tokens_and_no_more_than_one_padded_pass(
     )
     rows = Rows(model, snapshot, CELLS[:cells], NEW)
     rows.feed(dict.fromkeys(range(cells), TOKENS[:steps]))
-    passes = -(-cells * steps // PASS_ROWS)
-    assert shapes == [PASS_ROWS] * (7 * LAYERS * passes)
+    assert cells * steps <= PASS_ROWS
+    assert shapes == [next(size for size in sizes if size >= cells * steps)] * (7 * LAYERS)
 
 
 def test_log_probabilities_of_tokens_are_those_of_the_logits(model, snapshot):

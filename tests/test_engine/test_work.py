@@ -12,6 +12,7 @@ from kvbench.engine.attention import register_attention
 from kvbench.engine.blocks import cell_bytes
 from kvbench.engine.decode import DecodeOptions, decode_cells
 from kvbench.engine.prefill import prefill
+from kvbench.kernels import sparse_decode
 from kvbench.kernels.sparse_decode import cpu
 from kvbench.methods import Budget, Shape, build
 from kvbench.models import embedded
@@ -65,7 +66,10 @@ def long_prompt(model):
     return prefill(model, [(7 * i * i + 3 * i) % 250 for i in range(2000)], 64)
 
 
-def test_memory_is_flat_in_the_number_of_cells(model, long_prompt):
+def test_memory_is_flat_in_the_number_of_cells(model, long_prompt, monkeypatch):
+    # cells that hold what they keep
+    for module in ("blocks", "compress"):
+        monkeypatch.setattr(f"kvbench.engine.{module}.refers", lambda *_: False)
     few, many = (cells_of(model, 2000, count, 1900) for count in (12, 48))
     own = cell_bytes(long_prompt, many[0], NEW)
     assert own > MIB
@@ -78,6 +82,24 @@ def test_memory_is_flat_in_the_number_of_cells(model, long_prompt):
     assert peak(many, limit) - peak(few, limit) < 6 * own
     # and this can be seen: in one block they take what they are estimated to take
     assert peak(many, 10**12) > sum(cell_bytes(long_prompt, cell, NEW) for cell in many) / 2
+
+
+def test_cells_that_refer_to_the_prompt_take_no_memory_for_what_they_keep(model, long_prompt, monkeypatch):
+    layer = long_prompt.layers[0]
+    if sparse_decode.form(CPU, layer.k_HTD.dtype, layer.group, layer.k_HTD.shape[2]) != "compiled":
+        pytest.skip("needs the compiled form")
+    cells = cells_of(model, 2000, 24, 1900)
+    held = sum(cell_bytes(long_prompt, cell, NEW) for cell in cells)
+
+    def peak():
+        return peak_of(lambda: decoded(model, long_prompt, cells, kl=False, block_bytes=10**12))
+
+    peak()
+    referring = peak()
+    for module in ("blocks", "compress"):
+        monkeypatch.setattr(f"kvbench.engine.{module}.refers", lambda *_: False)
+    copies = sum(cell_bytes(long_prompt, cell, NEW) for cell in cells)
+    assert held < copies / 10 and referring < peak() - (copies - held) / 2
 
 
 @pytest.mark.slow
@@ -141,7 +163,14 @@ def looks(parts, steps):
     return passes
 
 
+@pytest.fixture
+def one_size(monkeypatch):
+    """As on a device where numbers depend on the rows of a pass."""
+    monkeypatch.setattr(forced, "pass_sizes", lambda _, largest: [largest])
+
+
 @pytest.mark.parametrize("kl", [False, True])
+@pytest.mark.usefixtures("one_size")
 def test_passes_of_known_tokens_are_full_and_free_steps_are_of_cells_that_parted(model, monkeypatch, kl):
     calls = []
     compute = cpu.decode_jobs
@@ -162,6 +191,7 @@ def test_passes_of_known_tokens_are_full_and_free_steps_are_of_cells_that_parted
         assert len(calls) == sum(counted.passes.values()) * len(snapshot.layers)
 
 
+@pytest.mark.usefixtures("one_size")
 def test_cells_that_part_leave_the_passes_of_known_tokens(model, monkeypatch):
     snapshot = prefill(model, [(7 * i * i + 3 * i) % 250 for i in range(300)], 64)
     cells, counted = cells_of(model, 300, 40, 40), Counted(model)
@@ -170,8 +200,19 @@ def test_cells_that_part_leave_the_passes_of_known_tokens(model, monkeypatch):
     assert 1 + looks(parts, 20) == counted.passes[forced.PASS_ROWS] < 1 + in_passes(40 * 20, forced.PASS_ROWS)
 
 
+@pytest.mark.usefixtures("one_size")
 def test_more_cells_than_a_pass_holds_are_looked_at_every_few_steps(model):
     snapshot = prefill(model, [(7 * i * i + 3 * i) % 250 for i in range(300)], 64)
     cells, counted = cells_of(model, 300, 130, 290), Counted(model)
     result = decode_cells(counted, snapshot, [], 7, cells, DecodeOptions(9, kl=False))
     assert counted.passes[forced.PASS_ROWS] == 1 + looks(parted(result), 9)
+
+
+def test_passes_are_as_large_as_their_tokens_need(model, monkeypatch):
+    monkeypatch.setattr(forced, "pass_sizes", lambda _, largest: [16, 48, largest])
+    snapshot = prefill(model, [(7 * i * i + 3 * i) % 250 for i in range(300)], 64)
+    cells, counted = cells_of(model, 300, 40, 280), Counted(model)
+    result = decoded(counted, snapshot, cells, kl=False)
+    assert parted(result) and set(counted.passes) == {1, 16, 48, forced.PASS_ROWS}
+    # dense: its draft is checked in one pass; no other pass has more than the cells
+    assert counted.passes[1] == NEW and counted.passes[16] >= 1
