@@ -19,6 +19,7 @@ from kvbench.engine.repeat import repeat, requests
 from kvbench.engine.turns import Part, Split, prompt_parts
 from kvbench.experiments.accuracy.prefills import Prefills
 from kvbench.methods import LayerSnapshot, Resolved, Shape
+from kvbench.methods.base import Native
 from kvbench.runs import failures, provenance
 from kvbench.runs.config import RunConfig, resolved_yaml
 from kvbench.runs.context import PromptContext, RunContext
@@ -219,7 +220,8 @@ def _record(
 ) -> Record | Failure:
     """A cell's row; scorers, also a user's own, may raise or return NaN."""
     try:
-        record = {**shared, **_cell_fields(at, cell, resolved, out), **_score_fields(at, out)}
+        record = {**shared, **_cell_fields(at, cell, resolved, out, shared["compressed_tokens"])}
+        record |= _score_fields(at, out)
         return checked({**record, "command": rerun.command(record)})
     except Exception as error:
         return Failure.of(error, "score")
@@ -295,7 +297,7 @@ def _shared_fields(at: PromptContext, snapshot: Snapshot, result: DecodedGroup, 
     }
 
 
-def _cell_fields(at: PromptContext, cell: Cell, resolved: Resolved, out: Decoded) -> Record:
+def _cell_fields(at: PromptContext, cell: Cell, resolved: Resolved, out: Decoded, compressed: int) -> Record:
     dense_kl = resolved.dense and at.run.cfg.kl and out.log_probs is None
     return {
         "cell": cell.id,
@@ -307,9 +309,33 @@ def _cell_fields(at: PromptContext, cell: Cell, resolved: Resolved, out: Decoded
         "bytes_read_per_step": out.read,
         "bytes_resident_bf16": out.resident_bf16,
         "bytes_read_per_step_bf16": out.read_bf16,
+        **_held_fields(resolved, out, compressed),
         "kl_to_dense": 0.0 if dense_kl else out.kl,
         "kl_tokens": len(out.ids) if dense_kl else out.kl_tokens,
         "agree_top1": 1.0 if dense_kl else out.agree,
+    }
+
+
+def _held_fields(resolved: Resolved, out: Decoded, compressed: int) -> Record:
+    """What was held step by step, and whether the method did anything to this prompt and answer."""
+    steps = len(out.ids) if out.log_probs is None else max(map(len, out.log_probs), default=0)
+    held, length = out.held, compressed + steps
+    evicted = out.kept < compressed or (held is not None and held.drops > 0)
+    unread = any(rule.read is not None and rule.read < length for rule in resolved.rules)
+    lossy = not isinstance(resolved.format, Native)
+    found: Record = {"compressed": not resolved.dense and (evicted or unread or lossy)}
+    if held is None:
+        return found
+    return found | {
+        "held_mean": held.mean,
+        "held_peak": held.peak,
+        "held_end": held.end,
+        "held_bytes_mean": held.bytes_mean,
+        "held_bytes_peak": held.bytes_peak,
+        "drops": held.drops,
+        "dropped_tokens": held.dropped,
+        "first_drop": held.first_drop,
+        "after_first_drop": held.after_first_drop,
     }
 
 

@@ -28,7 +28,7 @@ from kvbench.experiments.vllm_rag import report as rag_report
 from kvbench.experiments.vllm_vs_compression import report as versus_report
 from kvbench.report import overview, plots, readme, style, tables
 from kvbench.report.format import csv_text
-from kvbench.report.summary import COLUMNS, pooled
+from kvbench.report.summary import COLUMNS, EARLIER, pooled
 from kvbench.runs.progress import Progress
 from kvbench.runs.store import Record
 from kvbench.vllm.config import ServerConfig
@@ -83,7 +83,7 @@ def regenerated(root: Path, modelled: Mapping[str, Sequence[str]] = QUICK | SLOW
     found: dict[Path, bytes] = {}
     summaries = {path.parent: _summary(path) for path in sorted((root / RESULTS).glob("*/summary.csv"))}
     for folder, summary in summaries.items():
-        if list(summary.columns) == COLUMNS:
+        if list(summary.columns) in (COLUMNS, EARLIER):
             found[folder / "table.md"] = _table(folder, summary).encode()
             found |= _figures(folder, summaries)
     for name, overrides in modelled.items():

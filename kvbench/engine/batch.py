@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvbench.engine.finite import total
+from kvbench.engine.held import Held, Trace
 from kvbench.engine.lanes import Lane, PlacedLane, attend_many, distinct
 from kvbench.engine.stored import StoredLane
 from kvbench.kernels import sparse_decode
@@ -140,6 +141,21 @@ class BatchLayer(CacheLayerMixin):
         tail_heads = sum(lane.width for lane in self.lanes if lane.has(row))
         tail = tail_heads * self.appended(row) * self.slot_bytes
         return tail + sum(total for total, _ in sizes), sum(fixed for _, fixed in sizes)
+
+    def held(self, row: int, steps: int) -> Iterator[Trace]:
+        """What a row held in its last `steps` steps, lane by lane."""
+        appended = np.arange(self.appended(row) - steps, self.appended(row)) + 1
+        for lane in self._lanes_of(row):
+            # stored beside the kept ones, and not read
+            more = 0 if lane.retained is None else lane.retained.count - lane.kept
+            if isinstance(lane, StoredLane):
+                entries = lane.held[len(lane.held) - steps :]
+                during, after, size = np.array(entries, dtype=np.int64).reshape(-1, 3).T
+                yield Trace(lane.width, during + more, after + more, size)
+            else:
+                tokens = lane.kept + more + appended
+                slots = lane.width * self.slot_bytes
+                yield Trace(lane.width, tokens, tokens, lane.resident_bytes()[0] + slots * appended)
 
     def bytes_read(self, row: int, steps: int) -> Iterator[tuple[float, float]]:
         """Bytes that a row read in the last `steps` steps, and those of them that no dtype of the model changes.
@@ -343,6 +359,11 @@ def resident_of(layers: Sequence[BatchLayer], row: int) -> Resident:
     total, fixed = sum(size for size, _ in sizes), sum(size for _, size in sizes)
     bf16 = fixed + (total - fixed) * 2 // layers[0].element
     return Resident(sum(tokens for tokens, _ in kept) / sum(heads for _, heads in kept), total, bf16)
+
+
+def held_of(layers: Sequence[BatchLayer], row: int, steps: int) -> Held | None:
+    """What a row held in all layers over its last `steps` steps; None where there are none."""
+    return Held.of(trace for layer in layers for trace in layer.held(row, steps))
 
 
 def mean_bytes(layers: Sequence[BatchLayer], row: int, steps: int) -> tuple[float, float]:

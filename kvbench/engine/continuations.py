@@ -113,6 +113,7 @@ def _judged(
                 assert out.log_probs is not None
                 out.log_probs.append(log_probs)
                 out.read, out.read_bf16 = rows.bytes_read(row)
+                out.held = rows.held(row)
                 out.resident_end = rows.cache.resident(row).bytes
         return outs
     except Exception as error:

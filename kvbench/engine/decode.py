@@ -336,6 +336,7 @@ class _Block:
             return
         cell.out.stop, cell.done = stop, True
         cell.out.read, cell.out.read_bf16 = self.rows.bytes_read(cell.row)
+        cell.out.held = self.rows.held(cell.row)
         cell.out.resident_end = self.rows.cache.resident(cell.row).bytes
 
     def _freely(self) -> None:

@@ -102,6 +102,7 @@ class _DenseAnswer:
             raise NotFiniteError(f"dense: keys or values of {where} are not finite")
         if done:
             out.read, out.read_bf16 = self.rows.bytes_read(0)
+            out.held = self.rows.held(0)
             out.resident_end = self.rows.cache.resident(0).bytes
         return out
 

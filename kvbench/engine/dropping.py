@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvbench.engine.failures import AuditError
 from kvbench.methods.base import Eviction, LayerSnapshot, StepView
 from kvbench.methods.base.step_view import Rope
 from kvbench.methods.storage import Rolling
@@ -42,6 +43,8 @@ class Dropping:
 
     def __post_init__(self) -> None:
         self.length = self.prompt
+        # most tokens that the next drop may find; known from the first one on
+        self._most: int | None = None
 
     @classmethod
     def begin(
@@ -71,6 +74,7 @@ class Dropping:
         self.length += count
         if question:
             self.prompt += count
+            self._most = None
         if self.eviction.locates:
             position = self.store.carried[POSITION]
             new = torch.arange(self.length - count, self.length, device=position.device, dtype=position.dtype)
@@ -84,12 +88,20 @@ class Dropping:
             k_RHCD: keys of all slots, as attention read them.
             v_RHCD: their values.
             attention: computes the probabilities of the N tokens `[R, H, G, N, C]`.
+
+        Raises:
+            AuditError: more is held than the last drop left and an interval of tokens.
         """
         eviction, store, count = self.eviction, self.store, q_RHGND.shape[3]
         if self.recent_RHGWD is not None:
             joined = torch.cat([self.recent_RHGWD, q_RHGND], dim=3)[:, :, :, -eviction.observes :]
             self.recent_RHGWD = joined.contiguous()
         held = eviction.held_after(store.hold, self.prompt, self.length - count, self.length)
+        if self._most is not None and store.count > self._most:
+            raise AuditError(
+                f"{eviction.name}, layer {self.layer}: holds {store.count} tokens, more than {self._most}: what a drop "
+                f"left and an interval of {eviction.interval}"
+            )
         drop = 0 if held is None else max(0, store.count - held)
         view = StepView(
             attention=attention, carried=store.carried, k_RHCD=k_RHCD, v_RHCD=v_RHCD, q_RHGWD=self.recent_RHGWD,
@@ -100,4 +112,6 @@ class Dropping:
         if drop:
             assert gone_RHE is not None
             store.drop(gone_RHE)
+        if held is not None:
+            self._most = max(held, store.count) + eviction.interval
         return drop

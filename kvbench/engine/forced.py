@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from kvbench.engine.compress import lane_maker
 from kvbench.engine.failures import Failure, out_of_memory
+from kvbench.engine.held import Held
 from kvbench.engine.lanes import Lane, plain_lane
 from kvbench.engine.packed import PackedCache, PackedLayer, Pass, Question
 from kvbench.engine.prefill import Snapshot
@@ -154,6 +155,10 @@ class Rows:
     def bytes_read(self, row: int) -> tuple[float, float]:
         """Bytes of K, V and auxiliary data that a row read per token it was fed: as measured, and with a bf16 model."""
         return self.cache.bytes_read(row, len(self.fed[row]))
+
+    def held(self, row: int) -> Held | None:
+        """What a row held over the tokens that it was fed; None before the first."""
+        return self.cache.held(row, len(self.fed[row]))
 
     def finite(self, row: int, count: int) -> list[bool]:
         """Whether keys and values of the question's tokens, then of a row's first `count`, are finite."""

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from kvbench.engine.batch import BatchLayer, Resident, mean_bytes, per_query_head, resident_of
+from kvbench.engine.batch import BatchLayer, Resident, held_of, mean_bytes, per_query_head, resident_of
 from kvbench.engine.finite import total
+from kvbench.engine.held import Held
 from kvbench.engine.lanes import Lane, attend_many, distinct
 from kvbench.engine.stored import StoredLane
 from kvbench.kernels import sparse_decode
@@ -284,6 +285,10 @@ class PackedCache(Cache):
     def resident(self, row: int) -> Resident:
         """What a row holds now, appended tokens included, measured from its tensors."""
         return resident_of(self.packed_layers, row)
+
+    def held(self, row: int, steps: int) -> Held | None:
+        """What a row held over its last `steps` steps."""
+        return held_of(self.packed_layers, row, steps)
 
     def bytes_read(self, row: int, steps: int) -> tuple[float, float]:
         """Bytes of K, V and auxiliary data that a row read per step, averaged over its last `steps` steps.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kvbench.engine.draw import Draw
 from kvbench.engine.failures import Failure
+from kvbench.engine.held import Held
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Decoded:
         resident: bytes after compression; `resident_bf16` with a bf16 model.
         resident_end: bytes after decoding.
         read: bytes of K, V and auxiliary data read per decode step, mean over steps; `read_bf16` likewise.
+        held: over its decode steps; None without one. Of known texts, over the last one.
         log_probs: of texts that were fed, by text and token; None where an answer was generated.
     """
 
@@ -80,6 +82,7 @@ class Decoded:
     resident_end: int = 0
     read: float = 0.0
     read_bf16: float = 0.0
+    held: Held | None = None
     log_probs: list[list[float]] | None = None
 
 

@@ -41,6 +41,8 @@ class StoredLane(BaseLane):
         # tokens dropped behind the leading keys, which are stored unrotated so that rounding does not add up
         self.gap = self.template.new_zeros(1, dtype=torch.long)
         self.counting = True
+        #: by decode step: tokens per KV head that it could read, those and the bytes that it left
+        self.held: list[tuple[int, int, int]] = []
         # per row: bytes read so far, and those of them that no dtype of the model changes
         self._bytes_read = self.template.new_zeros(2, self.rows.stop - self.rows.start, dtype=torch.float64)
 
@@ -81,9 +83,12 @@ class StoredLane(BaseLane):
         out, lse = sparse_decode(q_RHGD, k, v, k_tail, v_tail, appended, scaling, index, mask, fp8)
         if index is not None and self.selection.combines:
             out = self.selection.combine(out, lse, self.state)
+        during = self.store.count
         if selecting and self.counting:  # the question of a query-agnostic prompt is not a decode step
             self._count(index, k.shape[1])
         self._step(q_RHGD.unsqueeze(3), k, v, scaling, index, question=not selecting)
+        if selecting and self.counting:
+            self.held.append((during, self.store.count, self.resident_bytes()[0]))
         return out
 
     def _stored(self) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], FP8 | None]:

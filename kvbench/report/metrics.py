@@ -65,7 +65,7 @@ def tables(cells: pd.DataFrame) -> list[Table]:
 def _of_tasks(cells: pd.DataFrame) -> Iterator[list[Any]]:
     if "scores" not in cells:
         return
-    several = cells[cells["scores"].map(lambda scores: isinstance(scores, dict))]
+    several = cells[cells["scores"].map(lambda scores: isinstance(scores, dict)) & ~cells["idle"]]
     if several.empty:
         return
     several = several.assign(budget=several["budget_requested"].map(budget_key))

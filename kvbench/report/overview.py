@@ -15,7 +15,7 @@ from kvbench.report.html import explorers
 from kvbench.report.margins import KL_MARGIN
 from kvbench.report.page import Column, Explorer, Link, Page
 from kvbench.report.run import RUNS, is_run
-from kvbench.report.summary import COLUMNS, budget_key
+from kvbench.report.summary import EARLIER, budget_key
 
 RESULTS = Path("results")
 INDEX = "index.html"
@@ -173,7 +173,7 @@ def _summary(folder: Path) -> pd.DataFrame | None:
     if not path.is_file():
         return None
     frame = pd.read_csv(path, dtype={"budget_requested": str})
-    if not set(COLUMNS) <= set(frame.columns):
+    if not set(EARLIER) <= set(frame.columns):
         return None
     return frame.assign(budget_requested=frame["budget_requested"].fillna(""), run=folder.name)
 

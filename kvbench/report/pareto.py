@@ -13,6 +13,7 @@ from kvbench.report.format import MB
 BYTES = {
     "bytes_resident": "KV bytes resident after compression (MB)",
     "bytes_read_per_step": "KV bytes read per decode step (MB)",
+    "held_bytes_mean": "KV bytes held while decoding, mean (MB)",
 }
 KL_FLOOR = 1e-6  # smaller values are rounding errors
 # relative shift in x per method, to keep methods of equal bytes apart, and its maximum

@@ -53,6 +53,13 @@ def _with_kl(rows: pd.DataFrame) -> pd.Series:
     return rows["kl_to_dense"].notna() & rows["score"].notna()
 
 
+def _dropped(rows: pd.DataFrame) -> pd.Series:
+    # summaries of earlier versions have no such column
+    if "drops" not in rows or not rows["drops"].gt(0).any():
+        return pd.Series(False, rows.index)
+    return rows["held_bytes_mean"].notna() & rows["score"].notna()
+
+
 def _isolated(rows: pd.DataFrame) -> pd.Series:
     return rows["timing"] == "isolated"
 
@@ -87,6 +94,16 @@ KINDS = {
         partial(pareto.kl, bytes_column="bytes_read_per_step"),
         "KL of the next-token distribution from dense's against the KV bytes that a decode step reads.",
         _with_kl,
+    ),
+    "score_vs_held": Kind(
+        partial(pareto.score, bytes_column="held_bytes_mean"),
+        "Score against the KV bytes held while decoding, mean over steps: equal means are comparable, budgets are not.",
+        _dropped,
+    ),
+    "kl_vs_held": Kind(
+        partial(pareto.kl, bytes_column="held_bytes_mean"),
+        "KL of the next-token distribution from dense's against the KV bytes held while decoding, mean over steps.",
+        lambda rows: _dropped(rows) & rows["kl_to_dense"].notna(),
     ),
     "by_budget": Kind(budgets.by_budget, "Score and KL against the nominal budget.", budgets.several),
     "oracle": Kind(

@@ -12,6 +12,11 @@ from kvbench.report.clusters import Clusters
 from kvbench.runs import fields
 
 COLUMNS = [column.name for column in fields.COLUMNS]
+# what was held while decoding, which summaries of earlier versions do not say
+_HELD = (
+    "n_not_compressed held_mean held_peak held_end held_bytes_mean held_bytes_peak drops first_drop after_first_drop"
+).split()
+EARLIER = [name for name in COLUMNS if name not in _HELD]
 
 # cells are comparable only if these are equal
 SETTING = ["model", "model_fingerprint", "dtype", "attention", "kernels", "protocol"]
@@ -28,7 +33,9 @@ ALL_SEEDS = "all"
 _MEANS = [column.name for column in fields.COLUMNS if column.over == "mean"]
 _MEDIANS = [column.name for column in fields.COLUMNS if column.over == "median"]
 _NUMBERS = [*_MEANS, *_MEDIANS, "score", "kl_to_dense"]
-_OTHERS = "device commit versions time output output_ids gold meta budget_covers_prompt stop".split()
+_OTHERS = (
+    "compressed device commit versions time output output_ids gold meta budget_covers_prompt stop".split()
+)
 _FROM_DENSE = ["score", "bytes_resident", "bytes_read_per_step", "decode_ms_per_token"]
 
 
@@ -66,9 +73,10 @@ def pooled(summary: pd.DataFrame) -> pd.DataFrame:
 def prepare(cells: pd.DataFrame) -> pd.DataFrame:
     """Cells with every column that the report needs, and dense's values on the same sample.
 
-    Adds `label` and `task_label` (names that tell methods and tasks apart), `is_dense`, `cluster` (see
-    `clusters.names`), `decode_s`, `difference` (score minus dense's on the same sample), `dense_<column>` and
-    `bytes_..._share` (of dense's); NaN where dense has no cell for the sample. `params` becomes JSON text.
+    Adds `label` and `task_label` (names that tell methods and tasks apart), `is_dense`, `idle` (cells that nothing
+    compressed, whose numbers are left out), `cluster` (see `clusters.names`), `decode_s`, `difference` (score minus
+    dense's on the same sample), `dense_<column>` and `bytes_..._share` (of dense's); NaN where dense has no cell for
+    the sample. `params` becomes JSON text.
 
     Raises:
         UserError: a score that is not between 0 and 1, or a loss below 0.
@@ -87,6 +95,11 @@ def prepare(cells: pd.DataFrame) -> pd.DataFrame:
     # null for a user's own prompts; an empty column would have another type in a merge
     cells["wording"] = cells["wording"].fillna("-").astype(str)
     cells["is_dense"] = (cells[["eviction", "selection", "format"]] == DENSE).all(axis=1)
+    # equal to dense because nothing was done, which says nothing about the method; a budget that covers all is told
+    # apart; rows of earlier versions do not say
+    covered = cells["budget_covers_prompt"].fillna(False).astype(bool)
+    cells["idle"] = cells["compressed"].eq(False) & ~cells["is_dense"] & ~covered
+    cells.loc[cells["idle"], ["score", "kl_to_dense", *_MEANS]] = np.nan
     roles = cells[["eviction", "selection", "format"]].to_dict("records")
     cells["label"] = distinguish(
         cells["method"], [role | _flat(params) for role, params in zip(roles, cells["params"], strict=True)]
@@ -167,6 +180,7 @@ def _rows(cells: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     rows["speedup"] = speedup.where(rows["timing"] == "isolated")
     rows["budget_covers_prompt"] = groups["budget_covers_prompt"].all()
     rows["device"] = groups["device"].agg(joined)
+    rows["n_not_compressed"] = groups["idle"].sum()
 
     known = groups["stop"].agg(lambda stop: stop.notna().any())
     rows["n_cut"] = groups["stop"].agg(lambda stop: (stop == "length").sum()).where(known)
@@ -238,6 +252,7 @@ def _judged(rows: pd.DataFrame) -> pd.DataFrame:
     rows.loc[is_dense, "verdict"] = "reference"
     rows.loc[rows["floor"], "verdict"] = "floor"
     rows.loc[rows["score"].isna(), "verdict"] = ""
+    rows.loc[rows["n_not_compressed"] == rows["n_cells"], "verdict"] = "never compressed"
     return rows
 
 

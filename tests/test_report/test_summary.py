@@ -237,6 +237,21 @@ def test_cells_without_a_score_are_no_samples(accuracy, efficiency):
     assert (summary_of(efficiency())["n"] == 0).all()
 
 
+def test_cells_that_nothing_compressed_are_left_out_and_counted(accuracy):
+    records = accuracy(tasks=("niah_single",), samples=5, budgets=(64,), methods=("quest", "snapkv"))
+    plain = summary_of(records)
+    for record in records:
+        idle = record["method"] == "snapkv" or (record["method"] == "quest" and record["sample"] == 4)
+        record["compressed"] = record["method"] != "dense" and not idle
+    summary = summary_of(records)
+    some, none = row_of(summary, method="quest"), row_of(summary, method="snapkv")
+    assert (some["n"], some["n_cells"], some["n_pairs"], some["n_not_compressed"]) == (4, 5, 4, 1)
+    assert none["n"] == 0 and none["n_not_compressed"] == 5 and none["verdict"] == "never compressed"
+    assert np.isnan(none["score"]) and np.isnan(none["kl_to_dense"]) and np.isnan(none["bytes_resident"])
+    assert row_of(summary, method="dense")["n"] == 5
+    assert (plain["n_not_compressed"] == 0).all() and row_of(plain, method="snapkv")["n"] == 5
+
+
 def test_no_row_contradicts_itself_without_a_word(summary):
     for row in summary[~summary["is_dense"]].itertuples():
         holds_0 = row.delta_ci_low <= 0 <= row.delta_ci_high
