@@ -21,9 +21,11 @@ class Runs:
 
     Attributes:
         frames: per run one row per method, budget, task and length, with the columns of summary.csv.
+        metrics: per run of the user's its further metrics and averages, with the columns of metrics.csv.
     """
 
     frames: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    metrics: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     def rows(self, run: str, where: Mapping[str, object]) -> pd.DataFrame | None:
         """The rows of a run that match every column value of `where`, None if there are none."""
@@ -48,7 +50,9 @@ def load(results: Path = RESULTS, runs: Sequence[str] = ()) -> Runs:
     files = sorted(results.glob("*/summary.csv"))
     # as text: a budget of 256 must not become 256.0 where another row has none
     frames = {file.parent.name: pd.read_csv(file, dtype={"budget_requested": str}) for file in files}
+    metrics: dict[str, pd.DataFrame] = {}
     for name in runs:
         run = report.load(name)
-        frames[run.config.get("name", run.name)] = run.summary()
-    return Runs(frames)
+        known = run.config.get("name", run.name)
+        frames[known], metrics[known] = run.summary(), run.metrics()
+    return Runs(frames, metrics)

@@ -150,7 +150,8 @@ def _work(cfg: RunConfig, shape: ModelShape, element: int) -> Iterator[Work]:
             raise UserError(f"task.{label}.samples: all of a file are not counted here, give a number")
         else:
             sizes = []
-            for length in task.length:
+            for asked in task.length:
+                length = task.tokens(asked)
                 if length <= task.max_new_tokens:
                     raise UserError(
                         f"task.{label}.length: {length} is not a length of prompt and answer, give more than "

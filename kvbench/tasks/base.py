@@ -30,6 +30,7 @@ class Family(ABC):
         seeded: whether samples depend on the seed.
         from_file: whether the samples are those of a file; their number is the file's, and `length` is a maximum.
         paths: fields that name files; the content of these files, not their path, identifies a cell.
+        unit: what `length` counts, tokens of prompt and answer, or words of a text.
         source: where task and score come from, for listings.
         licence: of what it needs from there.
         lengths: of its prompts.
@@ -43,6 +44,7 @@ class Family(ABC):
     seeded: ClassVar[bool] = True
     from_file: ClassVar[bool] = False
     paths: ClassVar[tuple[str, ...]] = ()
+    unit: ClassVar[str] = "tokens"
     source: ClassVar[str] = "own"
     licence: ClassVar[str] = "-"
     lengths: ClassVar[str] = "any (generated)"
@@ -94,6 +96,10 @@ class Family(ABC):
     def typical(self) -> tuple[int, int, int] | None:
         """Samples, tokens of a prompt and of an answer in the published data, for modelled times; None if unknown."""
         return None
+
+    def tokens(self, length: int) -> int:
+        """Tokens of prompt and answer of a length, for modelled times."""
+        return length
 
     @abstractmethod
     def sample(self, index: int, seed: int, length: int, renderer: Renderer) -> Sample:
@@ -226,9 +232,10 @@ class Task:
         Raises:
             UserError: the length exceeds the model's, or a file is missing or invalid.
         """
-        if renderer.limit is not None and length > renderer.limit:
+        most = renderer.limit if self.config.unit == "tokens" else None
+        if most is not None and length > most:
             raise UserError(
-                f"task.{self.label}.length: {length} is beyond the model's {renderer.limit} positions or window"
+                f"task.{self.label}.length: {length} is beyond the model's {most} positions or window"
             )
         try:
             available = self.config.count(length, renderer)

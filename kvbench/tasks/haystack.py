@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, cycle
+from itertools import accumulate, cycle, islice
 from pathlib import Path
 from typing import Literal
 
@@ -105,37 +105,62 @@ def _first(source: Iterator[str]) -> Callable[[int], list[str]]:
     return first
 
 
+def spaced_words(essay: str | None, count: int, rng: random.Random) -> tuple[list[str], str]:
+    """The first words of an essay, each with the white space behind it, and the haystack's kind.
+
+    Args:
+        essay: a file, or a folder of .txt files by name, repeated if too short; None for generated prose.
+        count: number of words.
+        rng: makes the prose.
+
+    Raises:
+        UserError: the file cannot be read or is empty.
+    """
+    if essay is None:
+        return [f"{word} " for word in islice(prose.words(rng), count)], "prose"
+    texts, digest = _texts(essay)
+    text = "".join(texts)
+    # words at a seam may become one
+    whole = text * (count // max(len(_split(texts)) - len(texts), 1) + 2)
+    return [found.group() for found in islice(re.finditer(r"\S+\s*", whole), count)], f"essay:{digest[:16]}"
+
+
 def _read(path: str | None) -> tuple[list[str], str]:
+    texts, digest = _texts(path)
+    return _split(texts), digest
+
+
+def _texts(path: str | None) -> tuple[tuple[str, ...], str]:
+    """The text of a file, or of each .txt file of a folder, and the SHA-256 of them all."""
     assert path is not None
     try:
         file = Path(path).expanduser()
-        stat = file.stat()
         if file.is_dir():
             files = tuple(sorted(file.glob("*.txt")))
             if not files:
                 raise FileNotFoundError("a folder without .txt files")
-            words, digest = _read_folder(files, tuple(one.stat().st_mtime_ns for one in files))
         elif file.is_file():
-            words, digest = _read_state(file, stat.st_mtime_ns, stat.st_size)
+            files = (file,)
         else:
             raise FileNotFoundError("neither a file nor a folder")
+        states = tuple((one.stat().st_mtime_ns, one.stat().st_size) for one in files)
+        texts, digest = _read_state(files, states)
     # a path with a null character, or with the home of a user who does not exist
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"essay: {path} cannot be read as UTF-8 text ({error})") from None
-    if not words:
+    if not _split(texts):
         raise UserError(f"essay: {path} is empty")
-    return words, digest
+    return texts, digest
 
 
 @lru_cache(maxsize=4)
-def _read_state(file: Path, mtime_ns: int, size: int) -> tuple[list[str], str]:
-    data = file.read_bytes()
-    return data.decode("utf-8-sig").split(), hashlib.sha256(data).hexdigest()
-
-
-@lru_cache(maxsize=4)
-def _read_folder(files: tuple[Path, ...], mtimes: tuple[int, ...]) -> tuple[list[str], str]:
-    """The words of all files, one after the other."""
+def _read_state(files: tuple[Path, ...], states: tuple[tuple[int, int], ...]) -> tuple[tuple[str, ...], str]:
     data = [file.read_bytes() for file in files]
-    words = [word for part in data for word in part.decode("utf-8-sig").split()]
-    return words, hashlib.sha256(b"\n".join(data)).hexdigest()
+    texts = tuple(part.decode("utf-8-sig") for part in data)
+    return texts, hashlib.sha256(b"\n".join(data)).hexdigest()
+
+
+@lru_cache(maxsize=4)
+def _split(texts: tuple[str, ...]) -> list[str]:
+    """The words of all texts, one after the other."""
+    return [word for text in texts for word in text.split()]

@@ -14,19 +14,24 @@ from kvbench.runs.progress import Progress
 PAPERS = {
     "rocketkv_longbench": ([], {"average readme, English", "average rocketkv", "average leaves"}),
     "rocketkv_table2": (
-        ["task.needle_grid.length=[400]", "task.needle_grid.wording=own"],
-        {"average readme, English", "average rocketkv"},
+        ["task.passkey.length=[100]"],
+        {"average readme, English", "average rocketkv", "partial_match"},
     ),
     "rocketkv_scbench": ([], {"average turn 1", "average later turns"}),
     "chunkkv_longbench": ([], {"average leaves"}),
+    "rocketkv_needle": (["task.length=[100]"], {"exact_match", "partial_match"}),
+    "chunkkv_needle": (["task.length=[400]", "task.wording=own"], set()),
     "chunkkv_gsm8k": ([], {"flexible", "strict"}),
+    "chunkkv_gsm8k_50": (["task.shots=10", "task.train=TRAIN"], {"flexible", "strict"}),
     "chunkkv_jailbreakv": ([], {"refusal_keywords", "degenerate"}),
 }
 NEEDS = {"scbench_repoqa": "tree_sitter_languages", "scbench_summary": "rouge_score"}
 
 
 # a LongBench of one sample has sixteen prompts
-LONG = {name for name in PAPERS if "gsm8k" not in name and "jailbreakv" not in name and "scbench" not in name}
+LONG = {"rocketkv_longbench", "rocketkv_table2", "chunkkv_longbench"}
+# their prompts are generated
+GENERATED = {"rocketkv_needle", "chunkkv_needle"}
 
 
 @pytest.mark.parametrize(
@@ -35,7 +40,9 @@ LONG = {name for name in PAPERS if "gsm8k" not in name and "jailbreakv" not in n
 def test_an_experiment_runs_on_made_up_rows(tmp_path, tiny_model_dir, name):
     pytest.importorskip("lm_eval")
     more, wanted = PAPERS[name]
-    labels = list(load([f"experiment={name}", "task.download=true", f"run_dir={tmp_path / 'run'}"]).task)
+    files = name not in GENERATED
+    start = [f"experiment={name}", f"run_dir={tmp_path / 'run'}"]
+    labels = list(load([*start, *(["task.download=true"] if files else [])]).task)
     chosen = [
         label
         for label in labels
@@ -44,13 +51,13 @@ def test_an_experiment_runs_on_made_up_rows(tmp_path, tiny_model_dir, name):
     if len(chosen) == len(labels) and name == "rocketkv_scbench":
         wanted = wanted | {"average mean12", "average rocketkv11"}
     for label in chosen:
-        if label != "needle_grid":
+        if label not in ("needle_grid", "passkey"):
             write_rows(tmp_path, label)
     limit = 2 if "scbench" in name else 1
     overrides = [
-        f"experiment={name}", f"task=[{','.join(chosen)}]", f"task.data={tmp_path}", "task.max_new_tokens=1",
+        *start, f"task=[{','.join(chosen)}]", *([f"task.data={tmp_path}"] if files else []), "task.max_new_tokens=1",
         f"model.path={tiny_model_dir(layers=1)}", "model.name=tiny", "model.dtype=float32", "report=false",
-        "kl=false", f"run_dir={tmp_path / 'run'}", f"limit={limit}", *more,
+        "kl=false", f"limit={limit}", *(text.replace("TRAIN", str(tmp_path / "test.jsonl")) for text in more),
     ]  # fmt: skip
     experiments.run(compose(overrides), Progress)
     run = report.load(tmp_path / "run")

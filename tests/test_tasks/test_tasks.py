@@ -15,7 +15,9 @@ from kvbench.tasks.ruler import Ruler
 ENTRIES = {name: Groups().entry("task", name) for name in Groups().options("task")}
 FAMILIES = {label: tasks.registry()[entry["family"]] for label, entry in ENTRIES.items()}
 # tasks that need no user's file
-GENERATED = sorted(label for label, family in FAMILIES.items() if not family.from_file)
+GENERATED = sorted(
+    label for label, family in FAMILIES.items() if not family.from_file and family.unit == "tokens"
+)
 RULER = sorted(label for label in GENERATED if issubclass(FAMILIES[label], Ruler))
 # conversations: samples share their context, and the last turn has the length
 SINGLE = sorted(label for label in GENERATED if "turns" not in ENTRIES[label])

@@ -53,6 +53,43 @@ def measured_score(
     return Finding((reading,), _where(rows))
 
 
+def measured_average(
+    runs: Runs, run: str, where: Where, average: str, tasks: int, over: int, wording: str
+) -> Finding:
+    """An average over tasks as metrics.csv has it, with the 95 % interval that its tasks' scores give it.
+
+    Args:
+        runs: stored runs.
+        run: name of the run.
+        where: model, method and budget_requested; without a budget those of dense.
+        average: the average's name there, without `average`.
+        tasks: number of tasks.
+        over: what their sum is divided by.
+        wording: source of the sentences; a run with others is shown but does not decide.
+
+    Returns:
+        An empty finding if there is no such run, or it has not all the tasks.
+    """
+    rows, metrics = runs.rows(run, where), runs.metrics.get(run)
+    if rows is None or metrics is None or len(rows) != tasks:
+        return Finding()
+    wanted = {"budget": "-", **where, "metric": f"average {average}"}
+    wanted["budget"] = wanted.pop("budget_requested", "-")
+    for column, value in wanted.items():
+        metrics = metrics[metrics[column].astype(str) == str(value)]
+    if len(metrics) != 1:
+        return Finding()
+    # tasks have other samples, so the half-widths add in quadrature
+    low, high = (100 * math.hypot(*(rows[end] - rows["score"])) / over for end in ("ci_low", "ci_high"))
+    value = float(metrics["value"].iloc[0])
+    others = sorted(set(map(str, rows["wording"])) - {wording})
+    name = f"wording {', '.join(others)}" if others else ""
+    reading = Reading(
+        name=name, value=value, low=value - low, high=value + high, basis="measured", beside=bool(others)
+    )
+    return Finding((reading,), _where(rows))
+
+
 def measured_speedup(runs: Runs, run: str, where: Where, device: str) -> Finding:
     """Largest speed-up over dense among the rows; the interval comes from p20 and p80 of its steps.
 
