@@ -34,6 +34,7 @@ EXCUSED = {
             "rocketkv_scbench",
             "chunkkv_longbench",
             "chunkkv_gsm8k",
+            "chunkkv_gsm8k_50",
             "chunkkv_jailbreakv",
         )
     },
