@@ -16,7 +16,14 @@ _PROMPT_CACHE = {"rag": "claude_rag_cost", "replay": "claude_replay"}
 
 # kinds whose prompts several workers share, and the settings of that with their defaults
 _SHARED = ("accuracy", "efficiency")
-_OF_SHARED = {"workers": 1, "launcher": None, "shard": None, "stop_after": None, "report": True}
+_OF_SHARED = {
+    "workers": 1,
+    "launcher": None,
+    "shard": None,
+    "stop_after": None,
+    "snapshots": {"keep": False, "folder": None, "max_gb": 100},
+    "report": True,
+}
 
 
 def run(composed: Composed, progress: ProgressFactory) -> str:

@@ -113,7 +113,8 @@ def folder(tmp_path_factory, tiny_model_dir) -> Path:
         runs = folder / "results" / "runs"
         assert cli.main(shortened(first, {"tiny": str(tiny_model_dir())}, runs / "quickstart")) == 0
         shutil.copytree(runs / "quickstart", runs / "other-run")
-        shutil.copytree(runs / "quickstart", folder / "shared")
+        for shared in ("shared", "extended"):
+            shutil.copytree(runs / "quickstart", folder / shared)
     finally:
         os.chdir(before)
     return folder
@@ -127,8 +128,8 @@ def values(folder, tiny_model_dir, monkeypatch) -> dict[str, str]:
     (row, *_), _ = Store(folder / "results" / "runs" / "quickstart").scan()
     trace = str(folder / "trace")
     run = dict.fromkeys(("NAME", "RUN"), "quickstart")
-    # a shared folder of docs/sweeps.md
-    run["/shared/sweep"] = str(folder / "shared")
+    # shared folders of docs/sweeps.md
+    run |= {"/shared/sweep": str(folder / "shared"), "/shared/extended": str(folder / "extended")}
     files = dict.fromkeys(("FOLDER", "FOLDER_OR_FILE", "$HOME/.claude/projects"), trace)
     tiny = str(tiny_model_dir())
     return {**run, **files, "CELL": row["cell"][:8], "tiny": tiny, "/models/Qwen3-8B": tiny}

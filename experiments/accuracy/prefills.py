@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from kvbench.engine.prefill import Snapshot
+from kvbench.engine.prefill import Snapshot, needed
 from kvbench.methods import Method
 
 #: what these need is added to a snapshot and differs from prompt to prompt
@@ -31,8 +31,7 @@ class Prefills:
             shared: whether neighbouring prompts compress the same tokens.
             make: prefills; what was kept has been let go before.
         """
-        needs = frozenset[str]().union(*(method.needs for method in methods))
-        window = max([method.parts()[0].window for method in methods] + [1])
+        needs, window = needed(methods)
         shared = shared and not needs & _OWN
         # the whole text's queries hold every window
         enough = needs <= self._needs and (window <= self._window or "queries" in self._needs)

@@ -16,6 +16,7 @@ from kvbench.engine.draw import Draw
 from kvbench.engine.failures import DenseError, Failure, device_lost
 from kvbench.engine.prefill import Snapshot, prefill_for
 from kvbench.engine.repeat import repeat, requests
+from kvbench.engine.rope import settle_rope
 from kvbench.engine.turns import Part, Split, prompt_parts
 from kvbench.experiments.accuracy.prefills import Prefills
 from kvbench.methods import LayerSnapshot, Resolved, Shape
@@ -177,6 +178,8 @@ def _score_part(
     if part.turn is None:
         used = [cell.method for cell in cells]
         snapshot = prefills.get(part.split.compressed, used, at.sample.shared, make)
+        # another text may have come in between
+        settle_rope(loaded.model, snapshot.length)
     else:
         # what filters in every turn has tokens of its own, between turns that share the first one's
         snapshot = make()
@@ -235,11 +238,19 @@ def prefill_part(at: PromptContext, part: Part, cells: Sequence[Cell]) -> Snapsh
         UserError: the model or its settings do not allow it.
     """
     model, loaded, split = at.run.cfg.model, at.run.loaded, part.split
-    try:
-        snapshot = prefill_for(
-            [cell.method for cell in cells], loaded.model, loaded.tokenizer, split.compressed, model.prefill_chunk,
-            model.attention, part.turn,
+    methods, kept = [cell.method for cell in cells], at.run.snapshots
+
+    def prefill() -> Snapshot:
+        return prefill_for(
+            methods, loaded.model, loaded.tokenizer, split.compressed, model.prefill_chunk, model.attention,
+            part.turn,
         )  # fmt: skip
+
+    try:
+        if kept is None:
+            snapshot = prefill()
+        else:
+            snapshot = kept.get(split.compressed, at.group.protocol, methods, part.turn, prefill)
         if any("answer" in cell.method.needs for cell in cells):
             options = _decode_options(at, split)
             decode_dense_answer(loaded.model, snapshot, split.question, split.last, options)

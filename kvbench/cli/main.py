@@ -48,6 +48,7 @@ settings that most experiments share (all of them: conf/config.yaml):
   retry_failed=true           run cells again that failed before
   run_dir=FOLDER              where results go, instead of results/runs/NAME
   workers=4                   processes that share the work; the same command on other machines joins in
+  snapshots.keep=true         keep prefills on disk, for a sweep that is extended later
   dry=true                    only say what would be done, as kvbench plan
   stop_after=3h30m            begin no prompt after that time; the same command goes on
 quote brackets for your shell: 'method=[snapkv]'

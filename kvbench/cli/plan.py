@@ -58,6 +58,8 @@ def plan(overrides: Sequence[str], config_dirs: Sequence[str]) -> str:
         f"modelled: memory without the allocator's losses{', time as a lower bound' if device else ''}",
         _folder(cfg, work),
     ]
+    if cfg.snapshots.keep:
+        lines.append(_snapshots(cfg, work))
     if device is not None:
         lines += [f"does not fit: {line}" for part in work for line in _advice(cfg, part, shape, device)]
     return "\n".join(lines)
@@ -98,13 +100,32 @@ def _folder(cfg: RunConfig, work: Sequence[Work]) -> str:
     done = len(Follow(Store(folder)).done) if folder.is_dir() else 0
     cells = sum(part.prompts * part.cells(cfg) for part in work)
     answer = max(part.accounts[0].new for part in work)
-    place = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
-    size, free = cells * (ROW + PER_TOKEN * answer), shutil.disk_usage(place).free
+    size, free = cells * (ROW + PER_TOKEN * answer), _free(folder)
     short = "; that is too little" if size > free else ""
     there = f"{counted(done, 'cell')} in it" if done else "no cell in it yet"
     return (
         f"folder: {folder}, {there}; rows take about {size / GB:.2g} GB, {free / GB:.0f} GB are free{short}"
     )
+
+
+def _snapshots(cfg: RunConfig, work: Sequence[Work]) -> str:
+    """What the kept prefills will take; prompts of one context share theirs, which is not counted here."""
+    folder, most = cfg.snapshots.place(cfg.run_dir), cfg.snapshots.max_gb * GB
+    size, free = sum(part.prompts * part.memory(cfg).snapshot for part in work), _free(folder)
+    kept = min(size, most)
+    capped = (
+        f", of which snapshots.max_gb={cfg.snapshots.max_gb:g} keeps the last ones" if size > most else ""
+    )
+    short = "; that is too little" if kept > free else ""
+    return (
+        f"snapshots: {folder}; they take about {size / GB:.2g} GB{capped}, {free / GB:.0f} GB are free{short}"
+    )
+
+
+def _free(folder: Path) -> int:
+    """Bytes that are free where a folder is, or will be."""
+    place = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    return shutil.disk_usage(place).free
 
 
 def _advice(cfg: RunConfig, part: Work, shape: ModelShape, device: Hardware) -> Iterator[str]:

@@ -58,6 +58,25 @@ def write(path: str | Path, content: str | bytes, key: str = "") -> Path:
         UserError: it cannot be written, or is something else than a file.
     """
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    with replacing(path, key) as draft, open(draft, "xb") as file:
+        _put(file.fileno(), data)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path, key: str = "") -> Iterator[Path]:
+    """A draft that replaces a file when the block ends, for what is written by others; as `write` does.
+
+    Args:
+        path: the file.
+        key: the setting that names the file, for messages.
+
+    Yields:
+        The path of the draft, where the block is to make a file.
+
+    Raises:
+        UserError: it cannot be written, or is something else than a file.
+    """
     with writing(path, key):
         target = Path(os.path.realpath(path))
         if target.exists() and not target.is_file():
@@ -65,14 +84,12 @@ def write(path: str | Path, content: str | bytes, key: str = "") -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.with_name(_draft_name(target.name))
         try:
-            with open(draft, "xb") as file:
-                _put(file.fileno(), data)
+            yield draft
             _remove_abandoned(target, draft)
             os.replace(draft, target)
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
-    return Path(path)
 
 
 def append(path: str | Path, lines: Iterable[bytes]) -> None:

@@ -3,26 +3,32 @@
 import hashlib
 import re
 
-# what a terminal obeys: control characters but tab and line break, and marks that reorder or hide text
+# what a terminal obeys: control characters but tab and line break, and marks that reorder, hide or tag text
 _OBEYED = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _LONGEST = 80  # characters of a file's name, without suffix
+# what `file_name` ends with where it is not the label
+_HASHED = re.compile(r"-[0-9a-f]{8}$")
 
 
 def printable(text: str) -> str:
-    """The text with every character that a terminal would obey written out, as `\\x1b`."""
-    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    """The text with every character that a terminal would obey written out, as `\\u001b`."""
+    return _OBEYED.sub(_written_out, text)
+
+
+def _written_out(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def file_name(label: str) -> str:
     """A file name without suffix for a label, within its folder; labels that differ have names that differ."""
     name = re.sub(r"[^A-Za-z0-9_.,=\[\]+-]+", "-", label).lstrip(".")[:_LONGEST]
-    return (
-        name
-        if name == label
-        else f"{name}-{hashlib.sha256(label.encode('utf-8', 'replace')).hexdigest()[:8]}"
-    )
+    if name and name == label and not _HASHED.search(name):
+        return name
+    return f"{name}-{hashlib.sha256(label.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 def counted(n: float, noun: str, form: str = ",") -> str:

@@ -23,8 +23,8 @@ def decode_apart(
 ) -> Group:  # fmt: skip
     """Decode all cells together, or where that raises, fewer and fewer of them at a time.
 
-    No number depends on which cells are decoded together. Where memory runs out, blocks of one cell are tried first.
-    Arguments as for `decode_cells`.
+    No number depends on which cells are decoded together. Where memory runs out, blocks of one cell are tried first,
+    and then, on a device with memory of its own, with the snapshot in the host's. Arguments as for `decode_cells`.
 
     Returns:
         The results; a failure in place of a cell that raises when it is decoded with dense alone.
@@ -33,6 +33,8 @@ def decode_apart(
         DenseError: dense alone fails.
         UserError: dense alone is refused, so that the mistake concerns every cell.
     """
+
+    room = len(question) + options.max_new_tokens
 
     def decoded(part: list[Resolved], options: DecodeOptions) -> Group | Failure:
         try:
@@ -50,7 +52,7 @@ def decode_apart(
     def passes(part: list[Resolved], failure: Failure) -> Iterator[Group | Failure]:
         """Results of all of the cells, in order, after decoding them together failed."""
         if len(part) == 1:
-            yield _with_size(failure, snapshot, part[0], len(question) + options.max_new_tokens)
+            yield _with_size(failure, snapshot, part[0], room)
             return
         for half in (part[: len(part) // 2], part[len(part) // 2 :]):
             found = decoded(half, options)
@@ -63,20 +65,25 @@ def decode_apart(
     if isinstance(whole, Failure) and whole.kind == "out_of_memory" and len(cells) > 1:
         options = replace(options, block_bytes=1)
         whole = decoded(cells, options)
+    if isinstance(whole, Failure) and whole.kind == "out_of_memory" and snapshot.offload():
+        options = replace(options, block_bytes=1)
+        whole = decoded(cells, options)
     if isinstance(whole, Group):
         return whole
     alone = decoded([], options) if cells else whole
     if isinstance(alone, Failure):
-        raise DenseError(alone)
+        raise DenseError(_with_size(alone, snapshot, None, room))
     return _joined(alone, list(passes(cells, whole)))
 
 
-def _with_size(failure: Failure, snapshot: Snapshot, cell: Resolved, room: int) -> Failure:
-    """The failure of a cell that does not fit even alone, with the bytes that it needs."""
+def _with_size(failure: Failure, snapshot: Snapshot, cell: Resolved | None, room: int) -> Failure:
+    """The failure of a cell, or of dense, that does not fit even alone, with the bytes that it needs."""
     if failure.kind != "out_of_memory":
         return failure
-    own, whole = cell_bytes(snapshot, cell, room), sum(layer.k_HTD.nbytes * 2 for layer in snapshot.layers)
-    reason = f"{failure.reason}; alone it takes about {own:,} bytes beside the prompt's {whole:,}"
+    whole = sum(layer.k_HTD.nbytes * 2 for layer in snapshot.layers)
+    own = whole * room // snapshot.length if cell is None else cell_bytes(snapshot, cell, room)
+    host = ", which is in the host's memory but for a layer" if snapshot.offloaded else ""
+    reason = f"{failure.reason}; alone it takes about {own:,} bytes beside the prompt's {whole:,}{host}"
     return replace(failure, reason=reason)
 
 

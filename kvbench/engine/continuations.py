@@ -48,22 +48,31 @@ def judge_cells(
     """
     started = time.perf_counter()
     try:
-        check_snapshot(snapshot.layers, snapshot.logits)
+        check_snapshot(snapshot.in_use(), snapshot.logits)
     except NotFiniteError as error:
         raise DenseError(Failure.of(error, "prefill")) from None
     room = max(map(len, texts))
     check_rope(snapshot.rope_until, snapshot.length, snapshot.length + len(question) + room)
     failed: dict[int, Failure] = {}
+
+    def judged(part: Sequence[Resolved | None], failed: dict[int, Failure]) -> list[Decoded] | Failure:
+        """As `_judged`; where even that does not fit, with the snapshot in the host's memory."""
+        found = _judged(model, snapshot, question, last, part, texts, failed)
+        if isinstance(found, Failure) and found.kind == "out_of_memory" and snapshot.offload():
+            failed.clear()
+            found = _judged(model, snapshot, question, last, part, texts, failed)
+        return found
+
     whole = _judged(model, snapshot, question, last, [None, *cells], texts, failed)
     if isinstance(whole, Failure):
         # one by one: passes are padded, so that no number depends on the others
-        alone = _judged(model, snapshot, question, last, [None], texts, {})
+        alone = judged([None], {})
         if isinstance(alone, Failure):
             raise DenseError(alone)
         found: list[Decoded | Failure] = [alone[0]]
         for cell in cells:
             own: dict[int, Failure] = {}
-            one = _judged(model, snapshot, question, last, [None, cell], texts, own)
+            one = judged([None, cell], own)
             found.append(one if isinstance(one, Failure) else own.get(1) or one[1])
     else:
         found = [failed.get(row) or out for row, out in enumerate(whole)]

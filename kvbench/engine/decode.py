@@ -66,7 +66,7 @@ def decode_cells(
     """
     started = time.perf_counter()
     try:
-        check_snapshot(snapshot.layers, snapshot.logits)
+        check_snapshot(snapshot.in_use(), snapshot.logits)
     except NotFiniteError as error:
         raise DenseError(Failure.of(error, "prefill")) from None
     room = len(question) + options.max_new_tokens

@@ -151,7 +151,7 @@ class _DenseAnswer:
     def set_sums(self, snapshot: Snapshot) -> None:
         """Set `answer_sum_QT` of every layer."""
         appended = len(self.rows.question) + len(self.rows.fed[0])
-        for layer, packed, queries in zip(snapshot.layers, self.layers, self.queries, strict=True):
+        for layer, packed, queries in zip(snapshot.in_use(), self.layers, self.queries, strict=True):
             layer.answer_sum_QT = _attended(layer, packed.k_tail[0, :, :appended], queries)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -26,19 +27,18 @@ def check_snapshot(layers: Iterable[LayerSnapshot], logits: Tensor | None = None
     """Check everything that methods can read of a prefill.
 
     Args:
-        layers: keys, values, queries and whatever else methods asked for.
+        layers: keys, values, queries and whatever else methods asked for; one after the other.
         logits: after the last token, if there are any.
 
     Raises:
         NotFiniteError: names the first layer and tensor that holds NaN or an infinity.
     """
-    parts = [part for layer in layers for part in _parts(layer)]
-    if logits is not None:
-        parts.append(("logits after the last token", logits))
-    check([(name, x) for name, x in parts if x.is_floating_point()])
+    parts = (part for layer in layers for part in _parts(layer))
+    last = [] if logits is None else [("logits after the last token", logits)]
+    check((name, x) for name, x in chain(parts, last) if x.is_floating_point())
 
 
-def check(parts: list[tuple[str, Tensor]]) -> None:
+def check(parts: Iterable[tuple[str, Tensor]]) -> None:
     """Check several tensors of one device, named in the plural.
 
     Raises:
@@ -48,11 +48,12 @@ def check(parts: list[tuple[str, Tensor]]) -> None:
         raise NotFiniteError(f"{name} are not finite")
 
 
-def first_not_finite(parts: list[tuple[str, Tensor]]) -> str | None:
+def first_not_finite(parts: Iterable[tuple[str, Tensor]]) -> str | None:
     """The name of the first of several tensors of one device that holds NaN or an infinity; None if none does."""
-    sums = torch.stack([total(x).float() for _, x in parts]).tolist() if parts else []
+    sums = [(name, total(x).float()) for name, x in parts]
+    values = torch.stack([x for _, x in sums]).tolist() if sums else []
     return next(
-        (name for (name, _), value in zip(parts, sums, strict=True) if not math.isfinite(value)), None
+        (name for (name, _), value in zip(sums, values, strict=True) if not math.isfinite(value)), None
     )
 
 

@@ -14,6 +14,7 @@ a time, whatever its method does while decoding. Passes are filled up with paddi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class Rows:
         self._makers: dict[int, list[Callable[[], list[Lane | StoredLane]]]] = {}
         kept_so_far: dict[tuple[Any, ...], list[Kept]] = {}
         layers, total = [], room + len(question)
-        for number, layer in enumerate(snapshot.layers):
+        for number, layer in enumerate(snapshot.in_use()):
             known = {} if scores is None else scores[number]
             prepared: dict[tuple[Any, ...], Any] = {}
             lanes: list[Lane | StoredLane] = []
@@ -86,7 +87,8 @@ class Rows:
                         failed[row] = Failure.of(error, "compress")
                         continue
                     self._makers.setdefault(row, []).append(maker)
-            layers.append(PackedLayer(lanes, len(cells), layer.group, layer.k_HTD, layer.heads, total))
+            use = partial(snapshot.use, number)
+            layers.append(PackedLayer(lanes, len(cells), layer.group, layer.k_HTD, layer.heads, total, use))
         self.cache = PackedCache(layers, snapshot.length)
         kept_back = {row for row in self._makers if not self._rewinds(row)}
         self._makers = {row: makers for row, makers in self._makers.items() if row in kept_back}
@@ -146,6 +148,7 @@ class Rows:
             else:
                 self.fed[row], again[row] = [], kept
                 for layer, maker in zip(self.cache.packed_layers, self._makers[row], strict=True):
+                    layer.use()
                     layer.rewind(row, 0, maker())
         if again:
             if self.question:

@@ -8,7 +8,7 @@ inside each layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,12 +64,15 @@ class PackedLayer(BatchLayer):
         template: a tensor with the dtype, device and head dimension of the keys.
         heads: KV heads.
         room: tokens that may be appended to a row.
+        use: called before the layer of the snapshot is read.
     """
 
     def __init__(
-        self, lanes: Sequence[Lane | StoredLane], rows: int, group: int, template: Tensor, heads: int, room: int
+        self, lanes: Sequence[Lane | StoredLane], rows: int, group: int, template: Tensor, heads: int, room: int,
+        use: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         super().__init__(lanes, rows, group, template, heads, room)
+        self.use = use
         self.of_row: list[list[Lane | StoredLane]] = [[] for _ in range(rows)]
         for lane in lanes:
             self.of_row[lane.rows.start].append(lane)
@@ -103,6 +106,7 @@ class PackedLayer(BatchLayer):
 
     def attend(self, q_BQTD: Tensor, scaling: float) -> Tensor:
         now = self.current
+        self.use()
         q_BHGTD = q_BQTD.unflatten(1, (self.heads, self.group))
         if isinstance(now, Question):
             out_BHGTD = q_BHGTD.new_zeros(q_BHGTD.shape)
@@ -232,6 +236,7 @@ class PackedLayer(BatchLayer):
             stored: for such a row, its lanes as they were made.
         """
         assert count == 0 or self.rewinds(row)
+        self.use()
         fresh = iter([lane for lane in stored if isinstance(lane, StoredLane)])
         lanes = [next(fresh) if isinstance(lane, StoredLane) else lane for lane in self.of_row[row]]
         self.of_row[row] = lanes

@@ -1,7 +1,7 @@
 """Dense prefill of one prompt, and the snapshot that all methods share."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvbench.config.errors import UserError
+from kvbench.engine.offload import Offloaded, worthwhile
 from kvbench.engine.rope import reset_rope, rope_of, rope_until, turning_rope
 from kvbench.kernels.attention_sum import attention_sum
 from kvbench.kernels.clock import synchronize
@@ -29,6 +30,7 @@ class Snapshot:
         logits: fp32 logits `[vocabulary]` after the last token.
         seconds: duration of the prefill.
         rope_until: most tokens of prompt and answer that are rotated alike, None without a limit.
+        offloaded: the layers, where only the one in use is on the device.
     """
 
     layers: list[LayerSnapshot]
@@ -36,20 +38,67 @@ class Snapshot:
     logits: Tensor
     seconds: float
     rope_until: int | None = None
+    offloaded: Offloaded | None = None
+
+    def in_use(self) -> Iterator[LayerSnapshot]:
+        """The layers in order, each on the device until the next one is asked for."""
+        for number, layer in enumerate(self.layers):
+            self.use(number)
+            yield layer
+
+    def use(self, number: int) -> None:
+        """Have a layer on the device: before anything of it is read."""
+        if self.offloaded is not None:
+            self.offloaded.use(number)
+
+    def offload(self) -> bool:
+        """Move what is not in use to the host's memory; whether that frees memory of the device."""
+        if self.offloaded is not None or not worthwhile(self.logits.device):
+            return False
+        try:
+            self.offloaded = Offloaded(self.layers)
+        except (RuntimeError, MemoryError):
+            # neither has the host so much
+            return False
+        return True
 
 
 def prefill_for(
     methods: Sequence[Method], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int],
     chunk: int = 1024, attention: str = "sdpa", turn: int | None = None,
 ) -> Snapshot:  # fmt: skip
-    """A prefill whose snapshot holds what the methods need and no more; see `prefill` and `LayerSnapshot.turn`."""
-    needs = frozenset[str]().union(*(method.needs for method in methods))
-    window = max([method.parts()[0].window for method in methods] + [1])
+    """A prefill whose snapshot holds what the methods need and no more; see `prefill` and `complete`."""
+    needs, window = needed(methods)
     snapshot = prefill(model, ids, window, chunk, attention, needs)
-    found = boundaries(tokenizer, ids).to(model.device) if "boundaries" in needs else None
-    for layer in snapshot.layers:
-        layer.boundaries_T, layer.turn = found, turn
+    complete(snapshot, methods, model, tokenizer, ids, turn)
     return snapshot
+
+
+def needed(methods: Sequence[Method]) -> tuple[frozenset[str], int]:
+    """What methods need of a snapshot: see `Eviction.needs`, and the number of last queries."""
+    needs = frozenset[str]().union(*(method.needs for method in methods))
+    return needs, max([method.parts()[0].window for method in methods] + [1])
+
+
+def complete(
+    snapshot: Snapshot, methods: Sequence[Method], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+    ids: list[int], turn: int | None = None,
+) -> None:  # fmt: skip
+    """Add to a snapshot what methods need and what follows from the model and the tokens.
+
+    Args:
+        snapshot: of the tokens.
+        methods: of its cells.
+        model: that made it.
+        tokenizer: of the model.
+        ids: the tokens.
+        turn: see `LayerSnapshot.turn`.
+    """
+    needs, _ = needed(methods)
+    found = boundaries(tokenizer, ids).to(model.device) if "boundaries" in needs else None
+    rope = rope_of(model) if "rope" in needs else None
+    for layer in snapshot.layers:
+        layer.boundaries_T, layer.rope, layer.turn = found, rope, turn
 
 
 @torch.inference_mode()

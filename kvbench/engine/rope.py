@@ -89,6 +89,13 @@ def reset_rope(model: PreTrainedModel) -> None:
         rotary.tables(2)
 
 
+@torch.no_grad()
+def settle_rope(model: PreTrainedModel, length: int) -> None:
+    """Have the model rotate as after one pass over a text of `length` tokens."""
+    for rotary in _rotaries(model):
+        rotary.tables(2, length)
+
+
 def check_rope(until: int | None, length: int, last: int) -> None:
     """Check that all tokens of a text are rotated by the same frequencies.
 

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 MB = 1e6
 MISSING = "-"
-# characters with which a spreadsheet's formula begins, and texts of one of them that are none
-_FORMULA, _SIGNS = ("=", "+", "-", "@", "\t", "\r"), ("-", "+")
-# what makes a link, or an image, of a text in brackets
-_LINK = re.compile(r"(?<=\])(?=[(\[])|^(?=\[[^\]]+\]:)")
+# characters with which a spreadsheet's formula begins, wide forms too, and texts of one of them that are none
+_FORMULA, _SIGNS = (*"=+-@\t\n\uff1d\uff0b\uff0d\uff20",), ("-", "+")
+# what makes a link, or an image, of a text in brackets; and the definition of one
+_LINK, _DEFINITION = re.compile(r"(?<=\])(?=[(\[])"), re.compile(r"^(\s*)(?=\[[^\]]+\]:)")
+# backslashes before a pipe would escape the one that escapes it
+_PIPE = re.compile(r"(\\*)\|")
 # marks of a difference that is detectable
 WORSE, BETTER = "▼", "▲"
 
@@ -43,7 +45,8 @@ def number(value: float | None, spec: str, scale: float = 1) -> str:
 def escaped(text: str) -> str:
     """Text for a Markdown table or heading, on one line: HTML, pipes, links and what a terminal obeys are escaped."""
     plain = printable(" ".join(re.split(r"[\r\n]+", text)))
-    return _LINK.sub(r"\\", html.escape(plain, quote=False).replace("|", "\\|"))
+    cell = _PIPE.sub(r"\1\1\\|", html.escape(plain, quote=False))
+    return _DEFINITION.sub(r"\1\\", _LINK.sub(r"\\", cell))
 
 
 def markdown_table(
@@ -73,6 +76,8 @@ def markdown_table(
 def csv_text(frame: pd.DataFrame, floats: str | None = None) -> str:
     """A data frame as CSV, in which no text is a formula for a spreadsheet: such text gets a quote before it.
 
+    Carriage returns become line breaks, which are quoted: spreadsheets begin a row at both.
+
     Args:
         frame: the table.
         floats: format of its floats, as `%.6g`.
@@ -80,12 +85,15 @@ def csv_text(frame: pd.DataFrame, floats: str | None = None) -> str:
     shown = frame.rename(columns=_no_formula)
     for name in shown.columns[[kind.kind not in "biufcMm" for kind in frame.dtypes]]:
         shown[name] = shown[name].map(_no_formula, na_action="ignore")
-    return shown.to_csv(index=False, float_format=floats)
+    return shown.to_csv(index=False, float_format=floats, lineterminator="\n")
 
 
 def _no_formula(value: Any) -> Any:
     """The value, behind a quote where a spreadsheet would run it."""
-    if not isinstance(value, str) or not value.startswith(_FORMULA):
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\r\n", "\n").replace("\r", "\n")
+    if not value.startswith(_FORMULA):
         return value
     try:
         float(value)

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from kvbench.config.compose import Composed, compose, run_dir
@@ -24,7 +25,7 @@ from kvbench.runs.stopping import seconds
 
 #: settings that say how a run is done, not what is asked of it
 HOW = frozenset(
-    "retry_failed workers launcher launch shard lease stop_after report run_dir overrides config_dirs".split()
+    "retry_failed workers launcher launch shard lease stop_after snapshots report run_dir overrides config_dirs".split()
 )
 
 
@@ -95,6 +96,30 @@ class EfficiencyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SnapshotsConfig:
+    """Prefills that are kept on disk.
+
+    Attributes:
+        keep: whether prefills are kept, and kept ones used.
+        folder: where; None for `snapshots` in the run's folder. Several runs may share one.
+        max_gb: 10^9 bytes that they may take; what was not used for longest is removed.
+    """
+
+    keep: bool = False
+    folder: str | None = None
+    max_gb: float = 100.0
+
+    def __post_init__(self) -> None:
+        _check_each("max_gb", (self.max_gb,), lambda n: n > 0, "give a number of GB above 0")
+        if self.folder is not None and not self.folder.strip():
+            raise UserError("folder: empty, give a path or null")
+
+    def place(self, run_dir: str) -> Path:
+        """The folder, for a run's folder."""
+        return Path(run_dir) / "snapshots" if self.folder is None else Path(self.folder).expanduser()
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The configuration of one run.
 
@@ -118,6 +143,7 @@ class RunConfig:
         shard: `i/N` for the i-th of N equal parts of the prompts, from 1; None for all.
         lease: seconds after which the prompts of a worker that gives no sign of life are taken over.
         stop_after: duration after which no further prompt is begun, as `3h30m`; None for no limit.
+        snapshots: prefills that are kept on disk.
         report: whether to write the report at the end.
         run_dir: the run's folder.
         plugins: modules that register methods and tasks.
@@ -144,6 +170,7 @@ class RunConfig:
     shard: str | None = None
     lease: float = 60.0
     stop_after: str | None = None
+    snapshots: SnapshotsConfig = SnapshotsConfig()
     report: bool = True
     run_dir: str
     plugins: tuple[str, ...] = ()
@@ -165,6 +192,8 @@ class RunConfig:
             raise unknown("launcher", self.launcher, LAUNCHERS, "launcher")
         if self.launch and self.launcher is None:
             raise UserError("launch: its settings are for a launcher, give launcher=NAME")
+        if self.snapshots.keep and self.kind == "efficiency":
+            raise UserError("snapshots.keep: an efficiency run measures its prefills; allowed: false")
         if self.shard is not None and (self.workers > 1 or self.launcher is not None):
             raise UserError("shard: workers share the prompts already; give shard=i/N or workers=N")
 

@@ -14,6 +14,7 @@ from kvbench.models.load import LoadedModel, load_model
 from kvbench.runs.config import RunConfig
 from kvbench.runs.plan import Group, make_plan
 from kvbench.runs.prompts import PlannedPrompt, Prompts, forget
+from kvbench.runs.snapshots import Snapshots
 from kvbench.tasks import Prompt, Renderer, Sample
 
 
@@ -25,18 +26,21 @@ class RunContext:
         cfg: the configuration.
         loaded: the model, with the attention hook.
         renderer: makes the model's prompts.
+        snapshots: prefills that are kept, None for none.
     """
 
     cfg: RunConfig
     loaded: LoadedModel
     renderer: Renderer
+    snapshots: Snapshots | None = None
 
     @classmethod
     def load(cls, cfg: RunConfig) -> RunContext:
         """Load the model of a configuration."""
         loaded = load_model(cfg.model, register_attention())
         check_model(loaded.model)
-        return cls(cfg, loaded, make_renderer(cfg, loaded))
+        snapshots = Snapshots(cfg, loaded) if cfg.snapshots.keep else None
+        return cls(cfg, loaded, make_renderer(cfg, loaded), snapshots)
 
     def plan(self, run_dir: Path | None = None) -> list[Group]:
         """All groups of the run, see `make_plan`.

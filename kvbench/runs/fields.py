@@ -85,7 +85,7 @@ DECLARED = (
     ),
     *_of(
         _BOTH,
-        Field("prefill_s", float, "s", "prefill of the prompt, shared by its cells"),
+        Field("prefill_s", float, "s", "prefill of the prompt, shared by its cells; of a kept one, when it was made"),
         Field("budget_covers_prompt", bool, "", "whether the budget covers prompt and answer"),
         Field("notes", list[str], "", "remarks of the method on how it took its budget"),
         Field("kept_tokens", float, "tokens", "kept prompt tokens, mean over layers and KV heads"),

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Live
 
-from kvbench.config.text import counted
+from kvbench.config.text import counted, printable
 
 
 class ProgressDisplay(Protocol):
@@ -123,7 +123,7 @@ class Progress:
     def start_prompt(self, desc: str) -> None:
         """A prompt begins; `desc` names it, as `niah_single_1 2048 #3`."""
         self._prompt += 1
-        self._running = desc
+        desc = self._running = printable(desc)
         if self._live:
             prompts = f"prompt {self._prompt}/{self.total_prompts}"
             self._live.update(self._task, description=desc, prompts=prompts)
@@ -133,7 +133,7 @@ class Progress:
     def stage(self, name: str) -> None:
         """A stage of the prompt begins, as `prefill`; shown on a terminal only."""
         if self._live:
-            self._live.update(self._task, description=f"{self._running}: {name}")
+            self._live.update(self._task, description=f"{self._running}: {printable(name)}")
 
     def cells_done(self, n: int) -> None:
         """`n` more cells are stored."""

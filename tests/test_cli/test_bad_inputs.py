@@ -1,15 +1,15 @@
 """Bad input through the command line: one line that names the key or the file, exit code 2, nothing half written."""
 
 import gzip
-import json
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from kvbench_testing.damaged_models import DAMAGED, LFS, Spoil, bytes_of, keys_of, without
 
 from kvbench.cli.main import main
 
@@ -132,14 +132,32 @@ OVERRIDES: dict[str, str] = {
         f"plugins={value}": "plugins"
         for value in ("nothing_there", "[a-b]", "3", "{a:1}", "[os.nothing]", "'..x'")
     },
+    **{
+        f"snapshots.{key}={value}": f"snapshots.{key}"
+        for key, values in {
+            "keep": ("1", "maybe", "null", "[]"),
+            "max_gb": ("0", "-1", "nan", "x", "null"),
+            "folder": ("[a]", "3", "''"),
+            "kep": ("true",),
+        }.items()
+        for value in values
+    },
     "run_dir=/proc/x": "run_dir",
     "run_dir=/dev/null/x": "run_dir",
 }
 
 
+#: what runs on a vLLM server, which is looked at before anything slow
+SERVED = ("vllm_fp8", "vllm_load", "vllm_prefix_caching", "vllm_rag", "vllm_vs_compression")
+
+
 def overrides() -> Iterator[tuple[str, list[str], str]]:
     for text, named in OVERRIDES.items():
         yield f"override {text[:60]!r}", ["run", "quickstart", text], named
+    for experiment in SERVED:
+        for python in ("/nowhere", "/", "/etc/passwd", "/bin/true", "/bin/false"):
+            setting = f"serving.python={python}"
+            yield f"{experiment} {setting}", ["run", experiment, setting], "serving.python"
 
 
 # --- YAML in a folder of the user's own
@@ -189,25 +207,6 @@ def yamls(folder: Path) -> Iterator[tuple[str, list[str], str]]:
 
 # --- checkpoints
 
-Spoil = Callable[[Path], object]
-
-
-def bytes_of(name: str, content: bytes) -> Spoil:
-    return lambda folder: (folder / name).write_bytes(content)
-
-
-def keys_of(name: str, **entries: object) -> Spoil:
-    def change(folder: Path) -> None:
-        file = folder / name
-        content = json.loads(file.read_text()) if file.exists() else {}
-        file.write_text(json.dumps(content | entries))
-
-    return change
-
-
-def without(name: str) -> Spoil:
-    return lambda folder: (folder / name).unlink()
-
 
 def a_folder(name: str) -> Spoil:
     def change(folder: Path) -> None:
@@ -217,17 +216,6 @@ def a_folder(name: str) -> Spoil:
     return change
 
 
-def head_of(head: bytes, size: int | None = None) -> Spoil:
-    """A safetensors file with another head."""
-
-    def change(folder: Path) -> None:
-        length = len(head) if size is None else size
-        (folder / "model.safetensors").write_bytes(length.to_bytes(8, "little") + head)
-
-    return change
-
-
-LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 FILES = (
     "config.json",
     "model.safetensors",
@@ -248,7 +236,7 @@ CONTENTS = {
     "html": b"<html>not found</html>",
     "digits": b'{"a": ' + b"9" * 6000 + b"}",
 }
-CHECKPOINTS: dict[str, Spoil] = {
+CHECKPOINTS: Mapping[str, Spoil] = {
     **{f"{file} {kind}": bytes_of(file, content) for file in FILES for kind, content in CONTENTS.items()},
     **{f"no {file}": without(file) for file in ("config.json", "model.safetensors", "tokenizer.json")},
     **{f"{file} a folder": a_folder(file) for file in FILES},
@@ -260,9 +248,15 @@ CHECKPOINTS: dict[str, Spoil] = {
         }.items()
         for value in values
     },
+    **DAMAGED,
 }
 #: some files may be missing, empty or without keys that matter
-SOUND = {"generation_config.json digits"}
+SOUND = {
+    "generation_config.json digits",
+    "metadata of another framework",
+    "tokenizer_config tokenizer_class='None'",
+    *(f"config architectures={value!r}" for value in ("x", "3", "[3]")),
+}
 PATIENT = "task=[ruler_niah_single_2] task.length=[512] method=[snapkv] budget.tokens=[64] limit=1".split()
 
 

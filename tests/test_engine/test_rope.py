@@ -9,8 +9,10 @@ import kvbench
 from kvbench.config.errors import UserError
 from kvbench.engine.attention import register_attention
 from kvbench.engine.decode import DecodeOptions, decode_cells
+from kvbench.engine.forced import Rows
 from kvbench.engine.prefill import prefill
-from kvbench.engine.rope import position_limit, rope_until, turning_rope
+from kvbench.engine.rope import position_limit, rope_until, settle_rope, turning_rope
+from kvbench.engine.snapshot_file import load, save
 
 ORIGINAL, MOST, DIM, NEW = 64, 256, 16, 5
 FACTORS = {"short_factor": [1.0] * (DIM // 2), "long_factor": [1.0 + n for n in range(DIM // 2)]}
@@ -73,6 +75,34 @@ def test_a_prompt_after_a_longer_one_is_the_same(kind):
         first = prefill(model, prompt(length), 1)
         prefill(model, prompt(250), 1)
         assert torch.equal(prefill(model, prompt(length), 1).logits, first.logits)
+
+
+def step(model, snapshot, token):
+    """Logits after one more token."""
+    found = []
+    Rows(model, snapshot, [None], 1).feed(
+        {0: [token]}, lambda logits_RV, *_: found.append(logits_RV[0].clone())
+    )
+    return found[0]
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_a_snapshot_that_is_used_again_is_decoded_as_after_its_prefill(kind, tmp_path):
+    """Whatever other texts the model saw since: a dynamic embedding remembers the longest."""
+    model = hooked(make(kind))
+    for length in (40, ORIGINAL - 1):
+        snapshot = prefill(model, prompt(length), 1)
+        save(tmp_path / "kept", snapshot, "key")
+        expected = step(model, snapshot, 5)
+        prefill(model, prompt(250), 1)
+        other = step(model, snapshot, 5)
+        assert torch.equal(step(model, load(tmp_path / "kept", model, "key"), 5), expected)
+        prefill(model, prompt(250), 1)
+        settle_rope(model, length)
+        assert torch.equal(step(model, snapshot, 5), expected)
+        if kind == "dynamic" and length == ORIGINAL - 1:
+            # without it, the step is another one
+            assert not torch.equal(other, expected)
 
 
 @pytest.mark.parametrize("first_token", ["compressed", "dense"])

@@ -26,12 +26,69 @@ ENVIRONMENT = os.environ | {
 }
 
 
-def harness(*words):
-    """What the chaos module prints, run as a process of its own, which forks."""
-    command = [sys.executable, "-m", "kvbench_testing.chaos", *map(str, words)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=1500)
-    assert not done.returncode, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+#: of a run of two workers: so many that some are left when it is stopped, and again when it goes on
+PROMPTS = 16
+
+
+class Harness:
+    """The chaos module as a process of its own, which has loaded torch and forks."""
+
+    def __init__(self):
+        command = [sys.executable, "-m", "kvbench_testing.chaos"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, env=ENVIRONMENT, text=True, **pipes)
+
+    def __call__(self, *words):
+        """The answer to a request."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps([str(w) if isinstance(w, Path) else w for w in words]) + "\n")
+        self.process.stdin.flush()
+        found = json.loads(self.process.stdout.readline())
+        assert not (isinstance(found, dict) and "failed" in found), found["failed"]
+        return found
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def harness():
+    made = Harness()
+    yield made
+    made.close()
+
+
+class Forked:
+    """A command that the harness forks: without the time of its imports."""
+
+    def __init__(self, harness, words, folder):
+        self.harness, self.returncode = harness, None
+        self.out, self.err = folder / "out", folder / "err"
+        self.pid = harness("start", words, self.out, self.err)
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def end(self):
+        """Exit code, and what it printed."""
+        self.returncode = self.harness("wait", self.pid)
+        return self.returncode, self.out.read_text(), self.err.read_text()
+
+
+class Process:
+    """A command as a process of its own."""
+
+    def __init__(self, words):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        command = [sys.executable, "-m", "kvbench.cli.main", *words]
+        self.process = subprocess.Popen(command, env=ENVIRONMENT, text=True, **pipes)
+        self.send_signal = self.process.send_signal
+
+    def end(self):
+        out, err = self.process.communicate(timeout=300)
+        return self.process.returncode, out, err
 
 
 def unharmed(happened, kills):
@@ -48,21 +105,21 @@ def model(tiny_model_dir):
     return tiny_model_dir("llama", group=3, layers=3)
 
 
-def test_forty_kills_change_nothing(model, tmp_path):
-    unharmed(harness(model, tmp_path / "runs", 40, 7), 40)
+def test_forty_kills_change_nothing(model, tmp_path, harness):
+    unharmed(harness("campaigns", model, tmp_path / "runs", 40, 7), 40)
 
 
 @pytest.mark.slow
-def test_two_hundred_kills_change_nothing(model, tmp_path):
-    happened = harness(model, tmp_path / "runs", 200, 11)
+def test_two_hundred_kills_change_nothing(model, tmp_path, harness):
+    happened = harness("campaigns", model, tmp_path / "runs", 200, 11)
     print(json.dumps(happened))
     unharmed(happened, 200)
     # so many that every fault of the disk, and two workers on one prompt, were there too
     assert happened["exit 2"] and happened["stopped for a while"], happened
 
 
-def test_each_of_three_workers_takes_a_third_of_the_prefills(model, tmp_path):
-    found = harness(model, tmp_path / "run")
+def test_each_of_three_workers_takes_a_third_of_the_prefills(model, tmp_path, harness):
+    found = harness("shares", model, tmp_path / "run")
     assert found["codes"] == [0, 0, 0] and found["cells"] == 12 * 7
     assert found["per prompt"] == [1]  # no prefill is done twice
     assert sum(found["shares"]) == 12 and min(found["shares"]) >= 3, found
@@ -95,25 +152,38 @@ def test_the_comparison_sees_what_is_lost_other_or_contradicts(tmp_path):
 
 
 def words(model, folder, *more):
+    """Of a command."""
     settings = [*chaos.OVERRIDES[1:], f"model.path={model}", "model.name=tiny", f"run_dir={folder}"]
     return ["run", "quickstart", *settings, *more]
 
 
-@pytest.fixture
-def command(model, tmp_path):
-    return [sys.executable, "-m", "kvbench.cli.main", *words(model, tmp_path / "run", "task.samples=6")]
+@pytest.fixture(params=["forked", pytest.param("processes", marks=pytest.mark.slow)])
+def command(request, model, tmp_path, harness):
+    """`command(run_dir)` starts two workers on a folder; the slow way is a user's."""
+
+    def start(folder):
+        given = words(model, folder, f"task.samples={PROMPTS}", "workers=2")
+        return (
+            Process(given) if request.param == "processes" else Forked(harness, given, new_folder(tmp_path))
+        )
+
+    return start
+
+
+def new_folder(folder):
+    made = folder / f"printed {len(list(folder.iterdir()))}"
+    made.mkdir()
+    return made
 
 
 def test_workers_of_one_command(command, tmp_path):
-    """By processes of its own; what they are told reaches them, and the same command goes on."""
+    """What they are told reaches them, and the same command goes on; one that dies is told, its prompts are done."""
     run = tmp_path / "run"
-    process = subprocess.Popen(
-        [*command, "workers=2"], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    wait_for(lambda: list(run.glob("cells-*.jsonl")), process)
+    process = command(run)
+    wait_for(lambda: list(run.glob("cells-*.jsonl")))
     process.send_signal(signal.SIGUSR1)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 75
+    code, _, err = process.end()
+    assert code == 75
     assert err.splitlines()[-1] == (
         f"kvbench: stopped by SIGUSR1; what is done is kept in {run}, the same command resumes"
     )
@@ -122,53 +192,37 @@ def test_workers_of_one_command(command, tmp_path):
     # a prompt that was begun was finished
     assert stopped % 7 == 0
 
-    done = subprocess.run(
-        [*command, "workers=2"], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"report: {run}/report.html"
-    assert len(Store(run).done()) == 6 * 7 and len(list(run.glob("plan-*.json"))) == 1
-    logs = [path.read_text() for path in run.glob("logs/worker-*.log")]
-    assert len(logs) == 4 and "42 of 42 cells done" in "".join(logs)
-
-
-def wait_for(what, process):
-    end = time.monotonic() + 240
-    while not what():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def test_workers_end_with_the_command_that_started_them(command, tmp_path):
-    process = subprocess.Popen(
-        [*command, "workers=2"], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    run = tmp_path / "run"
-    wait_for(lambda: list(run.glob("cells-*.jsonl")), process)
-    process.kill()
-    process.wait()
-    end = time.monotonic() + 60
-    while list((run / "claims").iterdir()) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not list((run / "claims").iterdir())
-    logs = "".join(path.read_text() for path in run.glob("logs/worker-*.log"))
-    assert "kvbench: stopped by SIGTERM" in logs or "42 of 42 cells done" in logs
-
-
-def test_a_worker_that_dies_is_told_and_its_prompts_are_done(command, tmp_path):
-    run = tmp_path / "run"
-    process = subprocess.Popen(
-        [*command, "workers=2"], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    wait_for(lambda: list((run / "claims").glob("*")) if (run / "claims").is_dir() else [], process)
+    process = command(run)
+    wait_for(lambda: list((run / "claims").iterdir()))
     claim = json.loads(next((run / "claims").iterdir()).read_text())
     os.kill(claim["pid"], signal.SIGKILL)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0 and len(Store(run).done()) == 6 * 7
+    code, out, err = process.end()
+    assert code == 0, err
+    assert out.splitlines()[-1] == f"report: {run}/report.html"
+    assert len(Store(run).done()) == PROMPTS * 7 and len(list(run.glob("plan-*.json"))) == 1
     assert re.search(
         r"^kvbench: warning: worker [12] ended with signal SIGKILL: .*; the others did its", err, re.M
     )
+    logs = [path.read_text() for path in run.glob("logs/worker-*.log")]
+    assert len(logs) == 4 and f"{PROMPTS * 7} of {PROMPTS * 7} cells done" in "".join(logs)
+
+
+def wait_for(what):
+    end = time.monotonic() + 120
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_workers_end_with_the_command_that_started_them(command, tmp_path):
+    run = tmp_path / "run"
+    process = command(run)
+    wait_for(lambda: list(run.glob("cells-*.jsonl")))
+    process.send_signal(signal.SIGKILL)
+    assert process.end()[0] == -signal.SIGKILL
+    wait_for(lambda: not list((run / "claims").iterdir()))
+    logs = "".join(path.read_text() for path in run.glob("logs/worker-*.log"))
+    assert "kvbench: stopped by SIGTERM" in logs or f"{PROMPTS * 7} of {PROMPTS * 7} cells done" in logs
 
 
 def test_a_mistake_is_told_once_by_the_command(model, tmp_path, capsys):

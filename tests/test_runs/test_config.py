@@ -113,7 +113,7 @@ def test_every_budget_file_builds(name: str) -> None:
 def test_primary_config_spells_out_the_defaults() -> None:
     data = yaml.safe_load((CONF / "config.yaml").read_text())
     for field in dataclasses.fields(RunConfig):
-        if field.name in ("decode", "efficiency"):
+        if field.name in ("decode", "efficiency", "snapshots"):
             assert build(type(field.default), data[field.name]) == field.default
             assert set(data[field.name]) == {f.name for f in dataclasses.fields(field.default)}
         elif field.name in data and field.default is not dataclasses.MISSING:

@@ -33,6 +33,18 @@ def test_a_live_line_on_a_terminal() -> None:
     assert "cells 3/6" in text and "prompt 1/2" in text and "needle [2048] #0: prefill" in text
 
 
+def test_names_of_others_are_shown_and_not_obeyed() -> None:
+    for terminal in (False, True):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+        with Progress(6, 2, console) as progress:
+            progress.start_prompt("a\x1b]0;b\x07 #0")
+            progress.stage("c\x07")
+            if terminal:
+                progress._live.refresh()  # type: ignore[union-attr]
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "a\\u001b]0;b\\u0007 #0" in text and "\x07" not in text
+
+
 def test_nothing_to_do() -> None:
     for terminal in (True, False):
         with Progress(0, 0, Console(file=io.StringIO(), force_terminal=terminal)):

@@ -39,6 +39,7 @@ DETERMINISTIC = [
     "{{ messages[0].content.split('?')[0].strip() }}{{ messages | map(attribute='role') | join(',') }}" + BODY,
     "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}{{ '%s-%d' % ('a', 3) }}" + BODY,
     "{%- set loop_messages = messages %}{{ loop_messages | last | attr('role') }}" + BODY,
+    "{{ '-' * 3 }}{{ 2 * 'ab' }}{{ 2 ** 10 }}{{ 1.5 * 2 }}{{ 2 ** -1 }}{{ [1] * 2 }}{{ -2 * -3 }}{{ 'x' * -1 }}" + BODY,
     "{{ messages[0].items() | list }}{{ 'a,b'.split(',') }}{{ cycler('x', 'y').next() }}{{ joiner()() }}" + BODY,
 ]  # fmt: skip
 
@@ -74,6 +75,12 @@ BROKEN = {
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}": "RecursionError",
     "{{ ''.__class__.__mro__ }}": "unsafe",
     "{% include 'other' %}": "loader",
+    # also where constants are computed, when the template is read
+    **dict.fromkeys(
+        ["{{ 'x' * 10**10 }}", "{{ 10**10000000 }}", "{{ ([1] * 2000000) | length }}", "{{ 3000000 * 'ab' }}",
+         "{{ (('a',) * 9999999) | length }}", "{{ 2 ** 3000000 }}", "{% set n = 3000000 %}{{ 2 ** n }}{{ 'x' * n }}"],
+        "too large",
+    ),
     "{{ messages.append({}) }}": "",
     "{{ [] | first | upper | nothing }}": "nothing",
     "{{ raise_exception('only\ntools') }}": "only tools",
