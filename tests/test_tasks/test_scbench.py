@@ -54,10 +54,11 @@ def needs(name):
             pytest.skip(f"needs {package}")
 
 
-@pytest.mark.parametrize("name", OFTEN)
+@pytest.mark.parametrize("name", ALL)
 def test_a_conversation_is_that_of_the_chat_template_with_gold_answers(tmp_path, renderer, clone, name):
     task = task_of(tmp_path, name, repo=clone)
-    samples = task.samples(None, 0, 0, renderer)
+    # prompts need no package of the scorers
+    samples = [task.sample(n, 0, 0, renderer) for n in range(6)]
     assert [(s.meta["conversation"], s.meta["turn"]) for s in samples] == [
         (c, t) for c in (0, 1) for t in (0, 1, 2)
     ]
@@ -78,16 +79,18 @@ def test_a_conversation_is_that_of_the_chat_template_with_gold_answers(tmp_path,
         assert renderer.render(sample).text == text
         messages.append({"role": "assistant", "content": str(asked["answer"])})
     assert task.wording.startswith("scbench (") and task_of(tmp_path, name).wording == "own"
-    assert {s.max_new_tokens for s in samples} == {
-        {"mf": 5, "vt": 30, "many_shot": 10}.get(name, 150 if name in ("kv", "prefix_suffix") else 40)
-    }
+    tokens = {
+        "mf": {5}, "vt": {30}, "many_shot": {10}, "kv": {150}, "prefix_suffix": {150}, "repoqa": {1024},
+        "summary": {200}, "summary_with_needles": {800, 15}, "repoqa_and_kv": {1024, 80},
+    }  # fmt: skip
+    assert {s.max_new_tokens for s in samples} == tokens.get(name, {40})
 
 
-@pytest.mark.parametrize("name", OFTEN)
+@pytest.mark.parametrize("name", ALL)
 def test_single_requests_share_the_compressed_tokens(tmp_path, renderer, clone, name):
     for repo in (clone, None):
         task = task_of(tmp_path, name, repo=repo, mode="multi_request")
-        prompts = [prompt for _, prompt in task.prompts(3, 0, 0, renderer)]
+        prompts = [renderer.render(task.sample(n, 0, 0, renderer)) for n in range(3)]
         ends = {tuple(prompt.ids[: prompt.context_end]) for prompt in prompts}
         assert len(ends) == 1 and len({prompt.hash for prompt in prompts}) == 3
         # in mf the first question stands before the numbers, officially
