@@ -43,6 +43,8 @@ _OURS = {
 _CONTEXTS = ("context", "input", "passage", "article", "document")
 _MARK = "\u241e\u241e"
 _FEWSHOT = "kvbench_fewshot"
+#: lm-eval's functions that sum up rows which have scores of their own, and our rule for each
+_SUMS = {"mean": "mean", "nanmean": "mean", "agg_inst_level_acc": "instances"}
 
 
 @register("lm_eval")
@@ -116,6 +118,13 @@ class LmEval(Family):
         metrics, filters = self._task.config.metric_list or [], self._task._filters
         first = f"{metrics[0]['metric']},{filters[0].name}" if metrics and filters else "score"
         return self.headline or first
+
+    @property
+    def aggregate(self) -> Mapping[str, str]:
+        lists = [
+            metric for metric, rule in self._task.aggregation().items() if _SUMS[rule.__name__] != "mean"
+        ]
+        return {f"{metric},{rule.name}": "instances" for metric in lists for rule in self._task._filters}
 
     @cached_property
     def _rows(self) -> Rows:
@@ -236,6 +245,11 @@ def _file(name: str) -> Path:
         (path for path in places if wanted.search(path.read_text(encoding="utf-8", errors="replace"))), None
     )
     if found is None:
+        grouped = re.compile(rf"^group:\s*[\"']?{re.escape(last)}[\"']?\s*(#.*)?$", re.MULTILINE)
+        if any(grouped.search(path.read_text(encoding="utf-8", errors="replace")) for path in places):
+            raise UserError(
+                f"name: {last} is a group of lm-eval; give one of its tasks, and an entry of its own for each"
+            )
         raise UserError(
             f"name: lm-eval {lm_eval_version()} has no task {last}{f' in {folder}' if folder else ''}"
         )
@@ -259,6 +273,15 @@ def _check_punkt() -> None:
         ) from None
 
 
+def _unsafe(file: Path) -> bool:
+    """Whether a task's YAML, or one that it includes, says that the model's output is run."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if re.search(r"^unsafe_code:\s*true\b", text, re.MULTILINE | re.IGNORECASE):
+        return True
+    included = re.findall(r"^include:\s*[\"']?([^\s\"'#]+)", text, re.MULTILINE)
+    return any(_unsafe(path) for name in included if (path := file.parent / name).is_file() and path != file)
+
+
 class _Splits(dict[str, Any]):
     """The rows of every split that a task may name, and those of examples under a name of their own."""
 
@@ -273,7 +296,11 @@ def _load(config: LmEval) -> Any:
         UserError: a package is missing, the task does not generate text, or the rows do not fit.
     """
     name = str(config.name).rpartition("/")[2]
-    folder = _file(str(config.name)).parent
+    file = _file(str(config.name))
+    folder = file.parent
+    # before anything is imported: such tasks fetch what runs the code
+    if not config.unsafe_code and _unsafe(file):
+        raise UserError(f"name: {name} runs code that the model writes; unsafe_code=true allows that")
     for package in _PACKAGES:
         required(package, "lm_eval: its tasks")
     with _quiet():
@@ -312,8 +339,12 @@ def _load(config: LmEval) -> Any:
         raise UserError(
             f"name: {name} is scored by {task.OUTPUT_TYPE}, not by generated text; take task=[choices]"
         )
-    if getattr(task.config, "unsafe_code", False) and not config.unsafe_code:
-        raise UserError(f"name: {name} runs code that the model writes; unsafe_code=true allows that")
+    sums = {metric: getattr(rule, "__name__", str(rule)) for metric, rule in task.aggregation().items()}
+    if other := [metric for metric, rule in sums.items() if rule not in _SUMS]:
+        raise UserError(
+            f"name: {name} sums up {other[0]} by {sums[other[0]]} over all rows, a row has no score of its own; kvbench"
+            f" compares rows and takes tasks with {', '.join(_SUMS)}"
+        )
     return task
 
 

@@ -10,7 +10,7 @@ from kvbench import experiments, report
 from kvbench.config.compose import compose
 from kvbench.config.errors import UserError
 from kvbench.runs.progress import Progress
-from kvbench.tasks import build
+from kvbench.tasks import build, lm_eval_tasks
 from kvbench.tasks.lm_eval_tasks import _PACKAGES, examples
 
 pytestmark = pytest.mark.skipif(
@@ -91,6 +91,42 @@ def test_likelihoods_and_downloads_are_refused(tmp_path, renderer, monkeypatch):
     monkeypatch.setattr(nltk.data, "path", [])
     with pytest.raises(UserError, match="name: ifeval needs nltk's punkt_tab on disk"):
         task_of(tmp_path, "ifeval/ifeval").samples(None, 0, 0, renderer)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["humaneval/humaneval", "humaneval/humaneval_plus", "mbpp/mbpp", "longproc/longproc_pseudo_to_code_2k"],
+)
+def test_code_of_a_model_is_not_run(tmp_path, renderer, name):
+    with pytest.raises(
+        UserError, match=rf"name: {name.partition('/')[2]} runs code that the model writes; unsafe_code"
+    ):
+        task_of(tmp_path, name).samples(1, 0, 0, renderer)
+    assert not lm_eval_tasks._unsafe(lm_eval_tasks._file("gsm8k/gsm8k_cot"))
+
+
+def test_a_group_is_not_a_task(tmp_path, renderer):
+    with pytest.raises(UserError, match="name: bbh_cot_fewshot is a group of lm-eval; give one of its tasks"):
+        task_of(tmp_path, "bbh_cot_fewshot").samples(1, 0, 0, renderer)
+
+
+def test_sums_over_all_rows_are_refused_and_lists_are_summed_by_parts(tmp_path, renderer, monkeypatch):
+    task = task_of(tmp_path, "gsm8k/gsm8k_cot")
+    assert task.config.aggregate == {}
+    kind = type(lm_eval_tasks._load(task.config))
+
+    def agg_inst_level_acc(items):
+        return 0.0
+
+    def bleu(items):
+        return 0.0
+
+    monkeypatch.setattr(kind, "aggregation", lambda self: {"exact_match": agg_inst_level_acc})
+    other = task_of(tmp_path, "gsm8k/gsm8k_cot")
+    assert set(other.config.aggregate.values()) == {"instances"} and len(other.config.aggregate) == 2
+    monkeypatch.setattr(kind, "aggregation", lambda self: {"bleu": bleu})
+    with pytest.raises(UserError, match="name: gsm8k_cot sums up bleu by bleu over all rows"):
+        task_of(tmp_path, "gsm8k/gsm8k_cot").samples(1, 0, 0, renderer)
 
 
 def test_fields_may_have_other_names_and_other_rows_are_another_task(tmp_path, renderer):
