@@ -28,7 +28,6 @@ SETTINGS = {
     "method": ["dense", "streaming_llm", "snapkv", "chunkkv", "rocketkv"],
     "budget.tokens": [64, 128],
     "task.samples": 10,
-    "decode.block_rows": 17,
 }
 run = kvbench.run("quickstart", SETTINGS)
 

@@ -79,7 +79,6 @@ run = kvbench.run(
         },
         "budget.tokens": [64, 128],
         "task.samples": 10,
-        "decode.block_rows": 13,
     },
 )
 run.summary()[

@@ -33,7 +33,6 @@ run = kvbench.run(
         "ablate": {"chunkkv": {"chunk": [3, 5, 10, 20, 40]}},
         "budget.tokens": [64, 128],
         "task.samples": 10,
-        "decode.block_rows": 33,
     },
 )
 cells = run.cells()

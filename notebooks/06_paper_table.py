@@ -34,7 +34,6 @@ run = kvbench.run(
         "method": ["dense", "snapkv", "chunkkv"],
         "ablate": {"chunkkv": {"chunk": CHUNKS}},
         "budget.tokens": [128],
-        "decode.block_rows": 13,
     },
 )
 

@@ -64,7 +64,6 @@ run = kvbench.run(
         "variants": METHODS,
         "budget.tokens": [64],
         "decode.ignore_eos": True,
-        "decode.block_rows": 13,
         "run_dir": "long",
     },
 )

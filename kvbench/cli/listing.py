@@ -222,7 +222,12 @@ def methods_page() -> str:
 def _entry(cls: Any) -> Iterator[str]:
     paragraphs = (inspect.getdoc(cls) or "").split("\n\n")
     for paragraph in paragraphs:
-        yield from (_wrap(" ".join(paragraph.split())), "")
+        # formulas stand as they are
+        formulas = paragraph.startswith("    ")
+        yield from (
+            f"```\n{inspect.cleandoc(paragraph)}\n```" if formulas else _wrap(" ".join(paragraph.split())),
+            "",
+        )
     parameters = ", ".join(_parameters(cls))
     facts = {
         "Parameters": parameters,
