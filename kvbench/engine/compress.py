@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -155,9 +155,9 @@ def audit(kept: Kept, layer: LayerSnapshot, tokens: int, eviction: Eviction) -> 
             f"{where}: kept sets for {len(kept.positions)} heads, the model has {layer.heads} KV heads"
         )
     empty = [head for head, positions in enumerate(kept.positions) if not len(positions)]
-    # per head: room before the first position and after the last, and between neighbours; one wait for the device
-    margins = [] if empty else [_margins(positions, layer.length) for positions in kept.positions]
-    for head, (outside, between) in enumerate(torch.stack(margins).tolist() if margins else []):
+    # one wait for the device
+    margins = [] if empty else _margins(kept.positions, layer.length).tolist()
+    for head, (outside, between) in enumerate(margins):
         if outside < 0:
             empty.append(head)
         elif between < 1:
@@ -169,11 +169,16 @@ def audit(kept: Kept, layer: LayerSnapshot, tokens: int, eviction: Eviction) -> 
         raise AuditError(f"{where}: more than {limit} tokens kept")
 
 
-def _margins(positions: Tensor, length: int) -> Tensor:
-    """The smallest distance of positions to the prompt's ends, and of one to the next."""
-    ends = torch.cat([positions[:1], length - 1 - positions[-1:]])
-    steps = torch.cat([positions[1:] - positions[:-1], ends.new_ones(1)])
-    return torch.stack([ends.min(), steps.min()])
+def _margins(positions: Sequence[Tensor], length: int) -> Tensor:
+    """By head, the smallest distance of positions to the prompt's ends, and of one to the next: `[H, 2]`."""
+    # heads of one length together
+    alike = len({len(p) for p in positions}) == 1
+    found = []
+    for group in [torch.stack(list(positions))] if alike else [p[None] for p in positions]:
+        ends = torch.minimum(group[:, 0], length - 1 - group[:, -1])
+        steps = (group[:, 1:] - group[:, :-1]).amin(1) if group.shape[1] > 1 else torch.ones_like(ends)
+        found.append(torch.stack([ends, steps], dim=1))
+    return torch.cat(found)
 
 
 def make_lanes(

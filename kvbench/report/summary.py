@@ -33,9 +33,7 @@ ALL_SEEDS = "all"
 _MEANS = [column.name for column in fields.COLUMNS if column.over == "mean"]
 _MEDIANS = [column.name for column in fields.COLUMNS if column.over == "median"]
 _NUMBERS = [*_MEANS, *_MEDIANS, "score", "kl_to_dense"]
-_OTHERS = (
-    "compressed device commit versions time output output_ids gold meta budget_covers_prompt stop".split()
-)
+_OTHERS = "compressed device step commit versions time output output_ids gold meta budget_covers_prompt stop".split()
 _FROM_DENSE = ["score", "bytes_resident", "bytes_read_per_step", "decode_ms_per_token"]
 
 
@@ -179,7 +177,8 @@ def _rows(cells: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     speedup = groups["dense_decode_ms_per_token"].median() / rows["decode_ms_per_token"]
     rows["speedup"] = speedup.where(rows["timing"] == "isolated")
     rows["budget_covers_prompt"] = groups["budget_covers_prompt"].all()
-    rows["device"] = groups["device"].agg(joined)
+    for column in ("device", "step"):
+        rows[column] = groups[column].agg(joined)
     rows["n_not_compressed"] = groups["idle"].sum()
 
     known = groups["stop"].agg(lambda stop: stop.notna().any())

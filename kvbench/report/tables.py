@@ -229,7 +229,9 @@ def _power(rows: pd.DataFrame) -> str:
 
 def _time(row: pd.Series) -> str:
     low, high = number(row["decode_ms_p20"], ".3g"), number(row["decode_ms_p80"], ".3g")
-    return f"{number(row['decode_ms_per_token'], '.3g')} [{low}, {high}]"
+    # summaries of earlier versions have no such column; eager steps are the plain ones
+    recorded = " graph" if "graph" in str(row.get("step", "")) else ""
+    return f"{number(row['decode_ms_per_token'], '.3g')} [{low}, {high}]{recorded}"
 
 
 def _setting(rows: pd.DataFrame) -> str:

@@ -61,6 +61,9 @@ def _decode(rows: pd.DataFrame, x: str, panel_by: str, x_label: str, title: str)
     groups = list(rows.groupby(panel_by))
     figure, all_axes = style.panels(len(groups))
     rows = rows.assign(name=(rows["label"] + " " + rows["budget_requested"]).str.strip())
+    # summaries of earlier versions have no such column
+    if "step" in rows and rows["step"].nunique() > 1:
+        rows["name"] += " (" + rows["step"] + ")"
     looks = style.styles(rows["name"])
     for axes, (value, panel) in zip(all_axes, groups, strict=True):
         for name, points in rows.loc[panel.index].sort_values(x).groupby("name"):

@@ -394,6 +394,7 @@ COLUMNS = (
     Field("decode_ms_p20", float, "ms", "20th percentile of a decode step; isolated rows only", over="median"),
     Field("decode_ms_p80", float, "ms", "80th percentile of a decode step; isolated rows only", over="median"),
     Field("tokens_per_s", float, "tokens/s", "generated tokens per second; isolated rows only", over="median"),
+    Field("step", str, "", "how steps run: eager, or a recorded CUDA graph; isolated rows only"),
     Field("speedup", float, "", "of a decode step over dense's at the same length and batch; isolated rows only"),
     Field("peak_bytes", float, "bytes", "peak memory", over="median"),
 )

@@ -158,6 +158,20 @@ def test_isolated_rows_are_kept_apart(accuracy, efficiency):
     assert summary.loc[summary["timing"] == "amortised", "speedup"].isna().all()
 
 
+def test_isolated_rows_say_how_steps_run(accuracy, efficiency):
+    records = [r | {"step": "eager" if r["method"] == "dense" else "graph"} for r in efficiency()] + accuracy(
+        tasks=("niah_single",), samples=1
+    )
+    summary = summary_of(records)
+    assert set(summary.loc[summary["timing"] == "amortised", "step"]) == {""}
+    isolated = summary[summary["timing"] == "isolated"]
+    assert (isolated["step"] == isolated["is_dense"].map({True: "eager", False: "graph"})).all()
+    row = ["method", "length", "batch", "budget_requested"]
+    same = [r for r in records if r.get("step") and all(r[key] == records[0][key] for key in row)]
+    other = same[0] | {"cell": "other", "step": "graph" if same[0]["step"] == "eager" else "eager"}
+    assert "eager + graph" in set(summary_of([*records, other])["step"])
+
+
 def test_mixed_devices_stay_one_row_that_says_so(accuracy):
     records = accuracy(tasks=("niah_single",), samples=2)
     records[0] = records[0] | {"device": "cuda:0"}

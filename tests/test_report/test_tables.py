@@ -37,6 +37,14 @@ def test_kinds_of_timing_never_share_a_column(accuracy, efficiency):
     assert "timing = isolated" in tables[3].caption and len(tables[3].rows) == 48
 
 
+def test_recorded_steps_are_marked(efficiency):
+    records = [r | {"step": "eager" if r["method"] == "dense" else "graph"} for r in efficiency()]
+    (table,) = tables_of(records)
+    assert {"dense", "snapkv"} <= {name for row in table.rows for name in row}
+    for row in table.rows:
+        assert any(text.endswith(" graph") for text in row) is ("dense" not in row), row
+
+
 def test_caption_says_what_the_numbers_are(accuracy):
     records = accuracy(samples=20)
     records[0] = records[0] | {"device": "cuda:0 H100"}
