@@ -88,7 +88,7 @@ tables: $(READY)
 
 # CPU=cpu takes CPU seconds of one thread, for a machine that does other things too
 bench: $(READY)
-	$(BIN)/python tests/kvbench_testing/side_by_side.py $(CPU)
+	PYTHONPATH=tests $(BIN)/python -m kvbench_testing.side_by_side $(CPU)
 
 bench-peer: $(PEER)/ready bench
 

@@ -1,7 +1,8 @@
 """The goals of docs/performance.md side by side: dense, 40 cells, and kvpress where its environment is there.
 
-`python side_by_side.py [cpu] [SETTING ...]` takes settings of experiment=bench_ablation; with `cpu` it measures CPU
-seconds of one thread, for a machine that does other things too. Runs are taken in turn; the better of three counts.
+`python -m kvbench_testing.side_by_side [cpu] [SETTING ...]` takes settings of experiment=bench_ablation; with `cpu` it
+measures CPU seconds of one thread, for a machine that does other things too. Runs are taken in turn; the better of
+three counts.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from kvbench.runs.progress import ProgressDisplay
 ROOT = Path(__file__).resolve().parents[2]
 PEER = ROOT / ".venv-peer/bin/python"
 BUDGET = 256
+QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 class Silent(ProgressDisplay):
@@ -70,7 +72,7 @@ def in_turn(
     """Every setting three times, in turn."""
     dense = {"dense": {"method": "dense"}}
     settings = {
-        "dense": replace(cfg, method=dense, variants={}, ablate={}, kl=False),
+        "dense": replace(cfg, method=dense, kl=False),
         "cells": replace(cfg, kl=False),
         "cells with KL": replace(cfg, kl=True),
     }
