@@ -25,8 +25,8 @@ from kvbench.runs.config import RunConfig, load, validate
 ROOT = Path(__file__).resolve().parents[2]
 # the user's file says how many samples there are
 USERS_FILE = {
-    "jsonl", "chunkkv_gsm8k", "chunkkv_jailbreakv", "chunkkv_longbench", "rocketkv_longbench", "rocketkv_scbench",
-    "rocketkv_table2",
+    "jsonl", "chunkkv_gsm8k", "chunkkv_gsm8k_50", "chunkkv_jailbreakv", "chunkkv_longbench", "rocketkv_longbench",
+    "rocketkv_scbench", "rocketkv_table2",
 }  # fmt: skip
 
 

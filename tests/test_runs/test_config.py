@@ -58,10 +58,15 @@ def load(user_dir: Path):
 @pytest.mark.parametrize("name", GROUPS.options("experiment"))
 def test_every_experiment_composes(name: str) -> None:
     composed = config.compose([f"experiment={name}"])
-    if any("path" in entry for entry in composed.data.get("task", {}).values()):
-        composed = config.compose([f"experiment={name}", "task.path=questions.jsonl"])
-    if any("data" in entry for entry in composed.data.get("task", {}).values()):
-        composed = config.compose([f"experiment={name}", "task.data=rows"])
+    entries = composed.data.get("task", {}).values()
+    # what the user gives
+    given = ["task.path=questions.jsonl"] if any("path" in entry for entry in entries) else []
+    if any("data" in entry for entry in entries):
+        given = ["task.data=rows"]
+    if any(entry.get("shots", 0) > 8 for entry in entries):
+        given.append("task.train=rows")
+    if given:
+        composed = config.compose([f"experiment={name}", *given])
     if composed.data["kind"] in ("accuracy", "efficiency", "bench"):
         cfg = config.validate(composed)
         assert cfg.run_dir == f"results/runs/{name}"
