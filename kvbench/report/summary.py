@@ -12,11 +12,12 @@ from kvbench.report.clusters import Clusters
 from kvbench.runs import fields
 
 COLUMNS = [column.name for column in fields.COLUMNS]
-# what was held while decoding, which summaries of earlier versions do not say
-_HELD = (
-    "n_not_compressed held_mean held_peak held_end held_bytes_mean held_bytes_peak drops first_drop after_first_drop"
+# what summaries of earlier versions do not say: what was held while decoding, and how steps ran
+_NEWER = (
+    "n_not_compressed held_mean held_peak held_end held_bytes_mean held_bytes_peak drops first_drop after_first_drop "
+    "step"
 ).split()
-EARLIER = [name for name in COLUMNS if name not in _HELD]
+EARLIER = [name for name in COLUMNS if name not in _NEWER]
 
 # cells are comparable only if these are equal
 SETTING = ["model", "model_fingerprint", "dtype", "attention", "kernels", "protocol"]
