@@ -1,4 +1,4 @@
-"""Caches of many cells whose tokens are packed into passes of a fixed number of rows.
+"""Caches of many cells whose tokens are packed into passes (of the sizes that `sizes.py` allows).
 
 A pass holds one token per row of its matrix products. Which cell a token belongs to, and how many tokens each cell
 has in a pass, is free: only attention and the per-step state of methods depend on it, and these go step by step
